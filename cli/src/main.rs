@@ -1,0 +1,3 @@
+//! The `peerage` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Benchmarks: raw TCP, bare quinn, the engine and whole agents, side by side.

@@ -1,0 +1,1 @@
+//! The node agent: sockets, DNS, listeners and forwarders around the tunnel engine.

@@ -1,0 +1,1 @@
+//! Names, ids, passports, snapshots and messages of Peerage, as plain values.

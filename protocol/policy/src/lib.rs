@@ -1,0 +1,1 @@
+//! Decides whether a peer may open a port, and says why.

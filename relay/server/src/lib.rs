@@ -1,0 +1,1 @@
+//! The relay server: sockets, batching and metrics around the relay value.
