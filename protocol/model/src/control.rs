@@ -1,0 +1,214 @@
+//! What two agents tell each other inside a session (docs/spec/session.md).
+//!
+//! Each side opens one unidirectional stream for these, its first. A message is two bytes of length, big-endian, then
+//! that many bytes of CBOR: the array [kind, body]. An unknown kind is skipped, so that a newer agent may say more.
+
+use core::net::SocketAddr;
+
+use minicbor::{Decode, Decoder, Encode};
+
+use crate::cbor;
+use crate::name::Label;
+use crate::snapshot::Port;
+
+/// Longest encoded message. The largest, a full candidate list, has about 500 bytes.
+pub const MAX_MESSAGE: usize = 4096;
+/// Most candidates in one list (DESIGN section 5).
+pub const MAX_CANDIDATES: usize = 16;
+/// Most ports one agent may announce.
+pub const MAX_PORTS: usize = 64;
+
+/// Where a candidate address comes from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
+#[cbor(index_only)]
+pub enum CandidateKind {
+    /// An address of one of our interfaces.
+    #[n(0)]
+    Host,
+    /// Given by our owner as reachable.
+    #[n(1)]
+    Fixed,
+    /// What a relay saw of us.
+    #[n(2)]
+    ServerReflexive,
+}
+
+/// An address where its sender may be reached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Candidate {
+    /// Where it comes from.
+    #[n(0)]
+    pub kind: CandidateKind,
+    /// The address itself.
+    #[cbor(n(1), with = "cbor::socket_addr")]
+    pub address: SocketAddr,
+}
+
+/// Which ports the receiver may open at the sender, and what the sender calls itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Hello {
+    /// What the receiver may open.
+    #[n(0)]
+    pub ports: Vec<Port>,
+    /// The sender's software version, for status.
+    #[n(1)]
+    pub version: Option<String>,
+}
+
+/// The sender's addresses, all of them; replaces what it said before.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Candidates {
+    /// Grows with each list.
+    #[n(0)]
+    pub generation: u64,
+    /// The list.
+    #[n(1)]
+    pub list: Vec<Candidate>,
+    /// The sender's NAT as far as it knows: an RFC 3489 word, for the other side's explanation of the path.
+    #[n(2)]
+    pub nat: Option<Label>,
+}
+
+/// A fresh credential for the same instance, before the old one ends.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Renewal {
+    /// As in the handshake.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub credential: Vec<u8>,
+}
+
+/// One control message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ControlMessage {
+    /// First on every control stream, and again when the ports change.
+    Hello(Hello),
+    /// Addresses to try.
+    Candidates(Candidates),
+    /// A fresh credential.
+    Renewal(Renewal),
+}
+
+/// A trust request, the one message of a request-only session. The asker's credential was shown in the handshake.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct TrustRequest {
+    /// Why, in the asker's words; at most [`MAX_REASON`] bytes.
+    #[n(0)]
+    pub reason: String,
+    /// Where the asker can be found.
+    #[n(1)]
+    pub relays: Vec<crate::relay::RelayInfo>,
+}
+
+/// Longest reason of a [`TrustRequest`], in bytes of UTF-8.
+pub const MAX_REASON: usize = 500;
+/// Longest encoded [`TrustRequest`].
+pub const MAX_REQUEST: usize = 2048;
+
+/// Bytes that are not a control message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not a control message")]
+pub struct BadMessage;
+
+impl ControlMessage {
+    /// The message with its two bytes of length in front.
+    #[must_use]
+    pub fn encode_framed(&self) -> Vec<u8> {
+        let body = match self {
+            Self::Hello(m) => cbor::to_vec(&(0u8, m)),
+            Self::Candidates(m) => cbor::to_vec(&(1u8, m)),
+            Self::Renewal(m) => cbor::to_vec(&(2u8, m)),
+        };
+        let length = u16::try_from(body.len()).expect("our own messages stay below MAX_MESSAGE");
+        let mut out = length.to_be_bytes().to_vec();
+        out.extend_from_slice(&body);
+        out
+    }
+
+    /// Reads one message without its length. `None` is a kind this version does not know.
+    ///
+    /// # Errors
+    /// [`BadMessage`] for malformed bytes, a list over its limit, or trailing bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, BadMessage> {
+        let mut d = Decoder::new(bytes);
+        if d.array().map_err(|_| BadMessage)? != Some(2) {
+            return Err(BadMessage);
+        }
+        let message = match d.u8().map_err(|_| BadMessage)? {
+            0 => Self::Hello(d.decode().map_err(|_| BadMessage)?),
+            1 => Self::Candidates(d.decode().map_err(|_| BadMessage)?),
+            2 => Self::Renewal(d.decode().map_err(|_| BadMessage)?),
+            _ => return Ok(None),
+        };
+        let within_limits = match &message {
+            Self::Hello(hello) => {
+                hello.ports.len() <= MAX_PORTS && hello.version.as_ref().is_none_or(|v| v.len() <= 64)
+            }
+            Self::Candidates(candidates) => candidates.list.len() <= MAX_CANDIDATES,
+            Self::Renewal(renewal) => renewal.credential.len() <= crate::passport::MAX_CREDENTIAL,
+        };
+        match within_limits && d.position() == bytes.len() {
+            true => Ok(Some(message)),
+            false => Err(BadMessage),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_message_reads_back_as_written() {
+        let address = "[2001:db8::7]:4433".parse().expect("an address");
+        let candidate = Candidate {
+            kind: CandidateKind::ServerReflexive,
+            address,
+        };
+        for message in [
+            ControlMessage::Hello(Hello::default()),
+            ControlMessage::Candidates(Candidates {
+                generation: 3,
+                list: vec![candidate; 16],
+                nat: None,
+            }),
+            ControlMessage::Renewal(Renewal {
+                credential: vec![1; 400],
+            }),
+        ] {
+            let framed = message.encode_framed();
+            assert_eq!(
+                usize::from(u16::from_be_bytes([framed[0], framed[1]])),
+                framed.len() - 2
+            );
+            assert_eq!(ControlMessage::decode(&framed[2..]), Ok(Some(message)));
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_is_skipped_and_an_overlong_list_is_an_error() {
+        assert_eq!(
+            ControlMessage::decode(&cbor::to_vec(&(99u8, Hello::default()))),
+            Ok(None)
+        );
+        let address = "192.0.2.1:1".parse().expect("an address");
+        let list = vec![
+            Candidate {
+                kind: CandidateKind::Host,
+                address
+            };
+            MAX_CANDIDATES + 1
+        ];
+        let long = ControlMessage::Candidates(Candidates {
+            generation: 0,
+            list,
+            nat: None,
+        })
+        .encode_framed();
+        assert_eq!(ControlMessage::decode(&long[2..]), Err(BadMessage));
+    }
+}

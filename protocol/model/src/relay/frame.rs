@@ -1,0 +1,1 @@
+//! The relay frame codec (docs/spec/relay.md).
