@@ -1,1 +1,6 @@
 //! The node agent: sockets, DNS, listeners and forwarders around the tunnel engine.
+//!
+//! `tunnel` is the seam: everything towards local programs (`dns`, `listen`, `forward`, `proxy`, `address`) and towards
+//! people (`control`, `state`, `health`) sits on one side of it, the `driver` that feeds the engine on the other.
+
+pub mod tunnel;
