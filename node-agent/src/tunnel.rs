@@ -84,8 +84,13 @@ pub enum DialError {
 
 /// Opens streams to peers.
 pub trait Dial: Send + Sync {
-    /// Opens a stream or flow to `peer`, bringing a session up first where there is none. Resolves when the peer has
-    /// answered with its status.
+    /// Opens a stream or flow to `peer`, bringing a session up first where there is none. Resolves at once, so that the
+    /// first bytes written travel with the handshake's last message and no round trip is spent on asking. What goes
+    /// wrong later (no session, or the peer's refusal) comes out of the first read as an [`io::Error`] of kind
+    /// `ConnectionRefused`, `TimedOut` or `ConnectionReset` whose inner error is a [`DialError`].
+    ///
+    /// # Errors
+    /// [`DialError::NotTrusted`] at once.
     fn dial<'a>(
         &'a self,
         peer: &'a AgentId,
