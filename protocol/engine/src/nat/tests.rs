@@ -1,0 +1,140 @@
+//! One verdict per set of observations.
+
+use super::*;
+
+const R1: &str = "198.18.1.1:3478";
+const R1_OTHER_PORT: &str = "198.18.1.1:3479";
+const R2: &str = "198.18.2.2:3478";
+
+#[test]
+fn one_observation_is_unknown_and_says_what_would_help() {
+    let report = seen(&[(R1, "198.18.9.9:4000")]).report();
+    assert_eq!(report.nat_type, NatType::Unknown);
+    assert_eq!(report.missing, Some(Missing::SecondEndpoint));
+}
+
+#[test]
+fn two_ports_of_one_address_that_agree_prove_no_independence() {
+    let report = seen(&[(R1, "198.18.9.9:4000"), (R1_OTHER_PORT, "198.18.9.9:4000")]).report();
+    assert_eq!(
+        (report.nat_type, report.missing),
+        (NatType::Unknown, Some(Missing::SecondAddress))
+    );
+}
+
+#[test]
+fn one_mapping_for_two_relays_is_a_cone_of_unmeasured_filtering() {
+    let report = seen(&[(R1, "198.18.9.9:4000"), (R2, "198.18.9.9:4000")]).report();
+    assert_eq!(
+        (report.nat_type, report.missing),
+        (NatType::Cone, Some(Missing::RelayWithTwoAddresses))
+    );
+    assert_eq!(
+        report.to_string(),
+        "cone (endpoint-independent mapping, filtering not measured, port-preserving); \
+         needs a relay with a second address, to measure filtering"
+    );
+}
+
+#[test]
+fn filtering_tells_the_cones_apart() {
+    use FilterOutcome::{Answered, Silent};
+    for (address, port, expected) in [
+        (Answered, Answered, NatType::FullCone),
+        (Silent, Answered, NatType::RestrictedCone),
+        (Silent, Silent, NatType::PortRestrictedCone),
+    ] {
+        let mut nat = seen(&[(R1, "198.18.9.9:4000"), (R2, "198.18.9.9:4000")]);
+        nat.observe_filtering(FilterTest::OtherAddressAndPort, address);
+        nat.observe_filtering(FilterTest::OtherPort, port);
+        assert_eq!(nat.report().nat_type, expected);
+        assert_eq!(nat.report().missing, None);
+    }
+}
+
+#[test]
+fn a_mapping_per_relay_is_symmetric() {
+    let report = seen(&[(R1, "198.18.9.9:4001"), (R2, "198.18.9.9:4002")]).report();
+    assert_eq!(
+        (report.nat_type, report.behaviour.mapping),
+        (NatType::Symmetric, Mapping::DestinationDependent)
+    );
+    assert_eq!(report.port_preserving, Some(false));
+}
+
+#[test]
+fn a_mapping_per_port_is_told_from_one_per_address() {
+    let per_port = seen(&[(R1, "198.18.9.9:4001"), (R1_OTHER_PORT, "198.18.9.9:4002")]).report();
+    assert_eq!(per_port.behaviour.mapping, Mapping::AddressAndPortDependent);
+    let per_address = seen(&[
+        (R1, "198.18.9.9:4001"),
+        (R1_OTHER_PORT, "198.18.9.9:4001"),
+        (R2, "198.18.9.9:4002"),
+    ])
+    .report();
+    assert_eq!(per_address.behaviour.mapping, Mapping::AddressDependent);
+}
+
+#[test]
+fn the_sockets_own_address_is_no_nat() {
+    let mut nat = seen(&[(R1, "10.0.0.5:4000"), (R2, "10.0.0.5:4000")]);
+    assert_eq!(
+        nat.report().nat_type,
+        NatType::Firewalled,
+        "nothing proves that strangers get in"
+    );
+    nat.observe_filtering(FilterTest::OtherAddressAndPort, FilterOutcome::Answered);
+    assert_eq!(nat.report().nat_type, NatType::OpenInternet);
+}
+
+#[test]
+fn no_answer_at_all_is_blocked() {
+    let mut nat = seen(&[]);
+    nat.observe_silence();
+    assert_eq!(nat.report().nat_type, NatType::Blocked);
+}
+
+#[test]
+fn an_endpoint_that_sees_another_address_than_before_reveals_a_rebinding() {
+    let mut nat = seen(&[(R1, "198.18.9.9:4000")]);
+    assert!(!nat.observe_mapping(address(R1), address("198.18.9.9:4000")));
+    assert!(nat.observe_mapping(address(R1), address("198.18.9.9:4001")));
+}
+
+#[test]
+fn a_flood_of_endpoints_stays_bounded() {
+    let mut nat = seen(&[]);
+    for port in 1..1000 {
+        nat.observe_mapping(
+            SocketAddr::new(address(R1).ip(), port),
+            SocketAddr::new(address(R2).ip(), port),
+        );
+    }
+    assert_eq!(nat.reflexive().len(), MAX_OBSERVATIONS);
+}
+
+#[test]
+fn codes_survive_the_trip_and_strange_ones_read_as_unknown() {
+    for code in 0..=5 {
+        assert_eq!(Mapping::from_code(code).code(), code);
+    }
+    for code in 0..=3 {
+        assert_eq!(Filtering::from_code(code).code(), code);
+    }
+    assert_eq!(
+        (Mapping::from_code(99), Filtering::from_code(99)),
+        (Mapping::Unknown, Filtering::Unknown)
+    );
+}
+
+fn seen(observations: &[(&str, &str)]) -> NatClassifier {
+    let mut nat = NatClassifier::new(4000, [address("10.0.0.5:0").ip()]);
+    for (endpoint, mapped) in observations {
+        nat.observe_mapping(address(endpoint), address(mapped));
+    }
+    nat
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("a test address")
+}
