@@ -60,7 +60,7 @@ apt_install() {
         apt-get update -qq >&2 || return 1
         apt_updated=1
     fi
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 </dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" >&2 </dev/null
 }
 
 # Makes a Rust toolchain available that is new enough for Cargo.toml's rust-version. "$@": components it must have.
