@@ -168,7 +168,7 @@ fn meet(mut report: File) -> Result<Option<sys::Listener>, RunError> {
 fn wait(main: Pid, program: &mut Program, signals: &Signals) -> io::Result<ExitStatus> {
     let mut ended: Option<ExitStatus> = None;
     loop {
-        let (child, status) = match rustix::process::waitpid(None, WaitOptions::UNTRACED) {
+        let (child, status) = match rustix::process::wait(WaitOptions::UNTRACED) {
             Ok(Some(found)) => found,
             Ok(None) | Err(Errno::INTR) => continue,
             Err(Errno::CHILD) => return ended.ok_or_else(|| Errno::CHILD.into()),
@@ -226,7 +226,7 @@ fn end_leftovers() {
             asked = true;
         }
         loop {
-            match rustix::process::waitpid(None, WaitOptions::NOHANG) {
+            match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,

@@ -279,16 +279,18 @@ impl World {
 fn connect_blocking(listener: &Listener, call: &Notification, socket: &OwnedFd, to: SocketAddr) -> Option<Reply> {
     let own = rustix::net::sockopt::socket_timeout(socket, Timeout::Send).unwrap_or(None);
     let deadline = own.map(|own| Instant::now() + own);
+    // What the kernel says when the caller's time is up: in progress, or already so before this call.
+    let mut timed_out = None;
     let reply = loop {
         let slice = deadline.map_or(SLICE, |end| end.saturating_duration_since(Instant::now()).min(SLICE));
         if slice.is_zero() {
-            break Some(Reply::Error(Errno::INPROGRESS));
+            break Some(Reply::Error(timed_out.unwrap_or(Errno::INPROGRESS)));
         }
         if let Err(error) = rustix::net::sockopt::set_socket_timeout(socket, Timeout::Send, Some(slice)) {
             break Some(Reply::Error(error));
         }
         match rustix::net::connect(socket, &to) {
-            Err(Errno::INPROGRESS | Errno::INTR) => {}
+            Err(error @ (Errno::INPROGRESS | Errno::ALREADY)) => drop(timed_out.get_or_insert(error)),
             done => break Some(result(done.map(|()| 0))),
         }
         if !listener.is_waiting(call.id) {
