@@ -1,0 +1,326 @@
+//! An agent's state outside Kubernetes: who it is, whom it trusts, what it offers.
+//!
+//! One directory, 0700, in which every file is 0600 and replaced whole:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `state.json` | everything that is not secret ([`Document`]), for people to read and back up |
+//! | `authority.key` | the authority's secrets, made once |
+//! | `authority.fingerprint` | whose state this is; with it, a lost key is an error and not a new identity |
+//! | `invites.key` | what open invitations are answered with: derived secrets, not the tickets themselves |
+//! | `lock` | held by the one daemon that may write |
+//!
+//! The instance key and its passport are not here: they live and die with the process.
+
+pub mod change;
+pub mod document;
+pub mod encoding;
+mod error;
+mod file;
+mod home;
+mod keys;
+pub mod lookup;
+mod service;
+pub mod time;
+
+use std::collections::BTreeMap;
+
+use peerage_model::{Authority, PairSecret, TrustId, UnixTime};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+pub use self::change::{ChangeError, Consent};
+pub use self::document::Document;
+pub use self::error::StateError;
+pub use self::home::{Home, Place, STATE_VARIABLE};
+pub use self::keys::random;
+pub use self::lookup::PeerRef;
+pub use self::service::InvalidService;
+
+use self::file::{read_private, write_atomic};
+
+const DOCUMENT: &str = "state.json";
+const INVITES: &str = "invites.key";
+
+/// What open invitations are answered with.
+pub type InviteSecrets = BTreeMap<TrustId, PairSecret>;
+
+/// The state of one agent, open for reading and writing.
+#[derive(Debug)]
+pub struct Store {
+    home: Home,
+    authority: Authority,
+    document: Document,
+    invites: InviteSecrets,
+}
+
+/// Why a change was not made, or not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The change itself is not possible.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// It could not be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Store {
+    /// Reads the state in `home`, making a new one where there is none.
+    ///
+    /// # Errors
+    /// [`StateError`] when anything is missing, damaged, too new or readable by others.
+    pub fn open(home: Home, now: UnixTime) -> Result<Self, StateError> {
+        // Before anything is made: a state that has an authority has a document, and losing that is not a fresh start.
+        let document = read_document(&home)?;
+        let document = match (document, keys::read_fingerprint(&home)?) {
+            (Some(document), _) => document,
+            (None, Some(authority)) => {
+                return Err(StateError::Missing {
+                    path: home.file(DOCUMENT),
+                    authority,
+                });
+            }
+            (None, None) => {
+                let document = Document::default();
+                write_document(&home, &document)?;
+                document
+            }
+        };
+        let authority = keys::load_or_create(&home, now)?;
+        let invites = read_invites(&home)?;
+        Ok(Self {
+            home,
+            authority,
+            document,
+            invites,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        self.home.place()
+    }
+
+    /// Our own authority.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Everything that is not secret.
+    #[must_use]
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    /// What open invitations are answered with.
+    #[must_use]
+    pub fn invites(&self) -> &InviteSecrets {
+        &self.invites
+    }
+
+    /// Makes a change, whole and on disk, or not at all.
+    ///
+    /// # Errors
+    /// The change's own, or [`StateError`] when it cannot be written.
+    pub fn change<T, E>(&mut self, change: impl FnOnce(&mut Document) -> Result<T, E>) -> Result<T, E>
+    where
+        E: From<StateError>,
+    {
+        let mut changed = self.document.clone();
+        let result = change(&mut changed)?;
+        self.keep(changed)?;
+        Ok(result)
+    }
+
+    /// Opens an invitation that is answered with `secret`.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub fn invite(&mut self, id: TrustId, secret: PairSecret, expires: UnixTime) -> Result<(), UpdateError> {
+        let mut changed = self.document.clone();
+        changed.invite(id, expires)?;
+        // The secret first: an invitation without one is dead, a secret without one is swept up.
+        self.invites.insert(id, secret);
+        write_invites(&self.home, &self.invites)?;
+        self.keep(changed)?;
+        Ok(())
+    }
+
+    fn keep(&mut self, changed: Document) -> Result<(), StateError> {
+        if changed != self.document {
+            write_document(&self.home, &changed)?;
+            self.document = changed;
+        }
+        let open = |id: &TrustId| self.document.invites.iter().any(|invite| invite.id == *id);
+        if !self.invites.keys().all(open) {
+            self.invites.retain(|id, _| open(id));
+            write_invites(&self.home, &self.invites)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_document(home: &Home) -> Result<Option<Document>, StateError> {
+    let path = home.file(DOCUMENT);
+    let Some(bytes) = read_private(&path)? else {
+        return Ok(None);
+    };
+    let damaged = |error: serde_json::Error| StateError::Damaged {
+        path: path.clone(),
+        what: error.to_string(),
+    };
+    // The version first, so that a later format is not called damage.
+    let value: Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+    match value.get("version").and_then(Value::as_u64) {
+        Some(document::VERSION) => serde_json::from_slice(&bytes).map(Some).map_err(damaged),
+        Some(found) if found > document::VERSION => Err(StateError::Newer {
+            path,
+            found,
+            known: document::VERSION,
+        }),
+        Some(_) | None => Err(StateError::Damaged {
+            path,
+            what: "it does not say which format it has".into(),
+        }),
+    }
+}
+
+fn write_document(home: &Home, document: &Document) -> Result<(), StateError> {
+    let mut text =
+        serde_json::to_string_pretty(document).expect("maps here have text for keys, and writing to memory works");
+    text.push('\n');
+    write_atomic(&home.file(DOCUMENT), text.as_bytes())
+}
+
+fn read_invites(home: &Home) -> Result<InviteSecrets, StateError> {
+    let path = home.file(INVITES);
+    let Some(bytes) = read_private(&path)?.map(Zeroizing::new) else {
+        return Ok(InviteSecrets::new());
+    };
+    minicbor::decode(&bytes).map_err(|error| StateError::Damaged {
+        path,
+        what: error.to_string(),
+    })
+}
+
+fn write_invites(home: &Home, invites: &InviteSecrets) -> Result<(), StateError> {
+    let bytes = Zeroizing::new(minicbor::to_vec(invites).expect("writing to memory works"));
+    write_atomic(&home.file(INVITES), &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    fn open(dir: &Path) -> Result<Store, StateError> {
+        Store::open(Place::find(Some(dir)).expect("a flag is a place").take()?, NOW)
+    }
+
+    fn invite(store: &mut Store, id: u8, expires: UnixTime) {
+        store
+            .invite(TrustId([id; 16]), PairSecret::from_bytes([id; 32]), expires)
+            .expect("there is room");
+    }
+
+    #[test]
+    fn everything_is_there_again_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        let expose = |document: &mut Document| document.expose(&"mcp=80:8080".parse().expect("a service"));
+        store
+            .change(|document| expose(document).map_err(UpdateError::from))
+            .expect("it is free");
+        invite(&mut store, 1, NOW);
+        let (document, invites) = (store.document().clone(), store.invites().clone());
+        drop(store);
+        let again = open(dir.path()).expect("the same state");
+        assert_eq!((again.document(), again.invites()), (&document, &invites));
+    }
+
+    #[test]
+    fn every_file_is_for_its_owner_only() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        invite(&mut store, 1, NOW);
+        for entry in fs::read_dir(dir.path()).expect("it is there") {
+            let entry = entry.expect("it is there");
+            let mode = entry.metadata().expect("it is there").permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", entry.path().display());
+        }
+    }
+
+    #[test]
+    fn a_used_invitations_secret_is_forgotten_on_disk_too() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        invite(&mut store, 1, NOW);
+        invite(&mut store, 2, NOW.plus(std::time::Duration::from_secs(60)));
+        store
+            .change(|document| Ok::<_, StateError>(document.sweep(NOW)))
+            .expect("it writes");
+        drop(store);
+        let again = open(dir.path()).expect("the same state");
+        assert_eq!(again.invites().keys().collect::<Vec<_>>(), [&TrustId([2; 16])]);
+    }
+
+    #[test]
+    fn a_damaged_state_is_named_and_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(open(dir.path()).expect("a new state"));
+        let path = dir.path().join(DOCUMENT);
+        for bad in ["", "{", "[]", r#"{"version":"1"}"#, r#"{"version":1,"hostname":null}"#] {
+            fs::write(&path, bad).expect("it is ours");
+            let refused = open(dir.path()).expect_err("it is damaged");
+            assert!(
+                matches!(&refused, StateError::Damaged { path: named, .. } if *named == path),
+                "{bad}: {refused:?}"
+            );
+            assert_eq!(fs::read_to_string(&path).expect("it is there"), bad);
+            assert!(refused.hint().contains("backup"), "{}", refused.hint());
+        }
+    }
+
+    #[test]
+    fn a_state_of_a_later_version_is_not_called_damaged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(open(dir.path()).expect("a new state"));
+        fs::write(dir.path().join(DOCUMENT), r#"{"version":2,"new":true}"#).expect("it is ours");
+        let refused = open(dir.path());
+        assert!(
+            matches!(refused, Err(StateError::Newer { found: 2, .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_lost_document_is_not_a_fresh_start() {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(open(dir.path()).expect("a new state"));
+        fs::remove_file(dir.path().join(DOCUMENT)).expect("it was there");
+        let refused = open(dir.path());
+        assert!(matches!(refused, Err(StateError::Missing { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_change_that_fails_changes_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        let before = store.document().clone();
+        let failed = store.change(|document| {
+            document.expose(&"80".parse().expect("a service"))?;
+            document.revoke(&"nobody".parse().expect("a name"), NOW)?;
+            Ok::<_, UpdateError>(())
+        });
+        assert!(failed.is_err());
+        assert_eq!(*store.document(), before);
+    }
+}
