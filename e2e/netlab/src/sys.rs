@@ -56,9 +56,8 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just handed out this descriptor and nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(raw) };
     set_option(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
-    // The forcing options need the namespace's own CAP_NET_ADMIN only; without them a burst overruns the default.
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, SOCKET_BUFFER)?;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SOCKET_BUFFER)?;
+    set_buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
+    set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
 
     // SAFETY: sockaddr_ll is plain integers, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
@@ -77,6 +76,12 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
 
 /// 64 MiB: 20 ms of full-size batches at the speeds a 2-core machine reaches.
 const SOCKET_BUFFER: libc::c_int = 64 << 20;
+
+/// Only real root may exceed net.core.rmem_max and wmem_max; others get as much as these allow.
+fn set_buffer(socket: &OwnedFd, forced: libc::c_int, allowed: libc::c_int) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, forced, SOCKET_BUFFER)
+        .or_else(|_| set_option(socket, libc::SOL_SOCKET, allowed, SOCKET_BUFFER))
+}
 
 fn set_option(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let length = size_of_val(&value) as libc::socklen_t;
