@@ -40,30 +40,6 @@ impl Mapping {
             Self::AddressDependent | Self::AddressAndPortDependent | Self::DestinationDependent => true,
         }
     }
-
-    /// The code that travels beside the candidates.
-    pub fn code(self) -> u8 {
-        match self {
-            Self::Unknown => 0,
-            Self::None => 1,
-            Self::EndpointIndependent => 2,
-            Self::AddressDependent => 3,
-            Self::AddressAndPortDependent => 4,
-            Self::DestinationDependent => 5,
-        }
-    }
-
-    /// Reads a code; one we do not know is [`Mapping::Unknown`].
-    pub fn from_code(code: u8) -> Self {
-        match code {
-            1 => Self::None,
-            2 => Self::EndpointIndependent,
-            3 => Self::AddressDependent,
-            4 => Self::AddressAndPortDependent,
-            5 => Self::DestinationDependent,
-            _ => Self::Unknown,
-        }
-    }
 }
 
 impl fmt::Display for Mapping {
@@ -91,28 +67,6 @@ pub enum Filtering {
     AddressDependent,
     /// From address-port pairs the socket has sent to.
     AddressAndPortDependent,
-}
-
-impl Filtering {
-    /// The code that travels beside the candidates.
-    pub fn code(self) -> u8 {
-        match self {
-            Self::Unknown => 0,
-            Self::EndpointIndependent => 1,
-            Self::AddressDependent => 2,
-            Self::AddressAndPortDependent => 3,
-        }
-    }
-
-    /// Reads a code; one we do not know is [`Filtering::Unknown`].
-    pub fn from_code(code: u8) -> Self {
-        match code {
-            1 => Self::EndpointIndependent,
-            2 => Self::AddressDependent,
-            3 => Self::AddressAndPortDependent,
-            _ => Self::Unknown,
-        }
-    }
 }
 
 impl fmt::Display for Filtering {
@@ -156,6 +110,43 @@ pub enum NatType {
     Blocked,
     /// Too little was seen.
     Unknown,
+}
+
+impl NatType {
+    /// The word that travels beside the candidates: a DNS label.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::OpenInternet => "open-internet",
+            Self::Firewalled => "firewalled",
+            Self::FullCone => "full-cone",
+            Self::RestrictedCone => "restricted-cone",
+            Self::PortRestrictedCone => "port-restricted-cone",
+            Self::Cone => "cone",
+            Self::Symmetric => "symmetric",
+            Self::Blocked => "blocked",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Reads a word; one we do not know is [`NatType::Unknown`].
+    pub fn from_word(word: &str) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|nat_type| nat_type.word() == word)
+            .unwrap_or(Self::Unknown)
+    }
+
+    const ALL: [Self; 9] = [
+        Self::OpenInternet,
+        Self::Firewalled,
+        Self::FullCone,
+        Self::RestrictedCone,
+        Self::PortRestrictedCone,
+        Self::Cone,
+        Self::Symmetric,
+        Self::Blocked,
+        Self::Unknown,
+    ];
 }
 
 impl fmt::Display for NatType {

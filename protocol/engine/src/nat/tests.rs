@@ -114,17 +114,11 @@ fn a_flood_of_endpoints_stays_bounded() {
 }
 
 #[test]
-fn codes_survive_the_trip_and_strange_ones_read_as_unknown() {
-    for code in 0..=5 {
-        assert_eq!(Mapping::from_code(code).code(), code);
+fn words_survive_the_trip_and_strange_ones_read_as_unknown() {
+    for nat_type in NatType::ALL {
+        assert_eq!(NatType::from_word(nat_type.word()), nat_type);
     }
-    for code in 0..=3 {
-        assert_eq!(Filtering::from_code(code).code(), code);
-    }
-    assert_eq!(
-        (Mapping::from_code(99), Filtering::from_code(99)),
-        (Mapping::Unknown, Filtering::Unknown)
-    );
+    assert_eq!(NatType::from_word("sideways"), NatType::Unknown);
 }
 
 fn seen(observations: &[(&str, &str)]) -> NatClassifier {

@@ -1,0 +1,554 @@
+//! The path agent of one session: what goes in, what comes out, and when traffic moves.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::hmac;
+use peerage_model::control::{Candidate, CandidateKind};
+
+use super::admission::{self, Refused};
+use super::budget::Budget;
+use super::checklist::{Checklist, Proof, Remote, Source};
+use super::explain::{self, WhyNotBetter};
+use super::liveness::{Liveness, Silence};
+use super::score::{Rank, Score};
+use super::{CheckTransmit, Hop, PathEvent, PathKind, PathMode, Route, Why};
+use crate::nat::NatType;
+use crate::stun::{
+    Check, CheckKeys, CheckRequest, CheckResponse, Rejected, ReplayWindow, Role, TransactionId, canonical,
+};
+
+/// Longest time that both paths carry everything after a switch.
+const DUAL_SEND: Duration = Duration::from_secs(1);
+/// Service without silence that clears a path's losses.
+const FORGIVE_AFTER: Duration = Duration::from_secs(60);
+/// Answers at once, and one more each interval: under 100 in any first second.
+const ANSWER_BURST: u32 = 50;
+const ANSWER_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a session's path agent is told at its birth.
+#[derive(Clone, Copy, Debug)]
+pub struct PathConfig {
+    /// Our end of the session.
+    pub role: Role,
+    /// What the owner's policy allows.
+    pub mode: PathMode,
+    /// Whether both ends may share a host or network, so that private host addresses are offered and checked.
+    pub share_private: bool,
+    /// A direct path in use is checked when nothing was sent over it for this long; 15 s suits mappings of 30 s.
+    pub keepalive: Duration,
+}
+
+/// Why a datagram taught nothing and got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CheckRefused {
+    /// Not a check of this session.
+    #[error("not a check of this session")]
+    Rejected(#[source] Rejected),
+    /// Policy allows no direct path.
+    #[error("policy is RelayOnly")]
+    Policy,
+    /// The request was seen before, or is older than the window.
+    #[error("replayed")]
+    Replayed,
+    /// The response answers nothing that is in flight to that address.
+    #[error("answers no check in flight to that address")]
+    Unasked,
+    /// The source may not be a candidate.
+    #[error("refused source address")]
+    Source(#[source] Refused),
+    /// More requests than we answer in this time.
+    #[error("too many checks")]
+    TooMany,
+}
+
+/// Chooses between relay and direct paths for one session.
+#[derive(Debug)]
+pub struct PathAgent {
+    config: PathConfig,
+    keys: CheckKeys,
+    ids: hmac::Key,
+    sent_checks: u64,
+    replay: ReplayWindow,
+    answers: Budget,
+    locals: Vec<Candidate>,
+    offered_at: Option<Instant>,
+    refused: usize,
+    peer_sent: bool,
+    checklist: Checklist,
+    hop: Hop,
+    since: Instant,
+    dual: Option<(Hop, Instant)>,
+    liveness: Liveness,
+    relay_rtt: Option<Duration>,
+    /// The tunnel's own round trip over the path in use.
+    tunnel_rtt: Option<Duration>,
+    last_sent: Instant,
+    nat_types: (Option<NatType>, Option<NatType>),
+    transmits: VecDeque<CheckTransmit>,
+    events: VecDeque<PathEvent>,
+}
+
+impl PathAgent {
+    /// A session that was just established, on its relay. `seed` must be random and secret: transaction ids come from it.
+    pub fn new(now: Instant, config: PathConfig, keys: CheckKeys, seed: &[u8; 32]) -> Self {
+        Self {
+            config,
+            keys,
+            ids: hmac::Key::new(hmac::HMAC_SHA256, seed),
+            sent_checks: 0,
+            replay: ReplayWindow::default(),
+            answers: Budget::full(now, ANSWER_BURST, ANSWER_INTERVAL),
+            locals: Vec::new(),
+            offered_at: None,
+            refused: 0,
+            peer_sent: false,
+            checklist: Checklist::new(now, config.role),
+            hop: Hop::Relayed,
+            since: now,
+            dual: None,
+            liveness: Liveness::new(),
+            relay_rtt: None,
+            tunnel_rtt: None,
+            last_sent: now,
+            nat_types: (None, None),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Our addresses, all of them; replaces what was said before. If one went away (address change, NAT rebinding),
+    /// traffic goes to the relay first and everything is checked anew.
+    pub fn local_candidates_changed(&mut self, now: Instant, candidates: impl IntoIterator<Item = Candidate>) {
+        let (locals, _) = admission::admit(candidates, self.config.share_private);
+        if locals == self.locals {
+            return;
+        }
+        let gone = self
+            .locals
+            .iter()
+            .any(|old| locals.iter().all(|new| new.address != old.address));
+        self.locals = locals;
+        if gone {
+            self.move_to(now, Hop::Relayed, Why::LocalAddressChanged);
+            self.checklist.forget_proofs();
+        }
+        if self.config.mode != PathMode::RelayOnly {
+            self.offer(now);
+            self.begin_round(now);
+        }
+        self.drive(now);
+    }
+
+    /// The peer's list, as it came through the tunnel; replaces the one before. Returns why some were refused.
+    pub fn remote_candidates(&mut self, now: Instant, list: impl IntoIterator<Item = Candidate>) -> Vec<Refused> {
+        let (admitted, refused) = admission::admit(list, self.config.share_private);
+        self.refused = refused.len();
+        self.peer_sent = !admitted.is_empty();
+        self.checklist.set_signalled(&admitted);
+        if let Hop::Direct(address) = self.hop
+            && self.checklist.get(address).is_none()
+        {
+            self.move_to(now, Hop::Relayed, Why::RemoteAddressWithdrawn);
+        }
+        self.begin_round(now);
+        self.drive(now);
+        refused
+    }
+
+    /// What is known of both ends' NATs, for [`PathAgent::why_not_better`].
+    pub fn nat_types(&mut self, local: Option<NatType>, remote: Option<NatType>) {
+        self.nat_types = (local, remote);
+    }
+
+    /// The owner's policy changed.
+    pub fn set_mode(&mut self, now: Instant, mode: PathMode) {
+        if std::mem::replace(&mut self.config.mode, mode) == mode {
+            return;
+        }
+        match mode {
+            PathMode::RelayOnly => {
+                self.move_to(now, Hop::Relayed, Why::Policy);
+                self.checklist.forget_proofs();
+                self.events.push_back(PathEvent::LocalCandidates(Vec::new()));
+            }
+            PathMode::Auto | PathMode::DirectOnly => {
+                self.offer(now);
+                self.begin_round(now);
+            }
+        }
+        self.drive(now);
+    }
+
+    /// A datagram that [`crate::stun::is_stun`] took for STUN. Nothing is learned or answered unless it verifies.
+    pub fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), CheckRefused> {
+        if self.config.mode == PathMode::RelayOnly {
+            return Err(CheckRefused::Policy);
+        }
+        let from = canonical(from);
+        match Check::decode(datagram, &self.keys).map_err(CheckRefused::Rejected)? {
+            Check::Request(request) => self.on_request(now, from, &request)?,
+            Check::Response(response) => {
+                if !self.checklist.on_answered(now, from, response.id, response.mapped) {
+                    return Err(CheckRefused::Unasked);
+                }
+            }
+        }
+        self.drive(now);
+        Ok(())
+    }
+
+    /// A tunnel packet went out over `hop`. Call once for each hop that carried it.
+    pub fn on_tunnel_sent(&mut self, now: Instant, hop: Hop, ack_eliciting: bool) {
+        if hop == self.hop {
+            self.last_sent = now;
+            if ack_eliciting {
+                self.liveness.on_sent(now);
+            }
+        }
+    }
+
+    /// An authenticated tunnel packet came in over `hop`; `rtt` is the tunnel's smoothed round trip, if it has one that
+    /// was measured since the last switch.
+    pub fn on_tunnel_heard(&mut self, now: Instant, hop: Hop, rtt: Option<Duration>) {
+        let speaks_for_path = match (self.hop, hop) {
+            (Hop::Relayed, Hop::Relayed | Hop::Direct(_)) | (Hop::Direct(_), Hop::Direct(_)) => true,
+            (Hop::Direct(_), Hop::Relayed) => self.dual.is_some(),
+        };
+        if speaks_for_path {
+            self.liveness.on_heard();
+        } else {
+            self.liveness.on_heard_elsewhere();
+        }
+        if hop != self.hop {
+            self.on_heard_beside(now, hop);
+            return;
+        }
+        self.dual = None;
+        if rtt.is_some() {
+            self.tunnel_rtt = rtt;
+        }
+        match hop {
+            Hop::Relayed => self.relay_rtt = rtt.or(self.relay_rtt),
+            Hop::Direct(address) => {
+                let served_long = now.saturating_duration_since(self.since) >= FORGIVE_AFTER;
+                if let Some(remote) = self.checklist.get_mut(address).filter(|_| served_long) {
+                    remote.forgive();
+                }
+            }
+        }
+    }
+
+    /// The peer uses a path that we do not. If we hold it back after silence, its packets are the proof that the tunnel
+    /// passes again; without this the holds of both ends could run out of step and each find the other on the relay.
+    fn on_heard_beside(&mut self, now: Instant, hop: Hop) {
+        if let Hop::Direct(address) = hop
+            && let Some(remote) = self.checklist.get_mut(address)
+            && remote.is_held()
+            && remote.rtt().is_some()
+        {
+            remote.lift_hold();
+            self.drive(now);
+        }
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.dual.is_some_and(|(_, until)| now >= until) {
+            self.dual = None;
+        }
+        if let Some(silence) = self.liveness.judge(now, self.patience_rtt()) {
+            self.on_silence(now, silence);
+        }
+        self.drive(now);
+    }
+
+    /// The next check to send.
+    pub fn poll_transmit(&mut self) -> Option<CheckTransmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing the session must act on.
+    pub fn poll_event(&mut self) -> Option<PathEvent> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`PathAgent::handle_timeout`] next; an instant in the past means at once.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let checks = match self.config.mode {
+            PathMode::RelayOnly => None,
+            PathMode::Auto | PathMode::DirectOnly => self.checklist.timeout(),
+        };
+        let keepalive = match self.hop {
+            Hop::Relayed => None,
+            Hop::Direct(_) => Some(self.last_sent + self.config.keepalive),
+        };
+        let silence = self.liveness.deadline(self.patience_rtt());
+        let dual = self.dual.map(|(_, until)| until);
+        [checks, keepalive, silence, dual].into_iter().flatten().min()
+    }
+
+    /// Where tunnel packets go at `now`.
+    pub fn route(&self, now: Instant) -> Route {
+        let duplicate = self.dual.filter(|(_, until)| now < *until).map(|(hop, _)| hop);
+        Route {
+            primary: self.hop,
+            duplicate,
+        }
+    }
+
+    /// Whether application data may go now: with [`PathMode::DirectOnly`] it waits for a direct path.
+    pub fn carries_data(&self) -> bool {
+        self.config.mode != PathMode::DirectOnly || self.hop != Hop::Relayed
+    }
+
+    /// The path in use, in people's words.
+    pub fn kind(&self) -> PathKind {
+        match self.hop {
+            Hop::Relayed => PathKind::Relayed,
+            Hop::Direct(address) => self
+                .checklist
+                .get(address)
+                .map_or(PathKind::Punched, |remote| self.kind_of(remote)),
+        }
+    }
+
+    /// Since when the path in use is in use.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Round trip of the path in use: the tunnel's own, else that of its checks.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.tunnel_rtt.or(match self.hop {
+            Hop::Relayed => self.relay_rtt,
+            Hop::Direct(address) => self.checklist.get(address).and_then(Remote::rtt),
+        })
+    }
+
+    /// Why traffic is relayed; `None` if it is not.
+    pub fn why_not_better(&self) -> Option<WhyNotBetter> {
+        if self.hop != Hop::Relayed {
+            return None;
+        }
+        let candidates = self.checklist.remotes().len();
+        let usable = self
+            .checklist
+            .remotes()
+            .iter()
+            .filter(|remote| self.is_usable(remote.address))
+            .count();
+        let best = self.best();
+        Some(if self.config.mode == PathMode::RelayOnly {
+            WhyNotBetter::PolicyRelayOnly
+        } else if candidates == 0 && self.refused > 0 {
+            WhyNotBetter::CandidatesRefused(self.refused)
+        } else if candidates == 0 {
+            WhyNotBetter::PeerSentNoCandidates
+        } else if self.locals.is_empty() {
+            WhyNotBetter::NoLocalCandidates
+        } else if usable == 0 {
+            WhyNotBetter::NoCommonAddressFamily
+        } else if self.checklist.remotes().iter().any(|remote| remote.is_held()) {
+            WhyNotBetter::HeldAfterSilence
+        } else if let (Some(direct), Some(relay)) = (best.and_then(|(_, remote)| remote.rtt()), self.relay_rtt) {
+            WhyNotBetter::SlowerThanRelay { direct, relay }
+        } else if self.checklist.is_in_first_round() {
+            WhyNotBetter::StillChecking { candidates: usable }
+        } else {
+            let (local, remote) = self.nat_types;
+            explain::by_nat_types(local, remote).unwrap_or(WhyNotBetter::NoAnswer { candidates: usable })
+        })
+    }
+
+    fn offer(&mut self, now: Instant) {
+        self.offered_at = Some(now);
+        self.events.push_back(PathEvent::LocalCandidates(self.locals.clone()));
+    }
+
+    /// Both ends should fire together: not before our own list has reached the peer.
+    fn begin_round(&mut self, now: Instant) {
+        if let Some(offered_at) = self.offered_at {
+            let one_way = self.relay_rtt.unwrap_or_default() / 2;
+            self.checklist.begin(now.max(offered_at + one_way));
+        }
+    }
+
+    fn on_request(&mut self, now: Instant, from: SocketAddr, request: &CheckRequest) -> Result<(), CheckRefused> {
+        if !self.replay.accept(request.sequence) {
+            return Err(CheckRefused::Replayed);
+        }
+        admission::check(from).map_err(CheckRefused::Source)?;
+        if !self.answers.take(now) {
+            return Err(CheckRefused::TooMany);
+        }
+        let response = Check::Response(CheckResponse {
+            id: request.id,
+            mapped: from,
+        });
+        self.transmits.push_back(CheckTransmit {
+            to: from,
+            bytes: response.encode(&self.keys),
+        });
+        self.checklist.learn(now, from);
+        Ok(())
+    }
+
+    /// Everything that follows from an input: rounds, checks, keepalive, choice.
+    fn drive(&mut self, now: Instant) {
+        if self.config.mode == PathMode::RelayOnly {
+            return;
+        }
+        let in_use = match self.hop {
+            Hop::Relayed => None,
+            Hop::Direct(address) => Some(address),
+        };
+        let (locals, checklist) = (&self.locals, &mut self.checklist);
+        checklist.release(now);
+        checklist.start_round(now, in_use, |address| is_usable(locals, address));
+        while let Some(address) = self.checklist.due(now, in_use) {
+            self.send_check(now, address);
+        }
+        if let Some(address) = in_use
+            && now >= self.last_sent + self.config.keepalive
+        {
+            self.last_sent = now;
+            self.send_check(now, address);
+        }
+        self.choose(now);
+    }
+
+    fn send_check(&mut self, now: Instant, to: SocketAddr) {
+        self.sent_checks += 1;
+        let tag = hmac::sign(&self.ids, &self.sent_checks.to_be_bytes());
+        let mut id = [0; 12];
+        id.copy_from_slice(&tag.as_ref()[..12]);
+        let request = CheckRequest {
+            id: TransactionId(id),
+            priority: 0,
+            sequence: self.sent_checks,
+            in_use: self.hop == Hop::Direct(to),
+        };
+        self.transmits.push_back(CheckTransmit {
+            to,
+            bytes: Check::Request(request).encode(&self.keys),
+        });
+        self.checklist.on_sent(now, to, request.id);
+    }
+
+    fn choose(&mut self, now: Instant) {
+        let current = self.current_score();
+        match self.best() {
+            Some((score, remote)) if score.rank < Rank::Relayed && score.is_worth_leaving(&current) => {
+                let to = Hop::Direct(remote.address);
+                self.move_to(now, to, Why::CheckAnswered);
+            }
+            Some(_) | None if current.rank == Rank::Slow => {
+                self.move_to(now, Hop::Relayed, Why::SlowerThanRelay);
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    fn current_score(&self) -> Score {
+        let relayed = Score::relayed(self.relay_rtt);
+        let Hop::Direct(address) = self.hop else { return relayed };
+        match self
+            .checklist
+            .get(address)
+            .and_then(|remote| Some((remote, remote.rtt()?)))
+        {
+            Some((remote, rtt)) => Score::direct(self.kind_of(remote), rtt, self.relay_rtt, true),
+            None => relayed,
+        }
+    }
+
+    /// The best proven path that is neither in use nor held.
+    fn best(&self) -> Option<(Score, &Remote)> {
+        self.checklist
+            .remotes()
+            .iter()
+            .filter(|remote| Hop::Direct(remote.address) != self.hop && !remote.is_held())
+            .filter_map(|remote| {
+                let score = Score::direct(self.kind_of(remote), remote.rtt()?, self.relay_rtt, false);
+                Some((score, remote))
+            })
+            .min_by_key(|(score, remote)| (*score, remote.address))
+    }
+
+    fn kind_of(&self, remote: &Remote) -> PathKind {
+        let near = admission::same_network(remote.address.ip(), &self.locals);
+        let untranslated = match remote.proof {
+            Proof::Unproven => false,
+            Proof::Proven { mapped, .. } => self
+                .locals
+                .iter()
+                .any(|local| local.kind != CandidateKind::ServerReflexive && local.address == mapped),
+        };
+        match remote.source {
+            Source::Signalled(CandidateKind::Host) | Source::PeerReflexive if near => PathKind::Local,
+            Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) => PathKind::Direct,
+            Source::Signalled(CandidateKind::ServerReflexive) | Source::PeerReflexive => {
+                if untranslated {
+                    PathKind::Direct
+                } else {
+                    PathKind::Punched
+                }
+            }
+        }
+    }
+
+    fn is_usable(&self, address: SocketAddr) -> bool {
+        is_usable(&self.locals, address)
+    }
+
+    fn move_to(&mut self, now: Instant, to: Hop, why: Why) {
+        let from = std::mem::replace(&mut self.hop, to);
+        if from == to {
+            return;
+        }
+        self.dual = match why {
+            Why::CheckAnswered | Why::SlowerThanRelay => Some((from, now + DUAL_SEND)),
+            // The path before is gone or forbidden.
+            Why::TunnelSilent | Why::LocalAddressChanged | Why::RemoteAddressWithdrawn | Why::Policy => None,
+        };
+        self.since = now;
+        self.last_sent = now;
+        self.tunnel_rtt = None;
+        self.liveness.on_moved();
+        let kind = self.kind();
+        self.events.push_back(PathEvent::Changed { from, to, kind, why });
+    }
+
+    fn on_silence(&mut self, now: Instant, silence: Silence) {
+        let hop = self.hop;
+        let (waited, too_long) = match silence {
+            Silence::Silent { waited } => (waited, false),
+            Silence::SilentForTooLong { waited } => (waited, true),
+        };
+        self.events.push_back(PathEvent::TunnelSilent { hop, waited });
+        if let Hop::Direct(address) = hop {
+            if let Some(remote) = self.checklist.get_mut(address) {
+                remote.hold(now);
+            }
+            self.move_to(now, Hop::Relayed, Why::TunnelSilent);
+            self.begin_round(now);
+        }
+        if too_long {
+            self.events.push_back(PathEvent::RedialNeeded);
+        }
+    }
+
+    fn patience_rtt(&self) -> Option<Duration> {
+        self.rtt().or(self.relay_rtt)
+    }
+}
+
+/// Whether we have an address of that family, and it is not our own.
+fn is_usable(locals: &[Candidate], address: SocketAddr) -> bool {
+    locals.iter().any(|local| local.address.is_ipv4() == address.is_ipv4())
+        && locals
+            .iter()
+            .all(|local| local.address != address || local.kind == CandidateKind::ServerReflexive)
+}

@@ -1,0 +1,411 @@
+//! The peer's addresses, what each has proven, and when to check which.
+//!
+//! Bounds live here, because a peer names the addresses: rounds with few transmissions, a pace between any two, and a
+//! token for each check to an address that has not answered the one before (`docs/spec/paths.md` section 3).
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use peerage_model::control::{Candidate, CandidateKind, MAX_CANDIDATES};
+
+use super::budget::Budget;
+use crate::stun::{Role, TransactionId};
+
+/// When a round checks an address, after its start: RFC 8445's Ta of 50 ms, doubling.
+const OFFSETS: [Duration; 7] = [ms(0), ms(50), ms(150), ms(350), ms(750), ms(1550), ms(3150)];
+/// How long the last check of a round may take to come back.
+const LAST_WAIT: Duration = ms(1000);
+/// From one round's start to the next; the last repeats.
+const GAPS: [Duration; 4] = [ms(40_000), ms(80_000), ms(160_000), ms(300_000)];
+/// How much later the one side starts in the rounds that are not simultaneous.
+const STAGGER: Duration = ms(500);
+/// Between any two checks of a session: at most 100 a second.
+const PACE: Duration = ms(10);
+/// Checks at once to addresses that did not answer: a full first round of 16 addresses is 112.
+const UNANSWERED_BURST: u32 = 128;
+/// One more such check each.
+const UNANSWERED_INTERVAL: Duration = ms(500);
+/// Checks in flight remembered per address: one round.
+const MAX_IN_FLIGHT: usize = 8;
+/// Peer-reflexive addresses kept.
+const MAX_LEARNED: usize = 16;
+/// First hold of a path lost to silence; doubles with each loss.
+const FIRST_HOLD: Duration = ms(2000);
+/// Longest hold.
+const LONGEST_HOLD: Duration = ms(300_000);
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// How we know an address. Order is worth: what the peer said before what we learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    Signalled(CandidateKind),
+    PeerReflexive,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    Unproven,
+    /// A check came back: smoothed round trip, and our own address as the peer saw it.
+    Proven {
+        rtt: Duration,
+        mapped: SocketAddr,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Schedule {
+    Idle,
+    /// `step` indexes [`OFFSETS`]; one past the end waits for the last answer.
+    Running {
+        base: Instant,
+        step: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    id: TransactionId,
+    sent: Instant,
+}
+
+/// One address of the peer.
+#[derive(Clone, Debug)]
+pub(super) struct Remote {
+    pub(super) address: SocketAddr,
+    pub(super) source: Source,
+    pub(super) proof: Proof,
+    schedule: Schedule,
+    triggered: bool,
+    in_flight: VecDeque<InFlight>,
+    owes_answer: bool,
+    answered_in_round: bool,
+    losses: u32,
+    /// Rounds of its own that went unanswered since the path was lost.
+    revivals: u32,
+    held_until: Option<Instant>,
+}
+
+impl Remote {
+    fn new(address: SocketAddr, source: Source) -> Self {
+        Self {
+            address,
+            source,
+            proof: Proof::Unproven,
+            schedule: Schedule::Idle,
+            triggered: false,
+            in_flight: VecDeque::new(),
+            // Nobody answers there until somebody did.
+            owes_answer: true,
+            answered_in_round: false,
+            losses: 0,
+            revivals: 0,
+            held_until: None,
+        }
+    }
+
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        match self.proof {
+            Proof::Unproven => None,
+            Proof::Proven { rtt, .. } => Some(rtt),
+        }
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held_until.is_some()
+    }
+
+    /// The tunnel fell silent here: back off, and prove anew.
+    pub(super) fn hold(&mut self, now: Instant) {
+        let doubled = FIRST_HOLD.saturating_mul(1 << self.losses.min(16));
+        self.held_until = Some(now + doubled.min(LONGEST_HOLD));
+        self.losses += 1;
+        self.proof = Proof::Unproven;
+    }
+
+    /// The tunnel was heard here again.
+    pub(super) fn lift_hold(&mut self) {
+        self.held_until = None;
+    }
+
+    /// The path served long enough that old losses say nothing.
+    pub(super) fn forgive(&mut self) {
+        self.losses = 0;
+    }
+
+    fn is_reflexive(&self) -> bool {
+        match self.source {
+            Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) => false,
+            Source::Signalled(CandidateKind::ServerReflexive) | Source::PeerReflexive => true,
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match self.schedule {
+            Schedule::Idle => None,
+            Schedule::Running { base, step } => match OFFSETS.get(step) {
+                Some(offset) => Some(base + *offset),
+                None => Some(base + OFFSETS[OFFSETS.len() - 1] + LAST_WAIT),
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct NextRound {
+    at: Instant,
+    number: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Checklist {
+    role: Role,
+    remotes: Vec<Remote>,
+    next_round: Option<NextRound>,
+    /// Before this no check goes out.
+    pace: Instant,
+    unanswered: Budget,
+}
+
+impl Checklist {
+    pub(super) fn new(now: Instant, role: Role) -> Self {
+        Self {
+            role,
+            remotes: Vec::new(),
+            next_round: None,
+            pace: now,
+            unanswered: Budget::full(now, UNANSWERED_BURST, UNANSWERED_INTERVAL),
+        }
+    }
+
+    pub(super) fn remotes(&self) -> &[Remote] {
+        &self.remotes
+    }
+
+    pub(super) fn get(&self, address: SocketAddr) -> Option<&Remote> {
+        self.remotes.iter().find(|remote| remote.address == address)
+    }
+
+    pub(super) fn get_mut(&mut self, address: SocketAddr) -> Option<&mut Remote> {
+        self.remotes.iter_mut().find(|remote| remote.address == address)
+    }
+
+    /// Replaces what the peer said before. Learned addresses stay, named ones that are gone go.
+    pub(super) fn set_signalled(&mut self, list: &[Candidate]) {
+        self.remotes.retain(|remote| {
+            remote.source == Source::PeerReflexive || list.iter().any(|named| named.address == remote.address)
+        });
+        for candidate in list.iter().take(MAX_CANDIDATES) {
+            let source = Source::Signalled(candidate.kind);
+            match self.get_mut(candidate.address) {
+                Some(known) => known.source = source,
+                None => self.remotes.push(Remote::new(candidate.address, source)),
+            }
+        }
+    }
+
+    /// A verified request came from here. An unknown address is learned; to make room the oldest unproven learned one
+    /// goes. `false` if there is no room.
+    pub(super) fn learn(&mut self, now: Instant, address: SocketAddr) -> bool {
+        if self.get(address).is_none() {
+            let learned = self
+                .remotes
+                .iter()
+                .filter(|remote| remote.source == Source::PeerReflexive)
+                .count();
+            if learned >= MAX_LEARNED {
+                let spare = |remote: &Remote| remote.source == Source::PeerReflexive && remote.proof == Proof::Unproven;
+                let Some(oldest) = self.remotes.iter().position(spare) else {
+                    return false;
+                };
+                self.remotes.remove(oldest);
+            }
+            self.remotes.push(Remote::new(address, Source::PeerReflexive));
+        }
+        if let Some(remote) = self.get_mut(address)
+            && remote.proof == Proof::Unproven
+        {
+            remote.triggered = true;
+            if remote.schedule == Schedule::Idle {
+                // The triggered check is this small round's first.
+                remote.schedule = Schedule::Running { base: now, step: 1 };
+                remote.answered_in_round = false;
+            }
+        }
+        true
+    }
+
+    /// A new first round, at `at`.
+    pub(super) fn begin(&mut self, at: Instant) {
+        self.next_round = (!self.remotes.is_empty()).then_some(NextRound { at, number: 0 });
+    }
+
+    /// No round, no proof, nothing in flight: our own addresses changed, or policy forbids checks.
+    pub(super) fn forget_proofs(&mut self) {
+        self.next_round = None;
+        for remote in &mut self.remotes {
+            *remote = Remote {
+                losses: remote.losses,
+                ..Remote::new(remote.address, remote.source)
+            };
+        }
+    }
+
+    /// Starts the round that is due. `usable` tells which addresses we can send to; `in_use` has its keepalive.
+    pub(super) fn start_round(
+        &mut self,
+        now: Instant,
+        in_use: Option<SocketAddr>,
+        usable: impl Fn(SocketAddr) -> bool,
+    ) {
+        let Some(round) = self.next_round else { return };
+        if now < round.at {
+            return;
+        }
+        let late = match self.role {
+            Role::Responder => round.number % 3 == 1,
+            Role::Initiator => round.number % 3 == 2,
+        };
+        let base = if late { round.at + STAGGER } else { round.at };
+        for remote in &mut self.remotes {
+            let settled = round.number == 0 && remote.proof != Proof::Unproven;
+            if Some(remote.address) != in_use && !settled && usable(remote.address) {
+                remote.schedule = Schedule::Running { base, step: 0 };
+                remote.answered_in_round = false;
+            }
+        }
+        let gap = GAPS[round.number.min(GAPS.len() - 1)];
+        self.next_round = Some(NextRound {
+            at: round.at.max(now) + gap,
+            number: round.number + 1,
+        });
+    }
+
+    /// The address to check now, if one is due and pace and budget allow.
+    pub(super) fn due(&mut self, now: Instant, in_use: Option<SocketAddr>) -> Option<SocketAddr> {
+        while now >= self.pace {
+            let index = self.next_due(now)?;
+            let remote = &mut self.remotes[index];
+            if !advance(now, remote, in_use) {
+                continue;
+            }
+            if !remote.owes_answer || self.unanswered.take(now) {
+                return Some(remote.address);
+            }
+        }
+        None
+    }
+
+    fn next_due(&self, now: Instant) -> Option<usize> {
+        let order = |remote: &Remote| (!remote.triggered, !remote.is_reflexive(), remote.due());
+        (0..self.remotes.len())
+            .filter(|index| {
+                let remote = &self.remotes[*index];
+                remote.triggered || remote.due().is_some_and(|due| due <= now)
+            })
+            .min_by_key(|index| order(&self.remotes[*index]))
+    }
+
+    /// A check with this id went to `address`.
+    pub(super) fn on_sent(&mut self, now: Instant, address: SocketAddr, id: TransactionId) {
+        self.pace = now + PACE;
+        let Some(remote) = self.get_mut(address) else { return };
+        remote.owes_answer = true;
+        if remote.in_flight.len() == MAX_IN_FLIGHT {
+            remote.in_flight.pop_front();
+        }
+        remote.in_flight.push_back(InFlight { id, sent: now });
+    }
+
+    /// A verified response. It counts for the address its request went to, once. `false`: for none in flight there.
+    pub(super) fn on_answered(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        id: TransactionId,
+        mapped: SocketAddr,
+    ) -> bool {
+        let Some(remote) = self.get_mut(from) else { return false };
+        let Some(index) = remote.in_flight.iter().position(|check| check.id == id) else {
+            return false;
+        };
+        let Some(check) = remote.in_flight.remove(index) else {
+            return false;
+        };
+        let sample = now.saturating_duration_since(check.sent);
+        let rtt = match remote.proof {
+            Proof::Unproven => sample,
+            // RFC 6298's gain of one eighth.
+            Proof::Proven { rtt, .. } => (rtt * 7 + sample) / 8,
+        };
+        remote.proof = Proof::Proven { rtt, mapped };
+        remote.owes_answer = false;
+        remote.answered_in_round = true;
+        remote.revivals = 0;
+        true
+    }
+
+    /// When something is due next. Past instants mean "now".
+    pub(super) fn timeout(&self) -> Option<Instant> {
+        let checks = self.remotes.iter().filter_map(|remote| {
+            let due = if remote.triggered {
+                Some(self.pace)
+            } else {
+                remote.due()
+            };
+            due.map(|due| due.max(self.pace))
+        });
+        let holds = self.remotes.iter().filter_map(|remote| remote.held_until);
+        checks.chain(holds).chain(self.next_round.map(|round| round.at)).min()
+    }
+
+    /// Ends the holds that are over.
+    pub(super) fn release(&mut self, now: Instant) {
+        for remote in &mut self.remotes {
+            remote.held_until = remote.held_until.filter(|until| now < *until);
+        }
+    }
+
+    /// Whether a first round is waiting or running.
+    pub(super) fn is_in_first_round(&self) -> bool {
+        let running = self.remotes.iter().any(|remote| remote.schedule != Schedule::Idle);
+        self.next_round
+            .is_some_and(|round| round.number == 0 || (round.number == 1 && running))
+    }
+}
+
+/// Takes the next step of an address's schedule; whether that is a check to send.
+fn advance(now: Instant, remote: &mut Remote, in_use: Option<SocketAddr>) -> bool {
+    if std::mem::take(&mut remote.triggered) {
+        return true;
+    }
+    let Schedule::Running { base, step } = remote.schedule else {
+        return false;
+    };
+    if remote.answered_in_round {
+        remote.schedule = Schedule::Idle;
+        return false;
+    }
+    if step < OFFSETS.len() {
+        remote.schedule = Schedule::Running { base, step: step + 1 };
+        return true;
+    }
+    remote.schedule = Schedule::Idle;
+    // A lost round says that an unused path may be gone. Of the path in use only the tunnel's silence says so.
+    if Some(remote.address) != in_use {
+        remote.proof = Proof::Unproven;
+    }
+    // A path that worked once gets small rounds of its own until it works again.
+    if remote.losses > 0 {
+        remote.revivals += 1;
+        let wait = FIRST_HOLD.saturating_mul(1 << remote.revivals.min(16)).min(GAPS[0]);
+        remote.schedule = Schedule::Running {
+            base: now + wait,
+            step: 0,
+        };
+    }
+    false
+}
