@@ -8,6 +8,8 @@
 mod connection_ids;
 mod replay;
 mod table;
+#[cfg(test)]
+mod vectors;
 
 use core::fmt;
 

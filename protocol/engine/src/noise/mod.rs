@@ -17,6 +17,8 @@ mod quic;
 mod random;
 mod resolver;
 mod session;
+#[cfg(test)]
+pub(crate) mod vectors;
 
 pub use config::{ConfigError, LocalIdentity, MAX_ID, NoiseClient, NoiseServer, Pairing};
 pub use doorkeeper::{Doorkeeper, SharedKnocks};
