@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use crate::stun::canonical;
 
@@ -113,8 +114,8 @@ pub enum NatType {
 }
 
 impl NatType {
-    /// The word that travels beside the candidates: a DNS label.
-    pub fn word(self) -> &'static str {
+    /// The word that travels beside the candidates: a DNS label. `FromStr` reads it.
+    pub fn token(self) -> &'static str {
         match self {
             Self::OpenInternet => "open-internet",
             Self::Firewalled => "firewalled",
@@ -128,14 +129,6 @@ impl NatType {
         }
     }
 
-    /// Reads a word; one we do not know is [`NatType::Unknown`].
-    pub fn from_word(word: &str) -> Self {
-        Self::ALL
-            .into_iter()
-            .find(|nat_type| nat_type.word() == word)
-            .unwrap_or(Self::Unknown)
-    }
-
     const ALL: [Self; 9] = [
         Self::OpenInternet,
         Self::Firewalled,
@@ -147,6 +140,22 @@ impl NatType {
         Self::Blocked,
         Self::Unknown,
     ];
+}
+
+/// A word that names no NAT type of ours; a newer peer may have said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a NAT type")]
+pub struct UnknownNatType;
+
+impl FromStr for NatType {
+    type Err = UnknownNatType;
+
+    fn from_str(token: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|nat_type| nat_type.token() == token)
+            .ok_or(UnknownNatType)
+    }
 }
 
 impl fmt::Display for NatType {

@@ -114,11 +114,11 @@ fn a_flood_of_endpoints_stays_bounded() {
 }
 
 #[test]
-fn words_survive_the_trip_and_strange_ones_read_as_unknown() {
+fn tokens_survive_the_trip_and_strange_ones_are_errors() {
     for nat_type in NatType::ALL {
-        assert_eq!(NatType::from_word(nat_type.word()), nat_type);
+        assert_eq!(nat_type.token().parse(), Ok(nat_type));
     }
-    assert_eq!(NatType::from_word("sideways"), NatType::Unknown);
+    assert_eq!("sideways".parse::<NatType>(), Err(UnknownNatType));
 }
 
 fn seen(observations: &[(&str, &str)]) -> NatClassifier {

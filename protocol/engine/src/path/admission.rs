@@ -1,7 +1,8 @@
 //! Which addresses may be candidates at all.
 //!
 //! A peer is trusted to talk to us, not to choose whom we send packets to: its list is bounded, and addresses that
-//! would reach our own host, our link (cloud metadata lives there) or many hosts at once are refused.
+//! would reach our own host, our link (cloud metadata lives there) or many hosts at once are refused. Documentation
+//! ranges are let through: nothing routes them, so they harm as little as any dead address, and laboratories use them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -30,9 +31,6 @@ pub enum Refused {
     /// 240.0.0.0/4.
     #[error("reserved address")]
     Reserved,
-    /// 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24 or 2001:db8::/32.
-    #[error("address reserved for documentation")]
-    Documentation,
     /// A private address while policy says that both ends share no network.
     #[error("private address, and both ends share no network")]
     Private,
@@ -87,7 +85,6 @@ fn check_v4(ip: Ipv4Addr) -> Result<(), Refused> {
         (ip.is_link_local(), Refused::LinkLocal),
         (ip.is_multicast() || ip.is_broadcast(), Refused::Multicast),
         (ip.octets()[0] >= 240, Refused::Reserved),
-        (ip.is_documentation(), Refused::Documentation),
     ];
     first(&reasons)
 }
@@ -98,7 +95,6 @@ fn check_v6(ip: Ipv6Addr) -> Result<(), Refused> {
         (ip.is_loopback(), Refused::Loopback),
         (ip.is_unicast_link_local(), Refused::LinkLocal),
         (ip.is_multicast(), Refused::Multicast),
-        (ip.segments()[..2] == [0x2001, 0x0DB8], Refused::Documentation),
     ];
     first(&reasons)
 }
@@ -160,8 +156,6 @@ mod tests {
             ("255.255.255.255:9", Refused::Multicast),
             ("[ff02::1]:9", Refused::Multicast),
             ("240.0.0.1:9", Refused::Reserved),
-            ("192.0.2.1:9", Refused::Documentation),
-            ("[2001:db8::1]:9", Refused::Documentation),
             ("10.0.0.1:9", Refused::Private),
             ("100.64.0.1:9", Refused::Private),
             ("[fd00:ec2::254]:80", Refused::Private),

@@ -231,12 +231,7 @@ impl PathAgent {
         }
         match hop {
             Hop::Relayed => self.relay_rtt = rtt.or(self.relay_rtt),
-            Hop::Direct(address) => {
-                let served_long = now.saturating_duration_since(self.since) >= FORGIVE_AFTER;
-                if let Some(remote) = self.checklist.get_mut(address).filter(|_| served_long) {
-                    remote.forgive();
-                }
-            }
+            Hop::Direct(_) => {}
         }
     }
 
@@ -529,7 +524,11 @@ impl PathAgent {
         };
         self.events.push_back(PathEvent::TunnelSilent { hop, waited });
         if let Hop::Direct(address) = hop {
+            let served_long = now.saturating_duration_since(self.since) >= FORGIVE_AFTER;
             if let Some(remote) = self.checklist.get_mut(address) {
+                if served_long {
+                    remote.forgive();
+                }
                 remote.hold(now);
             }
             self.move_to(now, Hop::Relayed, Why::TunnelSilent);
