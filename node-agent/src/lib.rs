@@ -3,6 +3,7 @@
 //! `tunnel` is the seam: everything towards local programs (`dns`, `listen`, `forward`, `proxy`, `address`) and towards
 //! people (`control`, `state`, `health`) sits on one side of it, the `driver` that feeds the engine on the other.
 
+pub mod control;
 pub mod state;
 pub mod trust;
 pub mod tunnel;
