@@ -74,14 +74,6 @@ impl<'a> Datagram<'a> {
         self.frame[VNET_BYTES + 6..VNET_BYTES + 12].copy_from_slice(&from);
     }
 
-    pub(crate) fn frame(&self) -> &[u8] {
-        self.frame
-    }
-
-    pub(crate) fn into_frame(self) -> &'a [u8] {
-        self.frame
-    }
-
     /// How many packets this is on the wire.
     pub(crate) fn packets(&self) -> usize {
         if self.is_batch() {

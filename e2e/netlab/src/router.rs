@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
+use peerage_sim::link::Arrivals;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::netlink::Mac;
@@ -76,8 +77,14 @@ struct Waiting {
 /// Frames on their way out, in the order in which they were decided.
 #[derive(Default)]
 struct Outbox<'a> {
-    frames: Vec<(HostId, &'a [u8])>,
+    frames: Vec<(HostId, Frame<'a>)>,
     later: Vec<(Instant, Waiting)>,
+}
+
+/// A frame in its reader's buffer, or one that has left it.
+enum Frame<'a> {
+    Read(&'a mut [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Router {
@@ -145,25 +152,7 @@ impl Router {
         {
             let mut world = self.world();
             for (buffer, length) in buffers.iter_mut().zip(lengths) {
-                let Some(datagram) = buffer.get_mut(..*length).and_then(Datagram::parse) else {
-                    world.count_unsupported(from);
-                    continue;
-                };
-                if datagram.is_batch() && !world.keeps_batches(from, &datagram) {
-                    let singles = datagram.split().into_iter();
-                    outbox.later.extend(singles.map(|frame| {
-                        (
-                            now,
-                            Waiting {
-                                from,
-                                stage: Stage::Depart,
-                                frame,
-                            },
-                        )
-                    }));
-                } else {
-                    outbox.decide(&mut world, now, from, Stage::Depart, datagram);
-                }
+                outbox.accept(&mut world, now, from, &mut buffer[..*length]);
             }
         }
         self.dispatch(outbox);
@@ -175,15 +164,13 @@ impl Router {
         if let Err(error) = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)) {
             tracing::debug!(%error, "timer slack stays coarse");
         }
-        while let Some(mut due) = self.next_due() {
+        while let Some(due) = self.next_due() {
             let now = Instant::now();
             let mut outbox = Outbox::default();
             {
                 let mut world = self.world();
-                for waiting in &mut due {
-                    if let Some(datagram) = Datagram::parse(&mut waiting.frame) {
-                        outbox.decide(&mut world, now, waiting.from, waiting.stage, datagram);
-                    }
+                for Waiting { from, stage, frame } in due {
+                    outbox.decide(&mut world, now, from, stage, Frame::Owned(frame));
                 }
             }
             self.dispatch(outbox);
@@ -230,7 +217,7 @@ impl Router {
         }
     }
 
-    fn send(&self, frames: &[(HostId, &[u8])]) {
+    fn send(&self, frames: &[(HostId, Frame<'_>)]) {
         let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
         let mut batch = Vec::with_capacity(BATCH);
         for group in frames.chunk_by(|(a, _), (b, _)| a == b) {
@@ -239,7 +226,7 @@ impl Router {
             };
             for frames in group.chunks(BATCH) {
                 batch.clear();
-                batch.extend(frames.iter().map(|(_, frame)| *frame));
+                batch.extend(frames.iter().map(|(_, frame)| frame.bytes()));
                 send_all(port, &batch);
             }
         }
@@ -258,29 +245,81 @@ fn send_all(port: &Port, mut frames: &[&[u8]]) {
 }
 
 impl<'a> Outbox<'a> {
-    /// Follows a datagram as far as it gets at `now`.
-    fn decide(&mut self, world: &mut World, now: Instant, from: HostId, stage: Stage, datagram: Datagram<'a>) {
-        let mut stage = stage;
-        let mut datagram = datagram;
+    /// Takes a frame from its host, cut into packets where a link on its way treats packets one by one.
+    fn accept(&mut self, world: &mut World, now: Instant, from: HostId, frame: &'a mut [u8]) {
+        let Some(datagram) = Datagram::parse(frame) else {
+            return world.count_unsupported(from);
+        };
+        if datagram.is_batch() && !world.keeps_batches(from, &datagram) {
+            for single in datagram.split() {
+                self.decide(world, now, from, Stage::Depart, Frame::Owned(single));
+            }
+        } else {
+            self.decide(world, now, from, Stage::Depart, Frame::Read(frame));
+        }
+    }
+
+    /// Follows a frame as far as it gets at `now`.
+    fn decide(&mut self, world: &mut World, now: Instant, from: HostId, mut stage: Stage, mut frame: Frame<'a>) {
+        let Some(mut datagram) = Datagram::parse(frame.bytes_mut()) else {
+            return;
+        };
         loop {
             match world.advance(now, from, stage, &mut datagram) {
                 Next::Later(arrivals, next) if arrivals.first <= Some(now) && arrivals.second.is_none() => stage = next,
-                Next::Later(arrivals, next) => {
-                    let waiting = || Waiting {
-                        from,
-                        stage: next,
-                        frame: datagram.frame().to_vec(),
-                    };
-                    self.later.extend(arrivals.into_iter().map(|due| (due, waiting())));
+                Next::Later(Arrivals { first, second }, stage) => {
+                    if let Some(due) = second {
+                        self.later.push((
+                            due,
+                            Waiting {
+                                from,
+                                stage,
+                                frame: frame.bytes().to_vec(),
+                            },
+                        ));
+                    }
+                    if let Some(due) = first {
+                        self.later.push((
+                            due,
+                            Waiting {
+                                from,
+                                stage,
+                                frame: frame.into_owned(),
+                            },
+                        ));
+                    }
                     return;
                 }
                 Next::Deliver(to) => {
                     datagram.set_macs(host_mac(to), router_mac(to));
-                    self.frames.push((to, datagram.into_frame()));
+                    self.frames.push((to, frame));
                     return;
                 }
                 Next::Drop => return,
             }
+        }
+    }
+}
+
+impl Frame<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    fn into_owned(self) -> Vec<u8> {
+        match self {
+            Self::Read(bytes) => bytes.to_vec(),
+            Self::Owned(bytes) => bytes,
         }
     }
 }
