@@ -1,1 +1,625 @@
-//! The relay frame codec (docs/spec/relay.md).
+//! Relay frames as bytes (`docs/spec/relay.md`).
+//!
+//! Reading borrows from the datagram and copies nothing but ids; writing goes into arrays on the stack. Nothing here
+//! decides: whether a tag, cookie or MAC is right is the business of who holds the state. The key schedule of binding,
+//! which both sides must agree on to the byte, is in [`keys`].
+
+use core::fmt;
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use data_encoding::HEXLOWER;
+
+use crate::id::{InstanceId, RoutingId};
+use crate::keys::AgreementKey;
+use crate::passport::MAX_CREDENTIAL;
+
+pub mod keys;
+#[cfg(test)]
+mod tests;
+
+/// First byte of every frame of version 1: 3 + version, within the range 4–15 that relay frames own on the socket.
+pub const VERSION_1: u8 = 4;
+/// Bytes of version, type and tag.
+pub const HEADER: usize = 8;
+/// Bytes before the packet in TO_ENDPOINT and FROM. Equal, so that a relay rewrites in place.
+pub const ENDPOINT_HEADER: usize = 16;
+/// Bytes before the packet in TO_ROUTE.
+pub const ROUTE_HEADER: usize = 24;
+/// Longest packet inside a frame: with its header it fits an Ethernet jumbo frame.
+pub const MAX_PACKET: usize = 8976;
+/// Bytes of HELLO.
+pub const HELLO: usize = 40;
+/// Bytes of COOKIE, and so the least that a challenged datagram must have.
+pub const COOKIE: usize = 32;
+/// Bytes of BOUND.
+pub const BOUND: usize = 50;
+/// Bytes of REFUSED.
+pub const REFUSED: usize = 25;
+/// Bytes of VISIT.
+pub const VISIT: usize = 48;
+/// Bytes of VISITING.
+pub const VISITING: usize = 42;
+/// Bytes of MOVE.
+pub const MOVE: usize = 56;
+/// Bytes of KEEPALIVE.
+pub const KEEPALIVE: usize = 32;
+/// Bytes of ALIVE.
+pub const ALIVE: usize = 19;
+/// Bytes of DRAIN.
+pub const DRAIN: usize = 26;
+/// Bytes of a truncated HMAC-SHA256.
+pub const MAC: usize = 16;
+/// Bytes of the AEAD tag behind a sealed credential.
+pub const SEAL_TAG: usize = 16;
+/// Bytes of BIND before the sealed credential.
+pub const BIND_HEAD: usize = HEADER + 16 + 32;
+/// Longest BIND.
+pub const MAX_BIND: usize = BIND_HEAD + MAX_CREDENTIAL + SEAL_TAG + MAC;
+
+/// What a first byte says about a datagram on the shared socket.
+#[must_use]
+pub fn is_relay_frame(datagram: &[u8]) -> bool {
+    matches!(datagram.first(), Some(4..=15))
+}
+
+/// "I am not guessing": repeated by an answer, or given by the relay for all later frames.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Tag(pub [u8; 6]);
+
+/// A relay's stateless proof that an address can receive.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cookie(pub [u8; 16]);
+
+/// One run of a relay: another value means that it forgot everything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Boot(pub [u8; 8]);
+
+/// Who is at the other end of a relay: a bound instance's [`InstanceId`], or the id a relay gave a visitor.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(pub [u8; 8]);
+
+impl From<InstanceId> for EndpointId {
+    fn from(id: InstanceId) -> Self {
+        Self(id.0)
+    }
+}
+
+macro_rules! hex_debug {
+    ($($name:ident),*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&HEXLOWER.encode(&self.0))
+            }
+        }
+    )*};
+}
+hex_debug!(Boot, EndpointId);
+
+// Tags and cookies speak for their holder, so logs never show them.
+macro_rules! hidden_debug {
+    ($($name:ident),*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(..)"))
+            }
+        }
+    )*};
+}
+hidden_debug!(Tag, Cookie);
+
+/// Frame types: the second byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Type {
+    /// Asks for a cookie.
+    Hello = 1,
+    /// Gives one.
+    Cookie = 2,
+    /// Claims a routing id.
+    Bind = 3,
+    /// Grants it.
+    Bound = 4,
+    /// Does not.
+    Refused = 5,
+    /// Asks for an endpoint id without an account.
+    Visit = 6,
+    /// Gives one.
+    Visiting = 7,
+    /// A bound client at another address.
+    Move = 8,
+    /// Keeps a NAT's mapping and a binding alive.
+    Keepalive = 9,
+    /// Answers a keepalive.
+    Alive = 10,
+    /// The relay goes away soon.
+    Drain = 11,
+    /// First contact, by routing id.
+    ToRoute = 12,
+    /// To one endpoint.
+    ToEndpoint = 13,
+    /// From one endpoint.
+    From = 14,
+}
+
+/// Why a relay refuses a BIND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Refusal {
+    /// The credential does not verify now: expired, not valid yet, or malformed. Often a clock.
+    Credential,
+    /// The authority is not among those this relay serves.
+    Authority,
+    /// A quota or the relay's memory is used up.
+    Full,
+    /// The relay is going away.
+    Draining,
+}
+
+impl Refusal {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Credential => 1,
+            Self::Authority => 2,
+            Self::Full => 3,
+            Self::Draining => 4,
+        }
+    }
+
+    const fn from_code(code: u8) -> Self {
+        match code {
+            1 => Self::Credential,
+            2 => Self::Authority,
+            4 => Self::Draining,
+            _ => Self::Full, // of a later version: "not now"
+        }
+    }
+}
+
+/// Where a packet shall go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Destination {
+    /// Any instance of an agent; for first contact.
+    Route(RoutingId),
+    /// This endpoint.
+    Endpoint(EndpointId),
+}
+
+impl Destination {
+    /// Bytes that go before a packet to here.
+    #[must_use]
+    pub const fn header_len(&self) -> usize {
+        match self {
+            Self::Route(_) => ROUTE_HEADER,
+            Self::Endpoint(_) => ENDPOINT_HEADER,
+        }
+    }
+
+    /// Writes that header.
+    ///
+    /// # Panics
+    /// If `out` is shorter than [`Self::header_len`].
+    pub fn write_header(&self, tag: Tag, out: &mut [u8]) {
+        match self {
+            Self::Route(id) => {
+                header(out, Type::ToRoute, tag);
+                out[HEADER..ROUTE_HEADER].copy_from_slice(&id.0);
+            }
+            Self::Endpoint(id) => {
+                header(out, Type::ToEndpoint, tag);
+                out[HEADER..ENDPOINT_HEADER].copy_from_slice(&id.0);
+            }
+        }
+    }
+}
+
+/// What BOUND and VISITING grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// For all later frames.
+    pub tag: Tag,
+    /// Seconds without a frame after which it ends.
+    pub lifetime: u16,
+    /// The client's address as the relay saw it.
+    pub observed: SocketAddr,
+}
+
+/// A frame, borrowed from its datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Asks for a cookie.
+    Hello,
+    /// Gives one.
+    Cookie {
+        /// The proof to repeat.
+        cookie: Cookie,
+        /// The relay's run.
+        boot: Boot,
+    },
+    /// Claims a routing id.
+    Bind {
+        /// From COOKIE.
+        cookie: Cookie,
+        /// The client's fresh key.
+        e: AgreementKey,
+        /// The credential, sealed, with its AEAD tag.
+        sealed: &'a [u8],
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
+    },
+    /// Grants it.
+    Bound {
+        /// What.
+        grant: Grant,
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
+    },
+    /// Does not.
+    Refused {
+        /// Why.
+        reason: Refusal,
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
+    },
+    /// Asks for an endpoint id.
+    Visit {
+        /// From COOKIE.
+        cookie: Cookie,
+        /// Id and tag of before a change of address.
+        earlier: Option<(EndpointId, Tag)>,
+    },
+    /// Gives one.
+    Visiting {
+        /// What.
+        grant: Grant,
+        /// The visitor's id.
+        id: EndpointId,
+    },
+    /// A bound client at another address.
+    Move {
+        /// From COOKIE.
+        cookie: Cookie,
+        /// Who.
+        id: EndpointId,
+        /// Grows.
+        counter: u64,
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
+    },
+    /// Keeps alive.
+    Keepalive {
+        /// Repeated by the answer.
+        nonce: [u8; 8],
+    },
+    /// Answers it.
+    Alive {
+        /// From the keepalive.
+        nonce: [u8; 8],
+        /// Seconds without a frame after which the binding ends.
+        lifetime: u16,
+        /// The relay goes away soon.
+        draining: bool,
+    },
+    /// The relay goes away.
+    Drain {
+        /// Seconds for which it still forwards.
+        grace: u16,
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
+    },
+    /// A packet to somewhere.
+    To {
+        /// Where to.
+        destination: Destination,
+        /// The sealed packet.
+        packet: &'a [u8],
+    },
+    /// A packet from somebody.
+    From {
+        /// Who.
+        source: EndpointId,
+        /// The sealed packet.
+        packet: &'a [u8],
+    },
+}
+
+/// Not a frame of version 1. Dropped in silence whatever the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a relay frame of version 1")]
+pub struct NotAFrame;
+
+impl<'a> Frame<'a> {
+    /// Reads a datagram.
+    ///
+    /// # Errors
+    /// [`NotAFrame`] when version, type, length or the packet's first byte are wrong.
+    pub fn parse(datagram: &'a [u8]) -> Result<(Tag, Self), NotAFrame> {
+        let mut r = Reader(datagram);
+        if r.array::<1>()? != &[VERSION_1] {
+            return Err(NotAFrame);
+        }
+        let kind = r.array::<1>()?[0];
+        let tag = Tag(*r.array()?);
+        let frame = match kind {
+            1 => r.padding(HELLO - HEADER).map(|()| Self::Hello)?,
+            2 => Self::Cookie {
+                cookie: Cookie(*r.array()?),
+                boot: Boot(*r.array()?),
+            },
+            3 => Self::bind(&mut r)?,
+            4 => Self::Bound {
+                grant: r.grant()?,
+                mac: r.array()?,
+            },
+            5 => Self::Refused {
+                reason: Refusal::from_code(r.array::<1>()?[0]),
+                mac: r.array()?,
+            },
+            6 => Self::visit(&mut r)?,
+            7 => Self::Visiting {
+                grant: r.grant()?,
+                id: EndpointId(*r.array()?),
+            },
+            8 => Self::Move {
+                cookie: Cookie(*r.array()?),
+                id: EndpointId(*r.array()?),
+                counter: u64::from_be_bytes(*r.array()?),
+                mac: r.array()?,
+            },
+            9 => {
+                let nonce = *r.array()?;
+                r.padding(KEEPALIVE - HEADER - 8)?;
+                Self::Keepalive { nonce }
+            }
+            10 => Self::Alive {
+                nonce: *r.array()?,
+                lifetime: r.u16()?,
+                draining: r.array::<1>()?[0] & 1 == 1,
+            },
+            11 => Self::Drain {
+                grace: r.u16()?,
+                mac: r.array()?,
+            },
+            12 => Self::To {
+                destination: Destination::Route(RoutingId(*r.array()?)),
+                packet: r.packet()?,
+            },
+            13 => Self::To {
+                destination: Destination::Endpoint(EndpointId(*r.array()?)),
+                packet: r.packet()?,
+            },
+            14 => Self::From {
+                source: EndpointId(*r.array()?),
+                packet: r.packet()?,
+            },
+            _ => return Err(NotAFrame),
+        };
+        if r.0.is_empty() {
+            Ok((tag, frame))
+        } else {
+            Err(NotAFrame)
+        }
+    }
+
+    fn bind(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
+        let cookie = Cookie(*r.array()?);
+        let e = AgreementKey(*r.array()?);
+        let sealed_len = r.0.len().checked_sub(MAC).ok_or(NotAFrame)?;
+        if !(SEAL_TAG + 1..=MAX_CREDENTIAL + SEAL_TAG).contains(&sealed_len) {
+            return Err(NotAFrame);
+        }
+        let sealed = r.take(sealed_len)?;
+        let mac = r.array()?;
+        Ok(Self::Bind { cookie, e, sealed, mac })
+    }
+
+    fn visit(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
+        let cookie = Cookie(*r.array()?);
+        let (id, tag) = (EndpointId(*r.array()?), Tag(*r.array()?));
+        r.padding(VISIT - HEADER - 30)?;
+        let earlier = (id.0 != [0; 8]).then_some((id, tag));
+        Ok(Self::Visit { cookie, earlier })
+    }
+}
+
+/// Writes version, type and tag.
+fn header(out: &mut [u8], kind: Type, tag: Tag) {
+    out[0] = VERSION_1;
+    out[1] = kind as u8;
+    out[2..HEADER].copy_from_slice(&tag.0);
+}
+
+/// HELLO.
+#[must_use]
+pub fn hello(tag: Tag) -> [u8; HELLO] {
+    let mut out = [0; HELLO];
+    header(&mut out, Type::Hello, tag);
+    out
+}
+
+/// COOKIE.
+#[must_use]
+pub fn cookie(tag: Tag, cookie: Cookie, boot: Boot) -> [u8; COOKIE] {
+    let mut out = [0; COOKIE];
+    header(&mut out, Type::Cookie, tag);
+    out[8..24].copy_from_slice(&cookie.0);
+    out[24..].copy_from_slice(&boot.0);
+    out
+}
+
+/// BIND up to the sealed credential: what the seal authenticates beside it.
+#[must_use]
+pub fn bind_head(tag: Tag, cookie: Cookie, e: &AgreementKey) -> [u8; BIND_HEAD] {
+    let mut out = [0; BIND_HEAD];
+    header(&mut out, Type::Bind, tag);
+    out[8..24].copy_from_slice(&cookie.0);
+    out[24..].copy_from_slice(&e.0);
+    out
+}
+
+/// BOUND, its MAC by `mac` over what is before it.
+#[must_use]
+pub fn bound(tag: Tag, grant: &Grant, mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8; BOUND] {
+    let mut out = [0; BOUND];
+    header(&mut out, Type::Bound, tag);
+    write_grant(&mut out, grant);
+    finish(out, mac)
+}
+
+/// REFUSED, its MAC by `mac` over what is before it.
+#[must_use]
+pub fn refused(tag: Tag, reason: Refusal, mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8; REFUSED] {
+    let mut out = [0; REFUSED];
+    header(&mut out, Type::Refused, tag);
+    out[8] = reason.code();
+    finish(out, mac)
+}
+
+/// VISIT; `earlier` keeps an id over a change of address.
+#[must_use]
+pub fn visit(tag: Tag, cookie: Cookie, earlier: Option<(EndpointId, Tag)>) -> [u8; VISIT] {
+    let mut out = [0; VISIT];
+    header(&mut out, Type::Visit, tag);
+    out[8..24].copy_from_slice(&cookie.0);
+    if let Some((id, tag)) = earlier {
+        out[24..32].copy_from_slice(&id.0);
+        out[32..38].copy_from_slice(&tag.0);
+    }
+    out
+}
+
+/// VISITING.
+#[must_use]
+pub fn visiting(tag: Tag, grant: &Grant, id: EndpointId) -> [u8; VISITING] {
+    let mut out = [0; VISITING];
+    header(&mut out, Type::Visiting, tag);
+    write_grant(&mut out, grant);
+    out[34..].copy_from_slice(&id.0);
+    out
+}
+
+/// MOVE, its MAC by `mac` over what is before it. Named after the verb because `move` is Rust's.
+#[must_use]
+pub fn moved(
+    tag: Tag,
+    cookie: Cookie,
+    id: EndpointId,
+    counter: u64,
+    mac: impl FnOnce(&[u8]) -> [u8; MAC],
+) -> [u8; MOVE] {
+    let mut out = [0; MOVE];
+    header(&mut out, Type::Move, tag);
+    out[8..24].copy_from_slice(&cookie.0);
+    out[24..32].copy_from_slice(&id.0);
+    out[32..40].copy_from_slice(&counter.to_be_bytes());
+    finish(out, mac)
+}
+
+/// KEEPALIVE.
+#[must_use]
+pub fn keepalive(tag: Tag, nonce: [u8; 8]) -> [u8; KEEPALIVE] {
+    let mut out = [0; KEEPALIVE];
+    header(&mut out, Type::Keepalive, tag);
+    out[8..16].copy_from_slice(&nonce);
+    out
+}
+
+/// ALIVE.
+#[must_use]
+pub fn alive(tag: Tag, nonce: [u8; 8], lifetime: u16, draining: bool) -> [u8; ALIVE] {
+    let mut out = [0; ALIVE];
+    header(&mut out, Type::Alive, tag);
+    out[8..16].copy_from_slice(&nonce);
+    out[16..18].copy_from_slice(&lifetime.to_be_bytes());
+    out[18] = u8::from(draining);
+    out
+}
+
+/// DRAIN, its MAC by `mac` over what is before it.
+#[must_use]
+pub fn drain(tag: Tag, grace: u16, mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8; DRAIN] {
+    let mut out = [0; DRAIN];
+    header(&mut out, Type::Drain, tag);
+    out[8..10].copy_from_slice(&grace.to_be_bytes());
+    finish(out, mac)
+}
+
+/// The header of FROM, which a relay writes over that of TO_ENDPOINT.
+#[must_use]
+pub fn from_header(tag: Tag, source: EndpointId) -> [u8; ENDPOINT_HEADER] {
+    let mut out = [0; ENDPOINT_HEADER];
+    header(&mut out, Type::From, tag);
+    out[HEADER..].copy_from_slice(&source.0);
+    out
+}
+
+fn write_grant(out: &mut [u8], grant: &Grant) {
+    out[8..14].copy_from_slice(&grant.tag.0);
+    out[14..16].copy_from_slice(&grant.lifetime.to_be_bytes());
+    let address = address_bytes(grant.observed);
+    for (out, byte) in out[16..34].iter_mut().zip(address) {
+        *out = !byte;
+    }
+}
+
+fn finish<const N: usize>(mut out: [u8; N], mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8; N] {
+    let (body, place) = out.split_at_mut(N - MAC);
+    place.copy_from_slice(&mac(body));
+    out
+}
+
+/// Sixteen bytes of address (IPv4 as ::ffff:a.b.c.d), two of port.
+#[must_use]
+pub fn address_bytes(address: SocketAddr) -> [u8; 18] {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let mut out = [0; 18];
+    out[..16].copy_from_slice(&ip.octets());
+    out[16..].copy_from_slice(&address.port().to_be_bytes());
+    out
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], NotAFrame> {
+        let (taken, rest) = self.0.split_at_checked(n).ok_or(NotAFrame)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], NotAFrame> {
+        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(NotAFrame)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn u16(&mut self) -> Result<u16, NotAFrame> {
+        Ok(u16::from_be_bytes(*self.array()?))
+    }
+
+    fn padding(&mut self, n: usize) -> Result<(), NotAFrame> {
+        self.take(n).map(|_| ())
+    }
+
+    /// The rest: a QUIC packet by its first byte.
+    fn packet(&mut self) -> Result<&'a [u8], NotAFrame> {
+        let packet = self.take(self.0.len())?;
+        match packet.first() {
+            Some(64..) if packet.len() <= MAX_PACKET => Ok(packet),
+            Some(_) | None => Err(NotAFrame),
+        }
+    }
+
+    fn grant(&mut self) -> Result<Grant, NotAFrame> {
+        let tag = Tag(*self.array()?);
+        let lifetime = self.u16()?;
+        let ip = Ipv6Addr::from(self.array::<16>()?.map(|byte| !byte));
+        let port = !self.u16()?;
+        Ok(Grant {
+            tag,
+            lifetime,
+            observed: SocketAddr::new(IpAddr::V6(ip).to_canonical(), port),
+        })
+    }
+}
