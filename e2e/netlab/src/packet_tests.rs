@@ -1,5 +1,8 @@
 //! Checksums are verified from scratch here, not by the incremental arithmetic under test.
 
+use proptest::collection::vec;
+use proptest::prelude::{any, proptest};
+
 use super::*;
 
 #[test]
@@ -90,6 +93,37 @@ fn no_truncation_panics() {
             Datagram::parse(&mut frame[..length].to_vec()).is_none(),
             "{length} bytes were taken"
         );
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(mut bytes in vec(any::<u8>(), 0..200)) {
+        exercise(&mut bytes);
+    }
+
+    #[test]
+    fn no_corruption_panics(at in 0_usize..64, value in any::<u8>(), gso in 0_u8..8, segment in any::<u16>()) {
+        let mut frame = datagram(b"twelve bytes");
+        frame[1] = gso;
+        frame[4..6].copy_from_slice(&segment.to_ne_bytes());
+        if let Some(byte) = frame.get_mut(at) {
+            *byte = value;
+        }
+        exercise(&mut frame);
+    }
+}
+
+/// Everything that the lab does with a frame that it takes.
+fn exercise(frame: &mut [u8]) {
+    let Some(mut view) = Datagram::parse(frame) else { return };
+    view.set_source(view.destination());
+    view.set_destination(view.source());
+    view.set_macs([1; 6], [2; 6]);
+    let singles = if view.is_batch() { view.split() } else { Vec::new() };
+    assert_eq!(singles.len().max(1), view.packets());
+    for mut single in singles {
+        assert!(Datagram::parse(&mut single).is_some());
     }
 }
 

@@ -333,3 +333,7 @@ const fn v4(endpoint: Option<SocketAddr>) -> Option<SocketAddrV4> {
         Some(SocketAddr::V6(_)) | None => None,
     }
 }
+
+#[cfg(test)]
+#[path = "world_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@
 //! addresses. [`NatKind`] is that description, with a preset for each kind that users know by its RFC 3489 name;
 //! [`Nat`] is one such device with its state; [`can_be_direct`] says which pairs of them can meet without a relay.
 //!
-//! One habit of Linux gateways is part of the model, [`NatKind::gateway_input_steals_port`]: a packet from outside
+//! One habit of Linux gateways is part of the model, [`Translation::gateway_input_steals_port`]: a packet from outside
 //! that belongs to no mapping is taken as meant for the gateway itself, connection tracking remembers it, and from
 //! then on the inside host cannot have that port towards that peer.
 
