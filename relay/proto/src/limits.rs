@@ -1,0 +1,124 @@
+//! The numbers a relay is run with (`docs/spec/relay.md` section 6), and who may bind.
+
+use core::time::Duration;
+use std::collections::BTreeSet;
+
+use peerage_model::Fingerprint;
+
+use crate::bucket::Rate;
+
+/// A binding or visitor ends after this long without a frame: three keepalives of 25 s lost, and some.
+pub const LIFETIME: Duration = Duration::from_secs(90);
+/// How long one cookie window lasts; a cookie is taken in its own and the next.
+pub const COOKIE_WINDOW: Duration = Duration::from_secs(60);
+/// Packets to a destination that has not answered (DESIGN.md section 6).
+pub const FIRST_CONTACT: Rate = Rate::new(10, 10);
+/// Destinations a source may be trying at once.
+pub const ATTEMPTS: usize = 16;
+/// How long an attempt is remembered after its last packet.
+pub const ATTEMPT_LIFETIME: Duration = Duration::from_secs(30);
+/// How long a flow is remembered after its last packet; seven QUIC keepalives.
+pub const FLOW_IDLE: Duration = Duration::from_secs(180);
+/// How often what ended is swept out.
+pub const SWEEP: Duration = Duration::from_secs(10);
+
+/// Who may bind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Every authority, within the quotas.
+    Open,
+    /// These authorities.
+    Only(BTreeSet<Fingerprint>),
+}
+
+impl Access {
+    /// Whether agents of `authority` may bind.
+    #[must_use]
+    pub fn admits(&self, authority: &Fingerprint) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Only(listed) => listed.contains(authority),
+        }
+    }
+}
+
+/// What one authority or one source network may use. `None` is without limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes of UDP payload.
+    pub bytes: Option<Rate>,
+    /// Datagrams.
+    pub packets: Option<Rate>,
+    /// Bindings at one time.
+    pub bindings: u32,
+}
+
+impl Quota {
+    /// 1 Gb/s and 200 000 packets/s, both with a quarter of a second at once.
+    #[must_use]
+    pub const fn gigabit(bindings: u32) -> Self {
+        Self {
+            bytes: Some(Rate::new(125_000_000, 31_250_000)),
+            packets: Some(Rate::new(200_000, 50_000)),
+            bindings,
+        }
+    }
+
+    /// No limit on traffic.
+    #[must_use]
+    pub const fn unlimited(bindings: u32) -> Self {
+        Self {
+            bytes: None,
+            packets: None,
+            bindings,
+        }
+    }
+}
+
+/// All limits of a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of one authority.
+    pub authority: Quota,
+    /// Of one /24 or /48.
+    pub network: Quota,
+    /// Visitors of one /24 or /48 at one time.
+    pub visitors_per_network: u32,
+    /// BIND, VISIT and MOVE of one /24 or /48.
+    pub handshakes: Rate,
+    /// Flows of one binding.
+    pub flows_per_binding: usize,
+    /// Bytes for everything remembered, each entry counted at its worst.
+    pub memory: usize,
+    /// STUN answers to one /24 or /48.
+    pub stun_per_network: Rate,
+    /// STUN answers in all.
+    pub stun: Rate,
+}
+
+impl Limits {
+    /// For a relay that anybody may use.
+    #[must_use]
+    pub const fn open() -> Self {
+        Self {
+            authority: Quota::gigabit(10_000),
+            network: Quota::gigabit(2_500),
+            visitors_per_network: 1_024,
+            handshakes: Rate::new(50, 200),
+            flows_per_binding: 4_096,
+            memory: 256 << 20,
+            stun_per_network: Rate::new(50, 100),
+            stun: Rate::new(20_000, 20_000),
+        }
+    }
+
+    /// For a relay whose owner lists the authorities: their traffic is not limited.
+    #[must_use]
+    pub const fn allowlisted() -> Self {
+        Self {
+            authority: Quota::unlimited(10_000),
+            network: Quota::unlimited(10_000),
+            ..Self::open()
+        }
+    }
+}

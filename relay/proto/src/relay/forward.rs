@@ -1,0 +1,225 @@
+//! Sending packets on (`docs/spec/relay.md` section 5).
+//!
+//! A batch is cut into runs of segments with one and the same header, so the tables are asked once per run. What is
+//! charged and what is kept never depends on whether the destination exists: it is looked up last.
+
+use std::net::{IpAddr, SocketAddr};
+
+use peerage_model::relay::frame::{
+    self, COOKIE, Destination, ENDPOINT_HEADER, EndpointId, Frame, MAX_PACKET, ROUTE_HEADER, Tag,
+};
+
+use super::{Decision, Forward, Handled, Ingress, Relay};
+use crate::counters::DropReason;
+use crate::table::{Load, Source};
+
+/// Where a run goes, and how much of it.
+struct Hop {
+    to: SocketAddr,
+    local: Option<IpAddr>,
+    tag: Tag,
+    source: EndpointId,
+    packets: usize,
+}
+
+impl Relay {
+    pub(super) fn forward(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Handled {
+        let first = segment.min(batch.len());
+        let Ok((tag, Frame::To { destination, .. })) = Frame::parse(&batch[..first]) else {
+            return Handled {
+                consumed: first,
+                decision: self.drop_for(DropReason::Malformed),
+            };
+        };
+        let run = match destination {
+            // First contact is a packet or two, and its longer header is cut off: one at a time.
+            Destination::Route(_) => first,
+            Destination::Endpoint(_) => run_of(batch, segment),
+        };
+        let packets = run.div_ceil(segment);
+        let decision = match self.route(ingress, tag, destination, packets, segment) {
+            Ok(hop) => self.rewrite(&mut batch[..run], segment, destination, &hop, packets),
+            Err(Stop::Challenge) if first >= COOKIE => self.challenge(ingress, tag),
+            Err(Stop::Challenge) => self.drop_run(DropReason::Unknown, packets),
+            Err(Stop::Drop(reason)) => self.drop_run(reason, packets),
+        };
+        Handled {
+            consumed: run,
+            decision,
+        }
+    }
+
+    fn route(
+        &mut self,
+        ingress: &Ingress,
+        tag: Tag,
+        destination: Destination,
+        packets: usize,
+        segment: usize,
+    ) -> Result<Hop, Stop> {
+        let now = ingress.now;
+        let id = self.table.id_at(ingress.from).ok_or(Stop::Challenge)?;
+        if self.table.drop_if_ended(id, now, ingress.wall) {
+            return Err(Stop::Challenge);
+        }
+        let source = self.table.get_mut(id).ok_or(Stop::Challenge)?;
+        if source.tag != tag {
+            return Err(DropReason::WrongTag.into());
+        }
+        source.last_heard = now;
+        let own_authority = source.binding().map(|binding| binding.authority);
+
+        let mut load = Load {
+            packets: packets as u64,
+            size: segment as u64,
+        };
+        load.packets = self.table.charge_network(ingress.from, &self.limits.network, now, load);
+        if let Some(authority) = own_authority {
+            load.packets = self
+                .table
+                .charge_authority(&authority, &self.limits.authority, now, load);
+        }
+        if load.packets == 0 {
+            return Err(DropReason::Quota.into());
+        }
+        let (target, in_flow) = self.choose(ingress, id, destination, &mut load)?;
+        let hop = self.hop_to(id, target, in_flow)?;
+        if own_authority.is_none()
+            && in_flow
+            && let Some(authority) = self.authority_of(target)
+        {
+            load.packets = self
+                .table
+                .charge_authority(&authority, &self.limits.authority, now, load);
+        }
+        if load.packets == 0 {
+            return Err(DropReason::Quota.into());
+        }
+        let packets = usize::try_from(load.packets).unwrap_or(packets);
+        Ok(Hop { packets, ..hop })
+    }
+
+    /// Which endpoint it is, and whether the two are past first contact.
+    fn choose(
+        &mut self,
+        ingress: &Ingress,
+        id: EndpointId,
+        destination: Destination,
+        load: &mut Load,
+    ) -> Result<(EndpointId, bool), Stop> {
+        if let Destination::Endpoint(target) = destination
+            && self.table.flow(id, target, &self.limits, ingress.now)
+        {
+            return Ok((target, true));
+        }
+        let source = self.table.get_mut(id).ok_or(Stop::Challenge)?;
+        load.packets = source.first_contact(destination, ingress.now, load.packets);
+        if load.packets == 0 {
+            return Err(DropReason::FirstContact.into());
+        }
+        let target = match destination {
+            Destination::Endpoint(target) => target,
+            Destination::Route(route) => {
+                let earlier = source.reached(destination);
+                match earlier.filter(|earlier| self.table.is_bound_to(*earlier, route)) {
+                    Some(earlier) => earlier,
+                    None => self.pick(id, route).ok_or(DropReason::Nowhere)?,
+                }
+            }
+        };
+        let source = self.table.get_mut(id).ok_or(Stop::Challenge)?;
+        source.note_reached(destination, target);
+        Ok((target, false))
+    }
+
+    /// Rendezvous hashing over the instances of a route.
+    fn pick(&self, source: EndpointId, route: peerage_model::RoutingId) -> Option<EndpointId> {
+        let others = self.table.instances(route).filter(|instance| *instance != source);
+        others.max_by_key(|instance| (self.boot_key.preference(source, *instance), *instance))
+    }
+
+    fn hop_to(&self, source: EndpointId, target: EndpointId, in_flow: bool) -> Result<Hop, DropReason> {
+        let there = self.table.get(target).ok_or(DropReason::Nowhere)?;
+        let is_open = in_flow || there.binding().is_some();
+        if target == source || !is_open {
+            return Err(DropReason::Nowhere);
+        }
+        Ok(Hop {
+            to: there.address,
+            local: there.local,
+            tag: there.tag,
+            source,
+            packets: 0,
+        })
+    }
+
+    fn authority_of(&self, id: EndpointId) -> Option<peerage_model::Fingerprint> {
+        self.table
+            .get(id)
+            .and_then(Source::binding)
+            .map(|binding| binding.authority)
+    }
+
+    fn rewrite(
+        &mut self,
+        run: &mut [u8],
+        segment: usize,
+        destination: Destination,
+        hop: &Hop,
+        packets: usize,
+    ) -> Decision {
+        self.counters.drop(DropReason::Quota, packets - hop.packets);
+        let end = run.len().min(hop.packets * segment);
+        let start = match destination {
+            Destination::Route(_) => ROUTE_HEADER - ENDPOINT_HEADER,
+            Destination::Endpoint(_) => 0,
+        };
+        let header = frame::from_header(hop.tag, hop.source);
+        for one in run[start..end].chunks_mut(segment) {
+            one[..ENDPOINT_HEADER].copy_from_slice(&header);
+        }
+        self.counters.forwarded_packets += hop.packets as u64;
+        self.counters.forwarded_bytes += (end - start) as u64;
+        Decision::Forward(Forward {
+            to: hop.to,
+            local: hop.local,
+            range: start..end,
+            segment,
+        })
+    }
+
+    fn drop_run(&mut self, reason: DropReason, packets: usize) -> Decision {
+        self.counters.drop(reason, packets);
+        Decision::Drop
+    }
+}
+
+/// Why a run goes nowhere.
+enum Stop {
+    /// Its source is not known at this address.
+    Challenge,
+    Drop(DropReason),
+}
+
+impl From<DropReason> for Stop {
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
+/// Bytes at the start of `batch` whose segments all are packets under the first one's header.
+fn run_of(batch: &[u8], segment: usize) -> usize {
+    let (header, mut end) = (&batch[..ENDPOINT_HEADER], segment.min(batch.len()));
+    while end < batch.len() {
+        let next = &batch[end..batch.len().min(end + segment)];
+        let packet = next.len().checked_sub(ENDPOINT_HEADER);
+        let same = packet.is_some_and(|len| (1..=MAX_PACKET).contains(&len))
+            && next[..ENDPOINT_HEADER] == *header
+            && next[ENDPOINT_HEADER] >= 64;
+        if !same {
+            break;
+        }
+        end += next.len();
+    }
+    end
+}

@@ -1,0 +1,314 @@
+//! Proving an address, binding, visiting, moving (`docs/spec/relay.md` sections 2 to 4).
+//!
+//! Ordered by cost: nothing is kept and no key is used before the cookie shows that the sender receives at its address.
+
+use aws_lc_rs::constant_time;
+use peerage_model::passport::MAX_CREDENTIAL;
+use peerage_model::relay::frame::keys::{MacKey, Opening};
+use peerage_model::relay::frame::{self, Cookie, EndpointId, Grant, Refusal, SEAL_TAG, Tag};
+use peerage_model::{AgreementKey, Credential};
+
+use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply};
+use crate::counters::DropReason;
+use crate::limits::COOKIE_WINDOW;
+use crate::network::Network;
+use crate::table::{Binding, Source};
+
+impl Relay {
+    pub(super) fn hello(&mut self, ingress: &Ingress, tag: Tag) -> Decision {
+        if self.is_draining() {
+            return self.drop_for(DropReason::Full);
+        }
+        self.challenge(ingress, tag)
+    }
+
+    /// COOKIE. The caller has seen to it that at least as many bytes came in.
+    pub(super) fn challenge(&mut self, ingress: &Ingress, tag: Tag) -> Decision {
+        self.counters.cookies += 1;
+        let cookie = self.cookie(ingress, self.window(ingress));
+        Decision::Reply(Reply::new(&frame::cookie(tag, cookie, self.boot)))
+    }
+
+    fn window(&self, ingress: &Ingress) -> u64 {
+        ingress.now.saturating_duration_since(self.started).as_secs() / COOKIE_WINDOW.as_secs()
+    }
+
+    fn cookie(&self, ingress: &Ingress, window: u64) -> Cookie {
+        self.boot_key.cookie(window, &frame::address_bytes(ingress.from))
+    }
+
+    /// Cookie first: a forged address must not use up the handshakes of the network it names.
+    fn admit(&mut self, ingress: &Ingress, cookie: Cookie) -> Result<(), DropReason> {
+        let window = self.window(ingress);
+        let is_of = |window| {
+            let expected = self.cookie(ingress, window);
+            constant_time::verify_slices_are_equal(&expected.0, &cookie.0).is_ok()
+        };
+        let fresh = is_of(window) || window.checked_sub(1).is_some_and(is_of);
+        if !fresh {
+            return Err(DropReason::BadCookie);
+        }
+        let rate = self.limits.handshakes;
+        if !self.handshakes.admit(&self.boot_key, ingress.from, rate, ingress.now) {
+            return Err(DropReason::Quota);
+        }
+        Ok(())
+    }
+
+    pub(super) fn bind(
+        &mut self,
+        ingress: &Ingress,
+        tag: Tag,
+        cookie: Cookie,
+        e: &AgreementKey,
+        sealed: &[u8],
+        datagram: &[u8],
+    ) -> Decision {
+        if let Err(reason) = self.admit(ingress, cookie) {
+            return self.drop_for(reason);
+        }
+        if let Some(answer) = self.repeat_bound(ingress, tag, e) {
+            return answer;
+        }
+        let Ok(es) = self.key.agree(e) else {
+            return self.drop_for(DropReason::BadHandshake);
+        };
+        let public = self.public;
+        let opening = Opening::new(es, &public, e, cookie);
+        let mut buffer = [0; MAX_CREDENTIAL + SEAL_TAG];
+        let Some(credential) = opening.open(datagram, sealed, &mut buffer) else {
+            return self.drop_for(DropReason::BadHandshake);
+        };
+        match self.judge(ingress, &opening, credential, datagram, e) {
+            Ok((id, binding)) => self.accept(ingress, tag, id, binding),
+            Err(Judgement::Silence) => self.drop_for(DropReason::BadHandshake),
+            Err(Judgement::Refuse(reason)) => {
+                self.counters.refusals += 1;
+                let key = opening.refusal();
+                Decision::Reply(Reply::new(&frame::refused(tag, reason, |body| key.mac(body))))
+            }
+        }
+    }
+
+    /// BOUND again, if this is the newest BIND of the binding at this address once more: its answer was lost.
+    fn repeat_bound(&self, ingress: &Ingress, tag: Tag, e: &AgreementKey) -> Option<Decision> {
+        let source = self.table.get(self.table.id_at(ingress.from)?)?;
+        let binding = source.binding()?;
+        let again = binding.recent[0] == start_of(e);
+        again.then(|| self.bound(ingress, tag, source.tag, &binding.session))
+    }
+
+    fn judge(
+        &mut self,
+        ingress: &Ingress,
+        opening: &Opening<'_>,
+        credential: &[u8],
+        datagram: &[u8],
+        e: &AgreementKey,
+    ) -> Result<(EndpointId, Binding), Judgement> {
+        let credential = Credential::verify(credential, ingress.wall).map_err(|_| Refusal::Credential)?;
+        let instance = *credential.instance_key();
+        let ss = self.key.agree(&instance).map_err(|_| Judgement::Silence)?;
+        let session = opening.session(&ss, &instance);
+        if !session.verifies(datagram) {
+            return Err(Judgement::Silence);
+        }
+        let authority = credential.agent().authority;
+        if !self.access.admits(&authority) {
+            return Err(Refusal::Authority.into());
+        }
+        if self.is_draining() {
+            return Err(Refusal::Draining.into());
+        }
+        let id = EndpointId::from(credential.instance());
+        let route = credential.agent().routing_id();
+        let binding = Binding::new(authority, route, instance, session, credential.not_after(), start_of(e));
+        self.table.drop_if_ended(id, ingress.now, ingress.wall);
+        if let Some(former) = self.table.get(id).and_then(Source::binding) {
+            let replayed = former.recent.contains(&start_of(e));
+            return match former.instance != instance || replayed {
+                true => Err(Judgement::Silence),
+                false => Ok((id, binding)),
+            };
+        }
+        match self.has_room(ingress, &binding) {
+            true => Ok((id, binding)),
+            false => Err(Refusal::Full.into()),
+        }
+    }
+
+    fn has_room(&mut self, ingress: &Ingress, binding: &Binding) -> bool {
+        let (here, _) = self.table.residents_of(Network::of(ingress.from));
+        let of_authority = self.table.bindings_of(&binding.authority);
+        if here >= self.limits.network.bindings || of_authority >= self.limits.authority.bindings {
+            return false;
+        }
+        let visitors = self.table.occupancy().visitors;
+        let fits = self.table.make_room_for_binding(self.limits.memory);
+        self.counters.shed += (visitors - self.table.occupancy().visitors) as u64;
+        fits
+    }
+
+    fn accept(&mut self, ingress: &Ingress, tag: Tag, id: EndpointId, binding: Binding) -> Decision {
+        self.counters.binds += 1;
+        let own_tag = self.boot_key.tag(id);
+        let answer = self.bound(ingress, tag, own_tag, &binding.session);
+        let known = self.table.get(id).is_some_and(|source| source.binding().is_some());
+        if known {
+            self.table.relocate(id, ingress.from, ingress.local, ingress.now);
+            self.table.renew(id, binding, ingress.now);
+        } else {
+            let source = Source::bound(ingress.from, ingress.local, own_tag, ingress.now, binding);
+            self.table.insert(id, source);
+        }
+        answer
+    }
+
+    fn bound(&self, ingress: &Ingress, tag: Tag, own_tag: Tag, session: &MacKey) -> Decision {
+        let grant = self.grant(ingress, own_tag);
+        Decision::Reply(Reply::new(&frame::bound(tag, &grant, |body| session.mac(body))))
+    }
+
+    fn grant(&self, ingress: &Ingress, tag: Tag) -> Grant {
+        Grant {
+            tag,
+            lifetime: LIFETIME_SECS,
+            observed: ingress.from,
+        }
+    }
+
+    pub(super) fn visit(
+        &mut self,
+        ingress: &Ingress,
+        tag: Tag,
+        cookie: Cookie,
+        earlier: Option<(EndpointId, Tag)>,
+    ) -> Decision {
+        if let Err(reason) = self.admit(ingress, cookie) {
+            return self.drop_for(reason);
+        }
+        if let Some(id) = self.table.id_at(ingress.from)
+            && !self.table.drop_if_ended(id, ingress.now, ingress.wall)
+        {
+            let visits = self.table.get(id).is_some_and(|source| source.binding().is_none());
+            return match visits {
+                true => self.visiting(ingress, tag, id),
+                // A replayed VISIT must not end a binding.
+                false => self.drop_for(DropReason::BadHandshake),
+            };
+        }
+        let kept = earlier.filter(|(id, tag)| {
+            let source = self.table.get(*id);
+            source.is_some_and(|source| source.binding().is_none() && source.tag == *tag)
+        });
+        if let Some((id, _)) = kept {
+            self.counters.moves += 1;
+            self.table.relocate(id, ingress.from, ingress.local, ingress.now);
+            return self.visiting(ingress, tag, id);
+        }
+        match self.mint_visitor(ingress) {
+            Some(id) => self.visiting(ingress, tag, id),
+            None => self.drop_for(DropReason::Full),
+        }
+    }
+
+    fn mint_visitor(&mut self, ingress: &Ingress) -> Option<EndpointId> {
+        let (_, here) = self.table.residents_of(Network::of(ingress.from));
+        if self.is_draining() || here >= self.limits.visitors_per_network {
+            return None;
+        }
+        let visitors = self.table.occupancy().visitors;
+        let fits = self.table.make_room_for_visitor(self.limits.memory);
+        self.counters.shed += (visitors - self.table.occupancy().visitors) as u64;
+        if !fits {
+            return None;
+        }
+        self.visitors_minted += 1;
+        let id = self.boot_key.visitor(self.visitors_minted);
+        if self.table.get(id).is_some() {
+            return None; // one in 2^64 a try: the client asks again and gets the next
+        }
+        let tag = self.boot_key.tag(id);
+        let source = Source::visitor(ingress.from, ingress.local, tag, ingress.now, self.visitors_minted);
+        self.table.insert(id, source);
+        Some(id)
+    }
+
+    fn visiting(&mut self, ingress: &Ingress, tag: Tag, id: EndpointId) -> Decision {
+        self.counters.visits += 1;
+        let grant = self.grant(ingress, self.boot_key.tag(id));
+        Decision::Reply(Reply::new(&frame::visiting(tag, &grant, id)))
+    }
+
+    pub(super) fn relocate(
+        &mut self,
+        ingress: &Ingress,
+        tag: Tag,
+        cookie: Cookie,
+        id: EndpointId,
+        counter: u64,
+        datagram: &[u8],
+    ) -> Decision {
+        if let Err(reason) = self.admit(ingress, cookie) {
+            return self.drop_for(reason);
+        }
+        self.table.drop_if_ended(id, ingress.now, ingress.wall);
+        let Some(source) = self.table.get_mut(id) else {
+            return self.drop_for(DropReason::BadHandshake);
+        };
+        let (address, own_tag) = (source.address, source.tag);
+        let Some(binding) = source
+            .binding_mut()
+            .filter(|binding| binding.session.verifies(datagram))
+        else {
+            return self.drop_for(DropReason::BadHandshake);
+        };
+        // The last one again, at the address it moved to, is a retransmission.
+        let repeated = counter == binding.moves && counter != 0 && address == ingress.from;
+        if counter <= binding.moves && !repeated {
+            return self.drop_for(DropReason::BadHandshake);
+        }
+        binding.moves = counter;
+        let session = binding.session.clone();
+        if !repeated {
+            self.counters.moves += 1;
+            self.table.relocate(id, ingress.from, ingress.local, ingress.now);
+        }
+        self.bound(ingress, tag, own_tag, &session)
+    }
+
+    pub(super) fn keepalive(&mut self, ingress: &Ingress, tag: Tag, nonce: [u8; 8]) -> Decision {
+        let Some(id) = self.table.id_at(ingress.from) else {
+            return self.challenge(ingress, tag);
+        };
+        if self.table.drop_if_ended(id, ingress.now, ingress.wall) {
+            return self.challenge(ingress, tag);
+        }
+        let draining = self.is_draining();
+        let Some(source) = self.table.get_mut(id).filter(|source| source.tag == tag) else {
+            return self.drop_for(DropReason::WrongTag);
+        };
+        source.last_heard = ingress.now;
+        Decision::Reply(Reply::new(&frame::alive(tag, nonce, LIFETIME_SECS, draining)))
+    }
+}
+
+/// Why a BIND that was sealed to us is not granted.
+enum Judgement {
+    /// Not proven: no answer.
+    Silence,
+    /// Proven, and told why not.
+    Refuse(Refusal),
+}
+
+impl From<Refusal> for Judgement {
+    fn from(reason: Refusal) -> Self {
+        Self::Refuse(reason)
+    }
+}
+
+fn start_of(e: &AgreementKey) -> [u8; 8] {
+    let mut out = [0; 8];
+    out.copy_from_slice(&e.0[..8]);
+    out
+}

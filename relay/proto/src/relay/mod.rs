@@ -1,0 +1,334 @@
+//! One relay: what comes in, what goes out.
+//!
+//! The first byte and the type say which of three it is: STUN ([`crate::stun`]), a handshake frame ([`handshake`]), or a
+//! packet for somebody else ([`forward`]). Only the last comes in batches worth the name, so only it looks past the
+//! first segment.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use peerage_model::relay::frame::keys::BootKey;
+use peerage_model::relay::frame::{self, Boot, EndpointId, Frame};
+use peerage_model::{AgreementKey, AgreementSecret, UnixTime};
+use zeroize::Zeroizing;
+
+use crate::bucket::Bucket;
+use crate::counters::{Counters, DropReason, Occupancy};
+use crate::limits::{Access, LIFETIME, Limits, SWEEP};
+use crate::spread::SpreadBuckets;
+use crate::stun;
+use crate::table::Table;
+
+mod forward;
+mod handshake;
+
+const LIFETIME_SECS: u16 = LIFETIME.as_secs() as u16;
+
+/// What a relay is made of.
+#[derive(Debug)]
+pub struct Config {
+    /// The relay's key; its public half is in relay lists.
+    pub key: AgreementSecret,
+    /// Who may bind.
+    pub access: Access,
+    /// How much.
+    pub limits: Limits,
+    /// 32 random bytes of this run. Cookies, tags and visitor ids follow from them.
+    pub seed: Zeroizing<[u8; 32]>,
+}
+
+/// Where and when something was received.
+#[derive(Clone, Copy, Debug)]
+pub struct Ingress {
+    /// Monotonic time.
+    pub now: Instant,
+    /// Wall time, for passports.
+    pub wall: UnixTime,
+    /// Who sent it, IPv4-mapped addresses unwrapped.
+    pub from: SocketAddr,
+    /// Which of the machine's addresses it came to, if known: what answers must come from.
+    pub local: Option<IpAddr>,
+}
+
+/// What was done with the start of a batch.
+#[derive(Debug)]
+pub struct Handled {
+    /// Bytes of the batch that are dealt with; at least one segment. Call again with the rest.
+    pub consumed: usize,
+    /// What leaves.
+    pub decision: Decision,
+}
+
+/// What leaves.
+#[derive(Debug)]
+pub enum Decision {
+    /// Nothing.
+    Drop,
+    /// A short frame back to the sender.
+    Reply(Reply),
+    /// A part of the buffer, to somebody else.
+    Forward(Forward),
+}
+
+/// Segments to send on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Where to.
+    pub to: SocketAddr,
+    /// From which of the machine's addresses.
+    pub local: Option<IpAddr>,
+    /// Which bytes of what was passed in; the headers in them are rewritten.
+    pub range: Range<usize>,
+    /// Bytes of each segment; the last may be shorter.
+    pub segment: usize,
+}
+
+/// A frame of at most 56 bytes, on the stack.
+#[derive(Clone, Copy)]
+pub struct Reply {
+    bytes: [u8; Self::MAX],
+    len: usize,
+}
+
+impl Reply {
+    const MAX: usize = 56;
+
+    fn new(frame: &[u8]) -> Self {
+        let mut bytes = [0; Self::MAX];
+        bytes[..frame.len()].copy_from_slice(frame);
+        Self {
+            bytes,
+            len: frame.len(),
+        }
+    }
+
+    /// The bytes to send.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reply(type {}, {} bytes)", self.bytes[1], self.len)
+    }
+}
+
+/// A frame that nobody asked for.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// Where to.
+    pub to: SocketAddr,
+    /// From which of the machine's addresses.
+    pub local: Option<IpAddr>,
+    /// The frame.
+    pub frame: Reply,
+}
+
+/// The relay's life.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Serving,
+    /// `told` is the last binding that was sent DRAIN in the round that runs.
+    Draining {
+        until: Instant,
+        told: Option<EndpointId>,
+        all_told: bool,
+    },
+}
+
+/// The relay as a value. The same inputs give the same outputs.
+#[derive(Debug)]
+pub struct Relay {
+    key: AgreementSecret,
+    public: AgreementKey,
+    access: Access,
+    limits: Limits,
+    boot_key: BootKey,
+    boot: Boot,
+    started: Instant,
+    phase: Phase,
+    visitors_minted: u64,
+    table: Table,
+    stun: Bucket,
+    stun_by_network: SpreadBuckets,
+    handshakes: SpreadBuckets,
+    next_sweep: Instant,
+    counters: Counters,
+}
+
+impl Relay {
+    /// A relay that nobody has talked to yet.
+    #[must_use]
+    pub fn new(config: Config, now: Instant) -> Self {
+        let boot_key = BootKey::new(&config.seed);
+        Self {
+            public: config.key.public(),
+            key: config.key,
+            access: config.access,
+            limits: config.limits,
+            boot: boot_key.boot(),
+            boot_key,
+            started: now,
+            phase: Phase::Serving,
+            visitors_minted: 0,
+            table: Table::default(),
+            stun: Bucket::full(now),
+            stun_by_network: SpreadBuckets::new(now),
+            handshakes: SpreadBuckets::new(now),
+            next_sweep: now + SWEEP,
+            counters: Counters::default(),
+        }
+    }
+
+    /// The public key that clients pin.
+    #[must_use]
+    pub fn public_key(&self) -> &AgreementKey {
+        &self.public
+    }
+
+    /// Totals since start.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What is held now.
+    #[must_use]
+    pub fn occupancy(&self) -> Occupancy {
+        self.table.occupancy()
+    }
+
+    /// Deals with the start of `batch`: segments of `segment` bytes (the last may be shorter), all from one source, as
+    /// GRO delivers them; a single datagram is a batch of one. The caller acts on the decision, then passes the rest.
+    pub fn handle(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Handled {
+        let segment = segment.clamp(1, batch.len().max(1));
+        let first = segment.min(batch.len());
+        let alone = |decision| Handled {
+            consumed: first,
+            decision,
+        };
+        match batch.first() {
+            Some(0..=3) => alone(self.handle_stun(ingress, &batch[..first])),
+            Some(&frame::VERSION_1) if matches!(batch.get(1), Some(12 | 13)) => self.forward(ingress, batch, segment),
+            Some(&frame::VERSION_1) => alone(self.handle_frame(ingress, &batch[..first])),
+            Some(_) | None => alone(self.drop_for(DropReason::Malformed)),
+        }
+    }
+
+    fn handle_stun(&mut self, ingress: &Ingress, request: &[u8]) -> Decision {
+        let Some((answer, len)) = stun::answer(request, ingress.from) else {
+            return self.drop_for(DropReason::Stun);
+        };
+        let admitted =
+            self.stun_by_network
+                .admit(&self.boot_key, ingress.from, self.limits.stun_per_network, ingress.now)
+                && self.stun.admit(self.limits.stun, ingress.now);
+        if !admitted {
+            return self.drop_for(DropReason::Stun);
+        }
+        self.counters.stun += 1;
+        Decision::Reply(Reply::new(&answer[..len]))
+    }
+
+    fn handle_frame(&mut self, ingress: &Ingress, datagram: &[u8]) -> Decision {
+        let Ok((tag, frame)) = Frame::parse(datagram) else {
+            return self.drop_for(DropReason::Malformed);
+        };
+        match frame {
+            Frame::Hello => self.hello(ingress, tag),
+            Frame::Bind {
+                cookie,
+                e,
+                sealed,
+                mac: _,
+            } => self.bind(ingress, tag, cookie, &e, sealed, datagram),
+            Frame::Visit { cookie, earlier } => self.visit(ingress, tag, cookie, earlier),
+            Frame::Move {
+                cookie,
+                id,
+                counter,
+                mac: _,
+            } => self.relocate(ingress, tag, cookie, id, counter, datagram),
+            Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
+            // Packets are dealt with by `forward`; the rest is what only relays send, and answering it could loop.
+            Frame::To { .. }
+            | Frame::Cookie { .. }
+            | Frame::Bound { .. }
+            | Frame::Refused { .. }
+            | Frame::Visiting { .. }
+            | Frame::Alive { .. }
+            | Frame::Drain { .. }
+            | Frame::From { .. } => self.drop_for(DropReason::Malformed),
+        }
+    }
+
+    /// Stops taking newcomers and tells every binding; goes on forwarding. The owner ends the process after `grace`.
+    pub fn drain(&mut self, now: Instant, grace: Duration) {
+        if matches!(self.phase, Phase::Serving) {
+            self.phase = Phase::Draining {
+                until: now + grace,
+                told: None,
+                all_told: false,
+            };
+        }
+    }
+
+    /// The next frame that nobody asked for; call until `None` after [`Self::drain`].
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Notice> {
+        let Phase::Draining {
+            until,
+            told,
+            all_told: false,
+        } = self.phase
+        else {
+            return None;
+        };
+        let grace = until.saturating_duration_since(now).as_secs();
+        let grace = u16::try_from(grace).unwrap_or(u16::MAX);
+        let next = self.table.next_bound(told).map(|(id, source, binding)| {
+            let frame = frame::drain(source.tag, grace, |body| binding.session.mac(body));
+            let notice = Notice {
+                to: source.address,
+                local: source.local,
+                frame: Reply::new(&frame),
+            };
+            (id, notice)
+        });
+        self.phase = Phase::Draining {
+            until,
+            told: next.as_ref().map_or(told, |(id, _)| Some(*id)),
+            all_told: next.is_none(),
+        };
+        next.map(|(_, notice)| notice)
+    }
+
+    /// Forgets what has ended.
+    pub fn handle_timeout(&mut self, now: Instant, wall: UnixTime) {
+        if now >= self.next_sweep {
+            self.table.sweep(now, wall);
+            self.next_sweep = now + SWEEP;
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`]; `None` while there is nothing to forget.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (!self.table.is_empty()).then_some(self.next_sweep)
+    }
+
+    fn is_draining(&self) -> bool {
+        match self.phase {
+            Phase::Serving => false,
+            Phase::Draining { .. } => true,
+        }
+    }
+
+    fn drop_for(&mut self, reason: DropReason) -> Decision {
+        self.counters.drop(reason, 1);
+        Decision::Drop
+    }
+}

@@ -1,0 +1,222 @@
+//! Plain STUN Binding requests, answered (`docs/spec/relay.md` section 7; RFC 8489).
+//!
+//! By hand, because a server needs so little of it: no integrity, no TCP, no error answers. The answer has one
+//! attribute, so it is as short as the RFC allows.
+
+use std::net::{IpAddr, SocketAddr};
+
+const HEADER: usize = 20;
+const MAGIC: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
+const BINDING_REQUEST: u16 = 0x0001;
+const BINDING_SUCCESS: u16 = 0x0101;
+const CHANGE_REQUEST: u16 = 0x0003;
+const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+const FINGERPRINT: u16 = 0x8028;
+/// Longest request looked at: what IPv4 hosts must take (576, RFC 1122) less headers.
+const MAX_REQUEST: usize = 548;
+/// Longest answer: header, an IPv6 address and FINGERPRINT.
+pub const MAX_RESPONSE: usize = HEADER + 24 + 8;
+
+/// The answer to a Binding request from `source`, and its length; `None` if the request gets none.
+#[must_use]
+pub fn answer(request: &[u8], source: SocketAddr) -> Option<([u8; MAX_RESPONSE], usize)> {
+    let fingerprint = accept(request)?;
+    let mut out = [0; MAX_RESPONSE];
+    out[..2].copy_from_slice(&BINDING_SUCCESS.to_be_bytes());
+    out[4..HEADER].copy_from_slice(&request[4..HEADER]);
+    let mut len = HEADER + xor_mapped_address(source, &mut out);
+    if fingerprint {
+        // The checksum covers the header with the length that includes FINGERPRINT itself (RFC 8489 section 14.7).
+        set_length(&mut out, len + 8 - HEADER);
+        let crc = fingerprint_of(&out[..len]).to_be_bytes();
+        put_attribute(&mut out[len..], FINGERPRINT, &crc);
+        len += 8;
+    }
+    set_length(&mut out, len - HEADER);
+    Some((out, len))
+}
+
+/// Whether it is a request we answer; inside, whether with FINGERPRINT.
+fn accept(request: &[u8]) -> Option<bool> {
+    let well_formed = (HEADER..=MAX_REQUEST).contains(&request.len())
+        && request.len().is_multiple_of(4)
+        && usize::from(u16_at(request, 2)) == request.len() - HEADER
+        && request[4..8] == MAGIC
+        && u16_at(request, 0) == BINDING_REQUEST;
+    if !well_formed {
+        return None;
+    }
+    let mut fingerprint = false;
+    let mut at = HEADER;
+    while at < request.len() {
+        let kind = u16_at(request, at);
+        let value = request.get(at + 4..at + 4 + usize::from(u16_at(request, at + 2)))?;
+        match kind {
+            // Answering from this address would tell the client that its NAT filters nothing.
+            CHANGE_REQUEST if value.len() != 4 || value[3] & 6 != 0 => return None,
+            FINGERPRINT if value != fingerprint_of(&request[..at]).to_be_bytes() => return None,
+            FINGERPRINT => fingerprint = true,
+            _ => {}
+        }
+        at += 4 + value.len().next_multiple_of(4);
+    }
+    (at == request.len()).then_some(fingerprint)
+}
+
+/// RFC 8489 section 14.2; returns the bytes written.
+fn xor_mapped_address(source: SocketAddr, out: &mut [u8; MAX_RESPONSE]) -> usize {
+    let mask: [u8; 16] = out[4..HEADER]
+        .try_into()
+        .expect("cookie and transaction id are 16 bytes");
+    let port = source.port() ^ 0x2112;
+    let mut value = [0; 20];
+    value[2..4].copy_from_slice(&port.to_be_bytes());
+    let (family, len) = match source.ip().to_canonical() {
+        IpAddr::V4(ip) => {
+            value[4..8].copy_from_slice(&ip.octets());
+            (1, 8)
+        }
+        IpAddr::V6(ip) => {
+            value[4..].copy_from_slice(&ip.octets());
+            (2, 20)
+        }
+    };
+    value[1] = family;
+    for (byte, mask) in value[4..len].iter_mut().zip(mask) {
+        *byte ^= mask;
+    }
+    put_attribute(&mut out[HEADER..], XOR_MAPPED_ADDRESS, &value[..len]);
+    len + 4
+}
+
+fn put_attribute(out: &mut [u8], kind: u16, value: &[u8]) {
+    out[..2].copy_from_slice(&kind.to_be_bytes());
+    let length = u16::try_from(value.len()).expect("our attributes have at most 20 bytes");
+    out[2..4].copy_from_slice(&length.to_be_bytes());
+    out[4..4 + value.len()].copy_from_slice(value);
+}
+
+fn set_length(out: &mut [u8; MAX_RESPONSE], length: usize) {
+    let length = u16::try_from(length).expect("an answer has at most 52 bytes");
+    out[2..4].copy_from_slice(&length.to_be_bytes());
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// CRC-32 (ISO-HDLC) xor "STUN". Bit by bit: at most 548 bytes, at most 20 000 times a second.
+fn fingerprint_of(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 {
+                (crc >> 1) ^ 0xEDB8_8320
+            } else {
+                crc >> 1
+            };
+        }
+    }
+    !crc ^ 0x5354_554E
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use data_encoding::HEXLOWER_PERMISSIVE;
+    use proptest::prelude::{any, prop_assert, proptest};
+
+    /// The transaction id of the messages in RFC 5769.
+    const ID: &str = "b7e7a701bc34d686fa87dfae";
+
+    fn unhex(text: &str) -> Vec<u8> {
+        HEXLOWER_PERMISSIVE.decode(text.as_bytes()).expect("hex")
+    }
+
+    fn request(attributes: &str) -> Vec<u8> {
+        let attributes = unhex(attributes);
+        let length = u16::try_from(attributes.len()).expect("short");
+        let header = [&[0, 1][..], &length.to_be_bytes(), &MAGIC, &unhex(ID)].concat();
+        [header, attributes].concat()
+    }
+
+    fn answered(request: &[u8], source: &str) -> Option<Vec<u8>> {
+        let (bytes, len) = answer(request, source.parse().expect("an address"))?;
+        Some(bytes[..len].to_vec())
+    }
+
+    #[test]
+    fn the_address_attribute_is_that_of_rfc_5769_section_2_2() {
+        let response = answered(&request(""), "192.0.2.1:32853").expect("answered");
+        assert_eq!(
+            response,
+            unhex(&format!("0101000c2112a442{ID}002000080001a147e112a643"))
+        );
+    }
+
+    #[test]
+    fn the_address_attribute_is_that_of_rfc_5769_section_2_3() {
+        let response = answered(&request(""), "[2001:db8:1234:5678:11:2233:4455:6677]:32853").expect("answered");
+        let value = "0020001400 02a1470113a9faa5d3f179bc25f4b5bed2b9d9".replace(' ', "");
+        assert_eq!(response, unhex(&format!("010100182112a442{ID}{value}")));
+    }
+
+    #[test]
+    fn an_ipv4_client_on_an_ipv6_socket_is_told_its_ipv4_address() {
+        let mapped = answered(&request(""), "[::ffff:192.0.2.1]:32853");
+        assert_eq!(mapped, answered(&request(""), "192.0.2.1:32853"));
+    }
+
+    #[test]
+    fn a_request_with_a_fingerprint_gets_an_answer_with_one() {
+        // As in docs/spec/vectors/paths.json, made by an independent implementation.
+        let request = unhex("000100082112a442b7e7a701bc34d686fa87dfae80280004fdf6ae02");
+        let response = answered(&request, "192.0.2.1:32853").expect("answered");
+        let expected = "010100142112a442b7e7a701bc34d686fa87dfae002000080001a147e112a643802800047d281f59";
+        assert_eq!(response, unhex(expected));
+    }
+
+    #[test]
+    fn a_wrong_fingerprint_gets_no_answer() {
+        let request = unhex("000100082112a442b7e7a701bc34d686fa87dfae80280004fdf6ae03");
+        assert_eq!(answered(&request, "192.0.2.1:1"), None);
+    }
+
+    #[test]
+    fn a_request_to_answer_from_elsewhere_gets_no_answer() {
+        for flags in ["02", "04", "06"] {
+            let request = request(&format!("00030004000000{flags}"));
+            assert_eq!(answered(&request, "192.0.2.1:1"), None, "flags {flags}");
+        }
+        assert!(answered(&request("0003000400000000"), "192.0.2.1:1").is_some());
+    }
+
+    #[test]
+    fn only_requests_are_answered_so_no_two_servers_talk_to_each_other() {
+        let response = answered(&request(""), "192.0.2.1:32853").expect("answered");
+        assert_eq!(answered(&response, "192.0.2.1:3478"), None);
+    }
+
+    #[test]
+    fn attributes_that_do_not_fill_the_message_get_no_answer() {
+        assert_eq!(answered(&request("80220010"), "192.0.2.1:1"), None);
+        assert_eq!(answered(&request("8022ffff61616161"), "192.0.2.1:1"), None);
+        let mut short = request("");
+        short.pop();
+        assert_eq!(answered(&short, "192.0.2.1:1"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_makes_it_panic_or_answer_at_length(attributes in proptest::collection::vec(any::<u8>(), 0..140)) {
+            let whole = attributes.len() / 4 * 4;
+            let length = u16::try_from(whole).expect("short");
+            let request = [&[0, 1][..], &length.to_be_bytes(), &MAGIC, &[0; 12], &attributes[..whole]].concat();
+            if let Some((_, len)) = answer(&request, ([192, 0, 2, 1], 1).into()) {
+                prop_assert!(len <= request.len() + 24);
+            }
+            let _ = answer(&attributes, ([192, 0, 2, 1], 1).into());
+        }
+    }
+}
