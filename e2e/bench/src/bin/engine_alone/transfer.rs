@@ -1,0 +1,107 @@
+//! One stream over loopback between two threads.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use quinn_proto::{Connection, Dir, Event, StreamId};
+
+use crate::driver::Peer;
+use crate::flavor::{Flavor, Kind};
+
+/// Sends `bytes` over one stream. Returns Gb/s, from the first byte written to the last one read, and how long the
+/// handshake before it took for the client.
+pub fn run(kind: Kind, bytes: usize) -> io::Result<(f64, Duration)> {
+    let flavor = Flavor::new(kind);
+    let done = AtomicBool::new(false);
+    let (address, addressed) = mpsc::channel();
+    thread::scope(|scope| {
+        let server = scope.spawn(|| serve(&flavor, &done, &address));
+        let to = addressed
+            .recv()
+            .map_err(|_| io::Error::other("the server did not start"))?;
+        let (started, latency) = send(&flavor, to, bytes, &done)?;
+        let ended = server.join().map_err(|_| io::Error::other("the server panicked"))??;
+        let seconds = ended.duration_since(started).as_secs_f64();
+        Ok((bytes as f64 * 8.0 / seconds / 1e9, latency))
+    })
+}
+
+/// Reads until the stream ends; returns when that was.
+fn serve(flavor: &Flavor, done: &AtomicBool, address: &mpsc::Sender<SocketAddr>) -> io::Result<Instant> {
+    let mut peer = Peer::new(flavor)?;
+    address
+        .send(peer.address()?)
+        .map_err(|_| io::Error::other("nobody waits for the address"))?;
+    let mut stream = None;
+    let mut ended = None;
+    while ended.is_none() {
+        peer.turn(|connection| {
+            if stream.is_none() {
+                stream = connection.streams().accept(Dir::Uni);
+            }
+            if stream.is_some_and(|stream| read(connection, stream)) {
+                ended = Some(Instant::now());
+            }
+        })?;
+    }
+    done.store(true, Ordering::Release);
+    ended.ok_or_else(|| io::Error::other("the stream did not end"))
+}
+
+/// Reads and forgets what has come; true at the stream's end.
+fn read(connection: &mut Connection, stream: StreamId) -> bool {
+    let mut receive = connection.recv_stream(stream);
+    let Ok(mut chunks) = receive.read(true) else {
+        return false;
+    };
+    let ended = loop {
+        match chunks.next(usize::MAX) {
+            Ok(Some(_)) => {}
+            Ok(None) => break true,
+            Err(_) => break false,
+        }
+    };
+    let _ = chunks.finalize();
+    ended
+}
+
+fn send(flavor: &Flavor, to: SocketAddr, bytes: usize, done: &AtomicBool) -> io::Result<(Instant, Duration)> {
+    let mut peer = Peer::new(flavor)?;
+    let dialed = Instant::now();
+    peer.dial(to);
+    while !peer.events.iter().any(|event| matches!(event, Event::Connected)) {
+        peer.turn(|_| {})?;
+    }
+    let started = Instant::now();
+    let block = vec![0x5a; 1 << 20];
+    let mut left = bytes;
+    let mut stream = None;
+    while !done.load(Ordering::Acquire) {
+        peer.turn(|connection| {
+            let stream = *stream.get_or_insert_with(|| connection.streams().open(Dir::Uni).expect("a first stream"));
+            left -= write(connection, stream, &block, left);
+        })?;
+    }
+    Ok((started, started.duration_since(dialed)))
+}
+
+fn write(connection: &mut Connection, stream: StreamId, block: &[u8], left: usize) -> usize {
+    let mut written = 0;
+    while written < left {
+        match connection
+            .send_stream(stream)
+            .write(&block[..block.len().min(left - written)])
+        {
+            Ok(accepted) => written += accepted,
+            Err(_) => return written,
+        }
+    }
+    if left > 0 {
+        let _ = connection.send_stream(stream).finish();
+    }
+    written
+}
