@@ -2,16 +2,18 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use peerage_sim::nat::NatKind;
 
 use crate::enter::is_privileged;
-use crate::host::{Host, LINK_INDEX, Namespace};
+use crate::host::{Host, Jobs, LINK_INDEX, Namespace};
 use crate::netlink::{self, LinkEnd};
 use crate::router::{Port, Router, host_mac, router_mac};
 use crate::sys;
+use crate::sys::Ring;
 use crate::world::{Access, Drops, HostId, SiteId, Traffic, World};
 
 /// A host to be.
@@ -220,7 +222,7 @@ impl Lab {
         self.hosts.push(namespace);
         // The host's ports and namespaces are counted alike, so this is the id it will get.
         let id = HostId(self.hosts.len() - 1);
-        let port = self.link(id, &jobs).map_err(failed())?;
+        let (port, mut ring) = self.link(id, &jobs).map_err(failed())?;
         jobs.configure(address).map_err(failed())?;
         self.wait_for_carrier(id).map_err(failed())?;
 
@@ -229,7 +231,7 @@ impl Lab {
         let added = self.router.world().add_host(site, address);
         assert_eq!(added, id, "a host that could not be attached ended the lab's use");
         let router = Arc::clone(&self.router);
-        self.start_thread(format!("from {name}"), move || router.read_from(id, &port))?;
+        self.start_thread(format!("from {name}"), move || router.read_from(id, &port, &mut ring))?;
         Ok(Host {
             id,
             name: name.into(),
@@ -238,7 +240,7 @@ impl Lab {
     }
 
     /// Makes the link between a host and the router, and the router's socket on it.
-    fn link(&self, id: HostId, host: &crate::host::Jobs) -> io::Result<Port> {
+    fn link(&self, id: HostId, host: &Jobs) -> io::Result<(Port, Ring)> {
         let there = host.descriptor()?;
         let Some(middle) = &self.middle else {
             return Err(io::ErrorKind::NotConnected.into());
@@ -256,11 +258,10 @@ impl Lab {
                 index: LINK_INDEX,
                 mac: host_mac(id),
             };
-            netlink::create_link(near, far, std::os::fd::AsFd::as_fd(&there))?;
+            netlink::create_link(near, far, there.as_fd())?;
             netlink::set_up(index)?;
-            Ok(Port {
-                socket: sys::packet_socket(index)?,
-            })
+            let (socket, ring) = sys::packet_socket(index)?;
+            Ok((Port { socket }, ring))
         })?
     }
 

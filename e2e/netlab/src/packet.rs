@@ -12,7 +12,8 @@ use crate::netlink::Mac;
 /// Bytes in front of the IPv4 header.
 pub(crate) const HEADROOM: usize = VNET_BYTES + ETHERNET_BYTES;
 
-const VNET_BYTES: usize = 10;
+/// Bytes of the virtio-net header.
+pub(crate) const VNET_BYTES: usize = 10;
 const ETHERNET_BYTES: usize = 14;
 const UDP_BYTES: usize = 8;
 

@@ -1,7 +1,7 @@
 //! The threads that move frames: one reader per host, and one clock for what is under way.
 //!
-//! A reader takes a batch of frames from its host's link, asks the [`World`] about each under one lock, and writes what
-//! can go at once straight to its destination, from the same buffer. Only a frame that must wait is copied, and only
+//! A reader takes the frames that its host's link holds, asks the [`World`] about each under one lock, and writes what
+//! can go at once straight to its destination, from the same memory. Only a frame that must wait is copied, and only
 //! such a frame meets a timer.
 
 use std::collections::BTreeMap;
@@ -15,12 +15,9 @@ use peerage_sim::link::Arrivals;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::netlink::Mac;
-use crate::packet::{Datagram, HEADROOM};
-use crate::sys::{BATCH, receive_batch, send_batch};
+use crate::packet::Datagram;
+use crate::sys::{BATCH, Ring, send_batch};
 use crate::world::{HostId, Next, Stage, World};
-
-/// The largest batch the kernel makes, behind its headers.
-const FRAME_BYTES: usize = HEADROOM + 65_535;
 
 /// Frames under way may take this much memory (2 s at 1 Gb/s); beyond it the lab drops them.
 const UNDER_WAY_BYTES: usize = 256 << 20;
@@ -81,7 +78,7 @@ struct Outbox<'a> {
     later: Vec<(Instant, Waiting)>,
 }
 
-/// A frame in its reader's buffer, or one that has left it.
+/// A frame in its reader's ring, or one that has left it.
 enum Frame<'a> {
     Read(&'a mut [u8]),
     Owned(Vec<u8>),
@@ -120,18 +117,16 @@ impl Router {
     }
 
     /// Forwards what `host` sends until the router stops.
-    pub(crate) fn read_from(&self, host: HostId, port: &Port) {
-        let mut buffers = vec![vec![0; FRAME_BYTES]; BATCH];
-        let mut lengths = Vec::with_capacity(BATCH);
+    pub(crate) fn read_from(&self, host: HostId, port: &Port, ring: &mut Ring) {
         while !self.stopping.load(Ordering::Acquire) {
-            match receive_batch(&port.socket, &mut buffers, &mut lengths) {
-                Ok(()) => self.forward(host, &mut buffers, &lengths),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_readable(port),
-                Err(error) => {
-                    tracing::debug!(%error, host = host.0, "cannot read from a link");
-                    self.wait_readable(port);
-                }
+            let frames = ring.ready(BATCH);
+            let count = frames.len();
+            if count == 0 {
+                self.wait_readable(port);
+                continue;
             }
+            self.forward(host, frames);
+            ring.release(count);
         }
     }
 
@@ -146,13 +141,13 @@ impl Router {
         }
     }
 
-    fn forward(&self, from: HostId, buffers: &mut [Vec<u8>], lengths: &[usize]) {
+    fn forward(&self, from: HostId, frames: Vec<&mut [u8]>) {
         let now = Instant::now();
         let mut outbox = Outbox::default();
         {
             let mut world = self.world();
-            for (buffer, length) in buffers.iter_mut().zip(lengths) {
-                outbox.accept(&mut world, now, from, &mut buffer[..*length]);
+            for frame in frames {
+                outbox.accept(&mut world, now, from, frame);
             }
         }
         self.dispatch(outbox);

@@ -1,12 +1,14 @@
-//! Everything the lab needs that Rust cannot check: the only `unsafe` of this crate.
+//! System calls that Rust cannot check: with its receive ring the only `unsafe` of this crate.
 //!
 //! Namespaces are made with rustix and links are configured over netlink, both without `unsafe` of ours; what is left is
-//! packet sockets (rustix knows neither their address nor `recvmmsg`), leaving a namespace, and hooks between fork and
+//! packet sockets (rustix does not know their address), leaving a namespace, and hooks between fork and
 //! exec.
 #![expect(
     unsafe_code,
     reason = "system calls that no safe wrapper covers; every block says why it is sound"
 )]
+
+mod ring;
 
 use std::io;
 use std::mem;
@@ -15,6 +17,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::thread::UnshareFlags;
+
+pub(crate) use ring::Ring;
 
 /// Frames per system call: enough that the call's cost no longer shows, few enough that the buffers stay small.
 pub(crate) const BATCH: usize = 32;
@@ -44,7 +48,7 @@ pub(crate) struct HookData {
 
 /// A packet socket on one interface of the calling thread's network namespace. It carries IPv4 frames, each behind a
 /// virtio-net header, so that batches made by segmentation offload stay whole and checksums may stay partial.
-pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
+pub(crate) fn packet_socket(interface: u32) -> io::Result<(OwnedFd, Ring)> {
     let protocol = (libc::ETH_P_IP as u16).to_be();
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // Protocol 0: nothing arrives until the socket is bound to its interface.
@@ -55,9 +59,8 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just handed out this descriptor and nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-    set_option(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
-    set_buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
-    set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
+    ring::set_option(&socket, libc::PACKET_VNET_HDR, &1_i32)?;
+    let ring = Ring::new(&socket)?;
 
     // SAFETY: sockaddr_ll is plain integers, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
@@ -70,64 +73,8 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<OwnedFd> {
     if bound < 0 {
         Err(io::Error::last_os_error())
     } else {
-        Ok(socket)
+        Ok((socket, ring))
     }
-}
-
-/// 64 MiB: 20 ms of full-size batches at the speeds a 2-core machine reaches.
-const SOCKET_BUFFER: libc::c_int = 64 << 20;
-
-/// Only real root may exceed net.core.rmem_max and wmem_max; others get as much as these allow.
-fn set_buffer(socket: &OwnedFd, forced: libc::c_int, allowed: libc::c_int) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, forced, SOCKET_BUFFER)
-        .or_else(|_| set_option(socket, libc::SOL_SOCKET, allowed, SOCKET_BUFFER))
-}
-
-fn set_option(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    let length = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the pointer and the length describe `value`, which outlives the call.
-    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
-    if set < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
-/// Receives up to [`BATCH`] frames without waiting, one into each buffer. Returns their lengths.
-pub(crate) fn receive_batch(socket: impl AsFd, buffers: &mut [Vec<u8>], lengths: &mut Vec<usize>) -> io::Result<()> {
-    lengths.clear();
-    let mut parts = [EMPTY_PART; BATCH];
-    let count = buffers.len().min(BATCH);
-    for (part, buffer) in parts.iter_mut().zip(buffers.iter_mut()) {
-        *part = libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        };
-    }
-    let mut messages = messages(&mut parts);
-    let raw = socket.as_fd().as_raw_fd();
-    // SAFETY: each of the first `count` messages points at one part, and each part at the whole of one buffer that is
-    // borrowed mutably for this call; the kernel writes no further than the part's length.
-    let received = unsafe {
-        libc::recvmmsg(
-            raw,
-            messages.as_mut_ptr(),
-            count as u32,
-            libc::MSG_DONTWAIT as _,
-            std::ptr::null_mut(),
-        )
-    };
-    if received < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    lengths.extend(
-        messages
-            .iter()
-            .take(received as usize)
-            .map(|message| message.msg_len as usize),
-    );
-    Ok(())
 }
 
 /// Sends up to [`BATCH`] frames. Returns how many went out, at least one; an error is about the first frame.
