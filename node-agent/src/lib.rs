@@ -3,7 +3,12 @@
 //! `tunnel` is the seam: everything towards local programs (`dns`, `listen`, `forward`, `proxy`, `address`) and towards
 //! people (`control`, `state`, `health`) sits on one side of it, the `driver` that feeds the engine on the other.
 
+pub mod address;
 pub mod control;
+pub mod dns;
+pub mod forward;
+pub mod listen;
+pub mod proxy;
 pub mod state;
 pub mod trust;
 pub mod tunnel;

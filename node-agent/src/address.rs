@@ -1,0 +1,359 @@
+//! One loopback address per peer, and the directory of names that programs on this machine may use.
+//!
+//! A program connects to `db:80`; the name leads to an address in 127.64.0.0/10 that stands for that one peer, so the
+//! listener behind it knows whom to dial, and the peer's own connections come *from* that address. An address is a hash
+//! of the peer's id, so it is the same after a restart and needs no store; where two ids hash alike, the later one asked
+//! for moves on. It is never given to another peer while the process lives, because programs cache addresses longer than
+//! trust lasts. [`Directory`] holds no key: DNS, listeners and proxies get it instead of the snapshot, and so cannot leak one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use peerage_model::id::sha256;
+use peerage_model::snapshot::{Port, Protocol};
+use peerage_model::{AgentId, Label};
+
+/// The zone that all full names end in; nothing under it is ever asked of another DNS server.
+pub const ZONE: &str = "peer.internal";
+
+/// The first address of 127.64.0.0/10; ours reach up to 127.127.255.255.
+pub const NETWORK: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 0);
+
+/// Where the agent's DNS server listens. All of 127.64.0.0/24 is kept for the agent itself; no peer lives there.
+pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 1);
+
+/// Host bits of a /10.
+const HOST_MASK: u32 = (1 << 22) - 1;
+
+/// Whether `address` lies in the network that stands for peers.
+#[must_use]
+pub fn is_peer_network(address: Ipv4Addr) -> bool {
+    address.to_bits() & !HOST_MASK == NETWORK.to_bits()
+}
+
+/// Gives each peer its address, once.
+#[derive(Debug, Default)]
+pub struct AddressBook {
+    assigned: BTreeMap<AgentId, Ipv4Addr>,
+    taken: BTreeSet<Ipv4Addr>,
+}
+
+/// What the directory is made from: one trusted peer, without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Who it is.
+    pub id: AgentId,
+    /// What programs here call it.
+    pub alias: Label,
+    /// Which of its ports are known.
+    pub ports: Vec<Port>,
+}
+
+/// One trusted peer as programs see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Who it is.
+    pub id: AgentId,
+    /// What programs here call it.
+    pub alias: Label,
+    /// The address that stands for it.
+    pub address: Ipv4Addr,
+    /// Which of its ports are known: (transport, number).
+    pub ports: BTreeSet<(Protocol, u16)>,
+}
+
+/// All trusted peers as programs see them. The default is empty: it knows nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Directory {
+    entries: BTreeMap<AgentId, Entry>,
+    by_name: BTreeMap<String, AgentId>,
+    by_address: BTreeMap<Ipv4Addr, AgentId>,
+    ambiguous: BTreeSet<String>,
+}
+
+impl AddressBook {
+    /// An empty book.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The address of `id`: the one it has, or the first free one of those its id hashes to.
+    pub fn address_of(&mut self, id: &AgentId) -> Ipv4Addr {
+        if let Some(address) = self.assigned.get(id) {
+            return *address;
+        }
+        let address = (0..)
+            .map(|attempt| candidate(id, attempt))
+            .find(|address| is_usable(*address) && !self.taken.contains(address))
+            .expect("4 million addresses do not run out before the memory for the peers does");
+        self.put(id.clone(), address);
+        address
+    }
+
+    /// Takes over what an earlier process gave out. Entries outside our network, or in conflict with what this book
+    /// already holds, are left out.
+    pub fn restore(&mut self, assigned: impl IntoIterator<Item = (AgentId, Ipv4Addr)>) {
+        for (id, address) in assigned {
+            if is_usable(address) && !self.taken.contains(&address) && !self.assigned.contains_key(&id) {
+                self.put(id, address);
+            }
+        }
+    }
+
+    /// Everything given out so far, for keeping.
+    #[must_use]
+    pub fn assigned(&self) -> &BTreeMap<AgentId, Ipv4Addr> {
+        &self.assigned
+    }
+
+    /// The directory of `peers`. The same peers give the same directory, in whatever order they come.
+    pub fn directory(&mut self, peers: impl IntoIterator<Item = Listed>) -> Directory {
+        let peers: BTreeMap<AgentId, Listed> = peers.into_iter().map(|peer| (peer.id.clone(), peer)).collect();
+        let mut directory = Directory::default();
+        for (id, peer) in peers {
+            let address = self.address_of(&id);
+            let ports = peer.ports.iter().map(|port| (port.protocol, port.number)).collect();
+            let alias = peer.alias;
+            directory.by_address.insert(address, id.clone());
+            directory.entries.insert(
+                id.clone(),
+                Entry {
+                    id,
+                    alias,
+                    address,
+                    ports,
+                },
+            );
+        }
+        directory.name_all();
+        directory
+    }
+
+    fn put(&mut self, id: AgentId, address: Ipv4Addr) {
+        self.taken.insert(address);
+        self.assigned.insert(id, address);
+    }
+}
+
+fn candidate(id: &AgentId, attempt: u32) -> Ipv4Addr {
+    let hash = sha256(&[b"peerage address v1", &id.binding(), &attempt.to_be_bytes()]);
+    let bits = u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+    Ipv4Addr::from_bits(NETWORK.to_bits() | (bits & HOST_MASK))
+}
+
+/// Not the agent's own /24, and not an address that looks like a network or a broadcast to a program or its author.
+fn is_usable(address: Ipv4Addr) -> bool {
+    let [_, b, c, d] = address.octets();
+    is_peer_network(address) && (b, c) != (64, 0) && d != 0 && d != 255
+}
+
+impl Directory {
+    /// The entry of a peer.
+    #[must_use]
+    pub fn get(&self, id: &AgentId) -> Option<&Entry> {
+        self.entries.get(id)
+    }
+
+    /// All entries, by id.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// Who lives at `address`.
+    #[must_use]
+    pub fn by_address(&self, address: Ipv4Addr) -> Option<&Entry> {
+        self.entries.get(self.by_address.get(&address)?)
+    }
+
+    /// Who is called `name`: an alias, bare or under [`ZONE`], or an agent's own name under [`ZONE`]; in any case, with
+    /// or without the final dot.
+    ///
+    /// An agent's own name counts under the zone only: a peer that calls itself `example.com` must not get what is
+    /// meant for that.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<&Entry> {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let Some(inner) = strip_zone(&name) else {
+            return self.by_inner_name(&name).filter(|entry| entry.alias.as_str() == name);
+        };
+        self.by_inner_name(inner)
+    }
+
+    /// Who is called `name`.peer.internal; `name` is lower case.
+    #[must_use]
+    pub fn by_inner_name(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(self.by_name.get(name)?)
+    }
+
+    /// Whether some known name lies below `name`, which then exists but has no records (RFC 8020). `name` is bare
+    /// (without [`ZONE`]) and lower case.
+    #[must_use]
+    pub fn has_names_below(&self, name: &str) -> bool {
+        self.by_name
+            .keys()
+            .any(|known| known.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')))
+    }
+
+    /// Names that more than one peer answers to. They lead nowhere, so that a program never talks to the wrong one.
+    #[must_use]
+    pub fn ambiguous(&self) -> &BTreeSet<String> {
+        &self.ambiguous
+    }
+
+    /// An alias is its owner's choice here, so it goes before any agent's own name: a peer cannot take over `db` by
+    /// calling itself that.
+    fn name_all(&mut self) {
+        let aliases: Vec<_> = self
+            .entries
+            .values()
+            .map(|e| (e.alias.as_str().to_owned(), e.id.clone()))
+            .collect();
+        let chosen: BTreeSet<String> = aliases.iter().map(|(name, _)| name.clone()).collect();
+        let own: Vec<_> = self
+            .entries
+            .values()
+            .map(|e| (e.id.name.as_str().to_owned(), e.id.clone()))
+            .filter(|(name, _)| !chosen.contains(name))
+            .collect();
+        for (name, id) in aliases.into_iter().chain(own) {
+            let first = self.by_name.entry(name.clone()).or_insert_with(|| id.clone());
+            if *first != id {
+                self.ambiguous.insert(name);
+            }
+        }
+        self.by_name.retain(|name, _| !self.ambiguous.contains(name));
+    }
+}
+
+impl Entry {
+    /// `<agent name>.peer.internal`: what the address resolves back to, and the name that no alias changes.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}.{ZONE}", self.id.name)
+    }
+
+    /// `<alias>.peer.internal`.
+    #[must_use]
+    pub fn alias_name(&self) -> String {
+        format!("{}.{ZONE}", self.alias)
+    }
+}
+
+/// `name` without `.peer.internal`, if it is below it. Lower case, without the final dot.
+#[must_use]
+pub fn strip_zone(name: &str) -> Option<&str> {
+    name.strip_suffix(ZONE)?.strip_suffix('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peerage_model::Fingerprint;
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    fn id(authority: u8, name: &str) -> AgentId {
+        AgentId {
+            authority: Fingerprint([authority; 32]),
+            name: name.parse().expect("a valid name"),
+        }
+    }
+
+    fn listed(authority: u8, name: &str, alias: &str) -> Listed {
+        Listed {
+            id: id(authority, name),
+            alias: alias.parse().expect("a valid alias"),
+            ports: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_address_depends_on_the_id_alone() {
+        let first = AddressBook::new().address_of(&id(1, "db"));
+        let mut other = AddressBook::new();
+        other.address_of(&id(2, "cache"));
+        assert_eq!(other.address_of(&id(1, "db")), first);
+    }
+
+    #[test]
+    fn two_ids_that_hash_alike_get_two_addresses_that_stay() {
+        let (a, b) = (id(1, "a"), id(1, "b"));
+        let mut book = AddressBook::new();
+        book.restore([(b.clone(), candidate(&a, 0))]);
+        let moved = book.address_of(&a);
+        assert_ne!(moved, candidate(&a, 0), "that one is taken");
+        assert_eq!(book.address_of(&b), candidate(&a, 0));
+        assert_eq!(book.address_of(&a), moved);
+    }
+
+    #[test]
+    fn an_address_is_not_reused_after_its_peer_has_left() {
+        let mut book = AddressBook::new();
+        let before = book.directory([listed(1, "a", "a")]);
+        let gone = book.directory([]);
+        let after = book.directory([listed(1, "a", "a")]);
+        assert_eq!(gone.entries().count(), 0);
+        assert_eq!(before, after);
+        assert_eq!(book.assigned().len(), 1, "the book remembers");
+    }
+
+    #[test]
+    fn a_peer_answers_to_alias_and_name_bare_and_full_in_any_case() {
+        let directory = AddressBook::new().directory([listed(1, "db-tool-server.tools", "db")]);
+        for name in [
+            "db",
+            "DB.Peer.Internal",
+            "db.peer.internal.",
+            "db-tool-server.tools.peer.internal",
+        ] {
+            assert_eq!(directory.by_name(name).map(|e| e.alias.as_str()), Some("db"), "{name}");
+        }
+        for name in [
+            "",
+            ".",
+            "peer.internal",
+            "x.db",
+            "db.peer.internal.example",
+            "tools.peer.internal",
+        ] {
+            assert_eq!(directory.by_name(name), None, "{name}");
+        }
+        assert!(directory.has_names_below("tools"));
+        assert!(!directory.has_names_below("ools"));
+    }
+
+    #[test]
+    fn a_peer_cannot_take_over_an_alias_by_its_own_name() {
+        let directory = AddressBook::new().directory([listed(2, "db.prod", "db"), listed(1, "db", "other")]);
+        assert_eq!(directory.by_name("db").map(|e| &e.id), Some(&id(2, "db.prod")));
+    }
+
+    #[test]
+    fn a_peer_cannot_capture_a_public_name() {
+        let directory = AddressBook::new().directory([listed(1, "example.com", "shop"), listed(2, "com", "top")]);
+        assert_eq!(directory.by_name("example.com"), None);
+        assert_eq!(directory.by_name("com"), None);
+        assert!(directory.by_name("example.com.peer.internal").is_some());
+    }
+
+    #[test]
+    fn a_name_that_two_peers_share_leads_to_neither() {
+        let directory = AddressBook::new().directory([listed(1, "db", "one"), listed(2, "db", "two")]);
+        assert_eq!(directory.by_name("db"), None);
+        assert!(directory.ambiguous().contains("db"));
+        assert_eq!(directory.by_name("two").map(|e| &e.id), Some(&id(2, "db")));
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_is_usable_and_found_again(authority in any::<[u8; 32]>(), name in "[a-z]{1,20}") {
+            let id = AgentId { authority: Fingerprint(authority), name: name.parse().expect("letters are a name") };
+            let address = AddressBook::new().address_of(&id);
+            prop_assert!(is_usable(address), "{address}");
+            prop_assert!(address.is_loopback());
+            let alias = name.parse().expect("letters are a label");
+            let directory = AddressBook::new().directory([Listed { id: id.clone(), alias, ports: Vec::new() }]);
+            prop_assert_eq!(directory.by_address(address).map(|e| &e.id), Some(&id));
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Copies both ways between a local TCP connection and a tunnel stream.
+//!
+//! The two directions end by themselves: end of input here is a shutdown there, and the other direction goes on. An
+//! error anywhere ends both at once, as a reset on both sides. A direction reads only when all it has read is written,
+//! so at most one chunk per direction is held, and the kernel's and the tunnel's own windows do the rest.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::buffer::Buffer;
+use crate::tunnel::TunnelStream;
+
+/// Chunks that one direction may move before the other gets its turn, and other tasks theirs.
+const TURN: usize = 8;
+
+/// Bytes that went each way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// From the local program into the tunnel.
+    pub sent: u64,
+    /// From the tunnel to the local program.
+    pub received: u64,
+}
+
+/// Which side broke the connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The local program's side.
+    #[error("the local connection broke")]
+    Local(#[source] io::Error),
+    /// The tunnel's side; the inner error may be a [`crate::tunnel::DialError`].
+    #[error("the tunnel stream broke")]
+    Tunnel(#[source] io::Error),
+}
+
+/// Copies until both directions have ended or one side breaks; `moved` is right at any moment. When this ends early,
+/// also by being dropped, the local program sees a reset and so does the peer.
+///
+/// # Errors
+/// [`Broken`] says which side broke.
+pub async fn splice(local: TcpStream, tunnel: TunnelStream, moved: &mut Moved) -> Result<(), Broken> {
+    Local::new(local).splice(tunnel, moved).await
+}
+
+/// Resets a connection so that its program sees `ECONNRESET` and not a clean end.
+pub(super) fn reset(stream: TcpStream) {
+    drop(Local::new(stream));
+}
+
+/// A program's connection, which is reset when dropped before it has ended well.
+#[derive(Debug)]
+pub(crate) struct Local {
+    stream: TcpStream,
+    finished: bool,
+}
+
+impl Local {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+
+    /// The connection, to be ended in another way than by reset.
+    pub(crate) fn finish(&mut self) -> &mut TcpStream {
+        self.finished = true;
+        &mut self.stream
+    }
+
+    /// See [`splice`].
+    pub(super) async fn splice(&mut self, mut tunnel: TunnelStream, moved: &mut Moved) -> Result<(), Broken> {
+        // Small writes are the program's choice; adding Nagle's delay to the tunnel's would be ours.
+        drop(self.stream.set_nodelay(true));
+        let (mut outward, mut inward) = (Pump::default(), Pump::default());
+        poll_fn(|cx| {
+            let out = outward
+                .poll(cx, &mut self.stream, &mut tunnel, &mut moved.sent)
+                .map_err(|end| match end {
+                    Side::Reader(error) => Broken::Local(error),
+                    Side::Writer(error) => Broken::Tunnel(error),
+                })?;
+            let back = inward
+                .poll(cx, &mut tunnel, &mut self.stream, &mut moved.received)
+                .map_err(|end| match end {
+                    Side::Reader(error) => Broken::Tunnel(error),
+                    Side::Writer(error) => Broken::Local(error),
+                })?;
+            if out.is_ready() && back.is_ready() {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        })
+        .await?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Closing with a linger time of zero sends RST and throws away what is queued.
+            drop(self.stream.set_zero_linger());
+        }
+    }
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+enum Pump {
+    /// Nothing is held; `unflushed` after a write.
+    #[default]
+    Empty,
+    /// Written but maybe kept back by the writer.
+    Unflushed,
+    /// Read and not yet all written.
+    Holding { buffer: Buffer, start: usize, end: usize },
+    /// The reader has ended; the writer is being told.
+    Closing,
+    /// Over.
+    Done,
+}
+
+enum Side {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
+impl Pump {
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        moved: &mut u64,
+    ) -> Poll<Result<(), Side>>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+        W: AsyncWrite + Unpin + ?Sized,
+    {
+        let mut chunks = 0;
+        loop {
+            match self {
+                Self::Empty | Self::Unflushed => {
+                    if chunks == TURN {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    chunks += 1;
+                    ready!(self.poll_fill(cx, reader, writer))?;
+                }
+                Self::Holding { buffer, start, end } => {
+                    let written = ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[*start..*end]));
+                    let written = written.and_then(|n| {
+                        if n == 0 {
+                            Err(io::ErrorKind::WriteZero.into())
+                        } else {
+                            Ok(n)
+                        }
+                    });
+                    let written = written.map_err(Side::Writer)?;
+                    *start += written;
+                    *moved += written as u64;
+                    if start == end {
+                        *self = Self::Unflushed;
+                    }
+                }
+                Self::Closing => {
+                    ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Side::Writer)?;
+                    *self = Self::Done;
+                }
+                Self::Done => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Reads a chunk, or finds the end. With nothing to read it flushes what the writer may keep back.
+    fn poll_fill<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+        W: AsyncWrite + Unpin + ?Sized,
+    {
+        let mut buffer = Buffer::take();
+        let mut space = ReadBuf::new(&mut buffer);
+        match Pin::new(reader).poll_read(cx, &mut space) {
+            Poll::Ready(result) => {
+                result.map_err(Side::Reader)?;
+                let end = space.filled().len();
+                *self = if end == 0 {
+                    Self::Closing
+                } else {
+                    Self::Holding { buffer, start: 0, end }
+                };
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => {
+                if matches!(self, Self::Unflushed) {
+                    ready!(Pin::new(writer).poll_flush(cx)).map_err(Side::Writer)?;
+                    *self = Self::Empty;
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
