@@ -1,6 +1,8 @@
 //! Two path agents find, use and lose paths through NATs, in simulated time.
 
 mod path_net;
+#[path = "path_net/random.rs"]
+mod random;
 
 use std::time::Duration;
 
@@ -14,11 +16,7 @@ use peerage_model::control::CandidateKind;
 fn a_relayed_session_goes_direct_once_a_check_is_answered() {
     let mut net = Net::new(None, None);
     net.establish();
-    assert_eq!(
-        (net.kind(A), net.kind(B)),
-        (PathKind::Relayed, PathKind::Relayed),
-        "data flows before any check"
-    );
+    assert_eq!((net.kind(A), net.kind(B)), (PathKind::Relayed, PathKind::Relayed), "data flows before any check");
     net.run_for(ms(500));
     assert_eq!((net.kind(A), net.kind(B)), (PathKind::Direct, PathKind::Direct));
 }
@@ -32,11 +30,7 @@ fn every_pair_of_cones_is_punched_within_a_second() {
             net.establish();
             net.run_for(ms(980));
             let kinds = (net.kind(A), net.kind(B));
-            assert_eq!(
-                kinds,
-                (PathKind::Punched, PathKind::Punched),
-                "{filter_a:?} and {filter_b:?}"
-            );
+            assert_eq!(kinds, (PathKind::Punched, PathKind::Punched), "{filter_a:?} and {filter_b:?}");
         }
     }
 }
@@ -44,44 +38,27 @@ fn every_pair_of_cones_is_punched_within_a_second() {
 #[test]
 fn a_symmetric_nat_reaches_full_and_restricted_cones() {
     for filter in [By::Nothing, By::Address] {
-        let mut net = Net::new(
-            Some(nat_a(By::AddressAndPort, By::AddressAndPort)),
-            Some(nat_b(By::Nothing, filter)),
-        );
+        let mut net = Net::new(Some(nat_a(By::AddressAndPort, By::AddressAndPort)), Some(nat_b(By::Nothing, filter)));
         net.establish();
         net.run_for(ms(980));
-        assert_eq!(
-            (net.kind(A), net.kind(B)),
-            (PathKind::Punched, PathKind::Punched),
-            "{filter:?}"
-        );
+        assert_eq!((net.kind(A), net.kind(B)), (PathKind::Punched, PathKind::Punched), "{filter:?}");
     }
 }
 
 #[test]
 fn symmetric_and_port_restricted_stay_relayed_and_say_why() {
     let mut net = hard_pair(By::Nothing);
-    net.ends[A]
-        .agent
-        .nat_types(Some(NatType::Symmetric), Some(NatType::PortRestrictedCone));
+    net.ends[A].agent.nat_types(Some(NatType::Symmetric), Some(NatType::PortRestrictedCone));
     net.run_for(Duration::from_secs(10));
     assert_eq!(net.kind(A), PathKind::Relayed);
-    assert_eq!(
-        net.ends[A].agent.why_not_better(),
-        Some(WhyNotBetter::SymmetricAndPortRestricted)
-    );
+    assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::SymmetricAndPortRestricted));
 }
 
 #[test]
 fn two_symmetric_nats_stay_relayed_and_say_why() {
     let mut net = hard_pair(By::AddressAndPort);
-    net.ends[A]
-        .agent
-        .nat_types(Some(NatType::Symmetric), Some(NatType::Symmetric));
-    assert_eq!(
-        net.ends[A].agent.why_not_better(),
-        Some(WhyNotBetter::StillChecking { candidates: 1 })
-    );
+    net.ends[A].agent.nat_types(Some(NatType::Symmetric), Some(NatType::Symmetric));
+    assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::StillChecking { candidates: 1 }));
     net.run_for(Duration::from_secs(10));
     let why = net.ends[A].agent.why_not_better().expect("relayed");
     assert_eq!(why.to_string(), "both NATs are symmetric");
@@ -105,10 +82,7 @@ fn a_fixed_endpoint_is_direct_seen_from_both_ends() {
 
 #[test]
 fn two_hosts_of_one_network_talk_locally() {
-    let mut net = Net::with(None, None, |role| PathConfig {
-        share_private: true,
-        ..config(role)
-    });
+    let mut net = Net::with(None, None, |role| PathConfig { share_private: true, ..config(role) });
     net.ends[A].inside = address("10.0.0.2:4000");
     net.ends[B].inside = address("10.0.0.3:4000");
     net.direct_delay = ms(1);
@@ -125,10 +99,7 @@ fn private_addresses_are_neither_offered_nor_checked_without_leave() {
     net.establish();
     net.run_for(Duration::from_secs(5));
     assert!(net.ends[A].checks.is_empty());
-    assert_eq!(
-        net.ends[A].agent.why_not_better(),
-        Some(WhyNotBetter::PeerSentNoCandidates)
-    );
+    assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::PeerSentNoCandidates));
 }
 
 #[test]
@@ -147,18 +118,13 @@ fn ends_without_a_common_address_family_say_so() {
     net.ends[A].inside = address("[2a00:1::2]:4000");
     net.establish();
     net.run_for(Duration::from_secs(5));
-    assert_eq!(
-        net.ends[A].agent.why_not_better(),
-        Some(WhyNotBetter::NoCommonAddressFamily)
-    );
+    assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::NoCommonAddressFamily));
 }
 
 #[test]
 fn an_open_input_chain_on_both_gateways_does_not_stop_a_coordinated_punch() {
-    let mut net = Net::new(
-        Some(Nat::linux_with_open_input("198.18.1.1")),
-        Some(Nat::linux_with_open_input("198.18.2.1")),
-    );
+    let mut net =
+        Net::new(Some(Nat::linux_with_open_input("198.18.1.1")), Some(Nat::linux_with_open_input("198.18.2.1")));
     net.establish();
     net.run_for(ms(980));
     assert_eq!((net.kind(A), net.kind(B)), (PathKind::Punched, PathKind::Punched));
@@ -180,20 +146,13 @@ fn a_punch_lost_to_an_open_input_chain_works_in_a_later_round() {
         net.run_for(Duration::from_secs(20));
         assert_eq!(net.kind(trapped), PathKind::Relayed, "the trap works as modelled");
         net.run_for(Duration::from_secs(110));
-        assert_eq!(
-            (net.kind(A), net.kind(B)),
-            (PathKind::Punched, PathKind::Punched),
-            "trapped: {trapped}"
-        );
+        assert_eq!((net.kind(A), net.kind(B)), (PathKind::Punched, PathKind::Punched), "trapped: {trapped}");
     }
 }
 
 #[test]
 fn an_open_input_chain_before_a_restricted_cone_is_overcome_by_learning() {
-    let mut net = Net::new(
-        Some(Nat::linux_with_open_input("198.18.1.1")),
-        Some(nat_b(By::Nothing, By::Address)),
-    );
+    let mut net = Net::new(Some(Nat::linux_with_open_input("198.18.1.1")), Some(nat_b(By::Nothing, By::Address)));
     let (from, to) = (net.outside(B), net.outside(A));
     net.strange_packet(A, from, to);
     net.establish();
@@ -218,10 +177,7 @@ fn a_path_that_passes_stun_but_not_the_tunnel_is_left_and_tried_ever_more_rarely
     let mut net = direct_pair();
     net.tunnel_blocked = [true, true];
     net.run_for(Duration::from_secs(60));
-    let switches = events(&net, A)
-        .iter()
-        .filter(|event| matches!(event, PathEvent::Changed { .. }))
-        .count();
+    let switches = events(&net, A).iter().filter(|event| matches!(event, PathEvent::Changed { .. })).count();
     // Lost at 0, then holds of 2, 4, 8, 16, 32 s with about 1.3 s of trial after each.
     assert!((9..=14).contains(&switches), "{switches} switches in a minute");
 }
@@ -245,15 +201,9 @@ fn lost_checks_never_take_a_path_in_use_away() {
         net.run_for(ms(20));
         let now = net.now;
         net.ends[A].agent.on_tunnel_sent(now, Hop::Direct(b_inside), true);
-        net.ends[A]
-            .agent
-            .on_tunnel_heard(now, Hop::Direct(b_inside), Some(ms(20)));
+        net.ends[A].agent.on_tunnel_heard(now, Hop::Direct(b_inside), Some(ms(20)));
     }
-    assert_eq!(
-        net.kind(A),
-        PathKind::Direct,
-        "two minutes without any answer to a check"
-    );
+    assert_eq!(net.kind(A), PathKind::Direct, "two minutes without any answer to a check");
 }
 
 #[test]
@@ -271,17 +221,8 @@ fn three_silent_timeouts_ask_for_a_redial_once() {
     net.relay_down = true;
     net.run_for(Duration::from_secs(5));
     let events = events(&net, A);
-    assert_eq!(
-        events.iter().filter(|event| **event == PathEvent::RedialNeeded).count(),
-        1
-    );
-    assert_eq!(
-        events
-            .iter()
-            .filter(|event| matches!(event, PathEvent::TunnelSilent { .. }))
-            .count(),
-        3
-    );
+    assert_eq!(events.iter().filter(|event| **event == PathEvent::RedialNeeded).count(), 1);
+    assert_eq!(events.iter().filter(|event| matches!(event, PathEvent::TunnelSilent { .. })).count(), 3);
 }
 
 #[test]
@@ -327,36 +268,24 @@ fn a_path_in_use_is_kept_alive_and_an_unused_one_is_not() {
     net.run_for(Duration::from_secs(5));
     let before = net.ends[A].checks.len();
     net.run_for(Duration::from_secs(60));
-    let sent = net.ends[A].checks[before..]
-        .iter()
-        .filter(|(_, check)| check.bytes.starts_with(&[0, 1]))
-        .count();
+    let sent = net.ends[A].checks[before..].iter().filter(|(_, check)| check.bytes.starts_with(&[0, 1])).count();
     assert_eq!(sent, 4, "one request each 15 s, and none to unused addresses");
 }
 
 #[test]
 fn relay_only_sends_no_candidate_no_check_and_no_answer() {
-    let relay_only = |role| PathConfig {
-        mode: PathMode::RelayOnly,
-        ..config(role)
-    };
+    let relay_only = |role| PathConfig { mode: PathMode::RelayOnly, ..config(role) };
     let mut net = Net::with(None, None, relay_only);
     net.establish();
     net.run_for(Duration::from_secs(5));
     assert!(net.ends[A].events.is_empty() && net.ends[A].checks.is_empty());
-    assert_eq!(
-        net.inject(A, address("198.18.2.1:5000"), &request_by(Role::Responder, 1)),
-        []
-    );
+    assert_eq!(net.inject(A, address("198.18.2.1:5000"), &request_by(Role::Responder, 1)), []);
     assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::PolicyRelayOnly));
 }
 
 #[test]
 fn direct_only_lets_data_wait_for_a_direct_path() {
-    let mut net = Net::with(None, None, |role| PathConfig {
-        mode: PathMode::DirectOnly,
-        ..config(role)
-    });
+    let mut net = Net::with(None, None, |role| PathConfig { mode: PathMode::DirectOnly, ..config(role) });
     net.establish();
     assert!(!net.ends[A].agent.carries_data());
     net.run_for(ms(500));
@@ -370,11 +299,7 @@ fn turning_to_relay_only_leaves_a_direct_path_at_once() {
     net.ends[A].agent.set_mode(now, PathMode::RelayOnly);
     assert_eq!(net.kind(A), PathKind::Relayed);
     net.run_for(ms(500));
-    assert_eq!(
-        net.kind(B),
-        PathKind::Relayed,
-        "the peer learns of it by the withdrawn list"
-    );
+    assert_eq!(net.kind(B), PathKind::Relayed, "the peer learns of it by the withdrawn list");
 }
 
 #[test]
@@ -398,11 +323,7 @@ fn forged_and_unauthenticated_checks_teach_nothing_and_get_no_answer() {
         let keys = CheckKeys::from_exporter(Role::Responder, &mut [8; 64]);
         request(1).encode(&keys)
     };
-    let plain = PlainRequest {
-        id: TransactionId([3; 12]),
-        answer_from: AnswerFrom::SameAddress,
-    }
-    .encode();
+    let plain = PlainRequest { id: TransactionId([3; 12]), answer_from: AnswerFrom::SameAddress }.encode();
     for bytes in [forged, plain] {
         assert_eq!(net.inject(A, stranger, &bytes), []);
     }
@@ -414,11 +335,7 @@ fn a_reflected_check_teaches_nothing_and_gets_no_answer() {
     let mut net = Net::new(None, None);
     net.establish();
     net.run_for(ms(500));
-    let own: Vec<_> = net.ends[A]
-        .checks
-        .iter()
-        .map(|(_, check)| check.bytes.clone())
-        .collect();
+    let own: Vec<_> = net.ends[A].checks.iter().map(|(_, check)| check.bytes.clone()).collect();
     let stranger = address("198.18.66.6:6666");
     for bytes in own {
         assert_eq!(net.inject(A, stranger, &bytes), []);
@@ -430,11 +347,7 @@ fn a_reflected_check_teaches_nothing_and_gets_no_answer() {
 fn a_replayed_check_teaches_nothing_and_gets_no_answer() {
     let mut net = direct_pair();
     let stranger = address("198.18.66.6:6666");
-    let recorded: Vec<_> = net.ends[B]
-        .checks
-        .iter()
-        .map(|(_, check)| check.bytes.clone())
-        .collect();
+    let recorded: Vec<_> = net.ends[B].checks.iter().map(|(_, check)| check.bytes.clone()).collect();
     assert!(!recorded.is_empty());
     for bytes in recorded {
         assert_eq!(net.inject(A, stranger, &bytes), []);
@@ -458,16 +371,9 @@ fn an_answer_from_another_address_than_asked_proves_nothing() {
     };
     let now = net.now;
     let agent = &mut net.ends[A].agent;
-    assert_eq!(
-        agent.handle_check(now, address("198.18.66.6:6666"), &answer),
-        Err(CheckRefused::Unasked)
-    );
+    assert_eq!(agent.handle_check(now, address("198.18.66.6:6666"), &answer), Err(CheckRefused::Unasked));
     assert_eq!(agent.handle_check(now, asked.to, &answer), Ok(()));
-    assert_eq!(
-        agent.handle_check(now, asked.to, &answer),
-        Err(CheckRefused::Unasked),
-        "an answer counts once"
-    );
+    assert_eq!(agent.handle_check(now, asked.to, &answer), Err(CheckRefused::Unasked), "an answer counts once");
 }
 
 #[test]
@@ -494,10 +400,7 @@ fn a_victim_named_as_candidate_gets_a_bounded_number_of_checks() {
     let checks = &net.ends[A].checks;
     assert!(checks.len() <= 128 + 2 * 60, "{} checks in a minute", checks.len());
     for (at, _) in checks {
-        let within = checks
-            .iter()
-            .filter(|(other, _)| (*at..*at + Duration::from_secs(1)).contains(other))
-            .count();
+        let within = checks.iter().filter(|(other, _)| (*at..*at + Duration::from_secs(1)).contains(other)).count();
         assert!(within <= 100, "{within} checks in the second after {at:?}");
     }
 }
@@ -537,20 +440,15 @@ fn requests_from_ever_new_addresses_keep_the_list_bounded() {
         net.run_for(ms(20));
     }
     let why = net.ends[A].agent.why_not_better();
-    let bounded = matches!(
-        why,
-        Some(WhyNotBetter::NoAnswer { candidates: 16 } | WhyNotBetter::StillChecking { candidates: 16 })
-    );
+    let bounded =
+        matches!(why, Some(WhyNotBetter::NoAnswer { candidates: 16 } | WhyNotBetter::StillChecking { candidates: 16 }));
     assert!(bounded, "{why:?}");
 }
 
 #[test]
 fn the_same_inputs_give_the_same_run() {
     let run = || {
-        let mut net = Net::new(
-            Some(nat_a(By::Nothing, By::Address)),
-            Some(nat_b(By::Nothing, By::AddressAndPort)),
-        );
+        let mut net = Net::new(Some(nat_a(By::Nothing, By::Address)), Some(nat_b(By::Nothing, By::AddressAndPort)));
         net.establish();
         net.run_for(Duration::from_secs(2));
         let [a, b] = net.ends;
@@ -569,10 +467,8 @@ fn nat_b(mapping: By, filtering: By) -> Nat {
 
 /// A symmetric NAT and a port-restricted one of the given mapping, checks under way.
 fn hard_pair(mapping_b: By) -> Net {
-    let mut net = Net::new(
-        Some(nat_a(By::AddressAndPort, By::AddressAndPort)),
-        Some(nat_b(mapping_b, By::AddressAndPort)),
-    );
+    let mut net =
+        Net::new(Some(nat_a(By::AddressAndPort, By::AddressAndPort)), Some(nat_b(mapping_b, By::AddressAndPort)));
     net.establish();
     net.run_for(ms(100));
     net
@@ -600,12 +496,7 @@ fn victim(port: u16) -> std::net::SocketAddr {
 }
 
 fn request(sequence: u64) -> Check {
-    Check::Request(CheckRequest {
-        id: TransactionId([9; 12]),
-        priority: 0,
-        sequence,
-        in_use: false,
-    })
+    Check::Request(CheckRequest { id: TransactionId([9; 12]), priority: 0, sequence, in_use: false })
 }
 
 fn request_by(role: Role, sequence: u64) -> Vec<u8> {

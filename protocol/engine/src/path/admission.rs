@@ -49,10 +49,7 @@ pub(super) fn admit(
     let mut refused = Vec::new();
     // Twice the limit is read so that duplicates and refused ones do not crowd out good ones; the rest is not looked at.
     for candidate in candidates.into_iter().take(2 * MAX_CANDIDATES) {
-        let candidate = Candidate {
-            address: canonical(candidate.address),
-            ..candidate
-        };
+        let candidate = Candidate { address: canonical(candidate.address), ..candidate };
         if let Err(reason) = check(candidate.address).and_then(|()| check_private(&candidate, share_private)) {
             refused.push(reason);
         } else if let Some(known) = admitted.iter_mut().find(|known| known.address == candidate.address) {
@@ -130,10 +127,7 @@ pub(super) fn same_network(remote: IpAddr, locals: &[Candidate]) -> bool {
         (IpAddr::V6(local), IpAddr::V6(remote)) => local.octets()[..8] == remote.octets()[..8],
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
     };
-    is_private(remote)
-        || locals
-            .iter()
-            .any(|local| local.kind == CandidateKind::Host && shares_prefix(local))
+    is_private(remote) || locals.iter().any(|local| local.kind == CandidateKind::Host && shares_prefix(local))
 }
 
 #[cfg(test)]
@@ -174,20 +168,11 @@ mod tests {
     fn a_list_keeps_sixteen_and_no_address_twice() {
         let many = (1..=100).map(|port| host(&format!("198.18.0.1:{port}")));
         assert_eq!(admit(many, true).0.len(), MAX_CANDIDATES);
-        let reflexive = Candidate {
-            kind: CandidateKind::ServerReflexive,
-            ..host("198.18.0.1:9")
-        };
-        assert_eq!(
-            admit([reflexive, host("[::ffff:198.18.0.1]:9")], true).0,
-            [host("198.18.0.1:9")]
-        );
+        let reflexive = Candidate { kind: CandidateKind::ServerReflexive, ..host("198.18.0.1:9") };
+        assert_eq!(admit([reflexive, host("[::ffff:198.18.0.1]:9")], true).0, [host("198.18.0.1:9")]);
     }
 
     fn host(address: &str) -> Candidate {
-        Candidate {
-            kind: CandidateKind::Host,
-            address: address.parse().expect("a test address"),
-        }
+        Candidate { kind: CandidateKind::Host, address: address.parse().expect("a test address") }
     }
 }

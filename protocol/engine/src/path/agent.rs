@@ -125,10 +125,7 @@ impl PathAgent {
         if locals == self.locals {
             return;
         }
-        let gone = self
-            .locals
-            .iter()
-            .any(|old| locals.iter().all(|new| new.address != old.address));
+        let gone = self.locals.iter().any(|old| locals.iter().all(|new| new.address != old.address));
         self.locals = locals;
         if gone {
             self.move_to(now, Hop::Relayed, Why::LocalAddressChanged);
@@ -287,10 +284,7 @@ impl PathAgent {
     /// Where tunnel packets go at `now`.
     pub fn route(&self, now: Instant) -> Route {
         let duplicate = self.dual.filter(|(_, until)| now < *until).map(|(hop, _)| hop);
-        Route {
-            primary: self.hop,
-            duplicate,
-        }
+        Route { primary: self.hop, duplicate }
     }
 
     /// Whether application data may go now: with [`PathMode::DirectOnly`] it waits for a direct path.
@@ -302,10 +296,9 @@ impl PathAgent {
     pub fn kind(&self) -> PathKind {
         match self.hop {
             Hop::Relayed => PathKind::Relayed,
-            Hop::Direct(address) => self
-                .checklist
-                .get(address)
-                .map_or(PathKind::Punched, |remote| self.kind_of(remote)),
+            Hop::Direct(address) => {
+                self.checklist.get(address).map_or(PathKind::Punched, |remote| self.kind_of(remote))
+            }
         }
     }
 
@@ -328,12 +321,7 @@ impl PathAgent {
             return None;
         }
         let candidates = self.checklist.remotes().len();
-        let usable = self
-            .checklist
-            .remotes()
-            .iter()
-            .filter(|remote| self.is_usable(remote.address))
-            .count();
+        let usable = self.checklist.remotes().iter().filter(|remote| self.is_usable(remote.address)).count();
         let best = self.best();
         Some(if self.config.mode == PathMode::RelayOnly {
             WhyNotBetter::PolicyRelayOnly
@@ -378,14 +366,8 @@ impl PathAgent {
         if !self.answers.take(now) {
             return Err(CheckRefused::TooMany);
         }
-        let response = Check::Response(CheckResponse {
-            id: request.id,
-            mapped: from,
-        });
-        self.transmits.push_back(CheckTransmit {
-            to: from,
-            bytes: response.encode(&self.keys),
-        });
+        let response = Check::Response(CheckResponse { id: request.id, mapped: from });
+        self.transmits.push_back(CheckTransmit { to: from, bytes: response.encode(&self.keys) });
         self.checklist.learn(now, from);
         Ok(())
     }
@@ -425,10 +407,7 @@ impl PathAgent {
             sequence: self.sent_checks,
             in_use: self.hop == Hop::Direct(to),
         };
-        self.transmits.push_back(CheckTransmit {
-            to,
-            bytes: Check::Request(request).encode(&self.keys),
-        });
+        self.transmits.push_back(CheckTransmit { to, bytes: Check::Request(request).encode(&self.keys) });
         self.checklist.on_sent(now, to, request.id);
     }
 
@@ -449,11 +428,7 @@ impl PathAgent {
     fn current_score(&self) -> Score {
         let relayed = Score::relayed(self.relay_rtt);
         let Hop::Direct(address) = self.hop else { return relayed };
-        match self
-            .checklist
-            .get(address)
-            .and_then(|remote| Some((remote, remote.rtt()?)))
-        {
+        match self.checklist.get(address).and_then(|remote| Some((remote, remote.rtt()?))) {
             Some((remote, rtt)) => Score::direct(self.kind_of(remote), rtt, self.relay_rtt, true),
             None => relayed,
         }
@@ -476,10 +451,9 @@ impl PathAgent {
         let near = admission::same_network(remote.address.ip(), &self.locals);
         let untranslated = match remote.proof {
             Proof::Unproven => false,
-            Proof::Proven { mapped, .. } => self
-                .locals
-                .iter()
-                .any(|local| local.kind != CandidateKind::ServerReflexive && local.address == mapped),
+            Proof::Proven { mapped, .. } => {
+                self.locals.iter().any(|local| local.kind != CandidateKind::ServerReflexive && local.address == mapped)
+            }
         };
         match remote.source {
             Source::Signalled(CandidateKind::Host) | Source::PeerReflexive if near => PathKind::Local,
@@ -547,7 +521,5 @@ impl PathAgent {
 /// Whether we have an address of that family, and it is not our own.
 fn is_usable(locals: &[Candidate], address: SocketAddr) -> bool {
     locals.iter().any(|local| local.address.is_ipv4() == address.is_ipv4())
-        && locals
-            .iter()
-            .all(|local| local.address != address || local.kind == CandidateKind::ServerReflexive)
+        && locals.iter().all(|local| local.address != address || local.kind == CandidateKind::ServerReflexive)
 }

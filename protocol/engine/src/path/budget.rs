@@ -14,12 +14,7 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn full(now: Instant, capacity: u32, interval: Duration) -> Self {
-        Self {
-            capacity,
-            interval,
-            tokens: capacity,
-            counted: now,
-        }
+        Self { capacity, interval, tokens: capacity, counted: now }
     }
 
     /// Takes one token, if there is one.

@@ -28,6 +28,10 @@ const UNANSWERED_BURST: u32 = 128;
 const UNANSWERED_INTERVAL: Duration = ms(500);
 /// Checks in flight remembered per address: one round.
 const MAX_IN_FLIGHT: usize = 8;
+/// Answers in one round after which an address rests until the next: one proves, three measure.
+const ENOUGH_ANSWERS: u8 = 3;
+/// Round trips remembered per address.
+const MAX_SAMPLES: usize = 8;
 /// Peer-reflexive addresses kept.
 const MAX_LEARNED: usize = 16;
 /// First hold of a path lost to silence; doubles with each loss.
@@ -49,7 +53,7 @@ pub(super) enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proof {
     Unproven,
-    /// A check came back: smoothed round trip, and our own address as the peer saw it.
+    /// A check came back: least of the newest round trips, and our own address as the peer saw it.
     Proven {
         rtt: Duration,
         mapped: SocketAddr,
@@ -82,7 +86,9 @@ pub(super) struct Remote {
     triggered: bool,
     in_flight: VecDeque<InFlight>,
     owes_answer: bool,
-    answered_in_round: bool,
+    answers_in_round: u8,
+    /// The newest round trips; the least of them counts, for what is above it was a queue.
+    samples: VecDeque<Duration>,
     losses: u32,
     /// Rounds of its own that went unanswered since the path was lost.
     revivals: u32,
@@ -100,7 +106,8 @@ impl Remote {
             in_flight: VecDeque::new(),
             // Nobody answers there until somebody did.
             owes_answer: true,
-            answered_in_round: false,
+            answers_in_round: 0,
+            samples: VecDeque::new(),
             losses: 0,
             revivals: 0,
             held_until: None,
@@ -124,6 +131,7 @@ impl Remote {
         self.held_until = Some(now + doubled.min(LONGEST_HOLD));
         self.losses += 1;
         self.proof = Proof::Unproven;
+        self.samples.clear();
     }
 
     /// The tunnel was heard here again.
@@ -211,11 +219,7 @@ impl Checklist {
     /// goes. `false` if there is no room.
     pub(super) fn learn(&mut self, now: Instant, address: SocketAddr) -> bool {
         if self.get(address).is_none() {
-            let learned = self
-                .remotes
-                .iter()
-                .filter(|remote| remote.source == Source::PeerReflexive)
-                .count();
+            let learned = self.remotes.iter().filter(|remote| remote.source == Source::PeerReflexive).count();
             if learned >= MAX_LEARNED {
                 let spare = |remote: &Remote| remote.source == Source::PeerReflexive && remote.proof == Proof::Unproven;
                 let Some(oldest) = self.remotes.iter().position(spare) else {
@@ -232,7 +236,7 @@ impl Checklist {
             if remote.schedule == Schedule::Idle {
                 // The triggered check is this small round's first.
                 remote.schedule = Schedule::Running { base: now, step: 1 };
-                remote.answered_in_round = false;
+                remote.answers_in_round = 0;
             }
         }
         true
@@ -247,10 +251,7 @@ impl Checklist {
     pub(super) fn forget_proofs(&mut self) {
         self.next_round = None;
         for remote in &mut self.remotes {
-            *remote = Remote {
-                losses: remote.losses,
-                ..Remote::new(remote.address, remote.source)
-            };
+            *remote = Remote { losses: remote.losses, ..Remote::new(remote.address, remote.source) };
         }
     }
 
@@ -274,14 +275,11 @@ impl Checklist {
             let settled = round.number == 0 && remote.proof != Proof::Unproven;
             if Some(remote.address) != in_use && !settled && usable(remote.address) {
                 remote.schedule = Schedule::Running { base, step: 0 };
-                remote.answered_in_round = false;
+                remote.answers_in_round = 0;
             }
         }
         let gap = GAPS[round.number.min(GAPS.len() - 1)];
-        self.next_round = Some(NextRound {
-            at: round.at.max(now) + gap,
-            number: round.number + 1,
-        });
+        self.next_round = Some(NextRound { at: round.at.max(now) + gap, number: round.number + 1 });
     }
 
     /// The address to check now, if one is due and pace and budget allow.
@@ -335,15 +333,14 @@ impl Checklist {
         let Some(check) = remote.in_flight.remove(index) else {
             return false;
         };
-        let sample = now.saturating_duration_since(check.sent);
-        let rtt = match remote.proof {
-            Proof::Unproven => sample,
-            // RFC 6298's gain of one eighth.
-            Proof::Proven { rtt, .. } => (rtt * 7 + sample) / 8,
-        };
+        if remote.samples.len() == MAX_SAMPLES {
+            remote.samples.pop_front();
+        }
+        remote.samples.push_back(now.saturating_duration_since(check.sent));
+        let rtt = remote.samples.iter().copied().min().unwrap_or_default();
         remote.proof = Proof::Proven { rtt, mapped };
         remote.owes_answer = false;
-        remote.answered_in_round = true;
+        remote.answers_in_round = remote.answers_in_round.saturating_add(1);
         remote.revivals = 0;
         true
     }
@@ -351,11 +348,7 @@ impl Checklist {
     /// When something is due next. Past instants mean "now".
     pub(super) fn timeout(&self) -> Option<Instant> {
         let checks = self.remotes.iter().filter_map(|remote| {
-            let due = if remote.triggered {
-                Some(self.pace)
-            } else {
-                remote.due()
-            };
+            let due = if remote.triggered { Some(self.pace) } else { remote.due() };
             due.map(|due| due.max(self.pace))
         });
         let holds = self.remotes.iter().filter_map(|remote| remote.held_until);
@@ -372,8 +365,7 @@ impl Checklist {
     /// Whether a first round is waiting or running.
     pub(super) fn is_in_first_round(&self) -> bool {
         let running = self.remotes.iter().any(|remote| remote.schedule != Schedule::Idle);
-        self.next_round
-            .is_some_and(|round| round.number == 0 || (round.number == 1 && running))
+        self.next_round.is_some_and(|round| round.number == 0 || (round.number == 1 && running))
     }
 }
 
@@ -385,7 +377,7 @@ fn advance(now: Instant, remote: &mut Remote, in_use: Option<SocketAddr>) -> boo
     let Schedule::Running { base, step } = remote.schedule else {
         return false;
     };
-    if remote.answered_in_round {
+    if remote.answers_in_round >= ENOUGH_ANSWERS {
         remote.schedule = Schedule::Idle;
         return false;
     }
@@ -395,17 +387,14 @@ fn advance(now: Instant, remote: &mut Remote, in_use: Option<SocketAddr>) -> boo
     }
     remote.schedule = Schedule::Idle;
     // A lost round says that an unused path may be gone. Of the path in use only the tunnel's silence says so.
-    if Some(remote.address) != in_use {
+    if Some(remote.address) != in_use && remote.answers_in_round == 0 {
         remote.proof = Proof::Unproven;
     }
     // A path that worked once gets small rounds of its own until it works again.
-    if remote.losses > 0 {
+    if remote.losses > 0 && remote.answers_in_round == 0 {
         remote.revivals += 1;
         let wait = FIRST_HOLD.saturating_mul(1 << remote.revivals.min(16)).min(GAPS[0]);
-        remote.schedule = Schedule::Running {
-            base: now + wait,
-            step: 0,
-        };
+        remote.schedule = Schedule::Running { base: now + wait, step: 0 };
     }
     false
 }

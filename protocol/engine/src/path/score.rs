@@ -34,10 +34,7 @@ pub(super) enum Rtt {
 
 impl Score {
     pub(super) fn relayed(rtt: Option<Duration>) -> Self {
-        Self {
-            rank: Rank::Relayed,
-            rtt: rtt.map_or(Rtt::Unknown, Rtt::Measured),
-        }
+        Self { rank: Rank::Relayed, rtt: rtt.map_or(Rtt::Unknown, Rtt::Measured) }
     }
 
     /// `in_use` widens the limit from 2 to 2.4 times the relay's round trip, so that a path at the limit does not flap.
@@ -49,10 +46,7 @@ impl Score {
             Some(_) | None if kind == PathKind::Local && rtt <= LOCAL_RTT => Rank::Local,
             Some(_) | None => Rank::Wide,
         };
-        Self {
-            rank,
-            rtt: Rtt::Measured(rtt),
-        }
+        Self { rank, rtt: Rtt::Measured(rtt) }
     }
 
     /// Whether moving from `current` to this is worth it.

@@ -45,14 +45,8 @@ impl CheckKeys {
         let responder = hmac::Key::new(hmac::HMAC_SHA256, &material[32..]);
         material.zeroize();
         match role {
-            Role::Initiator => Self {
-                send: initiator,
-                receive: responder,
-            },
-            Role::Responder => Self {
-                send: responder,
-                receive: initiator,
-            },
+            Role::Initiator => Self { send: initiator, receive: responder },
+            Role::Responder => Self { send: responder, receive: initiator },
         }
     }
 }
@@ -165,27 +159,15 @@ fn decode_request(datagram: &[u8], id: TransactionId, state: &[u8]) -> Result<Ch
 /// Exactly `N` attributes that fill the message.
 fn layout<const N: usize>(datagram: &[u8]) -> Result<[Attribute<'_>; N], Rejected> {
     let mut walk = wire::Attributes::of(datagram);
-    let mut found = [Attribute {
-        kind: 0,
-        offset: 0,
-        value: &[],
-    }; N];
+    let mut found = [Attribute { kind: 0, offset: 0, value: &[] }; N];
     for slot in &mut found {
         *slot = walk.next().ok_or(Rejected::Malformed)??;
     }
-    if walk.next().is_some() {
-        Err(Rejected::Malformed)
-    } else {
-        Ok(found)
-    }
+    if walk.next().is_some() { Err(Rejected::Malformed) } else { Ok(found) }
 }
 
 fn expect(attribute: &Attribute<'_>, kind: u16, length: usize) -> Result<(), Rejected> {
-    if attribute.kind == kind && attribute.value.len() == length {
-        Ok(())
-    } else {
-        Err(Rejected::Malformed)
-    }
+    if attribute.kind == kind && attribute.value.len() == length { Ok(()) } else { Err(Rejected::Malformed) }
 }
 
 /// FINGERPRINT, then the tag in constant time. The tag covers the message as it was when integrity was its last attribute.

@@ -1,7 +1,7 @@
 //! STUN: what relays tell us about our own address, and the checks by which two peers prove a path.
 //!
-//! Two dialects share one codec. [`plain`] messages to relays carry no integrity and yield hints only.
-//! [`check`] messages between peers are authenticated with keys of their session, have one fixed layout, and are the
+//! Two dialects share one codec. Plain messages to relays carry no integrity and yield hints only.
+//! Checks between peers are authenticated with keys of their session, have one fixed layout, and are the
 //! only thing that teaches a path. [`is_stun`] stands in front of both. Layouts: `docs/spec/paths.md` section 1.
 
 mod check;

@@ -50,10 +50,7 @@ impl PlainRequest {
             AnswerFrom::OtherPort => Some(ChangeRequestFlags::ChangePort.into()),
             AnswerFrom::OtherAddressAndPort => Some(ChangeRequestFlags::ChangeIp | ChangeRequestFlags::ChangePort),
         };
-        let attributes = flags
-            .map(|flags| StunAttribute::from(ChangeRequest::new(Some(flags))))
-            .into_iter()
-            .collect();
+        let attributes = flags.map(|flags| StunAttribute::from(ChangeRequest::new(Some(flags)))).into_iter().collect();
         let mut message = wire::encode(MessageClass::Request, self.id, attributes);
         wire::append_fingerprint(&mut message);
         message
@@ -76,10 +73,7 @@ impl PlainRequest {
             }
             None => AnswerFrom::SameAddress,
         };
-        Ok(Self {
-            id: wire::transaction_id(datagram),
-            answer_from,
-        })
+        Ok(Self { id: wire::transaction_id(datagram), answer_from })
     }
 }
 
@@ -105,11 +99,7 @@ impl PlainResponse {
             }
             None => None,
         };
-        Ok(Self {
-            id: wire::transaction_id(datagram),
-            mapped,
-            other,
-        })
+        Ok(Self { id: wire::transaction_id(datagram), mapped, other })
     }
 }
 

@@ -16,10 +16,7 @@ fn plain_requests_match_the_vectors() {
             "other_address_and_port" => AnswerFrom::OtherAddressAndPort,
             other => panic!("unknown answer_from {other}"),
         };
-        let request = PlainRequest {
-            id: id(&vector),
-            answer_from,
-        };
+        let request = PlainRequest { id: id(&vector), answer_from };
         assert_eq!(request.encode(), message(&vector));
         assert_eq!(PlainRequest::decode(&message(&vector)), Ok(request));
     }
@@ -28,14 +25,8 @@ fn plain_requests_match_the_vectors() {
 #[test]
 fn plain_responses_match_the_vectors() {
     for vector in list("plain_responses") {
-        let other = vector["other"]
-            .as_str()
-            .map(|other| other.parse().expect("vector addresses parse"));
-        let response = PlainResponse {
-            id: id(&vector),
-            mapped: address(&vector),
-            other,
-        };
+        let other = vector["other"].as_str().map(|other| other.parse().expect("vector addresses parse"));
+        let response = PlainResponse { id: id(&vector), mapped: address(&vector), other };
         assert_eq!(response.encode(), message(&vector));
         assert_eq!(PlainResponse::decode(&message(&vector)), Ok(response));
     }
@@ -57,13 +48,7 @@ fn check_requests_match_the_vectors() {
 #[test]
 fn check_responses_match_the_vectors() {
     for vector in list("check_responses") {
-        assert_vector(
-            &vector,
-            Check::Response(CheckResponse {
-                id: id(&vector),
-                mapped: address(&vector),
-            }),
-        );
+        assert_vector(&vector, Check::Response(CheckResponse { id: id(&vector), mapped: address(&vector) }));
     }
 }
 
@@ -90,10 +75,7 @@ fn every_single_bit_of_a_check_counts() {
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                Check::decode(&flipped, &keys(Role::Responder)).is_err(),
-                "bit {bit} does not count"
-            );
+            assert!(Check::decode(&flipped, &keys(Role::Responder)).is_err(), "bit {bit} does not count");
         }
     }
 }
@@ -117,11 +99,8 @@ fn a_fingerprint_forged_over_a_wrong_tag_does_not_help() {
 
 #[test]
 fn a_relays_answer_with_a_wrong_fingerprint_is_rejected() {
-    let response = PlainResponse {
-        id: TransactionId([1; 12]),
-        mapped: "198.18.0.1:9".parse().expect("ok"),
-        other: None,
-    };
+    let response =
+        PlainResponse { id: TransactionId([1; 12]), mapped: "198.18.0.1:9".parse().expect("ok"), other: None };
     let mut bytes = response.encode();
     *bytes.last_mut().expect("not empty") ^= 1;
     assert_eq!(PlainResponse::decode(&bytes), Err(Rejected::Fingerprint));
@@ -129,11 +108,7 @@ fn a_relays_answer_with_a_wrong_fingerprint_is_rejected() {
 
 #[test]
 fn quic_and_relay_frames_are_not_stun() {
-    let stun = PlainRequest {
-        id: TransactionId([1; 12]),
-        answer_from: AnswerFrom::SameAddress,
-    }
-    .encode();
+    let stun = PlainRequest { id: TransactionId([1; 12]), answer_from: AnswerFrom::SameAddress }.encode();
     assert!(is_stun(&stun));
     for first in [4, 15, 64, 0xC0] {
         let mut other = stun.clone();
@@ -206,19 +181,11 @@ fn assert_vector(vector: &Value, check: Check) {
 }
 
 fn request(sequence: u64) -> Check {
-    Check::Request(CheckRequest {
-        id: TransactionId([9; 12]),
-        priority: 0,
-        sequence,
-        in_use: false,
-    })
+    Check::Request(CheckRequest { id: TransactionId([9; 12]), priority: 0, sequence, in_use: false })
 }
 
 fn response(mapped: &str) -> Check {
-    Check::Response(CheckResponse {
-        id: TransactionId([9; 12]),
-        mapped: mapped.parse().expect("a test address"),
-    })
+    Check::Response(CheckResponse { id: TransactionId([9; 12]), mapped: mapped.parse().expect("a test address") })
 }
 
 fn keys(role: Role) -> CheckKeys {

@@ -75,10 +75,7 @@ pub(super) struct Attributes<'a> {
 
 impl<'a> Attributes<'a> {
     pub(super) fn of(message: &'a [u8]) -> Self {
-        Self {
-            message,
-            offset: HEADER_LEN,
-        }
+        Self { message, offset: HEADER_LEN }
     }
 }
 
@@ -103,11 +100,7 @@ impl<'a> Iterator for Attributes<'a> {
         }
         self.offset = next;
         let kind = read_u16(self.message, offset);
-        Some(Ok(Attribute {
-            kind,
-            offset,
-            value: &self.message[value_start..value_end],
-        }))
+        Some(Ok(Attribute { kind, offset, value: &self.message[value_start..value_end] }))
     }
 }
 
@@ -140,10 +133,7 @@ pub(super) fn encode(class: MessageClass, id: TransactionId, attributes: Vec<Stu
 
 /// Decodes by stun-rs, without validation: integrity and layout are checked over the raw bytes.
 pub(super) fn decode(message: &[u8]) -> Result<StunMessage, Rejected> {
-    MessageDecoder::default()
-        .decode(message)
-        .map(|(decoded, _)| decoded)
-        .map_err(|_| Rejected::Malformed)
+    MessageDecoder::default().decode(message).map(|(decoded, _)| decoded).map_err(|_| Rejected::Malformed)
 }
 
 /// XOR-MAPPED-ADDRESS of a decoded message, IPv4-mapped addresses unwrapped.
@@ -184,11 +174,7 @@ pub(super) fn check_fingerprint(message: &[u8], attribute: &Attribute<'_>) -> Re
         return Err(Rejected::Malformed);
     }
     let expected = fingerprint(&message[..attribute.offset]).to_be_bytes();
-    if attribute.value == expected {
-        Ok(())
-    } else {
-        Err(Rejected::Fingerprint)
-    }
+    if attribute.value == expected { Ok(()) } else { Err(Rejected::Fingerprint) }
 }
 
 pub(super) fn read_u16(bytes: &[u8], at: usize) -> u16 {
@@ -201,11 +187,7 @@ fn fingerprint(bytes: &[u8]) -> u32 {
     for byte in bytes {
         crc ^= u32::from(*byte);
         for _ in 0..8 {
-            crc = if crc & 1 == 1 {
-                (crc >> 1) ^ 0xEDB8_8320
-            } else {
-                crc >> 1
-            };
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
         }
     }
     !crc ^ 0x5354_554E

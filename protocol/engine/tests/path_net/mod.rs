@@ -68,11 +68,7 @@ impl Nat {
 
     /// Linux masquerade with the gateway's INPUT open: keeps ports, unless a strange packet took one.
     pub fn linux_with_open_input(outside: &str) -> Self {
-        Self {
-            trap: true,
-            preserving: true,
-            ..Self::new(outside, By::AddressAndPort, By::AddressAndPort)
-        }
+        Self { trap: true, preserving: true, ..Self::new(outside, By::AddressAndPort, By::AddressAndPort) }
     }
 
     pub fn outbound(&mut self, now: Instant, inside: SocketAddr, to: SocketAddr) -> SocketAddr {
@@ -88,11 +84,7 @@ impl Nat {
         // conntrack decides anew while nothing was answered; a port that is free again is used again.
         let reopen = self.trap && !taken;
         if !self.ports.contains_key(&key) || reopen {
-            let port = if self.preserving && !taken {
-                inside.port()
-            } else {
-                self.fresh_port()
-            };
+            let port = if self.preserving && !taken { inside.port() } else { self.fresh_port() };
             self.ports.insert(key, port);
         }
         let port = self.ports[&key];
@@ -123,6 +115,7 @@ impl Nat {
     }
 }
 
+#[derive(Clone)]
 struct Packet {
     at: Instant,
     to: usize,
@@ -132,6 +125,7 @@ struct Packet {
     body: Body,
 }
 
+#[derive(Clone)]
 enum Body {
     Check(Vec<u8>),
     Tunnel { ack_eliciting: bool },
@@ -147,6 +141,29 @@ pub struct End {
     pub checks: Vec<(Duration, CheckTransmit)>,
 }
 
+/// What the network does to packets; the same seed does the same.
+#[derive(Clone, Debug, Default)]
+pub struct Weather {
+    /// Lost, in percent.
+    pub loss: u64,
+    /// Delivered twice, in percent.
+    pub duplicates: u64,
+    /// Up to this much later than they should be, in milliseconds.
+    pub jitter: u64,
+    pub seed: u64,
+}
+
+impl Weather {
+    /// A number below `limit`, from splitmix64.
+    fn roll(&mut self, limit: u64) -> u64 {
+        self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.seed;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % limit.max(1)
+    }
+}
+
 pub struct Net {
     pub start: Instant,
     pub now: Instant,
@@ -159,6 +176,7 @@ pub struct Net {
     pub direct_down: bool,
     pub relay_down: bool,
     pub chatter: bool,
+    pub weather: Weather,
     next_ping: Instant,
     packets: Vec<Packet>,
 }
@@ -168,12 +186,7 @@ pub fn keys(role: Role) -> CheckKeys {
 }
 
 pub fn config(role: Role) -> PathConfig {
-    PathConfig {
-        role,
-        mode: PathMode::Auto,
-        share_private: false,
-        keepalive: Duration::from_secs(15),
-    }
+    PathConfig { role, mode: PathMode::Auto, share_private: false, keepalive: Duration::from_secs(15) }
 }
 
 impl Net {
@@ -199,16 +212,14 @@ impl Net {
         Self {
             start,
             now: start,
-            ends: [
-                end(Role::Initiator, inside_a, 1, nat_a),
-                end(Role::Responder, inside_b, 2, nat_b),
-            ],
+            ends: [end(Role::Initiator, inside_a, 1, nat_a), end(Role::Responder, inside_b, 2, nat_b)],
             direct_delay: ms(10),
             relay_delay: ms(20),
             tunnel_blocked: [false; 2],
             direct_down: false,
             relay_down: false,
             chatter: true,
+            weather: Weather::default(),
             next_ping: start,
             packets: Vec::new(),
         }
@@ -352,13 +363,7 @@ impl Net {
     fn by_relay(&mut self, who: usize, body: Body) {
         if !self.relay_down {
             let at = self.now + self.relay_delay;
-            self.packets.push(Packet {
-                at,
-                to: 1 - who,
-                hop: Hop::Relayed,
-                sent_to: None,
-                body,
-            });
+            self.put(Packet { at, to: 1 - who, hop: Hop::Relayed, sent_to: None, body });
         }
     }
 
@@ -376,13 +381,22 @@ impl Net {
         };
         if reaches && !self.direct_down {
             let at = now + self.direct_delay;
-            self.packets.push(Packet {
-                at,
-                to: 1 - who,
-                hop: Hop::Direct(from),
-                sent_to: Some(to),
-                body,
-            });
+            self.put(Packet { at, to: 1 - who, hop: Hop::Direct(from), sent_to: Some(to), body });
+        }
+    }
+
+    /// On its way, as the weather has it. The control stream is reliable and in order: QUIC sees to that.
+    fn put(&mut self, packet: Packet) {
+        if matches!(packet.body, Body::Candidates(_)) {
+            self.packets.push(packet);
+            return;
+        }
+        let lost = self.weather.roll(100) < self.weather.loss;
+        let twice = self.weather.roll(100) < self.weather.duplicates;
+        let copies = if lost { 0 } else { 1 + usize::from(twice) };
+        for _ in 0..copies {
+            let late = ms(self.weather.roll(self.weather.jitter + 1));
+            self.packets.push(Packet { at: packet.at + late, ..packet.clone() });
         }
     }
 }
@@ -390,10 +404,7 @@ impl Net {
 impl Net {
     /// The reflexive address of an agent.
     pub fn outside(&mut self, who: usize) -> SocketAddr {
-        self.own_candidates(who)
-            .last()
-            .expect("at least a host address")
-            .address
+        self.own_candidates(who).last().expect("at least a host address").address
     }
 
     /// A packet that the gateway of `who` did not ask for.
