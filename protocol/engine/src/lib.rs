@@ -3,6 +3,8 @@
 //! Everything here takes its time, randomness and packets as arguments and hands back what to send, what happened
 //! and when to be woken. The driver in `node-agent` and the simulator in `protocol/sim` run the same code.
 
+pub use quinn_proto::EcnCodepoint;
+
 pub mod knock;
 pub mod nat;
 pub mod node;

@@ -42,6 +42,10 @@ impl Epoch {
         Self(now.0 / EPOCH_SECONDS)
     }
 
+    pub(crate) fn accepts(self, other: Self) -> bool {
+        self.0.abs_diff(other.0) <= 1
+    }
+
     /// The epochs whose knocks are accepted now: this one and one either side, because clocks differ.
     pub(crate) fn accepted(self) -> impl Iterator<Item = Self> {
         (self.0.saturating_sub(1)..=self.0.saturating_add(1)).map(Self)
@@ -99,10 +103,7 @@ impl KnockKeys {
         let key = direction.derive("knock", &epoch.0.to_be_bytes());
         let hint = crate::noise::kdf::expand::<HINT_LEN>(&key, "hint", b"");
         let tag = crate::noise::kdf::expand::<32>(&key, "tag", b"");
-        Self {
-            hint: *hint,
-            tag: hmac::Key::new(hmac::HMAC_SHA256, &tag[..]),
-        }
+        Self { hint: *hint, tag: hmac::Key::new(hmac::HMAC_SHA256, &tag[..]) }
     }
 
     pub(crate) fn hint(&self) -> Hint {

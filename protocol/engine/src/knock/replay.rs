@@ -36,11 +36,7 @@ impl Share {
 
 impl<K: Clone + Ord> UsedKnocks<K> {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            total: 0,
-            pairs: BTreeMap::new(),
-        }
+        Self { capacity, total: 0, pairs: BTreeMap::new() }
     }
 
     pub(crate) fn contains(&self, pair: &K, knock: &Knock) -> bool {

@@ -45,12 +45,7 @@ impl<K: Clone + Ord> KnockTable<K> {
     /// An empty table, which recognises nothing.
     #[must_use]
     pub fn new(now: UnixTime) -> Self {
-        Self {
-            pairs: BTreeMap::new(),
-            now: Epoch::at(now),
-            hints: BTreeMap::new(),
-            used: UsedKnocks::new(CAPACITY),
-        }
+        Self { pairs: BTreeMap::new(), now: Epoch::at(now), hints: BTreeMap::new(), used: UsedKnocks::new(CAPACITY) }
     }
 
     /// Listens for `incoming`'s initiator, who must be the other agent of the pair (or nobody, for an invite). Replaces
@@ -79,11 +74,14 @@ impl<K: Clone + Ord> KnockTable<K> {
         if epoch == self.now {
             return;
         }
-        self.now = epoch;
-        self.hints.clear();
-        for (pair, incoming) in &self.pairs {
-            for epoch in epoch.accepted() {
-                add(&mut self.hints, pair, incoming, epoch);
+        let before = std::mem::replace(&mut self.now, epoch);
+        self.hints.retain(|_, entries| {
+            entries.retain(|entry| epoch.accepts(entry.epoch));
+            !entries.is_empty()
+        });
+        for new in epoch.accepted().filter(|new| !before.accepts(*new)) {
+            for (pair, incoming) in &self.pairs {
+                add(&mut self.hints, pair, incoming, new);
             }
         }
         self.used.expire_before(Epoch(epoch.0.saturating_sub(1)));
@@ -100,22 +98,12 @@ impl<K: Clone + Ord> KnockTable<K> {
     #[must_use]
     pub fn lookup(&self, first_id: &[u8]) -> Option<Match<K>> {
         let knock = Knock::from_bytes(first_id)?;
-        let entry = self
-            .hints
-            .get(&knock.hint())?
-            .iter()
-            .find(|entry| entry.keys.verify(&knock))?;
+        let entry = self.hints.get(&knock.hint())?.iter().find(|entry| entry.keys.verify(&knock))?;
         if self.used.contains(&entry.pair, &knock) {
             return None;
         }
         let direction = self.pairs.get(&entry.pair)?.directions().get(entry.secret)?.clone();
-        Some(Match {
-            pair: entry.pair.clone(),
-            secret: entry.secret,
-            direction,
-            epoch: entry.epoch,
-            knock,
-        })
+        Some(Match { pair: entry.pair.clone(), secret: entry.secret, direction, epoch: entry.epoch, knock })
     }
 
     /// Remembers that the handshake's message 1 verified under this knock, so that it opens nothing more. Called only
@@ -128,21 +116,13 @@ impl<K: Clone + Ord> KnockTable<K> {
 fn add<K: Clone>(hints: &mut BTreeMap<Hint, Vec<Entry<K>>>, pair: &K, incoming: &Pairing, epoch: Epoch) {
     for (secret, direction) in incoming.directions().iter().enumerate() {
         let keys = KnockKeys::new(direction, epoch);
-        hints.entry(keys.hint()).or_default().push(Entry {
-            pair: pair.clone(),
-            secret,
-            epoch,
-            keys,
-        });
+        hints.entry(keys.hint()).or_default().push(Entry { pair: pair.clone(), secret, epoch, keys });
     }
 }
 
 impl<K> fmt::Debug for KnockTable<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KnockTable")
-            .field("pairs", &self.pairs.len())
-            .field("now", &self.now)
-            .finish_non_exhaustive()
+        f.debug_struct("KnockTable").field("pairs", &self.pairs.len()).field("now", &self.now).finish_non_exhaustive()
     }
 }
 
@@ -160,11 +140,7 @@ mod tests {
     }
 
     fn knock_from(initiator: &[u8], responder: &[u8], at: UnixTime, seed: u8) -> Knock {
-        Knock::new(
-            &pairing(initiator, responder).directions()[0],
-            at,
-            &mut SeededRandom::from_seed([seed; 32]),
-        )
+        Knock::new(&pairing(initiator, responder).directions()[0], at, &mut SeededRandom::from_seed([seed; 32]))
     }
 
     fn listening_for_alice() -> KnockTable<&'static str> {
@@ -203,6 +179,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_is_recognised_through_any_number_of_epochs_and_jumps_of_the_clock() {
+        let mut table = listening_for_alice();
+        for seconds in [600, 1200, 5000, 90_000, 90_600, 600, 0] {
+            let now = UnixTime(NOW.0 + seconds);
+            let knock = knock_from(b"alice", b"bob", now, 1);
+            assert!(table.check(knock.as_bytes(), now).is_some(), "{seconds} s later");
+            assert_eq!(table.hints.len(), 3, "three epochs are kept");
+        }
+    }
+
+    #[test]
     fn a_used_knock_is_refused_for_as_long_as_its_epoch_is_accepted() {
         let mut table = listening_for_alice();
         let ahead = UnixTime(NOW.0 + EPOCH);
@@ -210,10 +197,7 @@ mod tests {
         let found = table.check(knock.as_bytes(), NOW).expect("a fresh knock");
         table.mark_used(&found);
         for step in 0..=3 {
-            assert!(
-                table.check(knock.as_bytes(), UnixTime(NOW.0 + step * EPOCH)).is_none(),
-                "{step} epochs later"
-            );
+            assert!(table.check(knock.as_bytes(), UnixTime(NOW.0 + step * EPOCH)).is_none(), "{step} epochs later");
         }
     }
 
@@ -229,11 +213,7 @@ mod tests {
     fn a_removed_pair_is_a_stranger() {
         let mut table = listening_for_alice();
         table.remove(&"alice");
-        assert!(
-            table
-                .check(knock_from(b"alice", b"bob", NOW, 1).as_bytes(), NOW)
-                .is_none()
-        );
+        assert!(table.check(knock_from(b"alice", b"bob", NOW, 1).as_bytes(), NOW).is_none());
     }
 
     #[test]

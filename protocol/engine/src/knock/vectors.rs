@@ -19,10 +19,7 @@ fn knocks_agree_with_the_specs_vectors() {
         assert_eq!(Epoch::at(now).0, vector.number("epoch"));
         let keys = KnockKeys::new(&pairing.directions()[0], Epoch::at(now));
         assert_eq!(keys.hint().to_vec(), vector.bytes("hint"));
-        assert_eq!(
-            keys.knock(vector.array("random")).as_bytes().to_vec(),
-            vector.bytes("knock")
-        );
+        assert_eq!(keys.knock(vector.array("random")).as_bytes().to_vec(), vector.bytes("knock"));
 
         let mut table = KnockTable::new(now);
         table.insert((), pairing);

@@ -151,10 +151,7 @@ impl FromStr for NatType {
     type Err = UnknownNatType;
 
     fn from_str(token: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|nat_type| nat_type.token() == token)
-            .ok_or(UnknownNatType)
+        Self::ALL.into_iter().find(|nat_type| nat_type.token() == token).ok_or(UnknownNatType)
     }
 }
 
@@ -213,11 +210,7 @@ pub struct NatReport {
 
 impl fmt::Display for NatReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({}, {}",
-            self.nat_type, self.behaviour.mapping, self.behaviour.filtering
-        )?;
+        write!(f, "{} ({}, {}", self.nat_type, self.behaviour.mapping, self.behaviour.filtering)?;
         match self.port_preserving {
             Some(true) => f.write_str(", port-preserving")?,
             Some(false) => f.write_str(", not port-preserving")?,
@@ -266,10 +259,7 @@ impl NatClassifier {
     pub fn new(local_port: u16, local_addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         Self {
             local_port,
-            local_addresses: local_addresses
-                .into_iter()
-                .map(|address| address.to_canonical())
-                .collect(),
+            local_addresses: local_addresses.into_iter().map(|address| address.to_canonical()).collect(),
             mapped: BTreeMap::new(),
             other_address: None,
             other_port: None,
@@ -315,11 +305,7 @@ impl NatClassifier {
     pub fn report(&self) -> NatReport {
         let mapping = self.mapping();
         let filtering = self.filtering();
-        let nat_type = if self.gave_up {
-            NatType::Blocked
-        } else {
-            nat_type(mapping, filtering)
-        };
+        let nat_type = if self.gave_up { NatType::Blocked } else { nat_type(mapping, filtering) };
         NatReport {
             nat_type,
             behaviour: NatBehaviour { mapping, filtering },

@@ -16,19 +16,13 @@ fn one_observation_is_unknown_and_says_what_would_help() {
 #[test]
 fn two_ports_of_one_address_that_agree_prove_no_independence() {
     let report = seen(&[(R1, "198.18.9.9:4000"), (R1_OTHER_PORT, "198.18.9.9:4000")]).report();
-    assert_eq!(
-        (report.nat_type, report.missing),
-        (NatType::Unknown, Some(Missing::SecondAddress))
-    );
+    assert_eq!((report.nat_type, report.missing), (NatType::Unknown, Some(Missing::SecondAddress)));
 }
 
 #[test]
 fn one_mapping_for_two_relays_is_a_cone_of_unmeasured_filtering() {
     let report = seen(&[(R1, "198.18.9.9:4000"), (R2, "198.18.9.9:4000")]).report();
-    assert_eq!(
-        (report.nat_type, report.missing),
-        (NatType::Cone, Some(Missing::RelayWithTwoAddresses))
-    );
+    assert_eq!((report.nat_type, report.missing), (NatType::Cone, Some(Missing::RelayWithTwoAddresses)));
     assert_eq!(
         report.to_string(),
         "cone (endpoint-independent mapping, filtering not measured, port-preserving); \
@@ -55,10 +49,7 @@ fn filtering_tells_the_cones_apart() {
 #[test]
 fn a_mapping_per_relay_is_symmetric() {
     let report = seen(&[(R1, "198.18.9.9:4001"), (R2, "198.18.9.9:4002")]).report();
-    assert_eq!(
-        (report.nat_type, report.behaviour.mapping),
-        (NatType::Symmetric, Mapping::DestinationDependent)
-    );
+    assert_eq!((report.nat_type, report.behaviour.mapping), (NatType::Symmetric, Mapping::DestinationDependent));
     assert_eq!(report.port_preserving, Some(false));
 }
 
@@ -66,23 +57,15 @@ fn a_mapping_per_relay_is_symmetric() {
 fn a_mapping_per_port_is_told_from_one_per_address() {
     let per_port = seen(&[(R1, "198.18.9.9:4001"), (R1_OTHER_PORT, "198.18.9.9:4002")]).report();
     assert_eq!(per_port.behaviour.mapping, Mapping::AddressAndPortDependent);
-    let per_address = seen(&[
-        (R1, "198.18.9.9:4001"),
-        (R1_OTHER_PORT, "198.18.9.9:4001"),
-        (R2, "198.18.9.9:4002"),
-    ])
-    .report();
+    let per_address =
+        seen(&[(R1, "198.18.9.9:4001"), (R1_OTHER_PORT, "198.18.9.9:4001"), (R2, "198.18.9.9:4002")]).report();
     assert_eq!(per_address.behaviour.mapping, Mapping::AddressDependent);
 }
 
 #[test]
 fn the_sockets_own_address_is_no_nat() {
     let mut nat = seen(&[(R1, "10.0.0.5:4000"), (R2, "10.0.0.5:4000")]);
-    assert_eq!(
-        nat.report().nat_type,
-        NatType::Firewalled,
-        "nothing proves that strangers get in"
-    );
+    assert_eq!(nat.report().nat_type, NatType::Firewalled, "nothing proves that strangers get in");
     nat.observe_filtering(FilterTest::OtherAddressAndPort, FilterOutcome::Answered);
     assert_eq!(nat.report().nat_type, NatType::OpenInternet);
 }
@@ -105,10 +88,7 @@ fn an_endpoint_that_sees_another_address_than_before_reveals_a_rebinding() {
 fn a_flood_of_endpoints_stays_bounded() {
     let mut nat = seen(&[]);
     for port in 1..1000 {
-        nat.observe_mapping(
-            SocketAddr::new(address(R1).ip(), port),
-            SocketAddr::new(address(R2).ip(), port),
-        );
+        nat.observe_mapping(SocketAddr::new(address(R1).ip(), port), SocketAddr::new(address(R2).ip(), port));
     }
     assert_eq!(nat.reflexive().len(), MAX_OBSERVATIONS);
 }

@@ -1,1 +1,230 @@
-//! (being written)
+//! A whole agent's tunnel side as one value: sessions with peers, their paths and streams, and the relays under them.
+//!
+//! The driver feeds it datagrams, time, allowlist snapshots and stream calls; it drains [`Node::poll_transmit`] and
+//! [`Node::poll_event`] after every input and wakes it at [`Node::poll_timeout`]. Nothing here opens a socket, reads a
+//! clock or draws randomness that does not come from the seed, so `protocol/sim` runs the same code in virtual time.
+//!
+//! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `input`
+//! and `output` are the packet paths; `io` and `incoming` are streams; `paths` carries out what each session's path
+//! agent decides; `relays` keeps the relay clients.
+
+mod config;
+mod control;
+mod dial;
+mod event;
+mod incoming;
+mod input;
+mod io;
+mod judge;
+mod life;
+mod output;
+mod pair;
+mod paths;
+mod relays;
+mod session;
+mod status;
+mod stream;
+mod timers;
+mod trust;
+
+use core::fmt;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use peerage_model::snapshot::Port;
+use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
+use quinn_proto::{Endpoint, TransportConfig};
+
+pub use event::{AskError, AskKey, DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
+pub use output::Transmit;
+pub use status::{NodeStatus, PeerDial, RelayStatus, SessionStatus};
+
+use self::judge::Judge;
+use self::output::Batch;
+use self::pair::{Pair, PairKey};
+use self::paths::CheckBudget;
+use self::relays::Relays;
+use self::session::Session;
+use self::stream::Stream;
+use self::timers::Timers;
+use crate::knock::{ConnectionIdKey, KNOCK_LEN, KnockTable};
+use crate::noise::{ConfigError, LocalIdentity, SeededRandom, SharedKnocks, endpoint_config, listener_config};
+
+/// What QUIC believes to be the remote address of every connection. Where packets really go is the path agent's
+/// business, and no migration of QUIC's may get in its way. From the discard prefix (RFC 6666), so that a bug which let
+/// it out would reach nobody.
+const VIRTUAL_REMOTE: SocketAddr =
+    SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1), 1, 0, 0));
+
+/// What a node is made of.
+pub struct NodeConfig {
+    /// Who we are.
+    pub agent: AgentId,
+    /// This run's key, born in memory.
+    pub instance: AgreementSecret,
+    /// What vouches for it: the bytes of a [`peerage_model::Credential`].
+    pub credential: Vec<u8>,
+    /// Addresses that our owner says can be reached from outside.
+    pub fixed: Vec<SocketAddr>,
+    /// 32 bytes from the operating system, used for nothing else, never twice. Tests fix them.
+    pub seed: [u8; 32],
+}
+
+/// The tunnel side of one agent.
+pub struct Node {
+    agent: AgentId,
+    instance: InstanceId,
+    secret: AgreementSecret,
+    identity: Arc<LocalIdentity>,
+    random: SeededRandom,
+    endpoint: Endpoint,
+    transport: Arc<TransportConfig>,
+    knock_table: SharedKnocks<PairKey>,
+    judge: Judge,
+
+    ports: Vec<Port>,
+    revoked: BTreeSet<TrustId>,
+    spent_invites: BTreeSet<TrustId>,
+    pairs: BTreeMap<PairKey, Pair>,
+    sessions: BTreeMap<SessionKey, Session>,
+    first_ids: BTreeMap<[u8; KNOCK_LEN], SessionKey>,
+    streams: BTreeMap<StreamKey, Stream>,
+    next_stream: u64,
+    next_ask: u64,
+
+    relays: Relays,
+    hosts: BTreeSet<SocketAddr>,
+    fixed: BTreeSet<SocketAddr>,
+    candidate_generation: u64,
+    check_budget: CheckBudget,
+
+    timers: Timers<Timer>,
+    /// Sessions that may have something to send.
+    ready: BTreeSet<SessionKey>,
+    out: VecDeque<(SocketAddr, Vec<u8>)>,
+    batches: VecDeque<Batch>,
+    scratch: Vec<u8>,
+    events: VecDeque<Event>,
+}
+
+/// Whose deadline.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Timer {
+    Session(SessionKey),
+    Pair(PairKey),
+}
+
+impl Node {
+    /// An agent that trusts nobody yet.
+    ///
+    /// # Errors
+    /// When the credential is longer than any credential is.
+    pub fn new(config: NodeConfig, now: Now) -> Result<Self, ConfigError> {
+        let mut random = SeededRandom::from_seed(config.seed);
+        let ids = ConnectionIdKey::new(&mut random);
+        let knock_table: SharedKnocks<PairKey> = Arc::new(Mutex::new(KnockTable::new(now.wall)));
+        let listener = Arc::new(listener_config(&knock_table, &mut random));
+        let endpoint = Endpoint::new(Arc::new(endpoint_config(&ids, &mut random)), Some(listener), false, None);
+        let relays = Relays::new(config.instance.clone(), config.credential.clone(), random.fork());
+        Ok(Self {
+            agent: config.agent,
+            instance: InstanceId::of_key(&config.instance.public()),
+            identity: Arc::new(LocalIdentity::new(&config.instance, config.credential)?),
+            secret: config.instance,
+            random,
+            endpoint,
+            transport: config::transport(),
+            knock_table,
+            judge: Judge::new(now.wall),
+            ports: Vec::new(),
+            revoked: BTreeSet::new(),
+            spent_invites: BTreeSet::new(),
+            pairs: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            first_ids: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            next_stream: 0,
+            next_ask: 0,
+            relays,
+            hosts: BTreeSet::new(),
+            fixed: config.fixed.into_iter().collect(),
+            candidate_generation: 0,
+            check_budget: CheckBudget::new(),
+            timers: Timers::new(),
+            ready: BTreeSet::new(),
+            out: VecDeque::new(),
+            batches: VecDeque::new(),
+            scratch: Vec::new(),
+            events: VecDeque::new(),
+        })
+    }
+
+    /// The addresses of our socket on this host's interfaces. Call again when they change.
+    pub fn set_local_addresses(&mut self, now: Now, addresses: impl IntoIterator<Item = SocketAddr>) {
+        self.tick(now);
+        let addresses: BTreeSet<_> = addresses.into_iter().collect();
+        if addresses == self.hosts {
+            return;
+        }
+        let first = self.hosts.is_empty();
+        self.hosts = addresses;
+        self.relays.set_hosts(&self.hosts);
+        if !first {
+            self.relays.local_address_changed(now.mono);
+        }
+        self.candidates_changed(now);
+    }
+
+    /// Where a relay's host name leads, as the driver resolved it after [`Event::Resolve`].
+    pub fn relay_resolved(&mut self, now: Now, relay: &peerage_model::relay::RelayInfo, addresses: &[SocketAddr]) {
+        self.tick(now);
+        self.relays.resolved(relay, addresses, now.mono);
+        self.settle_relays(now);
+    }
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Ends every session and tells the peers. Drain [`Self::poll_transmit`] once more afterwards.
+    pub fn shutdown(&mut self, now: Now) {
+        for key in self.up_sessions() {
+            self.close(key, event::CloseCode::Shutdown, DownReason::Shutdown, now.mono);
+        }
+    }
+
+    /// Our id.
+    #[must_use]
+    pub fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+
+    fn knocks(&self) -> MutexGuard<'_, KnockTable<PairKey>> {
+        self.knock_table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Up to `millis` milliseconds, drawn.
+    fn random_below(&mut self, millis: u64) -> Duration {
+        Duration::from_millis(u64::from_be_bytes(self.random.bytes()) % millis.max(1))
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("agent", &self.agent)
+            .field("pairs", &self.pairs.len())
+            .field("sessions", &self.sessions.len())
+            .field("streams", &self.streams.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for NodeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeConfig").field("agent", &self.agent).finish_non_exhaustive()
+    }
+}

@@ -74,14 +74,8 @@ impl Pairing {
             }
             write_message(part, &mut prologue);
         }
-        let directions = secrets
-            .iter()
-            .map(|secret| DirectionSecret::new(secret, &prologue))
-            .collect();
-        Ok(Self {
-            prologue: prologue.into(),
-            directions,
-        })
+        let directions = secrets.iter().map(|secret| DirectionSecret::new(secret, &prologue)).collect();
+        Ok(Self { prologue: prologue.into(), directions })
     }
 
     /// One [`DirectionSecret`] for each candidate pair secret, in the order they were given.
@@ -95,18 +89,13 @@ impl Pairing {
     /// # Errors
     /// When there are fewer candidates.
     pub fn direction(&self, index: usize) -> Result<&DirectionSecret, ConfigError> {
-        self.directions.get(index).ok_or(ConfigError::NoSuchSecret {
-            index,
-            count: self.directions.len(),
-        })
+        self.directions.get(index).ok_or(ConfigError::NoSuchSecret { index, count: self.directions.len() })
     }
 }
 
 impl fmt::Debug for Pairing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pairing")
-            .field("candidates", &self.directions.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Pairing").field("candidates", &self.directions.len()).finish_non_exhaustive()
     }
 }
 
@@ -124,14 +113,9 @@ impl LocalIdentity {
     pub fn new(key: &AgreementSecret, credential: impl Into<Bytes>) -> Result<Self, ConfigError> {
         let credential = credential.into();
         if credential.len() > MAX_CREDENTIAL {
-            return Err(ConfigError::CredentialTooLong {
-                length: credential.len(),
-            });
+            return Err(ConfigError::CredentialTooLong { length: credential.len() });
         }
-        Ok(Self {
-            key: Arc::new(KeyPair::new(Zeroizing::new(*key.expose()))),
-            credential,
-        })
+        Ok(Self { key: Arc::new(KeyPair::new(Zeroizing::new(*key.expose()))), credential })
     }
 
     /// The public half of the static key.
@@ -143,9 +127,7 @@ impl LocalIdentity {
 
 impl fmt::Debug for LocalIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalIdentity")
-            .field("credential", &self.credential.len())
-            .finish_non_exhaustive()
+        f.debug_struct("LocalIdentity").field("credential", &self.credential.len()).finish_non_exhaustive()
     }
 }
 
@@ -164,16 +146,8 @@ impl Common {
         seed: [u8; 32],
     ) -> Result<Self, ConfigError> {
         let direction = pairing.direction(secret)?.clone();
-        let setup = Setup {
-            prologue: Arc::clone(&pairing.prologue),
-            direction,
-            identity,
-            verifier,
-        };
-        Ok(Self {
-            setup: Arc::new(setup),
-            random: Mutex::new(SeededRandom::from_seed(seed)),
-        })
+        let setup = Setup { prologue: Arc::clone(&pairing.prologue), direction, identity, verifier };
+        Ok(Self { setup: Arc::new(setup), random: Mutex::new(SeededRandom::from_seed(seed)) })
     }
 
     fn session(&self, side: Side, params: &TransportParameters) -> Option<NoiseSession> {

@@ -34,10 +34,7 @@ impl<K: Clone + Ord + Send + Sync> Doorkeeper<K> {
     /// Guards an endpoint with `knocks`.
     #[must_use]
     pub fn new(knocks: SharedKnocks<K>, seed: [u8; 32]) -> Self {
-        Self {
-            knocks,
-            nobody: Arc::new(nobody(seed)),
-        }
+        Self { knocks, nobody: Arc::new(nobody(seed)) }
     }
 }
 

@@ -30,14 +30,7 @@ pub(crate) fn expand_into(secret: &[u8; 32], label: &str, context: &[u8], out: &
     let length = u16::try_from(out.len()).map_err(|_| TooLong)?.to_be_bytes();
     let label_length = [u8::try_from(LABEL_PREFIX.len() + label.len()).map_err(|_| TooLong)?];
     let context_length = [u8::try_from(context.len()).map_err(|_| TooLong)?];
-    let info: [&[u8]; 6] = [
-        &length,
-        &label_length,
-        LABEL_PREFIX,
-        label.as_bytes(),
-        &context_length,
-        context,
-    ];
+    let info: [&[u8]; 6] = [&length, &label_length, LABEL_PREFIX, label.as_bytes(), &context_length, context];
     Prk::new_less_safe(HKDF_SHA256, secret)
         .expand(&info, Length(out.len()))
         .and_then(|okm| okm.fill(out))

@@ -28,10 +28,7 @@ impl AeadPacketKey {
     pub(crate) fn new(secret: &[u8; 32], context: &[u8]) -> Self {
         let key = expand::<32>(secret, "key", context);
         let unbound = UnboundKey::new(&AES_256_GCM, &key[..]).expect("an AES-256 key has 32 bytes");
-        Self {
-            key: LessSafeKey::new(unbound),
-            iv: *expand::<12>(secret, "iv", context),
-        }
+        Self { key: LessSafeKey::new(unbound), iv: *expand::<12>(secret, "iv", context) }
     }
 
     fn nonce(&self, packet: u64) -> Nonce {
@@ -55,11 +52,8 @@ impl PacketKey for AeadPacketKey {
     }
 
     fn decrypt(&self, packet: u64, header: &[u8], payload: &mut BytesMut) -> Result<(), CryptoError> {
-        let opened = self
-            .key
-            .open_in_place(self.nonce(packet), Aad::from(header), payload)
-            .map_err(|_| CryptoError)?
-            .len();
+        let opened =
+            self.key.open_in_place(self.nonce(packet), Aad::from(header), payload).map_err(|_| CryptoError)?.len();
         payload.truncate(opened);
         Ok(())
     }
@@ -125,9 +119,7 @@ impl AesHeaderKey {
     /// The sample starts where a four-byte packet number would end (RFC 9001 section 5.4.2).
     fn mask(&self, pn_offset: usize, packet: &[u8]) -> [u8; 5] {
         let start = pn_offset + 4;
-        self.0
-            .new_mask(&packet[start..start + self.sample_size()])
-            .expect("quinn-proto hands in a whole sample")
+        self.0.new_mask(&packet[start..start + self.sample_size()]).expect("quinn-proto hands in a whole sample")
     }
 }
 
@@ -171,10 +163,7 @@ pub(crate) struct SpaceSecrets {
 impl SpaceSecrets {
     /// Of the Initial space of the connection whose first destination id is `first`.
     pub(crate) fn initial(direction: &DirectionSecret, first: &ConnectionId) -> Self {
-        Self {
-            client: direction.derive("initial c", first),
-            server: direction.derive("initial s", first),
-        }
+        Self { client: direction.derive("initial c", first), server: direction.derive("initial s", first) }
     }
 
     /// Of the Handshake space: fresh for every answer, because the server's random is.
@@ -189,10 +178,7 @@ impl SpaceSecrets {
         context.push(u8::try_from(first.len()).expect("a connection id has at most 20 bytes"));
         context.extend_from_slice(first);
         context.extend_from_slice(server_random);
-        Self {
-            client: direction.derive("handshake c", &context),
-            server: direction.derive("handshake s", &context),
-        }
+        Self { client: direction.derive("handshake c", &context), server: direction.derive("handshake s", &context) }
     }
 
     fn local_and_remote(&self, side: Side) -> (&Secret, &Secret) {
@@ -204,26 +190,17 @@ impl SpaceSecrets {
 
     fn headers(&self, side: Side) -> KeyPair<Box<dyn HeaderKey>> {
         let (local, remote) = self.local_and_remote(side);
-        KeyPair {
-            local: Box::new(AesHeaderKey::new(local)),
-            remote: Box::new(AesHeaderKey::new(remote)),
-        }
+        KeyPair { local: Box::new(AesHeaderKey::new(local)), remote: Box::new(AesHeaderKey::new(remote)) }
     }
 
     fn packets(&self, side: Side) -> KeyPair<Box<dyn PacketKey>> {
         let (local, remote) = self.local_and_remote(side);
-        KeyPair {
-            local: Box::new(AeadPacketKey::new(local, b"")),
-            remote: Box::new(AeadPacketKey::new(remote, b"")),
-        }
+        KeyPair { local: Box::new(AeadPacketKey::new(local, b"")), remote: Box::new(AeadPacketKey::new(remote, b"")) }
     }
 
     /// Keys for the Handshake and 1-RTT spaces.
     pub(crate) fn keys(&self, side: Side) -> Keys {
-        Keys {
-            header: self.headers(side),
-            packet: self.packets(side),
-        }
+        Keys { header: self.headers(side), packet: self.packets(side) }
     }
 
     /// Keys for the Initial space, where the packet's source id takes part.
@@ -253,10 +230,7 @@ impl OneRtt {
         both[32..].copy_from_slice(responder);
         let root = extract(b"peerage 1-rtt v1", &both[..]);
         Self {
-            secrets: SpaceSecrets {
-                client: expand(&root, "1rtt c", b""),
-                server: expand(&root, "1rtt s", b""),
-            },
+            secrets: SpaceSecrets { client: expand(&root, "1rtt c", b""), server: expand(&root, "1rtt s", b"") },
             exporter: expand(&root, "exporter", b""),
         }
     }

@@ -36,10 +36,7 @@ pub fn listener_config<K: Clone + Ord + Send + Sync + 'static>(
     knocks: &SharedKnocks<K>,
     random: &mut SeededRandom,
 ) -> ServerConfig {
-    quiet(ServerConfig::new(
-        Arc::new(Doorkeeper::new(Arc::clone(knocks), random.bytes())),
-        Arc::new(NoTokens),
-    ))
+    quiet(ServerConfig::new(Arc::new(Doorkeeper::new(Arc::clone(knocks), random.bytes())), Arc::new(NoTokens)))
 }
 
 /// The configuration to accept one pair's connection with.
@@ -64,10 +61,7 @@ pub fn client_config(noise: NoiseClient, knock: Knock, transport: Arc<TransportC
 fn quiet(mut config: ServerConfig) -> ServerConfig {
     let mut tokens = ValidationTokenConfig::default();
     tokens.sent(0);
-    config
-        .migration(false)
-        .validation_token_config(tokens)
-        .time_source(Arc::new(NoClock));
+    config.migration(false).validation_token_config(tokens).time_source(Arc::new(NoClock));
     config
 }
 

@@ -19,9 +19,7 @@ impl SeededRandom {
     /// A generator whose whole output follows from `seed`. Two processes must never share one.
     #[must_use]
     pub fn from_seed(seed: [u8; 32]) -> Self {
-        Self {
-            key: Zeroizing::new(seed),
-        }
+        Self { key: Zeroizing::new(seed) }
     }
 
     /// Fills `out`.
@@ -67,10 +65,6 @@ mod tests {
         assert_eq!(first, two.bytes());
         let second: [u8; 40] = one.bytes();
         assert_ne!(first, second);
-        assert_ne!(
-            one.fork().bytes::<32>(),
-            two.fork().bytes::<32>(),
-            "the two differ by one request"
-        );
+        assert_ne!(one.fork().bytes::<32>(), two.fork().bytes::<32>(), "the two differ by one request");
     }
 }

@@ -30,10 +30,7 @@ impl KeyPair {
             PrivateKey::from_private_key(&X25519, &bytes[..]).expect("every 32-byte string is an X25519 private key");
         let mut public = [0; 32];
         public.copy_from_slice(
-            private
-                .compute_public_key()
-                .expect("a private key that parsed has a public half")
-                .as_ref(),
+            private.compute_public_key().expect("a private key that parsed has a public half").as_ref(),
         );
         Self { private, bytes, public }
     }
@@ -60,9 +57,7 @@ impl CryptoResolver for Resolver {
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
         match choice {
-            DHChoice::Curve25519 => Some(Box::new(X25519Dh {
-                pair: Arc::clone(&self.static_key),
-            })),
+            DHChoice::Curve25519 => Some(Box::new(X25519Dh { pair: Arc::clone(&self.static_key) })),
             _ => None,
         }
     }
@@ -224,9 +219,7 @@ impl Cipher for AesGcm {
             .key()?
             .open_in_place(noise_nonce(nonce), Aad::from(authtext), &mut text)
             .map_err(|_| snow::Error::Decrypt)?;
-        out.get_mut(..opened.len())
-            .ok_or(snow::Error::Decrypt)?
-            .copy_from_slice(opened);
+        out.get_mut(..opened.len()).ok_or(snow::Error::Decrypt)?.copy_from_slice(opened);
         Ok(opened.len())
     }
 }

@@ -92,11 +92,7 @@ pub(crate) enum HandshakeError {
 
 impl From<HandshakeError> for TransportError {
     fn from(error: HandshakeError) -> Self {
-        Self {
-            code: SILENT_END,
-            frame: None,
-            reason: error.to_string(),
-        }
+        Self { code: SILENT_END, frame: None, reason: error.to_string() }
     }
 }
 
@@ -209,10 +205,7 @@ impl NoiseSession {
             return Err(FramingError::Payload.into());
         }
         self.peer_parameters = Some(self.parse_parameters(payload.parameters)?);
-        self.state = State::WriteRandom {
-            noise,
-            message_1_hash: sha256(message),
-        };
+        self.state = State::WriteRandom { noise, message_1_hash: sha256(message) };
         Ok(())
     }
 
@@ -245,9 +238,7 @@ impl NoiseSession {
             return Err(FramingError::Payload.into());
         }
         self.verify_peer(&noise, payload.credential)?;
-        self.state = State::InstallOneRttKeys {
-            one_rtt: split(&mut noise),
-        };
+        self.state = State::InstallOneRttKeys { one_rtt: split(&mut noise) };
         Ok(())
     }
 
@@ -256,10 +247,7 @@ impl NoiseSession {
             State::WriteMessage1 { mut noise } => {
                 let message = self.seal(&mut noise, &self.own_parameters, b"")?;
                 write_message(&message, out);
-                self.state = State::AwaitRandom {
-                    noise,
-                    message_1_hash: sha256(&message),
-                };
+                self.state = State::AwaitRandom { noise, message_1_hash: sha256(&message) };
                 Ok(None)
             }
             State::InstallHandshakeKeys { noise, keys } => {
@@ -305,9 +293,7 @@ impl NoiseSession {
     ) -> Result<Vec<u8>, HandshakeError> {
         let payload = Payload { parameters, credential }.encode();
         let mut message = vec![0; MAX_MESSAGE];
-        let length = noise
-            .write_message(&payload, &mut message)
-            .map_err(HandshakeError::Noise)?;
+        let length = noise.write_message(&payload, &mut message).map_err(HandshakeError::Noise)?;
         message.truncate(length);
         Ok(message)
     }
@@ -339,10 +325,7 @@ impl NoiseSession {
 fn build_noise(side: Side, setup: &Setup, ephemeral_seed: Secret) -> HandshakeState {
     let psk = setup.direction.derive("psk", b"");
     let key = Arc::clone(&setup.identity.key);
-    let resolver = Box::new(Resolver {
-        static_key: Arc::clone(&key),
-        ephemeral_seed,
-    });
+    let resolver = Box::new(Resolver { static_key: Arc::clone(&key), ephemeral_seed });
     let builder = snow::Builder::with_resolver(PATTERN.parse().expect("the pattern is a constant"), resolver)
         .prologue(&setup.prologue)
         .and_then(|builder| builder.psk(0, &psk))
@@ -356,9 +339,7 @@ fn build_noise(side: Side, setup: &Setup, ephemeral_seed: Secret) -> HandshakeSt
 
 fn open(noise: &mut HandshakeState, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, HandshakeError> {
     let mut payload = Zeroizing::new(vec![0; MAX_MESSAGE]);
-    let length = noise
-        .read_message(message, &mut payload)
-        .map_err(HandshakeError::Noise)?;
+    let length = noise.read_message(message, &mut payload).map_err(HandshakeError::Noise)?;
     payload.truncate(length);
     Ok(payload)
 }
@@ -450,8 +431,6 @@ impl Session for NoiseSession {
 
 impl fmt::Debug for NoiseSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NoiseSession")
-            .field("side", &self.side)
-            .finish_non_exhaustive()
+        f.debug_struct("NoiseSession").field("side", &self.side).finish_non_exhaustive()
     }
 }

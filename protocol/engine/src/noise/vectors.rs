@@ -18,9 +18,7 @@ pub(crate) struct Vectors(Value);
 
 impl Vectors {
     pub(crate) fn open(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../docs/spec/vectors")
-            .join(name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/spec/vectors").join(name);
         let text = std::fs::read_to_string(&path).expect("the vector file is in the checkout");
         Self(serde_json::from_str(&text).expect("the vector file is JSON"))
     }
@@ -34,13 +32,7 @@ impl Vectors {
     }
 
     pub(crate) fn list(&self, name: &str) -> Vec<Self> {
-        self.field(name)
-            .as_array()
-            .expect("a list")
-            .iter()
-            .cloned()
-            .map(Self)
-            .collect()
+        self.field(name).as_array().expect("a list").iter().cloned().map(Self).collect()
     }
 
     pub(crate) fn number(&self, name: &str) -> u64 {
@@ -81,20 +73,14 @@ fn parameters(side: &Vectors) -> TransportParameters {
 }
 
 fn identity(side: &Vectors) -> Arc<LocalIdentity> {
-    let identity = LocalIdentity::new(
-        &AgreementSecret::from_bytes(side.array("static")),
-        side.bytes("credential"),
-    );
+    let identity = LocalIdentity::new(&AgreementSecret::from_bytes(side.array("static")), side.bytes("credential"));
     let identity = identity.expect("a short credential");
     assert_eq!(identity.public_key().to_vec(), side.bytes("static_public"));
     Arc::new(identity)
 }
 
 fn expects(side: &Vectors) -> Arc<Expects> {
-    Arc::new(Expects {
-        credential: side.bytes("credential"),
-        key: side.array("static_public"),
-    })
+    Arc::new(Expects { credential: side.bytes("credential"), key: side.array("static_public") })
 }
 
 fn pairing(file: &Vectors) -> Pairing {
@@ -106,14 +92,9 @@ fn sessions(file: &Vectors) -> (Box<dyn Session>, Box<dyn Session>) {
     let (client, server, pairing) = (file.part("client"), file.part("server"), pairing(file));
     let dialer = NoiseClient::new(&pairing, 0, identity(&client), expects(&server), client.array("seed"));
     let listener = NoiseServer::new(&pairing, 0, identity(&server), expects(&client), server.array("seed"));
-    let (dialer, listener) = (
-        Arc::new(dialer.expect("one secret")),
-        Arc::new(listener.expect("one secret")),
-    );
+    let (dialer, listener) = (Arc::new(dialer.expect("one secret")), Arc::new(listener.expect("one secret")));
     let first_id = ConnectionId::new(&file.bytes("first_id"));
-    let client_session = dialer
-        .start_session(QUIC_VERSION, "", &parameters(&client))
-        .expect("our version");
+    let client_session = dialer.start_session(QUIC_VERSION, "", &parameters(&client)).expect("our version");
     let server_session = listener.start_session(QUIC_VERSION, &parameters(&server));
     let _ = client_session.initial_keys(&first_id, Side::Client);
     let _ = server_session.initial_keys(&first_id, Side::Server);
@@ -138,11 +119,7 @@ fn check_packets(space: &Vectors, client: &Keys, server: &Keys) {
 
         receiver.header.remote.decrypt(header.len() - 4, &mut packet);
         let mut payload = bytes::BytesMut::from(&packet[header.len()..]);
-        receiver
-            .packet
-            .remote
-            .decrypt(number, &packet[..header.len()], &mut payload)
-            .expect("it opens");
+        receiver.packet.remote.decrypt(number, &packet[..header.len()], &mut payload).expect("it opens");
         assert_eq!(payload.to_vec(), vector.bytes("plaintext"), "{name}");
     }
 }
@@ -175,11 +152,7 @@ fn a_whole_handshake_from_fixed_seeds_agrees_with_the_specs_transcript() {
     assert_eq!(message_3, framed(&file.bytes("message_3")));
     server.read_handshake(&message_3).expect("message 3");
     let (_, server_keys) = write(&mut *server);
-    check_packets(
-        &file.part("one_rtt"),
-        &client_keys.expect("keys"),
-        &server_keys.expect("keys"),
-    );
+    check_packets(&file.part("one_rtt"), &client_keys.expect("keys"), &server_keys.expect("keys"));
 
     for export in file.list("exports") {
         let expected = export.bytes("output");
@@ -209,10 +182,7 @@ fn the_secrets_of_every_space_agree_with_the_specs_vectors() {
         assert_eq!(secrets.server.to_vec(), expected.bytes("server_secret"), "{name}");
     };
     check("initial", &SpaceSecrets::initial(direction, &first_id));
-    check(
-        "handshake",
-        &SpaceSecrets::handshake(direction, &first_id, &message_1_hash, &random),
-    );
+    check("handshake", &SpaceSecrets::handshake(direction, &first_id, &message_1_hash, &random));
     check("one_rtt", &one_rtt.secrets);
     assert_eq!(one_rtt.exporter.to_vec(), file.bytes("exporter_secret"));
     let _: KeyPair<Box<dyn PacketKey>> = one_rtt.update(Side::Client);
@@ -225,11 +195,8 @@ fn nothing_is_exported_from_the_public_handshake_hash() {
     let file = Vectors::open("handshake.json");
     let hash: [u8; 32] = file.array("handshake_hash");
     let zero = [0; 32];
-    for guess in [
-        OneRtt::from_split(&hash, &hash),
-        OneRtt::from_split(&hash, &zero),
-        OneRtt::from_split(&zero, &hash),
-    ] {
+    for guess in [OneRtt::from_split(&hash, &hash), OneRtt::from_split(&hash, &zero), OneRtt::from_split(&zero, &hash)]
+    {
         assert_ne!(guess.exporter.to_vec(), file.bytes("exporter_secret"));
     }
     // The exporter changes with either half of the split, while the transcript, and so the hash, stays what it is.

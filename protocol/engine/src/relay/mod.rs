@@ -1,1 +1,457 @@
-//! (being written)
+//! The agent's side of a relay (docs/spec/relay.md), as a value.
+//!
+//! A client proves its address (HELLO, COOKIE), then binds its routing id or, where it only dials, visits. From then on
+//! [`RelayClient::wrap`] puts packets into frames and [`RelayClient::handle_datagram`] says where the packet in a frame
+//! lies. What the relay granted stays in use while an exchange that renews or moves it runs, so nothing in flight is lost.
+
+mod schedule;
+
+use core::fmt;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use peerage_model::relay::frame::keys::{MacKey, bind};
+use peerage_model::relay::frame::{self, Boot, Cookie, ENDPOINT_HEADER, EndpointId, Frame, Grant, Tag};
+use peerage_model::{AgreementKey, AgreementSecret, InstanceId};
+use tracing::debug;
+
+pub use peerage_model::relay::frame::{Destination, Refusal};
+
+use self::schedule::Schedule;
+use crate::noise::SeededRandom;
+
+/// A KEEPALIVE goes out when nothing was sent or nothing was heard for this long; three fit a binding's 90 s.
+pub const KEEPALIVE: Duration = Duration::from_secs(25);
+/// After a refusal.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+/// BIND, VISIT and MOVE are sent this often before the cookie counts as too old.
+const TRIES: u32 = 4;
+/// Keepalives without an answer until the relay counts as lost.
+const KEEPALIVES: u32 = 3;
+
+/// What we are to a relay.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// Peers find us there.
+    Bind {
+        /// The instance's key.
+        secret: AgreementSecret,
+        /// What vouches for it.
+        credential: Vec<u8>,
+    },
+    /// We only dial through it.
+    Visit,
+}
+
+/// What a client is made of.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    relay: AgreementKey,
+    role: Role,
+}
+
+impl ClientConfig {
+    /// For the relay with this key.
+    #[must_use]
+    pub fn new(relay: AgreementKey, role: Role) -> Self {
+        Self { relay, role }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayEvent {
+    /// The relay knows us, and sees us at `observed`.
+    Ready {
+        /// Our address as the relay sees it.
+        observed: SocketAddr,
+    },
+    /// The relay does not answer any more; the client goes on trying.
+    Lost,
+    /// The relay does not take us; the client asks again in half a minute.
+    Refused(Refusal),
+    /// The relay goes away soon.
+    Draining {
+        /// For how long it still forwards.
+        grace: Duration,
+    },
+}
+
+/// A packet in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Who sent it.
+    pub from: EndpointId,
+    /// Where it begins in the datagram; it reaches to the end.
+    pub packet_at: usize,
+}
+
+/// What the relay granted.
+#[derive(Debug)]
+struct Granted {
+    tag: Tag,
+    id: EndpointId,
+    boot: Boot,
+    /// For a binding: what MOVE and DRAIN are authenticated with, and the counter of the last MOVE.
+    binding: Option<(MacKey, u64)>,
+    last_sent: Instant,
+    last_heard: Instant,
+    probes: u32,
+    draining: bool,
+}
+
+/// The exchange that runs.
+#[derive(Debug)]
+enum Exchange {
+    /// None.
+    Quiet,
+    /// HELLO is out.
+    Greeting { tag: Tag, schedule: Schedule },
+    /// BIND, VISIT or MOVE is out.
+    Asking { tag: Tag, boot: Boot, frame: Vec<u8>, asked: Asked, schedule: Schedule },
+    /// The relay refused.
+    Refused { until: Instant },
+}
+
+#[derive(Debug)]
+enum Asked {
+    Bind { session: MacKey, refusal: MacKey },
+    Visit,
+    Move { session: MacKey, counter: u64 },
+}
+
+/// One relay, as an agent deals with it.
+pub struct RelayClient {
+    relay: AgreementKey,
+    role: Role,
+    random: SeededRandom,
+    granted: Option<Granted>,
+    exchange: Exchange,
+    transmits: VecDeque<Vec<u8>>,
+    events: VecDeque<RelayEvent>,
+}
+
+impl RelayClient {
+    /// A client that begins with HELLO. `seed` must be random and secret.
+    #[must_use]
+    pub fn new(config: ClientConfig, seed: [u8; 32], now: Instant) -> Self {
+        let mut client = Self {
+            relay: config.relay,
+            role: config.role,
+            random: SeededRandom::from_seed(seed),
+            granted: None,
+            exchange: Exchange::Quiet,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        };
+        client.greet(now);
+        client
+    }
+
+    /// Our address changed: says something, so that the relay notices and challenges the new one.
+    pub fn address_changed(&mut self, now: Instant) {
+        match &self.granted {
+            Some(_) => self.send_keepalive(now),
+            None => self.greet(now),
+        }
+    }
+
+    /// A newer credential for the same instance: binds again, without a gap.
+    pub fn renew(&mut self, credential: Vec<u8>, now: Instant) {
+        if let Role::Bind { credential: old, .. } = &mut self.role {
+            *old = credential;
+            self.greet(now);
+        }
+    }
+
+    /// A relay frame from this relay's address. Gives the packet in it, if it carries one.
+    pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Option<Delivered> {
+        let (tag, frame) = Frame::parse(datagram).ok()?;
+        match frame {
+            Frame::From { source, .. } => {
+                self.heard(tag, now)?;
+                Some(Delivered { from: source, packet_at: ENDPOINT_HEADER })
+            }
+            Frame::Cookie { cookie, boot } => {
+                self.on_cookie(tag, cookie, boot, now);
+                None
+            }
+            Frame::Bound { grant, .. } => {
+                self.on_bound(tag, &grant, datagram, now);
+                None
+            }
+            Frame::Visiting { grant, id } => {
+                self.on_visiting(tag, &grant, id, now);
+                None
+            }
+            Frame::Refused { reason, .. } => {
+                self.on_refused(tag, reason, datagram, now);
+                None
+            }
+            Frame::Alive { draining, .. } => {
+                self.heard(tag, now)?;
+                if draining {
+                    self.drains(Duration::ZERO);
+                }
+                None
+            }
+            Frame::Drain { grace, .. } => {
+                self.on_drain(tag, grace, datagram, now);
+                None
+            }
+            // Only relays receive these.
+            Frame::Hello
+            | Frame::Bind { .. }
+            | Frame::Visit { .. }
+            | Frame::Move { .. }
+            | Frame::Keepalive { .. }
+            | Frame::To { .. } => None,
+        }
+    }
+
+    /// Puts a header before each packet of a batch; all packets but the last have `segment_size` bytes, a single one has
+    /// none. Gives the size of the framed packets, or nothing while the relay does not know us.
+    pub fn wrap(
+        &mut self,
+        now: Instant,
+        destination: Destination,
+        packets: &[u8],
+        segment_size: Option<usize>,
+        out: &mut Vec<u8>,
+    ) -> Option<Option<usize>> {
+        let granted = self.granted.as_mut()?;
+        granted.last_sent = now;
+        let header_len = destination.header_len();
+        let mut header = [0; frame::ROUTE_HEADER];
+        destination.write_header(granted.tag, &mut header);
+        for packet in packets.chunks(segment_size.unwrap_or(packets.len()).max(1)) {
+            out.extend_from_slice(&header[..header_len]);
+            out.extend_from_slice(packet);
+        }
+        Some(segment_size.map(|size| size + header_len))
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match &mut self.exchange {
+            Exchange::Greeting { tag, schedule } => {
+                if schedule.due(now) {
+                    schedule.sent(now, self.random.bytes());
+                    self.transmits.push_back(frame::hello(*tag).to_vec());
+                }
+            }
+            Exchange::Asking { frame, schedule, .. } => {
+                if schedule.due(now) && schedule.sends() >= TRIES {
+                    self.greet(now);
+                } else if schedule.due(now) {
+                    schedule.sent(now, self.random.bytes());
+                    self.transmits.push_back(frame.clone());
+                }
+            }
+            Exchange::Refused { until } if *until <= now => self.greet(now),
+            Exchange::Refused { .. } | Exchange::Quiet => {}
+        }
+        self.keep_alive(now);
+    }
+
+    /// The next frame for the relay.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<RelayEvent> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`] next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let exchange = match &self.exchange {
+            Exchange::Greeting { schedule, .. } | Exchange::Asking { schedule, .. } => Some(schedule.next()),
+            Exchange::Refused { until } => Some(*until),
+            Exchange::Quiet => None,
+        };
+        exchange.into_iter().chain(self.granted.as_ref().map(Granted::next_keepalive)).min()
+    }
+
+    fn greet(&mut self, now: Instant) {
+        let tag = Tag(self.random.bytes());
+        let mut schedule = Schedule::new(now);
+        schedule.sent(now, self.random.bytes());
+        self.transmits.push_back(frame::hello(tag).to_vec());
+        self.exchange = Exchange::Greeting { tag, schedule };
+    }
+
+    /// COOKIE: the answer to HELLO, or, under the tag that was granted, a challenge of a changed address.
+    fn on_cookie(&mut self, tag: Tag, cookie: Cookie, boot: Boot, now: Instant) {
+        let answers_hello = matches!(&self.exchange, Exchange::Greeting { tag: asked, .. } if *asked == tag);
+        let challenges = self.granted.as_ref().is_some_and(|granted| granted.tag == tag);
+        let busy = matches!(self.exchange, Exchange::Asking { .. });
+        if !answers_hello && (!challenges || busy) {
+            return;
+        }
+        if !answers_hello && let Some(granted) = &mut self.granted {
+            granted.last_heard = now;
+        }
+        let asked_tag = Tag(self.random.bytes());
+        let question = match answers_hello {
+            true => self.first_question(asked_tag, cookie),
+            false => self.question_after_challenge(asked_tag, cookie, boot),
+        };
+        let Some((frame, asked)) = question else { return };
+        let mut schedule = Schedule::new(now);
+        schedule.sent(now, self.random.bytes());
+        self.transmits.push_back(frame.clone());
+        self.exchange = Exchange::Asking { tag: asked_tag, boot, frame, asked, schedule };
+    }
+
+    fn first_question(&mut self, tag: Tag, cookie: Cookie) -> Option<(Vec<u8>, Asked)> {
+        match &self.role {
+            Role::Bind { secret, credential } => {
+                let e = AgreementSecret::from_bytes(self.random.bytes());
+                match bind(tag, cookie, &e, &self.relay, secret, credential) {
+                    Ok(bind) => Some((bind.frame, Asked::Bind { session: bind.session, refusal: bind.refusal })),
+                    Err(weak) => {
+                        debug!(relay = ?self.relay, %weak, "this relay's key cannot be used");
+                        None
+                    }
+                }
+            }
+            Role::Visit => {
+                let earlier = self.granted.as_ref().map(|granted| (granted.id, granted.tag));
+                Some((frame::visit(tag, cookie, earlier).to_vec(), Asked::Visit))
+            }
+        }
+    }
+
+    /// A relay that still knows our binding only needs proof of the new address; one that restarted needs everything.
+    fn question_after_challenge(&mut self, tag: Tag, cookie: Cookie, boot: Boot) -> Option<(Vec<u8>, Asked)> {
+        if let Some(Granted { id, boot: known, binding: Some((session, counter)), .. }) = &mut self.granted
+            && *known == boot
+        {
+            *counter += 1;
+            let moved = frame::moved(tag, cookie, *id, *counter, |body| session.mac(body));
+            return Some((moved.to_vec(), Asked::Move { session: session.clone(), counter: *counter }));
+        }
+        self.first_question(tag, cookie)
+    }
+
+    fn on_bound(&mut self, tag: Tag, grant: &Grant, datagram: &[u8], now: Instant) {
+        let Exchange::Asking { tag: asked_tag, boot, asked, .. } = &self.exchange else { return };
+        let (session, counter) = match asked {
+            Asked::Bind { session, .. } => (session, 0),
+            Asked::Move { session, counter } => (session, *counter),
+            Asked::Visit => return,
+        };
+        let Role::Bind { secret, .. } = &self.role else { return };
+        if *asked_tag != tag || !session.verifies(datagram) {
+            return;
+        }
+        let id = EndpointId::from(InstanceId::of_key(&secret.public()));
+        let binding = Some((session.clone(), counter));
+        let boot = *boot;
+        self.granted(grant, id, boot, binding, now);
+    }
+
+    fn on_visiting(&mut self, tag: Tag, grant: &Grant, id: EndpointId, now: Instant) {
+        let Exchange::Asking { tag: asked_tag, boot, asked: Asked::Visit, .. } = &self.exchange else { return };
+        if *asked_tag == tag {
+            let boot = *boot;
+            self.granted(grant, id, boot, None, now);
+        }
+    }
+
+    fn granted(&mut self, grant: &Grant, id: EndpointId, boot: Boot, binding: Option<(MacKey, u64)>, now: Instant) {
+        self.granted = Some(Granted {
+            tag: grant.tag,
+            id,
+            boot,
+            binding,
+            last_sent: now,
+            last_heard: now,
+            probes: 0,
+            draining: false,
+        });
+        self.exchange = Exchange::Quiet;
+        self.events.push_back(RelayEvent::Ready { observed: grant.observed });
+    }
+
+    fn on_refused(&mut self, tag: Tag, reason: Refusal, datagram: &[u8], now: Instant) {
+        let Exchange::Asking { tag: asked_tag, asked: Asked::Bind { refusal, .. }, .. } = &self.exchange else {
+            return;
+        };
+        if *asked_tag != tag || !refusal.verifies(datagram) {
+            return;
+        }
+        self.exchange = Exchange::Refused { until: now + REFUSED_PAUSE };
+        self.events.push_back(RelayEvent::Refused(reason));
+    }
+
+    fn on_drain(&mut self, tag: Tag, grace: u16, datagram: &[u8], now: Instant) {
+        let authentic =
+            matches!(&self.granted, Some(Granted { binding: Some((session, _)), .. }) if session.verifies(datagram));
+        if authentic && self.heard(tag, now).is_some() {
+            self.drains(Duration::from_secs(grace.into()));
+        }
+    }
+
+    fn drains(&mut self, grace: Duration) {
+        if let Some(granted) = &mut self.granted
+            && !std::mem::replace(&mut granted.draining, true)
+        {
+            self.events.push_back(RelayEvent::Draining { grace });
+        }
+    }
+
+    /// Any frame under our tag shows that the relay is there.
+    fn heard(&mut self, tag: Tag, now: Instant) -> Option<()> {
+        let granted = self.granted.as_mut().filter(|granted| granted.tag == tag)?;
+        granted.last_heard = now;
+        granted.probes = 0;
+        Some(())
+    }
+
+    fn keep_alive(&mut self, now: Instant) {
+        let Some(granted) = &self.granted else { return };
+        if granted.next_keepalive() > now {
+            return;
+        }
+        if granted.probes < KEEPALIVES {
+            self.send_keepalive(now);
+            return;
+        }
+        self.granted = None;
+        self.events.push_back(RelayEvent::Lost);
+        self.greet(now);
+    }
+
+    fn send_keepalive(&mut self, now: Instant) {
+        let nonce = self.random.bytes();
+        let Some(granted) = &mut self.granted else { return };
+        granted.probes += 1;
+        granted.last_sent = now;
+        self.transmits.push_back(frame::keepalive(granted.tag, nonce).to_vec());
+    }
+}
+
+impl Granted {
+    /// 25 s after the last packet in the quieter direction; then after 1 s and 2 s, and a last 4 s before giving up.
+    fn next_keepalive(&self) -> Instant {
+        match self.probes {
+            0 => self.last_sent.min(self.last_heard) + KEEPALIVE,
+            sent => self.last_sent + Duration::from_secs(1 << (sent - 1).min(2)),
+        }
+    }
+}
+
+impl fmt::Debug for RelayClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelayClient")
+            .field("relay", &self.relay)
+            .field("up", &self.granted.is_some())
+            .field("exchange", &self.exchange)
+            .finish_non_exhaustive()
+    }
+}

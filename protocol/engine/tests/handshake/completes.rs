@@ -29,11 +29,7 @@ fn data_is_at_the_server_with_message_3_after_one_and_a_half_round_trips() {
     let message_3 = pair.client_flight();
     assert_eq!((message_1.len(), message_2.len()), (1, 1), "one datagram each way");
     pair.deliver_to_server(&message_3[..1]);
-    assert_eq!(
-        pair.server.read_next().as_deref(),
-        Some(&b"early"[..]),
-        "and data in the same datagram"
-    );
+    assert_eq!(pair.server.read_next().as_deref(), Some(&b"early"[..]), "and data in the same datagram");
 }
 
 #[test]
@@ -61,19 +57,11 @@ fn key_updates_from_both_sides_lose_nothing() {
         pair.client.connection().force_key_update();
         pair.client.write(&[round; 3000]);
         pair.pass(Duration::from_secs(2));
-        assert_eq!(
-            pair.server.read_next(),
-            Some(vec![round; 3000]),
-            "client's update {round}"
-        );
+        assert_eq!(pair.server.read_next(), Some(vec![round; 3000]), "client's update {round}");
         pair.server.connection().force_key_update();
         pair.server.write(&[round; 3000]);
         pair.pass(Duration::from_secs(2));
-        assert_eq!(
-            pair.client.read_next(),
-            Some(vec![round; 3000]),
-            "server's update {round}"
-        );
+        assert_eq!(pair.client.read_next(), Some(vec![round; 3000]), "server's update {round}");
     }
     assert!(pair.client.lost().is_none() && pair.server.lost().is_none());
 }
@@ -82,29 +70,12 @@ fn key_updates_from_both_sides_lose_nothing() {
 fn both_sides_export_the_same_secret_and_label_context_and_session_all_change_it() {
     let export = |pair: &mut Pair, label: &[u8], context: &[u8]| {
         let (mut here, mut there) = ([0; 32], [0; 32]);
-        pair.client
-            .connection()
-            .crypto_session()
-            .export_keying_material(&mut here, label, context)
-            .expect("short");
-        pair.server
-            .connection()
-            .crypto_session()
-            .export_keying_material(&mut there, label, context)
-            .expect("short");
+        pair.client.connection().crypto_session().export_keying_material(&mut here, label, context).expect("short");
+        pair.server.connection().crypto_session().export_keying_material(&mut there, label, context).expect("short");
         assert_eq!(here, there);
         here
     };
-    let (mut one, mut other) = (
-        Pair::connected(),
-        Pair::new(
-            Profile {
-                seed: 9,
-                ..Profile::alice()
-            },
-            Profile::bob(),
-        ),
-    );
+    let (mut one, mut other) = (Pair::connected(), Pair::new(Profile { seed: 9, ..Profile::alice() }, Profile::bob()));
     other.dial();
     other.settle();
     let outputs = [
@@ -122,24 +93,14 @@ fn both_sides_export_the_same_secret_and_label_context_and_session_all_change_it
 fn there_is_nothing_to_export_before_the_handshake_ends() {
     let mut pair = Pair::good();
     pair.dial();
-    assert!(
-        pair.client
-            .connection()
-            .crypto_session()
-            .export_keying_material(&mut [0; 32], b"x", b"")
-            .is_err()
-    );
+    assert!(pair.client.connection().crypto_session().export_keying_material(&mut [0; 32], b"x", b"").is_err());
 }
 
 #[test]
 fn each_side_obeys_the_limits_of_the_other_not_its_own() {
     let mut pair = Pair::connected();
     let opened = |pair: &mut quinn_proto::Connection| std::iter::from_fn(|| pair.streams().open(Dir::Bi)).count();
-    assert_eq!(
-        opened(pair.client.connection()),
-        3,
-        "the server allows three streams, the client itself seven"
-    );
+    assert_eq!(opened(pair.client.connection()), 3, "the server allows three streams, the client itself seven");
     assert_eq!(opened(pair.server.connection()), 7);
 }
 
@@ -170,10 +131,7 @@ fn the_handshake_survives_the_loss_of_every_single_datagram() {
             pair.deliver_to_client(&back);
             pair.advance(Duration::from_millis(20));
         }
-        assert!(
-            pair.client.is_established() && pair.server.is_established(),
-            "datagram {lost} lost"
-        );
+        assert!(pair.client.is_established() && pair.server.is_established(), "datagram {lost} lost");
     }
 }
 
@@ -191,10 +149,5 @@ fn the_same_seeds_give_the_same_datagrams() {
 #[test]
 fn every_packet_on_the_wire_has_a_first_byte_of_quic() {
     let pair = Pair::connected();
-    assert!(
-        pair.from_client
-            .iter()
-            .chain(&pair.from_server)
-            .all(|datagram| datagram[0] >= 64)
-    );
+    assert!(pair.from_client.iter().chain(&pair.from_server).all(|datagram| datagram[0] >= 64));
 }

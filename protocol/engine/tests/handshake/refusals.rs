@@ -24,46 +24,24 @@ fn refused(client: Profile, server: Profile) -> Pair {
 
 #[test]
 fn a_client_with_another_static_key_than_its_passport_is_dropped_in_silence() {
-    let mut pair = refused(
-        Profile {
-            static_key: [0xee; 32],
-            ..Profile::alice()
-        },
-        Profile::bob(),
-    );
+    let mut pair = refused(Profile { static_key: [0xee; 32], ..Profile::alice() }, Profile::bob());
     assert!(!pair.server.is_established());
     assert!(pair.server.lost().is_some_and(is_silent_end));
     let sent = pair.from_server.len();
     pair.pass(Duration::from_secs(5));
-    assert_eq!(
-        pair.from_server.len(),
-        sent,
-        "nothing after message 2, not even a close"
-    );
+    assert_eq!(pair.from_server.len(), sent, "nothing after message 2, not even a close");
 }
 
 #[test]
 fn a_client_whose_credential_the_server_rejects_is_dropped_in_silence() {
-    let pair = refused(
-        Profile {
-            credential: b"expired passport",
-            ..Profile::alice()
-        },
-        Profile::bob(),
-    );
+    let pair = refused(Profile { credential: b"expired passport", ..Profile::alice() }, Profile::bob());
     assert!(!pair.server.is_established());
     assert!(pair.server.lost().is_some_and(is_silent_end));
 }
 
 #[test]
 fn a_server_with_another_static_key_is_dropped_before_the_client_shows_itself() {
-    let pair = refused(
-        Profile::alice(),
-        Profile {
-            static_key: [0xee; 32],
-            ..Profile::bob()
-        },
-    );
+    let pair = refused(Profile::alice(), Profile { static_key: [0xee; 32], ..Profile::bob() });
     assert!(pair.client.lost().is_some_and(is_silent_end));
     assert!(!pair.client.is_established() && !pair.server.is_established());
     assert_eq!(pair.from_client.len(), 1, "message 1 and nothing after it");
@@ -71,13 +49,7 @@ fn a_server_with_another_static_key_is_dropped_before_the_client_shows_itself() 
 
 #[test]
 fn a_server_whose_credential_the_client_rejects_is_dropped_in_silence() {
-    let pair = refused(
-        Profile::alice(),
-        Profile {
-            credential: b"denied instance",
-            ..Profile::bob()
-        },
-    );
+    let pair = refused(Profile::alice(), Profile { credential: b"denied instance", ..Profile::bob() });
     assert!(pair.client.lost().is_some_and(is_silent_end));
     assert_eq!(pair.from_client.len(), 1, "message 1 and nothing after it");
 }
@@ -93,18 +65,10 @@ const FIRST_ID: [u8; 20] = [0xf1; 20];
 impl Sessions {
     fn new(client: &Pairing, server: &Pairing) -> Self {
         let verifier = |profile: Profile| {
-            Arc::new(Accepts {
-                credential: profile.expects_credential.to_vec(),
-                key: profile.expects_key,
-            })
+            Arc::new(Accepts { credential: profile.expects_credential.to_vec(), key: profile.expects_key })
         };
-        let noise_client = NoiseClient::new(
-            client,
-            0,
-            identity(&Profile::alice()),
-            verifier(Profile::alice()),
-            [1; 32],
-        );
+        let noise_client =
+            NoiseClient::new(client, 0, identity(&Profile::alice()), verifier(Profile::alice()), [1; 32]);
         let noise_server = NoiseServer::new(server, 0, identity(&Profile::bob()), verifier(Profile::bob()), [2; 32]);
         let client = Arc::new(noise_client.expect("one secret"))
             .start_session(QUIC_VERSION, "", &idle_timeout(1111))
@@ -226,18 +190,12 @@ fn an_oversize_message_is_refused_by_its_length_alone() {
 fn a_message_1_that_is_cut_short_or_changed_anywhere_is_refused() {
     let message_1 = Sessions::good().message_1();
     for cut in 0..message_1.len() {
-        assert!(
-            Sessions::good().server.read_handshake(&message_1[..cut]).is_err(),
-            "cut at {cut}"
-        );
+        assert!(Sessions::good().server.read_handshake(&message_1[..cut]).is_err(), "cut at {cut}");
     }
     for position in 0..message_1.len() {
         let mut changed = message_1.clone();
         changed[position] ^= 1;
-        assert!(
-            Sessions::good().server.read_handshake(&changed).is_err(),
-            "byte {position}"
-        );
+        assert!(Sessions::good().server.read_handshake(&changed).is_err(), "byte {position}");
     }
 }
 
@@ -313,10 +271,7 @@ fn a_replayed_message_1_is_answered_with_other_handshake_keys_each_time() {
     let message_1 = Sessions::good().message_1();
     let seal = |seed: u8| {
         let pairing = Profile::alice().outgoing();
-        let accepts = Arc::new(Accepts {
-            credential: Vec::new(),
-            key: [0; 32],
-        });
+        let accepts = Arc::new(Accepts { credential: Vec::new(), key: [0; 32] });
         let noise = NoiseServer::new(&pairing, 0, identity(&Profile::bob()), accepts, [seed; 32]).expect("one secret");
         let mut server = Arc::new(noise).start_session(QUIC_VERSION, &idle_timeout(1111));
         let _ = server.initial_keys(&ConnectionId::new(&FIRST_ID), Side::Server);
@@ -331,14 +286,9 @@ fn a_replayed_message_1_is_answered_with_other_handshake_keys_each_time() {
 
 fn sealed_initial(secret: [u8; 32], first_id: &[u8], source: u8) -> Vec<u8> {
     let pairing = Pairing::new(&[PairSecret::from_bytes(secret)], b"alice", b"bob").expect("short");
-    let accepts = Arc::new(Accepts {
-        credential: Vec::new(),
-        key: public(&[1; 32]),
-    });
+    let accepts = Arc::new(Accepts { credential: Vec::new(), key: public(&[1; 32]) });
     let noise = NoiseClient::new(&pairing, 0, identity(&Profile::alice()), accepts, [1; 32]).expect("one secret");
-    let session = Arc::new(noise)
-        .start_session(QUIC_VERSION, "", &idle_timeout(1111))
-        .expect("our version");
+    let session = Arc::new(noise).start_session(QUIC_VERSION, "", &idle_timeout(1111)).expect("our version");
     let keys = session.initial_keys(&ConnectionId::new(first_id), Side::Client);
     let mut packet = long_header(source);
     let header_len = packet.len();
@@ -371,25 +321,18 @@ fn initial_keys_depend_on_the_pair_secret_the_first_id_and_the_source_id() {
 fn packet_numbers_and_flags_are_hidden_on_the_wire() {
     let packet = sealed_initial(SECRET, &FIRST_ID, 1);
     assert_ne!(packet[11..15], [0; 4], "the packet number was 0");
-    let mut first_bytes: Vec<u8> = (0..32)
-        .map(|source| sealed_initial(SECRET, &FIRST_ID, source)[0])
-        .collect();
+    let mut first_bytes: Vec<u8> = (0..32).map(|source| sealed_initial(SECRET, &FIRST_ID, source)[0]).collect();
     first_bytes.sort_unstable();
     first_bytes.dedup();
     assert!(first_bytes.len() > 8, "the low four bits take many values");
-    assert!(
-        first_bytes.iter().all(|byte| byte & 0xf0 == 0xc0),
-        "and the others stay"
-    );
+    assert!(first_bytes.iter().all(|byte| byte & 0xf0 == 0xc0), "and the others stay");
 }
 
 #[test]
 fn an_initial_packet_with_a_header_cut_anywhere_fails_to_open_without_a_panic() {
     let pairing = Profile::alice().outgoing();
     let sessions = Sessions::new(&pairing, &pairing);
-    let keys = sessions
-        .server
-        .initial_keys(&ConnectionId::new(&FIRST_ID), Side::Server);
+    let keys = sessions.server.initial_keys(&ConnectionId::new(&FIRST_ID), Side::Server);
     let header = long_header(1);
     for cut in 0..header.len() {
         let mut payload = BytesMut::from(&[0; 50][..]);
@@ -402,13 +345,8 @@ fn the_limits_of_rfc_9001_section_6_6_are_set_in_every_space() {
     let mut sessions = Sessions::good();
     let message_1 = sessions.message_1();
     sessions.server.read_handshake(&message_1).expect("message 1 is good");
-    let handshake = sessions
-        .server
-        .write_handshake(&mut Vec::new())
-        .expect("Handshake keys");
-    let initial = sessions
-        .server
-        .initial_keys(&ConnectionId::new(&FIRST_ID), Side::Server);
+    let handshake = sessions.server.write_handshake(&mut Vec::new()).expect("Handshake keys");
+    let initial = sessions.server.initial_keys(&ConnectionId::new(&FIRST_ID), Side::Server);
     for keys in [handshake, initial] {
         assert_eq!(keys.packet.local.confidentiality_limit(), 1 << 23);
         assert_eq!(keys.packet.local.integrity_limit(), 1 << 52);
@@ -418,11 +356,7 @@ fn the_limits_of_rfc_9001_section_6_6_are_set_in_every_space() {
 #[test]
 fn no_retry_is_ever_valid_and_no_early_data_is_ever_offered() {
     let sessions = Sessions::good();
-    assert!(
-        !sessions
-            .client
-            .is_valid_retry(&ConnectionId::new(&FIRST_ID), &[0; 30], &[0; 40])
-    );
+    assert!(!sessions.client.is_valid_retry(&ConnectionId::new(&FIRST_ID), &[0; 30], &[0; 40]));
     assert!(sessions.client.early_crypto().is_none() && sessions.server.early_crypto().is_none());
 }
 
@@ -430,18 +364,10 @@ fn no_retry_is_ever_valid_and_no_early_data_is_ever_offered() {
 fn a_configuration_that_could_not_be_sent_is_refused_when_it_is_made() {
     let secrets = [PairSecret::from_bytes(SECRET)];
     assert_eq!(Pairing::new(&[], b"a", b"b").err(), Some(ConfigError::NoSecret));
-    assert_eq!(
-        Pairing::new(&secrets, &[0; 513], b"b").err(),
-        Some(ConfigError::IdTooLong { length: 513 })
-    );
+    assert_eq!(Pairing::new(&secrets, &[0; 513], b"b").err(), Some(ConfigError::IdTooLong { length: 513 }));
     let key = AgreementSecret::from_bytes([1; 32]);
     let long = LocalIdentity::new(&key, vec![0; MAX_CREDENTIAL + 1]).err();
-    assert_eq!(
-        long,
-        Some(ConfigError::CredentialTooLong {
-            length: MAX_CREDENTIAL + 1
-        })
-    );
+    assert_eq!(long, Some(ConfigError::CredentialTooLong { length: MAX_CREDENTIAL + 1 }));
 }
 
 #[test]

@@ -26,10 +26,7 @@ fn first_packet_of(client: Profile) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_dialer_with_another_pair_secret_is_not_answered() {
-    let packets = first_packet_of(Profile {
-        secret: [0; 32],
-        ..Profile::alice()
-    });
+    let packets = first_packet_of(Profile { secret: [0; 32], ..Profile::alice() });
     assert!(answer(&mut Pair::good(), &packets).is_empty());
 }
 
@@ -37,13 +34,7 @@ fn a_dialer_with_another_pair_secret_is_not_answered() {
 fn a_copied_knock_without_the_secret_is_not_answered_and_does_not_use_the_knock_up() {
     let mut pair = Pair::good();
     let knock = pair.client.fresh_knock();
-    let mut thief = Pair::new(
-        Profile {
-            secret: [0; 32],
-            ..Profile::alice()
-        },
-        Profile::bob(),
-    );
+    let mut thief = Pair::new(Profile { secret: [0; 32], ..Profile::alice() }, Profile::bob());
     thief.client.dial_with(thief.server.address, knock);
     let forged = thief.client_flight();
     assert!(answer(&mut pair, &forged).is_empty());
@@ -81,9 +72,7 @@ fn a_replayed_first_packet_is_not_answered_by_a_server_that_has_ended_the_sessio
     pair.deliver_to_server(&recorded);
     pair.settle();
     let now = pair.now;
-    pair.client
-        .connection()
-        .close(now, 0_u32.into(), "done".as_bytes().to_vec().into());
+    pair.client.connection().close(now, 0_u32.into(), "done".as_bytes().to_vec().into());
     pair.pass(Duration::from_secs(10));
     assert!(pair.server.connections.is_empty(), "the session is gone");
     assert!(answer(&mut pair, &recorded).is_empty());
@@ -112,21 +101,11 @@ fn a_replay_to_a_restarted_server_gets_no_session_and_no_repeated_key_stream() {
     pair.deliver_to_server(&recorded);
     let first_answer = pair.server_flight();
 
-    let mut restarted = Pair::new(
-        Profile::alice(),
-        Profile {
-            seed: 77,
-            ..Profile::bob()
-        },
-    );
+    let mut restarted = Pair::new(Profile::alice(), Profile { seed: 77, ..Profile::bob() });
     let second_answer = answer(&mut restarted, &recorded);
     assert!(!restarted.server.is_established());
     assert!(!second_answer.is_empty(), "a server without memory answers once");
-    assert_ne!(
-        source_id(&first_answer[0]),
-        source_id(&second_answer[0]),
-        "Initial keys depend on it"
-    );
+    assert_ne!(source_id(&first_answer[0]), source_id(&second_answer[0]), "Initial keys depend on it");
 }
 
 #[test]
@@ -134,14 +113,7 @@ fn the_original_dialer_cannot_be_moved_to_a_replayed_answer() {
     let mut pair = Pair::good();
     pair.dial();
     let recorded = pair.client_flight();
-    let mut replica = Agent::new(
-        Profile {
-            seed: 77,
-            ..Profile::bob()
-        },
-        3000,
-        pair.now,
-    );
+    let mut replica = Agent::new(Profile { seed: 77, ..Profile::bob() }, 3000, pair.now);
     replica.receive(pair.client.address, &recorded[0]);
     let foreign = replica.send();
     pair.deliver_to_server(&recorded);
@@ -208,19 +180,13 @@ fn short_packets_for_unknown_connections_are_dropped_by_the_ids_mac_alone() {
         packet[0] = 0x40;
         pair.deliver_to_server(&[packet.to_vec()]);
     }
-    assert_eq!(
-        pair.server.dropped_replies, 0,
-        "quinn-proto did not even prepare a stateless reset"
-    );
+    assert_eq!(pair.server.dropped_replies, 0, "quinn-proto did not even prepare a stateless reset");
 }
 
 #[test]
 fn without_a_valid_knock_the_endpoint_itself_prepares_no_reply_and_no_connection() {
     let mut pair = Pair::good();
-    let stranger = Profile {
-        secret: [9; 32],
-        ..Profile::alice()
-    };
+    let stranger = Profile { secret: [9; 32], ..Profile::alice() };
     let packets = first_packet_of(stranger);
     let event = pair.server.endpoint.handle(
         pair.now,
@@ -230,10 +196,7 @@ fn without_a_valid_knock_the_endpoint_itself_prepares_no_reply_and_no_connection
         packets[0].as_slice().into(),
         &mut Vec::new(),
     );
-    assert!(!matches!(
-        event,
-        Some(DatagramEvent::NewConnection(_) | DatagramEvent::Response(_))
-    ));
+    assert!(!matches!(event, Some(DatagramEvent::NewConnection(_) | DatagramEvent::Response(_))));
 }
 
 #[test]
@@ -244,16 +207,8 @@ fn a_guessed_knock_is_worth_nothing() {
         // The hint of a real knock, seen on the wire, with a guessed rest; the forger even holds the pair secret's keys.
         let mut guess = *pair.client.fresh_knock().as_bytes();
         random.fill(&mut guess[6..]);
-        let mut forger = Pair::new(
-            Profile {
-                secret: SECRET,
-                ..Profile::alice()
-            },
-            Profile::bob(),
-        );
-        forger
-            .client
-            .dial_with(pair.server.address, Knock::from_bytes(&guess).expect("20 bytes"));
+        let mut forger = Pair::new(Profile { secret: SECRET, ..Profile::alice() }, Profile::bob());
+        forger.client.dial_with(pair.server.address, Knock::from_bytes(&guess).expect("20 bytes"));
         let packets = forger.client_flight();
         pair.deliver_to_server(&packets);
     }

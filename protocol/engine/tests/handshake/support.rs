@@ -141,10 +141,7 @@ impl Agent {
 
     fn verifier(&self) -> Arc<Accepts> {
         let credential = self.profile.expects_credential.to_vec();
-        Arc::new(Accepts {
-            credential,
-            key: self.profile.expects_key,
-        })
+        Arc::new(Accepts { credential, key: self.profile.expects_key })
     }
 
     fn transport(&self) -> Arc<TransportConfig> {
@@ -166,10 +163,7 @@ impl Agent {
         let (identity, verifier, seed) = (Arc::clone(&self.identity), self.verifier(), self.random.bytes());
         let noise = NoiseClient::new(&self.profile.outgoing(), 0, identity, verifier, seed).expect("one secret");
         let config = client_config(noise, knock, self.transport());
-        let (handle, connection) = self
-            .endpoint
-            .connect(self.now, config, to, "peer")
-            .expect("a valid dial");
+        let (handle, connection) = self.endpoint.connect(self.now, config, to, "peer").expect("a valid dial");
         self.connections.insert(handle.0, connection);
         handle.0
     }

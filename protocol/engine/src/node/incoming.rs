@@ -1,0 +1,265 @@
+//! What peers open: headers, the policy check that counts, trust requests, packets of flows.
+
+use bytes::Bytes;
+use peerage_model::control::{MAX_REASON, MAX_REQUEST, TrustRequest};
+use peerage_model::snapshot::Protocol;
+use peerage_model::stream::{HEADER_LEN, StreamHeader, StreamKind, StreamStatus};
+use peerage_model::ticket::MAX_RELAYS;
+use peerage_model::{TrustId, cbor};
+use peerage_policy::{Verdict, check_inbound};
+use quinn_proto::{Dir, StreamId};
+use tracing::debug;
+
+use super::event::{AskError, AskKey, CloseCode, DownReason, Event, Now, SessionKey, StreamError, StreamKey};
+use super::io::{FLOW_LEN, flow_of};
+use super::pair::{PairKey, Purpose};
+use super::session::{Phase, Session};
+use super::stream::{self, Place, Stream};
+use super::{Node, Timer};
+
+impl Node {
+    /// Takes the streams that the peer opened.
+    pub(super) fn accept_streams(&mut self, key: SessionKey, now: Now) {
+        while let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) {
+            let Some(id) = connection.streams().accept(Dir::Bi) else {
+                return;
+            };
+            up.arriving.insert(id, Vec::new());
+            self.on_readable(key, id, now);
+        }
+    }
+
+    pub(super) fn on_readable(&mut self, key: SessionKey, id: StreamId, now: Now) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let Some(up) = session.up() else {
+            self.on_ask_answer(key, id, now);
+            return;
+        };
+        if let Some(stream) = up.streams.get(&id).copied() {
+            self.wake_readers(stream);
+        } else if up.control_in.as_ref().is_some_and(|control| control.stream() == id) {
+            self.read_control(key, now);
+        } else if up.arriving.contains_key(&id) {
+            self.read_header(key, id, now);
+        }
+    }
+
+    fn wake_readers(&mut self, key: StreamKey) {
+        self.events.push_back(Event::Readable(key));
+        if self.streams.get(&key).is_some_and(|s| s.header.kind == StreamKind::Udp) {
+            self.events.push_back(Event::PacketReadable(key));
+        }
+    }
+
+    /// Reads a new stream's header, and in a request-only session the whole request.
+    fn read_header(&mut self, key: SessionKey, id: StreamId, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let asking = matches!(session.pair, PairKey::Invite(_));
+        let wanted = if asking { HEADER_LEN + MAX_REQUEST + 1 } else { HEADER_LEN };
+        let (bytes, ended) = read_up_to(session, id, wanted);
+        self.ready.insert(key);
+        let Some(arriving) = self.sessions.get_mut(&key).and_then(Session::up_mut).map(|up| &mut up.arriving) else {
+            return;
+        };
+        let Some(partial) = arriving.get_mut(&id) else { return };
+        partial.extend_from_slice(&bytes);
+        let complete = ended || partial.len() >= wanted;
+        if !complete {
+            return;
+        }
+        let whole = arriving.remove(&id).unwrap_or_default();
+        match asking {
+            true => self.on_request(key, id, &whole, now),
+            false => self.on_header(key, id, &whole, now),
+        }
+    }
+
+    fn on_header(&mut self, key: SessionKey, id: StreamId, bytes: &[u8], now: Now) {
+        let header = <[u8; HEADER_LEN]>::try_from(bytes).ok().and_then(|b| StreamHeader::decode(b).ok());
+        let Some(header) = header else {
+            self.answer_raw(key, id, StreamStatus::Unsupported);
+            return;
+        };
+        let Some(session) = self.sessions.get(&key) else { return };
+        let pair_key = session.pair.clone();
+        let Some(peer) = self.pairs.get(&pair_key).and_then(|pair| pair.peer()) else {
+            return;
+        };
+        let protocol = match header.kind {
+            StreamKind::Udp => Protocol::Udp,
+            StreamKind::Tcp | StreamKind::Echo | StreamKind::Discard | StreamKind::Request => Protocol::Tcp,
+        };
+        if header.kind == StreamKind::Request {
+            self.answer_raw(key, id, StreamStatus::Unsupported);
+            return;
+        }
+        let verdict = check_inbound(peer, &self.ports, header.port, protocol, now.wall);
+        if let Verdict::Deny(reason) = verdict
+            && !stream::needs_no_rule(header.kind)
+        {
+            debug!(peer = %peer.id, port = header.port, %reason, "stream refused");
+            self.answer_raw(key, id, StreamStatus::Denied);
+            return;
+        }
+        let peer = peer.id.clone();
+        let stream_key = self.new_stream_key();
+        self.streams.insert(stream_key, Stream::offered(pair_key, header, key, id));
+        if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+            up.streams.insert(id, stream_key);
+        }
+        self.events.push_back(Event::Incoming { stream: stream_key, peer, header });
+    }
+
+    /// A stranger with a ticket of ours asks. One request, one answer, closed.
+    fn on_request(&mut self, key: SessionKey, id: StreamId, bytes: &[u8], now: Now) {
+        let Some(Session { pair: PairKey::Invite(invite), phase: Phase::Up(up), .. }) = self.sessions.get(&key) else {
+            return;
+        };
+        let (invite, asker) = (*invite, up.credential.clone());
+        let Some(request) = parse_request(bytes) else {
+            self.answer_raw(key, id, StreamStatus::Unsupported);
+            return;
+        };
+        if !self.invite_is_open(invite, now) {
+            self.answer_raw(key, id, StreamStatus::Denied);
+            return;
+        }
+        self.answer_raw(key, id, StreamStatus::Open);
+        if let Some(session) = self.sessions.get_mut(&key) {
+            let _ = session.connection.send_stream(id).finish();
+        }
+        // An invitation serves once, whatever its owner does next.
+        self.spent_invites.insert(invite);
+        self.knocks().remove(&PairKey::Invite(invite));
+        self.events.push_back(Event::TrustRequested { invite, asker: Box::new((*asker).clone()), request });
+    }
+
+    fn invite_is_open(&self, invite: TrustId, now: Now) -> bool {
+        let pair = self.pairs.get(&PairKey::Invite(invite));
+        let open = pair.is_some_and(|p| matches!(&p.purpose, Purpose::Invite(i) if now.wall < i.expires));
+        open && !self.spent_invites.contains(&invite)
+    }
+
+    /// The inviter is proven: sends our request.
+    pub(super) fn send_request(&mut self, key: SessionKey, ask: AskKey) {
+        let Some(pair) = self.pairs.get(&PairKey::Ask(ask)) else {
+            return;
+        };
+        let Purpose::Ask { request, .. } = &pair.purpose else {
+            return;
+        };
+        let header = StreamHeader { kind: StreamKind::Request, port: 0 };
+        let mut bytes = header.encode().to_vec();
+        bytes.extend_from_slice(&cbor::to_vec(request));
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        if let Some(id) = session.connection.streams().open(Dir::Bi) {
+            let mut send = session.connection.send_stream(id);
+            // A request fits a new stream's window many times over.
+            let _ = send.write(&bytes);
+            let _ = send.finish();
+        }
+        self.ready.insert(key);
+    }
+
+    /// The inviter's receipt for a request of ours.
+    fn on_ask_answer(&mut self, key: SessionKey, id: StreamId, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let PairKey::Ask(ask) = session.pair else { return };
+        let (Ok(Some(byte)), _) = stream::read(session, id, 1) else {
+            return;
+        };
+        let status = StreamStatus::decode(byte.first().copied().unwrap_or(2));
+        let result = stream::answered(status).map_err(|error| match error {
+            StreamError::Refused(status) => AskError::Refused(status),
+            _ => AskError::NoAnswer,
+        });
+        self.events.push_back(Event::Asked { ask, result });
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.connection.close(now.mono, (CloseCode::Drained as u32).into(), Bytes::new());
+            session.phase = Phase::Closing;
+        }
+        self.pairs.remove(&PairKey::Ask(ask));
+        self.timers.set(&Timer::Pair(PairKey::Ask(ask)), None);
+    }
+
+    /// Packets of UDP flows came.
+    pub(super) fn on_packets(&mut self, key: SessionKey) {
+        while let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) {
+            let Some(mut packet) = connection.datagrams().recv() else {
+                return;
+            };
+            if packet.len() < FLOW_LEN {
+                continue;
+            }
+            let flow = packet.split_to(FLOW_LEN);
+            // A packet may overtake the stream that opens its flow; UDP users expect losses.
+            let found = up.streams.iter().find(|(id, _)| flow_of(**id)[..] == flow[..]).map(|(_, key)| *key);
+            let Some(stream_key) = found else { continue };
+            if let Some(stream) = self.streams.get_mut(&stream_key) {
+                stream.push_packet(packet);
+                self.events.push_back(Event::PacketReadable(stream_key));
+            }
+        }
+    }
+
+    /// Closes streams that the policy does not allow any more.
+    pub(super) fn recheck_streams(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let Some(up) = session.up() else { return };
+        let Some(peer) = self.pairs.get(&session.pair).and_then(|pair| pair.peer()) else {
+            return;
+        };
+        let denied = |stream: &Stream| {
+            let protocol = if stream.header.kind == StreamKind::Udp { Protocol::Udp } else { Protocol::Tcp };
+            let verdict = check_inbound(peer, &self.ports, stream.header.port, protocol, now.wall);
+            matches!(verdict, Verdict::Deny(_)) && !stream::needs_no_rule(stream.header.kind)
+        };
+        let theirs = up.streams.iter().filter(|(id, _)| id.initiator().is_client() != session.initiator);
+        let ended: Vec<_> = theirs
+            .filter(|(_, stream_key)| self.streams.get(stream_key).is_some_and(denied))
+            .map(|(id, stream_key)| (*id, *stream_key))
+            .collect();
+        for (id, stream_key) in ended {
+            if let Some(stream) = self.streams.get_mut(&stream_key) {
+                stream.place = Place::Dead(StreamError::SessionEnded(DownReason::RevokedHere));
+            }
+            if let Some(session) = self.sessions.get_mut(&key) {
+                let _ = session.connection.send_stream(id).reset((CloseCode::Revoked as u32).into());
+                let _ = session.connection.recv_stream(id).stop((CloseCode::Revoked as u32).into());
+                if let Some(up) = session.up_mut() {
+                    up.streams.remove(&id);
+                }
+            }
+            self.ready.insert(key);
+            self.wake(stream_key);
+        }
+    }
+}
+
+/// Reads until `limit` bytes, the end, or nothing more is there. The second value says whether it ended.
+fn read_up_to(session: &mut Session, id: StreamId, limit: usize) -> (Vec<u8>, bool) {
+    let mut out = Vec::new();
+    while out.len() < limit {
+        match stream::read(session, id, limit - out.len()).0 {
+            Ok(Some(bytes)) => out.extend_from_slice(&bytes),
+            Ok(None) => return (out, true),
+            Err(_) => return (out, false),
+        }
+    }
+    (out, false)
+}
+
+fn parse_request(bytes: &[u8]) -> Option<TrustRequest> {
+    let (header, body) = bytes.split_first_chunk::<HEADER_LEN>()?;
+    if StreamHeader::decode(*header).ok()?.kind != StreamKind::Request || body.len() > MAX_REQUEST {
+        return None;
+    }
+    let request: TrustRequest = minicbor::decode(body).ok()?;
+    (request.reason.len() <= MAX_REASON && request.relays.len() <= MAX_RELAYS).then_some(request)
+}

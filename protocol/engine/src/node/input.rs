@@ -1,0 +1,197 @@
+//! What comes in: datagrams and time.
+
+use std::net::SocketAddr;
+
+use bytes::BytesMut;
+use peerage_model::relay::frame::EndpointId;
+use quinn_proto::{DatagramEvent, EcnCodepoint};
+
+use super::event::{Now, SessionKey};
+use super::relays::{FromRelay, RelayKey};
+use super::session::RelayRoute;
+use super::{Node, Timer, VIRTUAL_REMOTE};
+use crate::knock::{CONNECTION_ID_LEN, KNOCK_LEN};
+use crate::noise::QUIC_VERSION;
+use crate::path::Hop;
+use crate::stun;
+
+/// How a tunnel packet came.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Via {
+    /// From this address.
+    Direct(SocketAddr),
+    /// Through a relay, from this endpoint there.
+    Relay(RelayKey, EndpointId),
+}
+
+/// What the bytes before decryption say about a packet.
+enum Opening {
+    /// Its destination is a connection id of ours.
+    Known,
+    /// A first packet, and the knock in it.
+    Knock([u8; KNOCK_LEN]),
+}
+
+impl Node {
+    /// Takes one datagram, or several of one sender that arrived together (GRO): all of length `stride` but the last.
+    /// What is not ours is dropped without an answer.
+    pub fn handle_datagrams(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        ecn: Option<EcnCodepoint>,
+        mut data: BytesMut,
+        stride: usize,
+    ) {
+        self.tick(now);
+        let from = stun::canonical(from);
+        let mut touched = None;
+        while !data.is_empty() {
+            let datagram = data.split_to(stride.clamp(1, data.len()));
+            let session = self.handle_one(now, from, ecn, datagram);
+            if let (Some((old, via)), true) = (touched, session.map(|(key, _)| key) != touched.map(|(key, _)| key)) {
+                self.after_packets(old, via, now);
+            }
+            touched = session;
+        }
+        if let Some((key, via)) = touched {
+            self.after_packets(key, via, now);
+        }
+    }
+
+    fn handle_one(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        ecn: Option<EcnCodepoint>,
+        datagram: BytesMut,
+    ) -> Option<(SessionKey, Via)> {
+        match datagram.first()? {
+            0..=3 => {
+                self.on_stun(from, &datagram, now);
+                None
+            }
+            4..=15 => match self.relays.handle(from, datagram, now.mono)? {
+                FromRelay::Packet { relay, sender, packet } => {
+                    self.on_quic(packet, ecn, Via::Relay(relay, sender), now)
+                }
+                FromRelay::Changed => {
+                    self.settle_relays(now);
+                    None
+                }
+            },
+            64.. => self.on_quic(datagram, ecn, Via::Direct(from), now),
+            16..=63 => None,
+        }
+    }
+
+    fn on_stun(&mut self, from: SocketAddr, datagram: &[u8], now: Now) {
+        if !stun::is_stun(datagram) {
+            return;
+        }
+        // A relay tells where it sees us in its own frames; a check never comes from one.
+        if !self.relays.is_relay(from) {
+            self.on_check(from, datagram, now);
+        }
+    }
+
+    fn on_quic(
+        &mut self,
+        packet: BytesMut,
+        ecn: Option<EcnCodepoint>,
+        via: Via,
+        now: Now,
+    ) -> Option<(SessionKey, Via)> {
+        let opening = self.opening(&packet, now)?;
+        let mut response = Vec::new();
+        let event = self.endpoint.handle(now.mono, VIRTUAL_REMOTE, None, ecn, packet, &mut response)?;
+        match (event, opening) {
+            (DatagramEvent::ConnectionEvent(handle, event), _) => {
+                self.connection_of(handle)?.handle_event(event);
+                Some((SessionKey(handle.0), via))
+            }
+            (DatagramEvent::NewConnection(incoming), Opening::Knock(first_id)) => {
+                match via {
+                    Via::Relay(relay, peer) => {
+                        self.accept(incoming, first_id, RelayRoute::Known { relay, peer }, now);
+                    }
+                    // Sessions begin on a relay; a first packet from anywhere else is nobody we know.
+                    Via::Direct(_) => self.endpoint.ignore(incoming),
+                }
+                None
+            }
+            (DatagramEvent::NewConnection(incoming), Opening::Known) => {
+                self.endpoint.ignore(incoming);
+                None
+            }
+            // quinn-proto would answer a stranger; we do not.
+            (DatagramEvent::Response(_), _) => None,
+        }
+    }
+
+    /// Decides before anything is decrypted whether a packet may be looked at: it must have the shape of one for a
+    /// connection id of ours or carry a good knock, in our version (docs/spec/handshake.md sections 2 and 3). The endpoint
+    /// then looks the id up and drops, by its MAC, what was never issued.
+    fn opening(&mut self, packet: &[u8], now: Now) -> Option<Opening> {
+        let first = *packet.first()?;
+        if first & 0x80 == 0 {
+            return Some(Opening::Known);
+        }
+        if *packet.get(1..5)? != QUIC_VERSION.to_be_bytes() {
+            return None;
+        }
+        let length = usize::from(*packet.get(5)?);
+        let id = packet.get(6..6 + length)?;
+        if length == CONNECTION_ID_LEN {
+            return Some(Opening::Known);
+        }
+        let knock: [u8; KNOCK_LEN] = id.try_into().ok()?;
+        if self.first_ids.contains_key(&knock) {
+            return Some(Opening::Known);
+        }
+        self.knocks().check(&knock, now.wall).map(|_| Opening::Knock(knock))
+    }
+
+    /// After packets for one session: what follows from them, and whether they prove that the peer is there.
+    fn after_packets(&mut self, key: SessionKey, via: Via, now: Now) {
+        if let Some(session) = self.sessions.get_mut(&key)
+            && session.heard_something()
+        {
+            let rtt = session.connection.rtt();
+            // The relayed route follows the last proven packet that came by a relay: this is how a race is decided and
+            // how a peer that moved to another relay, or got another id there, is followed.
+            let hop = match via {
+                Via::Relay(relay, peer) => {
+                    session.relayed = RelayRoute::Known { relay, peer };
+                    self.relays.in_use(relay, now.mono);
+                    Hop::Relayed
+                }
+                Via::Direct(from) => Hop::Direct(from),
+            };
+            if let Some(up) = session.up_mut() {
+                up.suspect = false;
+                up.path.on_tunnel_heard(now.mono, hop, Some(rtt));
+            }
+        }
+        self.settle(key, now);
+    }
+
+    /// Time passed: everything that is due happens.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.tick(now);
+        self.relays.handle_timeout(now.mono);
+        self.settle_relays(now);
+        while let Some(timer) = self.timers.pop_due(now.mono) {
+            match timer {
+                Timer::Session(key) => self.session_timeout(key, now),
+                Timer::Pair(key) => self.pair_timeout(&key, now),
+            }
+        }
+    }
+
+    /// The wall clock, for everything that verifies.
+    pub(super) fn tick(&mut self, now: Now) {
+        self.judge.set_time(now.wall);
+        self.knocks().advance(now.wall);
+    }
+}

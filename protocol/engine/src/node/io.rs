@@ -1,0 +1,343 @@
+//! The node's streams, as its driver uses them.
+
+use std::time::Instant;
+
+use bytes::{Buf, Bytes};
+use peerage_model::AgentId;
+use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
+use quinn_proto::{SendDatagramError, StreamId};
+
+use super::event::{Event, Now, OpenError, SessionKey, StreamError, StreamKey};
+use super::pair::{PairKey, STREAM_PATIENCE};
+use super::stream::{self, Place, RESET_DROPPED, Stream};
+use super::{Node, Timer};
+
+/// Bytes in front of each UDP packet: the flow's stream id, its low 32 bits, big-endian (docs/spec/session.md).
+pub(super) const FLOW_LEN: usize = 4;
+
+impl Node {
+    /// Opens a stream to a trusted peer, dialling first where no session is up. The stream can be written at once.
+    ///
+    /// # Errors
+    /// [`OpenError::NotTrusted`]. Whatever goes wrong later is told by the first read.
+    pub fn open(&mut self, now: Now, peer: &AgentId, header: StreamHeader) -> Result<StreamKey, OpenError> {
+        let pair_key = PairKey::Peer(peer.clone());
+        if !self.pairs.contains_key(&pair_key) {
+            return Err(OpenError::NotTrusted);
+        }
+        let key = self.new_stream_key();
+        let stream = Stream::waiting(pair_key.clone(), header, now.mono + STREAM_PATIENCE);
+        self.streams.insert(key, stream);
+        match self.preferred(&pair_key) {
+            Some(session) => self.attach(session, key),
+            None => {
+                if let Some(pair) = self.pairs.get_mut(&pair_key) {
+                    pair.waiting.push(key);
+                }
+                self.dial_wanted(&pair_key, now);
+            }
+        }
+        Ok(key)
+    }
+
+    /// Reads at most `max` bytes; `None` is the end of what the peer sends.
+    ///
+    /// # Errors
+    /// [`StreamError::Blocked`] until [`Event::Readable`]; the others are final.
+    pub fn read(&mut self, key: StreamKey, max: usize) -> Result<Option<Bytes>, StreamError> {
+        self.take_status(key)?;
+        let (session, id) = self.attached(key)?;
+        let (result, credit) = self.on_session(session, |s| stream::read(s, id, max))?;
+        if credit {
+            self.ready.insert(session);
+        }
+        result
+    }
+
+    /// Writes some of `data`, and says how much.
+    ///
+    /// # Errors
+    /// [`StreamError::Blocked`] until [`Event::Writable`]; the others are final.
+    pub fn write(&mut self, key: StreamKey, data: &[u8]) -> Result<usize, StreamError> {
+        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
+        if let Some(early) = stream.write_early(data) {
+            return early;
+        }
+        let (session, id) = self.attached(key)?;
+        let written = self.on_session(session, |s| stream::write(s, id, data))?;
+        self.ready.insert(session);
+        written
+    }
+
+    /// As [`Self::write`], taking what was written off `data` without copying it.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_chunk(&mut self, key: StreamKey, data: &mut Bytes) -> Result<usize, StreamError> {
+        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
+        if let Some(early) = stream.write_early(data) {
+            return early.inspect(|n| data.advance(*n));
+        }
+        let (session, id) = self.attached(key)?;
+        let written = self.on_session(session, |s| stream::write_chunk(s, id, data))?;
+        self.ready.insert(session);
+        written
+    }
+
+    /// Says that nothing more will be written. The peer reads an end after all that was written before.
+    ///
+    /// # Errors
+    /// When the stream is over already.
+    pub fn finish(&mut self, key: StreamKey) -> Result<(), StreamError> {
+        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
+        stream.finished = true;
+        if let Place::Waiting { .. } = stream.place {
+            return Ok(());
+        }
+        let (session, id) = self.attached(key)?;
+        let finished = self.on_session(session, |s| s.connection.send_stream(id).finish())?;
+        self.ready.insert(session);
+        finished.map_err(|_| StreamError::Reset)
+    }
+
+    /// Lets go of a stream. What was not finished is reset, what was not read is refused.
+    pub fn release(&mut self, key: StreamKey) {
+        let Some(stream) = self.streams.remove(&key) else {
+            return;
+        };
+        if let Some(pair) = self.pairs.get_mut(&stream.pair) {
+            pair.waiting.retain(|k| *k != key);
+        }
+        let Some((session_key, id)) = stream.attached() else {
+            return;
+        };
+        if let Some(session) = self.sessions.get_mut(&session_key) {
+            // Both fail where that half is over already, which is just as good.
+            if !stream.finished {
+                let _ = session.connection.send_stream(id).reset(RESET_DROPPED);
+            }
+            let _ = session.connection.recv_stream(id).stop(RESET_DROPPED);
+            if let Some(up) = session.up_mut() {
+                up.streams.remove(&id);
+            }
+            self.ready.insert(session_key);
+        }
+    }
+
+    /// Answers a stream that a peer opened: [`StreamStatus::Open`] lets it go on, the others end it.
+    ///
+    /// # Errors
+    /// When the stream is over already.
+    pub fn answer(&mut self, key: StreamKey, status: StreamStatus) -> Result<(), StreamError> {
+        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
+        let (session, id) = match &stream.place {
+            Place::Offered { session, id } => (*session, *id),
+            Place::Dead(why) => return Err(why.clone()),
+            Place::Waiting { .. } | Place::Asked { .. } | Place::Open { .. } => return Err(StreamError::Closed),
+        };
+        stream.place = Place::Open { session, id };
+        self.answer_raw(session, id, status);
+        if status != StreamStatus::Open {
+            self.streams.remove(&key);
+            if let Some(up) = self.sessions.get_mut(&session).and_then(|s| s.up_mut()) {
+                up.streams.remove(&id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one packet of a UDP flow. A full queue drops its oldest, as networks do.
+    ///
+    /// # Errors
+    /// [`StreamError::TooLarge`] above what the session carries at the moment; otherwise when the flow is over. Before
+    /// the session is up, packets are dropped.
+    pub fn send_packet(&mut self, key: StreamKey, packet: &[u8]) -> Result<(), StreamError> {
+        let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
+        if let Place::Waiting { .. } = stream.place {
+            return Ok(());
+        }
+        let (session, id) = self.attached(key)?;
+        let mut framed = Vec::with_capacity(FLOW_LEN + packet.len());
+        framed.extend_from_slice(&flow_of(id));
+        framed.extend_from_slice(packet);
+        let sent = self.on_session(session, |s| s.connection.datagrams().send(framed.into(), true))?;
+        self.ready.insert(session);
+        sent.map_err(|error| match error {
+            SendDatagramError::TooLarge => StreamError::TooLarge,
+            SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled => StreamError::Closed,
+            SendDatagramError::Blocked(_) => StreamError::Blocked,
+        })
+    }
+
+    /// The next packet of a UDP flow.
+    ///
+    /// # Errors
+    /// [`StreamError::Blocked`] until [`Event::PacketReadable`]; the others are final.
+    pub fn recv_packet(&mut self, key: StreamKey) -> Result<Bytes, StreamError> {
+        self.take_status(key)?;
+        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
+        match (stream.packets.pop_front(), &stream.place) {
+            (Some(packet), _) => Ok(packet),
+            (None, Place::Dead(why)) => Err(why.clone()),
+            (None, _) => self.flow_ended(key),
+        }
+    }
+
+    /// A flow lives as long as its stream: an end or reset of that ends the flow.
+    fn flow_ended(&mut self, key: StreamKey) -> Result<Bytes, StreamError> {
+        let Ok((session, id)) = self.attached(key) else {
+            return Err(StreamError::Blocked);
+        };
+        match self.on_session(session, |s| stream::read(s, id, 1))?.0 {
+            Ok(None) | Err(StreamError::Closed) => Err(StreamError::Closed),
+            Ok(Some(_)) => Err(StreamError::Blocked),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Writes a status byte; a refusal also ends the stream both ways.
+    pub(super) fn answer_raw(&mut self, session_key: SessionKey, id: StreamId, status: StreamStatus) {
+        let Some(session) = self.sessions.get_mut(&session_key) else {
+            return;
+        };
+        let mut send = session.connection.send_stream(id);
+        // One byte on a stream that nothing was written to always has room; if the peer stopped it, it knows enough.
+        let _ = send.write(&[status as u8]);
+        if status != StreamStatus::Open {
+            let _ = send.finish();
+            let _ = session.connection.recv_stream(id).stop(RESET_DROPPED);
+        }
+        self.ready.insert(session_key);
+    }
+
+    /// Puts a waiting stream on a session: its header, and what was written so far.
+    pub(super) fn attach(&mut self, session_key: SessionKey, key: StreamKey) {
+        let Some(session) = self.sessions.get_mut(&session_key) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(&key) else {
+            return;
+        };
+        let Place::Waiting { early, .. } = &mut stream.place else {
+            return;
+        };
+        let Some(id) = session.connection.streams().open(quinn_proto::Dir::Bi) else {
+            stream.place = Place::Dead(StreamError::Refused(StreamStatus::Busy));
+            self.wake(key);
+            return;
+        };
+        let mut send = session.connection.send_stream(id);
+        let mut first = stream.header.encode().to_vec();
+        first.append(early);
+        // A new stream takes the early bytes: they are far below its window (EARLY_BUFFER against STREAM_WINDOW).
+        let written = send.write(&first);
+        if stream.finished {
+            let _ = send.finish();
+        }
+        stream.place = match written {
+            Ok(n) if n == first.len() => Place::Asked { session: session_key, id },
+            Ok(_) | Err(_) => Place::Dead(StreamError::Refused(StreamStatus::Busy)),
+        };
+        if let Some(up) = session.up_mut() {
+            up.streams.insert(id, key);
+        }
+        self.ready.insert(session_key);
+        self.events.push_back(Event::Writable(key));
+    }
+
+    /// Consumes the status byte of a stream that we opened, once it is there.
+    fn take_status(&mut self, key: StreamKey) -> Result<(), StreamError> {
+        let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
+        let (session, id) = match &stream.place {
+            Place::Asked { session, id } => (*session, *id),
+            Place::Waiting { .. } => return Err(StreamError::Blocked),
+            Place::Dead(why) if stream.packets.is_empty() => return Err(why.clone()),
+            Place::Dead(_) | Place::Offered { .. } | Place::Open { .. } => return Ok(()),
+        };
+        let answer = match self.on_session(session, |s| stream::read(s, id, 1))?.0? {
+            Some(byte) => stream::answered(StreamStatus::decode(byte.first().copied().unwrap_or(2))),
+            None => Err(StreamError::Reset),
+        };
+        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
+        stream.place = match &answer {
+            Ok(()) => Place::Open { session, id },
+            Err(why) => Place::Dead(why.clone()),
+        };
+        answer
+    }
+
+    fn attached(&self, key: StreamKey) -> Result<(SessionKey, StreamId), StreamError> {
+        let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
+        match &stream.place {
+            Place::Dead(why) => Err(why.clone()),
+            Place::Waiting { .. } => Err(StreamError::Blocked),
+            Place::Asked { session, id } | Place::Offered { session, id } | Place::Open { session, id } => {
+                Ok((*session, *id))
+            }
+        }
+    }
+
+    /// Fails a stream that waited too long.
+    pub(super) fn expire_waiting(&mut self, pair_key: &PairKey, now: Instant, why: &'static str) {
+        let Some(pair) = self.pairs.get_mut(pair_key) else {
+            return;
+        };
+        let waiting = std::mem::take(&mut pair.waiting);
+        for key in waiting {
+            let Some(stream) = self.streams.get_mut(&key) else {
+                continue;
+            };
+            match stream.place {
+                Place::Waiting { deadline, .. } if deadline <= now => {
+                    stream.place = Place::Dead(StreamError::Unreachable(why));
+                    self.wake(key);
+                }
+                _ => {
+                    if let Some(pair) = self.pairs.get_mut(pair_key) {
+                        pair.waiting.push(key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets everybody who waits for this stream look at it again.
+    pub(super) fn wake(&mut self, key: StreamKey) {
+        let flow = self.streams.get(&key).is_some_and(|s| s.header.kind == StreamKind::Udp);
+        self.events.push_back(Event::Readable(key));
+        self.events.push_back(Event::Writable(key));
+        if flow {
+            self.events.push_back(Event::PacketReadable(key));
+        }
+    }
+
+    pub(super) fn new_stream_key(&mut self) -> StreamKey {
+        self.next_stream += 1;
+        StreamKey(self.next_stream)
+    }
+
+    /// Asks for a session where none is up and no dial runs.
+    pub(super) fn dial_wanted(&mut self, pair_key: &PairKey, now: Now) {
+        if self.pairs.get(pair_key).is_some_and(|pair| pair.may_dial_now()) {
+            self.start_attempt(pair_key, 0, now);
+        }
+        self.arm_pair(pair_key);
+    }
+
+    pub(super) fn arm_pair(&mut self, pair_key: &PairKey) {
+        let at = self.pairs.get(pair_key).and_then(|pair| {
+            let streams = pair.waiting.iter().filter_map(|key| match self.streams.get(key)?.place {
+                Place::Waiting { deadline, .. } => Some(deadline),
+                Place::Asked { .. } | Place::Offered { .. } | Place::Open { .. } | Place::Dead(_) => None,
+            });
+            streams.chain(pair.next_step()).min()
+        });
+        self.timers.set(&Timer::Pair(pair_key.clone()), at);
+    }
+}
+
+/// How a flow is marked in front of its packets.
+pub(super) fn flow_of(id: StreamId) -> [u8; FLOW_LEN] {
+    let id = u64::from(id).to_be_bytes();
+    [id[4], id[5], id[6], id[7]]
+}

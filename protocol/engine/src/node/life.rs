@@ -1,0 +1,458 @@
+//! A session's life: accepted, up, drained or taken down.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use peerage_model::control::{ControlMessage, Hello};
+use peerage_model::{AgentId, Credential, InstanceId};
+use quinn_proto::{
+    Connection, ConnectionError, ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent, VarInt,
+};
+use tracing::{debug, info};
+
+use super::config::PING_INTERVAL;
+use super::control::{ControlIn, ControlOut};
+use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
+use super::pair::{Dial, MAX_PENDING, PairKey};
+use super::session::{Phase, RelayRoute, Session, Since, Up};
+use super::stream::Place;
+use super::{Node, Timer};
+use crate::knock::KNOCK_LEN;
+use crate::noise::{NoiseServer, is_silent_end, peer_identity, server_config};
+use crate::path::PathKind;
+
+/// Two sessions that came up this close together were dialled at once; further apart, the newer one replaces the older.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+impl Node {
+    /// Answers a first packet whose knock is good.
+    pub(super) fn accept(&mut self, incoming: QuicIncoming, first_id: [u8; KNOCK_LEN], route: RelayRoute, now: Now) {
+        let matched = self.knocks().check(&first_id, now.wall);
+        let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret)?, m)));
+        let Some((config, matched)) = admitted else {
+            self.endpoint.ignore(incoming);
+            return;
+        };
+        let mut response = Vec::new();
+        // The response of a failed accept is for strangers, and strangers get silence.
+        let Ok((handle, connection)) = self.endpoint.accept(incoming, now.mono, &mut response, Some(config)) else {
+            return;
+        };
+        let key = SessionKey(handle.0);
+        let pair_key = matched.pair.clone();
+        self.sessions.insert(key, Session::new(connection, handle, pair_key.clone(), false, first_id, route));
+        if let Some(pair) = self.pairs.get_mut(&pair_key) {
+            pair.pending.push(key);
+        }
+        self.first_ids.insert(first_id, key);
+        self.settle(key, now);
+        // It is still there: message 1 verified, so this knock is spent.
+        if self.sessions.contains_key(&key) {
+            self.knocks().mark_used(&matched);
+        }
+    }
+
+    fn server_for(&mut self, pair_key: &PairKey, secret: usize) -> Option<Arc<quinn_proto::ServerConfig>> {
+        let pair = self.pairs.get(pair_key)?;
+        if pair.pending.len() >= MAX_PENDING {
+            debug!(pair = ?pair_key, "too many handshakes at a time");
+            return None;
+        }
+        let judge = self.judge.expecting(pair.expected());
+        let inbound = pair.inbound.as_ref()?;
+        let noise = NoiseServer::new(inbound, secret, self.identity.clone(), judge, self.random.bytes()).ok()?;
+        Some(Arc::new(server_config(noise, self.transport.clone())))
+    }
+
+    /// Lets everything follow from an input to a session: events, endpoint events, control messages, timers.
+    pub(super) fn settle(&mut self, key: SessionKey, now: Now) {
+        loop {
+            let Some(session) = self.sessions.get_mut(&key) else {
+                return;
+            };
+            if let Some(event) = session.connection.poll() {
+                self.on_connection_event(key, event, now);
+                continue;
+            }
+            let Some(event) = session.connection.poll_endpoint_events() else {
+                break;
+            };
+            let (handle, drained) = (session.handle, event.is_drained());
+            if let Some(answer) = self.endpoint.handle_event(handle, event)
+                && let Some(session) = self.sessions.get_mut(&key)
+            {
+                session.connection.handle_event(answer);
+            }
+            if drained {
+                self.forget_session(key);
+                return;
+            }
+        }
+        self.ready.insert(key);
+        self.settle_path(key, now);
+    }
+
+    fn on_connection_event(&mut self, key: SessionKey, event: quinn_proto::Event, now: Now) {
+        match event {
+            quinn_proto::Event::HandshakeDataReady => {}
+            quinn_proto::Event::Connected => self.bring_up(key, now),
+            quinn_proto::Event::ConnectionLost { reason } => self.lost(key, &reason, now),
+            quinn_proto::Event::Stream(event) => self.on_stream_event(key, event, now),
+            quinn_proto::Event::DatagramReceived => self.on_packets(key),
+            quinn_proto::Event::DatagramsUnblocked => {}
+        }
+    }
+
+    fn on_stream_event(&mut self, key: SessionKey, event: StreamEvent, now: Now) {
+        match event {
+            StreamEvent::Opened { dir: Dir::Uni } => self.accept_control(key, now),
+            StreamEvent::Opened { dir: Dir::Bi } => self.accept_streams(key, now),
+            StreamEvent::Readable { id } => self.on_readable(key, id, now),
+            StreamEvent::Writable { id } | StreamEvent::Finished { id } | StreamEvent::Stopped { id, .. } => {
+                match self.sessions.get(&key).and_then(Session::up).and_then(|up| up.streams.get(&id)) {
+                    Some(stream) => self.events.push_back(Event::Writable(*stream)),
+                    None => self.flush_control(key),
+                }
+            }
+            StreamEvent::Available { .. } => {}
+        }
+    }
+
+    /// Both sides are proven.
+    fn bring_up(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let Some(credential) = peer_identity::<Credential>(&session.connection) else {
+            debug_assert!(false, "a connection came up without a verified peer");
+            self.remove_session(key);
+            return;
+        };
+        let pair_key = session.pair.clone();
+        if let Some(pair) = self.pairs.get_mut(&pair_key) {
+            pair.pending.retain(|s| *s != key);
+            if matches!(pair.dial, Dial::Attempt { session, .. } if session == key) {
+                pair.dial = Dial::Rest;
+            }
+        }
+        match pair_key {
+            PairKey::Peer(peer) => self.bring_up_peer(key, peer, credential, now),
+            PairKey::Ask(ask) => self.send_request(key, ask),
+            // The asker speaks first; `accept_streams` takes its request.
+            PairKey::Invite(_) => self.bring_up_silent(key, credential, now),
+        }
+    }
+
+    fn bring_up_peer(&mut self, key: SessionKey, peer: AgentId, credential: Arc<Credential>, now: Now) {
+        let instance = credential.instance();
+        self.bring_up_silent(key, credential, now);
+        self.settle_rivals(key, &peer, instance, now);
+        let pair_key = PairKey::Peer(peer.clone());
+        let Some(pair) = self.pairs.get_mut(&pair_key) else {
+            return;
+        };
+        pair.up.push(key);
+        let waiting = std::mem::take(&mut pair.waiting);
+        // A dial of ours that still runs is not needed any more, except where both sides dialled at once and ours is
+        // the one that stays; it then comes up by itself, because its packets are on the way already.
+        let Some(session) = self.sessions.get(&key) else { return };
+        let initiator = session.initiator;
+        info!(target: "events::session_up", %peer, ?instance, initiator);
+        self.events.push_back(Event::SessionUp { session: key, peer, instance, initiator, path: PathKind::Relayed });
+        let preferred = self.preferred(&pair_key).unwrap_or(key);
+        waiting.into_iter().for_each(|stream| self.attach(preferred, stream));
+        self.say_hello(key);
+        self.send_candidates(key, now);
+        self.arm_pair(&pair_key);
+    }
+
+    fn bring_up_silent(&mut self, key: SessionKey, credential: Arc<Credential>, now: Now) {
+        let path = self.new_path_agent(key, now);
+        let expires = self.expiry_of(key, &credential, now);
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        session.phase = Phase::Up(Box::new(Up {
+            credential,
+            path,
+            path_kind: PathKind::Relayed,
+            control_out: ControlOut::new(),
+            control_in: None,
+            streams: Default::default(),
+            arriving: Default::default(),
+            peer_ports: Vec::new(),
+            since: Since { mono: now.mono, wall: now.wall },
+            draining: false,
+            suspect: false,
+            next_ping: now.mono + PING_INTERVAL,
+            expires: Some(expires),
+        }));
+        // Streams may have come with the packet that proved the peer.
+        self.accept_control(key, now);
+        self.accept_streams(key, now);
+    }
+
+    /// Settles what a new session means for older ones with the same instance. Replicas are left alone.
+    fn settle_rivals(&mut self, new: SessionKey, peer: &AgentId, instance: InstanceId, now: Now) {
+        let Some(pair) = self.pairs.get(&PairKey::Peer(peer.clone())) else {
+            return;
+        };
+        let new_initiator = self.sessions.get(&new).is_some_and(|s| s.initiator);
+        let lower_is_ours = (&self.agent, self.instance) < (peer, instance);
+        for old in pair.up.clone() {
+            let Some(session) = self.sessions.get_mut(&old) else {
+                continue;
+            };
+            let (was_ours, Some(up)) = (session.initiator, session.up_mut()) else {
+                continue;
+            };
+            if up.credential.instance() != instance {
+                continue;
+            }
+            let at_once = now.mono.saturating_duration_since(up.since.mono) < AT_ONCE && was_ours != new_initiator;
+            match (at_once && !up.suspect, was_ours == lower_is_ours) {
+                (true, true) => self.drain(new),
+                (true, false) => up.draining = true,
+                (false, _) => self.close(old, CloseCode::Replaced, DownReason::Replaced, now.mono),
+            }
+        }
+    }
+
+    fn drain(&mut self, key: SessionKey) {
+        if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+            up.draining = true;
+        }
+    }
+
+    /// The session that new streams of this pair use: the newest instance's, and of two with it the one whose
+    /// initiator has the lower (agent id, instance id).
+    pub(super) fn preferred(&self, pair_key: &PairKey) -> Option<SessionKey> {
+        let pair = self.pairs.get(pair_key)?;
+        let usable = |key: &&SessionKey| {
+            self.sessions.get(key).and_then(Session::up).is_some_and(|up| !up.draining && !up.suspect)
+        };
+        pair.up.iter().rev().find(usable).copied()
+    }
+
+    fn say_hello(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let Some(peer) = self.pairs.get(&session.pair).and_then(|pair| pair.peer()) else {
+            return;
+        };
+        let ports = peerage_policy::open_to(peer, &self.ports);
+        let version = Some(env!("CARGO_PKG_VERSION").to_owned());
+        self.say(key, &ControlMessage::Hello(Hello { ports, version }));
+    }
+
+    /// Tells the ports anew after a change of the allowlist.
+    pub(super) fn say_hello_again(&mut self, key: SessionKey) {
+        self.say_hello(key);
+    }
+
+    /// Sends a control message to the peer of a session that is up.
+    pub(super) fn say(&mut self, key: SessionKey, message: &ControlMessage) {
+        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
+            return;
+        };
+        up.control_out.push(message);
+        self.flush_control(key);
+    }
+
+    pub(super) fn flush_control(&mut self, key: SessionKey) {
+        let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        if up.control_out.flush(connection) {
+            self.ready.insert(key);
+        }
+    }
+
+    fn accept_control(&mut self, key: SessionKey, now: Now) {
+        let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let mut excess = false;
+        while let Some(id) = connection.streams().accept(Dir::Uni) {
+            excess |= up.control_in.is_some();
+            up.control_in = Some(ControlIn::new(id));
+        }
+        match excess {
+            true => self.violated(key, "two control streams", now),
+            false => self.read_control(key, now),
+        }
+    }
+
+    pub(super) fn read_control(&mut self, key: SessionKey, now: Now) {
+        let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let Some(control) = &mut up.control_in else { return };
+        match control.read(connection) {
+            Ok(messages) => messages.into_iter().for_each(|message| self.on_control(key, message, now)),
+            Err(_) => self.violated(key, "a malformed control message", now),
+        }
+    }
+
+    fn on_control(&mut self, key: SessionKey, message: ControlMessage, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let PairKey::Peer(peer) = session.pair.clone() else {
+            return;
+        };
+        let Some(up) = session.up_mut() else { return };
+        match message {
+            ControlMessage::Hello(hello) => {
+                up.peer_ports.clone_from(&hello.ports);
+                self.events.push_back(Event::PeerPorts { peer, ports: hello.ports });
+            }
+            ControlMessage::Candidates(candidates) => self.on_candidates(key, &candidates, now),
+            ControlMessage::Renewal(renewal) => self.on_renewal(key, &renewal.credential, now),
+        }
+    }
+
+    /// A fresh passport for the same instance moves the session's end; anything else ends it.
+    fn on_renewal(&mut self, key: SessionKey, credential: &[u8], now: Now) {
+        let verified = self.judge.verify(credential);
+        let Some(up) = self.sessions.get(&key).and_then(Session::up) else {
+            return;
+        };
+        let same = |new: &Credential| {
+            new.agent() == up.credential.agent() && new.instance_key() == up.credential.instance_key()
+        };
+        match verified {
+            Ok(new) if same(&new) => {
+                let expires = self.expiry_of(key, &new, now);
+                if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+                    up.credential = Arc::new(new);
+                    up.expires = Some(expires);
+                }
+            }
+            Ok(_) | Err(_) => self.violated(key, "a renewal that is not this peer's", now),
+        }
+    }
+
+    /// When a session must end by itself: its passport's end or its trust's, by the wall clock as it is now.
+    fn expiry_of(&self, key: SessionKey, credential: &Credential, now: Now) -> Instant {
+        let trust = self.sessions.get(&key).and_then(|s| self.pairs.get(&s.pair)).and_then(|pair| pair.peer());
+        let ends =
+            trust.and_then(|peer| peer.expires).map_or(credential.not_after(), |t| t.min(credential.not_after()));
+        now.mono + now.wall.until(ends)
+    }
+
+    /// The peer broke the protocol.
+    pub(super) fn violated(&mut self, key: SessionKey, what: &str, now: Now) {
+        self.close(key, CloseCode::Protocol, DownReason::Failed(what.to_owned()), now.mono);
+    }
+
+    /// Ends a session and tells the peer why.
+    pub(super) fn close(&mut self, key: SessionKey, code: CloseCode, reason: DownReason, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        if matches!(session.phase, Phase::Handshaking) {
+            self.remove_session(key);
+            return;
+        }
+        session.connection.close(now, VarInt::from_u32(code as u32), Bytes::new());
+        self.take_down(key, reason);
+        self.ready.insert(key);
+    }
+
+    /// quinn-proto gave the connection up.
+    fn lost(&mut self, key: SessionKey, reason: &ConnectionError, now: Now) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        if matches!(session.phase, Phase::Handshaking) || is_silent_end(reason) {
+            debug!(pair = ?session.pair, %reason, "handshake failed");
+            let pair_key = session.pair.clone();
+            let dialled = session.initiator;
+            self.take_down(key, DownReason::Failed(reason.to_string()));
+            self.remove_session(key);
+            if dialled {
+                self.attempt_failed(&pair_key, key, now);
+            }
+            return;
+        }
+        let down = match reason {
+            ConnectionError::ApplicationClosed(close) => CloseCode::received(close.error_code.into_inner()),
+            ConnectionError::TimedOut => DownReason::TimedOut,
+            other => DownReason::Failed(other.to_string()),
+        };
+        self.take_down(key, down);
+    }
+
+    /// An attempt that failed by itself waits for its time before the next: the other side may be wrong about the
+    /// trust for a moment, and a knock a second is enough.
+    fn attempt_failed(&mut self, pair_key: &PairKey, key: SessionKey, now: Now) {
+        if let Some(pair) = self.pairs.get_mut(pair_key)
+            && let Dial::Attempt { session, attempts, .. } = pair.dial
+            && session == key
+        {
+            pair.dial = Dial::Pause { until: now.mono + super::pair::FIRST_PAUSE, attempts };
+            self.arm_pair(pair_key);
+        }
+    }
+
+    /// Resets a session's streams and tells the driver; packets of the connection may still go out.
+    fn take_down(&mut self, key: SessionKey, reason: DownReason) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let phase = std::mem::replace(&mut session.phase, Phase::Closing);
+        let pair_key = session.pair.clone();
+        if let Some(pair) = self.pairs.get_mut(&pair_key) {
+            pair.forget(key);
+        }
+        let Phase::Up(up) = phase else { return };
+        let streams = up.streams.len();
+        for stream in up.streams.into_values() {
+            if let Some(stream) = self.streams.get_mut(&stream) {
+                stream.place = Place::Dead(StreamError::SessionEnded(reason.clone()));
+            }
+            self.wake(stream);
+        }
+        if let PairKey::Peer(peer) = pair_key {
+            info!(target: "events::session_down", %peer, %reason, streams);
+            self.events.push_back(Event::SessionDown { session: key, peer, reason, streams });
+        }
+    }
+
+    /// Drops a session at once, without a packet.
+    pub(super) fn remove_session(&mut self, key: SessionKey) {
+        self.take_down(key, DownReason::Failed("the handshake was given up".to_owned()));
+        if let Some(session) = self.sessions.get(&key) {
+            self.endpoint.handle_event(session.handle, EndpointEvent::drained());
+        }
+        self.forget_session(key);
+    }
+
+    /// The endpoint has forgotten the connection; so do we.
+    fn forget_session(&mut self, key: SessionKey) {
+        if let Some(session) = self.sessions.remove(&key) {
+            self.first_ids.remove(&session.first_id);
+            if let Some(pair) = self.pairs.get_mut(&session.pair) {
+                pair.forget(key);
+            }
+        }
+        self.ready.remove(&key);
+        self.timers.set(&Timer::Session(key), None);
+    }
+
+    /// Runs `work` on a session.
+    ///
+    /// # Errors
+    /// [`StreamError::Closed`] when it is gone.
+    pub(super) fn on_session<T>(
+        &mut self,
+        key: SessionKey,
+        work: impl FnOnce(&mut Session) -> T,
+    ) -> Result<T, StreamError> {
+        self.sessions.get_mut(&key).map(work).ok_or(StreamError::Closed)
+    }
+
+    /// The connection of a handle, for the demultiplexer.
+    pub(super) fn connection_of(&mut self, handle: ConnectionHandle) -> Option<&mut Connection> {
+        self.sessions.get_mut(&SessionKey(handle.0)).map(|s| &mut s.connection)
+    }
+}

@@ -1,0 +1,197 @@
+//! What goes out: checks, relay frames, and tunnel packets by the path of their session.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use peerage_model::RoutingId;
+use quinn_proto::EcnCodepoint;
+
+use super::Node;
+use super::event::{Now, SessionKey};
+use super::relays::RelayKey;
+use super::session::{Held, Phase, RelayRoute};
+use crate::path::{Hop, Route};
+use crate::relay::Destination;
+
+/// One send: one datagram, or several of equal length to one destination (GSO).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub destination: SocketAddr,
+    /// Bytes in the buffer.
+    pub size: usize,
+    /// Length of each datagram but the last; `None` for a single one.
+    pub segment_size: Option<usize>,
+    /// The mark to put on them.
+    pub ecn: Option<EcnCodepoint>,
+}
+
+impl Node {
+    /// The next thing to send, written into `buffer` (which is cleared). Call until `None` after every input.
+    /// `max_datagrams` bounds one batch.
+    pub fn poll_transmit(&mut self, now: Now, max_datagrams: usize, buffer: &mut Vec<u8>) -> Option<Transmit> {
+        buffer.clear();
+        if let Some((destination, bytes)) = self.out.pop_front().or_else(|| self.relays.poll_transmit()) {
+            buffer.extend_from_slice(&bytes);
+            return Some(Transmit { destination, size: buffer.len(), segment_size: None, ecn: None });
+        }
+        if let Some(batch) = self.batches.pop_front() {
+            buffer.extend_from_slice(&batch.bytes);
+            return Some(batch.transmit);
+        }
+        while let Some(key) = self.ready.first().copied() {
+            if let Some(transmit) = self.transmit_session(key, now, max_datagrams, buffer) {
+                return Some(transmit);
+            }
+            self.ready.remove(&key);
+            self.arm_session(key);
+        }
+        None
+    }
+
+    fn transmit_session(
+        &mut self,
+        key: SessionKey,
+        now: Now,
+        max_datagrams: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Option<Transmit> {
+        loop {
+            let session = self.sessions.get_mut(&key)?;
+            self.scratch.clear();
+            let packets = session.connection.poll_transmit(now.mono, max_datagrams, &mut self.scratch)?;
+            let asked = session.asked_something();
+            let route = match &mut session.phase {
+                Phase::Up(up) => {
+                    let route = up.path.route(now.mono);
+                    up.path.on_tunnel_sent(now.mono, route.primary, asked);
+                    if let Some(duplicate) = route.duplicate {
+                        up.path.on_tunnel_sent(now.mono, duplicate, asked);
+                    }
+                    route
+                }
+                Phase::Handshaking | Phase::Closing => Route { primary: self.last_hop(key), duplicate: None },
+            };
+            let shape = Shape { segment_size: packets.segment_size, ecn: packets.ecn };
+            if let Some(duplicate) = route.duplicate {
+                self.queue_copy(key, duplicate, shape, now.mono);
+            }
+            if let Some(transmit) = self.send_over(key, route.primary, shape, now.mono, buffer) {
+                return Some(transmit);
+            }
+            // No way over that hop now (a relay that is not up): QUIC will send again what matters.
+        }
+    }
+
+    /// Packets of a session that is not up go by relay; the close of one that was goes where it last went.
+    fn last_hop(&self, key: SessionKey) -> Hop {
+        self.sessions.get(&key).and_then(|s| s.last_hop).unwrap_or(Hop::Relayed)
+    }
+
+    fn queue_copy(&mut self, key: SessionKey, hop: Hop, shape: Shape, now: Instant) {
+        let mut bytes = Vec::new();
+        if let Some(transmit) = self.send_over(key, hop, shape, now, &mut bytes) {
+            self.batches.push_back(Batch { transmit, bytes });
+        }
+    }
+
+    /// Puts the packets in `scratch` on a hop.
+    fn send_over(
+        &mut self,
+        key: SessionKey,
+        hop: Hop,
+        shape: Shape,
+        now: Instant,
+        buffer: &mut Vec<u8>,
+    ) -> Option<Transmit> {
+        let session = self.sessions.get_mut(&key)?;
+        session.last_hop = Some(hop);
+        match hop {
+            Hop::Direct(destination) => {
+                buffer.extend_from_slice(&self.scratch);
+                Some(shape.transmit(destination, buffer.len()))
+            }
+            Hop::Relayed => self.send_relayed(key, shape, now, buffer),
+        }
+    }
+
+    fn send_relayed(&mut self, key: SessionKey, shape: Shape, now: Instant, buffer: &mut Vec<u8>) -> Option<Transmit> {
+        let session = self.sessions.get_mut(&key)?;
+        match session.relayed.clone() {
+            RelayRoute::Known { relay, peer } => {
+                let to = Destination::Endpoint(peer);
+                let (destination, segment_size) =
+                    self.relays.wrap(now, relay, to, &self.scratch, shape.segment_size, buffer)?;
+                Some(Shape { segment_size, ..shape }.transmit(destination, buffer.len()))
+            }
+            RelayRoute::Racing { relays, destination } => {
+                let packets = Held { bytes: self.scratch.clone(), segment_size: shape.segment_size };
+                for relay in &relays {
+                    self.send_first_flight(*relay, &destination, &packets, now);
+                }
+                match self.batches.pop_front() {
+                    Some(batch) => {
+                        buffer.extend_from_slice(&batch.bytes);
+                        Some(batch.transmit)
+                    }
+                    None => {
+                        self.sessions.get_mut(&key)?.held = Some(packets);
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queues packets for whoever is bound under a routing id at a relay. Returns whether the relay could take them.
+    fn send_first_flight(&mut self, relay: RelayKey, destination: &RoutingId, packets: &Held, now: Instant) -> bool {
+        let mut bytes = Vec::new();
+        let to = Destination::Route(*destination);
+        let wrapped = self.relays.wrap(now, relay, to, &packets.bytes, packets.segment_size, &mut bytes);
+        let Some((destination, segment_size)) = wrapped else {
+            return false;
+        };
+        let transmit = Shape { segment_size, ecn: None }.transmit(destination, bytes.len());
+        self.batches.push_back(Batch { transmit, bytes });
+        true
+    }
+
+    /// Sends a first flight that no relay could take, now that this one can.
+    pub(super) fn release_held(&mut self, key: SessionKey, relay: RelayKey, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let RelayRoute::Racing { destination, .. } = session.relayed.clone() else {
+            return;
+        };
+        if let Some(packets) = session.held.take() {
+            self.send_first_flight(relay, &destination, &packets, now);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`] next. Ask after [`Self::poll_transmit`] gave `None`.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.timers.next(), self.relays.poll_timeout()].into_iter().flatten().min()
+    }
+}
+
+/// How a batch of packets is cut and marked.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    segment_size: Option<usize>,
+    ecn: Option<EcnCodepoint>,
+}
+
+impl Shape {
+    fn transmit(self, destination: SocketAddr, size: usize) -> Transmit {
+        Transmit { destination, size, segment_size: self.segment_size, ecn: self.ecn }
+    }
+}
+
+/// A batch that waits for its turn: the copy over a second path.
+#[derive(Debug)]
+pub(super) struct Batch {
+    transmit: Transmit,
+    bytes: Vec<u8>,
+}

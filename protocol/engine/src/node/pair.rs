@@ -1,0 +1,160 @@
+//! Pairs: whom we may dial or hear, by which secrets, and how dialling goes.
+
+use std::time::{Duration, Instant};
+
+use peerage_model::control::TrustRequest;
+use peerage_model::relay::RelayInfo;
+use peerage_model::snapshot::{Invite, Peer};
+use peerage_model::{AgentId, PairSecret, TrustId};
+
+use super::event::{AskKey, SessionKey, StreamKey};
+use crate::noise::{ConfigError, Pairing};
+
+/// One dial's time to come up before a fresh knock is tried. Two retransmissions of the first packet fit at the
+/// initial RTT of [`super::config::INITIAL_RTT`], and most handshakes that work take one round trip.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
+/// How long a stream waits for a session before it fails.
+pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a trust request is tried.
+pub(super) const ASK_PATIENCE: Duration = Duration::from_secs(20);
+/// First pause between courtesy dials; doubles to [`MAX_PAUSE`].
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between courtesy dials: a peer that comes up dials us anyway.
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// Most handshakes of one pair that we answer at a time; what is above is dropped in silence.
+pub(super) const MAX_PENDING: usize = 8;
+
+/// Which pair a session or stream belongs to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum PairKey {
+    /// A trusted peer.
+    Peer(AgentId),
+    /// An invitation of ours; strangers with its ticket may ask.
+    Invite(TrustId),
+    /// A request of ours to the holder of an invitation.
+    Ask(AskKey),
+}
+
+/// What a pair is for.
+#[derive(Clone, Debug)]
+pub(super) enum Purpose {
+    Peer(Peer),
+    Invite(Invite),
+    Ask { inviter: AgentId, relays: Vec<RelayInfo>, request: TrustRequest, deadline: Instant },
+}
+
+/// How dialling goes. A session that is up makes it [`Dial::Rest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Dial {
+    /// Nothing to do until somebody wants a session.
+    Rest,
+    /// The next attempt comes then.
+    Pause { until: Instant, attempts: u32 },
+    /// An attempt runs; a fresh one replaces it then.
+    Attempt { session: SessionKey, until: Instant, attempts: u32 },
+}
+
+/// A pair, its keys and what is going on with it.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) purpose: Purpose,
+    /// Us to them.
+    pub(super) outbound: Pairing,
+    /// Them to us.
+    pub(super) inbound: Option<Pairing>,
+    pub(super) dial: Dial,
+    /// Sessions that are up, oldest first.
+    pub(super) up: Vec<SessionKey>,
+    /// Handshakes that we answer.
+    pub(super) pending: Vec<SessionKey>,
+    /// Streams that wait for a session.
+    pub(super) waiting: Vec<StreamKey>,
+}
+
+impl Pair {
+    pub(super) fn trusted(me: &AgentId, peer: Peer, dial: Dial) -> Result<Self, ConfigError> {
+        let (ours, theirs) = (me.binding(), peer.id.binding());
+        let outbound = Pairing::new(&peer.secrets, &ours, &theirs)?;
+        let inbound = Pairing::new(&peer.secrets, &theirs, &ours)?;
+        Ok(Self::new(Purpose::Peer(peer), outbound, Some(inbound), dial))
+    }
+
+    pub(super) fn inviting(me: &AgentId, invite: Invite) -> Result<Self, ConfigError> {
+        let pairing = Pairing::new(std::slice::from_ref(&invite.secret), b"", &me.binding())?;
+        Ok(Self::new(Purpose::Invite(invite), pairing.clone(), Some(pairing), Dial::Rest))
+    }
+
+    pub(super) fn asking(
+        inviter: AgentId,
+        secret: &PairSecret,
+        relays: Vec<RelayInfo>,
+        request: TrustRequest,
+        now: Instant,
+    ) -> Result<Self, ConfigError> {
+        let outbound = Pairing::new(std::slice::from_ref(secret), b"", &inviter.binding())?;
+        let purpose = Purpose::Ask { inviter, relays, request, deadline: now + ASK_PATIENCE };
+        Ok(Self::new(purpose, outbound, None, Dial::Pause { until: now, attempts: 0 }))
+    }
+
+    fn new(purpose: Purpose, outbound: Pairing, inbound: Option<Pairing>, dial: Dial) -> Self {
+        Self { purpose, outbound, inbound, dial, up: Vec::new(), pending: Vec::new(), waiting: Vec::new() }
+    }
+
+    /// Whom a dial of this pair is for, and where to look for it; `None` where we only listen.
+    pub(super) fn destination(&self) -> Option<(&AgentId, &[RelayInfo])> {
+        match &self.purpose {
+            Purpose::Peer(peer) => Some((&peer.id, &peer.relays)),
+            Purpose::Ask { inviter, relays, .. } => Some((inviter, relays)),
+            Purpose::Invite(_) => None,
+        }
+    }
+
+    /// Whom the handshake must show; an invitation answers anyone who holds it.
+    pub(super) fn expected(&self) -> Option<AgentId> {
+        self.destination().map(|(agent, _)| agent.clone())
+    }
+
+    /// The trusted peer, where this is one.
+    pub(super) fn peer(&self) -> Option<&Peer> {
+        match &self.purpose {
+            Purpose::Peer(peer) => Some(peer),
+            Purpose::Invite(_) | Purpose::Ask { .. } => None,
+        }
+    }
+
+    /// Every session of this pair.
+    pub(super) fn sessions(&self) -> Vec<SessionKey> {
+        let dialling = match self.dial {
+            Dial::Attempt { session, .. } => Some(session),
+            Dial::Rest | Dial::Pause { .. } => None,
+        };
+        self.up.iter().chain(&self.pending).copied().chain(dialling).collect()
+    }
+
+    /// Whether a dial may start at once because a stream waits for it.
+    pub(super) fn may_dial_now(&self) -> bool {
+        match self.dial {
+            Dial::Rest | Dial::Pause { .. } => self.destination().is_some(),
+            Dial::Attempt { .. } => false,
+        }
+    }
+
+    /// When dialling goes on.
+    pub(super) fn next_step(&self) -> Option<Instant> {
+        match self.dial {
+            Dial::Rest => None,
+            Dial::Pause { until, .. } | Dial::Attempt { until, .. } => Some(until),
+        }
+    }
+
+    /// Forgets a session that is gone.
+    pub(super) fn forget(&mut self, session: SessionKey) {
+        self.up.retain(|s| *s != session);
+        self.pending.retain(|s| *s != session);
+    }
+}
+
+/// The pause after so many attempts that nobody answered (exponential, capped).
+pub(super) fn pause_after(attempts: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << attempts.min(9)).min(MAX_PAUSE)
+}

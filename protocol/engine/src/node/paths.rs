@@ -1,0 +1,259 @@
+//! Where a session's packets go: the path agent's orders carried out.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use peerage_model::Label;
+use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, MAX_CANDIDATES};
+use peerage_model::snapshot;
+use tracing::{debug, info};
+
+use super::config::{PATH_KEEPALIVE, PING_INTERVAL};
+use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
+use super::pair::PairKey;
+use super::session::{Phase, Session};
+use super::{Node, Timer};
+use crate::nat::NatType;
+use crate::path::{Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
+use crate::stun::{CheckKeys, EXPORTER_LABEL, Role};
+
+/// Most STUN tags we compute a second for datagrams that match no session: at about a microsecond each, a flood of
+/// forged checks costs two hundredths of a core and delays upgrades, not data.
+const CHECKS_PER_SECOND: u32 = 20_000;
+
+/// How many forged checks may still be looked at this second.
+#[derive(Debug)]
+pub(super) struct CheckBudget {
+    second: Option<std::time::Instant>,
+    left: u32,
+}
+
+impl CheckBudget {
+    pub(super) fn new() -> Self {
+        Self { second: None, left: CHECKS_PER_SECOND }
+    }
+
+    fn take(&mut self, now: Now) -> bool {
+        let fresh = self.second.is_none_or(|since| now.mono.saturating_duration_since(since) >= Duration::from_secs(1));
+        if fresh {
+            *self = Self { second: Some(now.mono), left: CHECKS_PER_SECOND };
+        }
+        self.left = self.left.saturating_sub(1);
+        self.left > 0
+    }
+}
+
+impl Node {
+    pub(super) fn new_path_agent(&mut self, key: SessionKey, now: Now) -> PathAgent {
+        let seed = self.random.bytes();
+        let local = self.local_candidates();
+        let session = &self.sessions[&key];
+        let mut material = [0; 64];
+        session
+            .connection
+            .crypto_session()
+            .export_keying_material(&mut material, EXPORTER_LABEL, b"")
+            .expect("a session that is up exports 64 bytes");
+        let role = if session.initiator { Role::Initiator } else { Role::Responder };
+        let peer = self.pairs.get(&session.pair).and_then(|pair| pair.peer());
+        let config = PathConfig {
+            role,
+            // A request-only session shows a stranger no address.
+            mode: peer.map_or(PathMode::RelayOnly, |peer| mode(peer.path)),
+            share_private: peer.is_some(),
+            keepalive: PATH_KEEPALIVE,
+        };
+        let mut path = PathAgent::new(now.mono, config, CheckKeys::from_exporter(role, &mut material), &seed);
+        path.local_candidates_changed(now.mono, local);
+        path
+    }
+
+    /// Our addresses: the driver's, the owner's, and what relays saw.
+    pub(super) fn local_candidates(&self) -> Vec<Candidate> {
+        let of = |kind, addresses: &BTreeSet<SocketAddr>| {
+            addresses.iter().map(move |address| Candidate { kind, address: *address }).collect::<Vec<_>>()
+        };
+        let mut all = of(CandidateKind::Fixed, &self.fixed);
+        all.extend(of(CandidateKind::Host, &self.hosts));
+        let known: BTreeSet<_> = self.fixed.union(&self.hosts).copied().collect();
+        let reflexive: BTreeSet<_> = self.relays.reflexive().difference(&known).copied().collect();
+        // Reflexive ones last but never cut off: behind a NAT they are the ones that work.
+        all.truncate(MAX_CANDIDATES.saturating_sub(reflexive.len()));
+        all.extend(of(CandidateKind::ServerReflexive, &reflexive));
+        all.truncate(MAX_CANDIDATES);
+        all
+    }
+
+    /// Our addresses changed: every session learns it.
+    pub(super) fn candidates_changed(&mut self, now: Now) {
+        let candidates = self.local_candidates();
+        for key in self.up_sessions() {
+            if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+                up.path.local_candidates_changed(now.mono, candidates.clone());
+            }
+            self.settle(key, now);
+        }
+    }
+
+    pub(super) fn up_sessions(&self) -> Vec<SessionKey> {
+        self.sessions.iter().filter(|(_, s)| s.up().is_some()).map(|(key, _)| *key).collect()
+    }
+
+    pub(super) fn send_candidates(&mut self, key: SessionKey, now: Now) {
+        self.settle_path(key, now);
+    }
+
+    pub(super) fn on_candidates(&mut self, key: SessionKey, candidates: &Candidates, now: Now) {
+        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
+            return;
+        };
+        let remote = candidates.nat.as_ref().map(|word| word.as_str().parse().unwrap_or(NatType::Unknown));
+        up.path.nat_types(Some(self.relays.nat_report().nat_type), remote);
+        let refused = up.path.remote_candidates(now.mono, candidates.list.iter().copied());
+        if !refused.is_empty() {
+            debug!(count = refused.len(), "some of the peer's candidates are not usable");
+        }
+    }
+
+    /// A datagram that looks like STUN and comes from no relay.
+    pub(super) fn on_check(&mut self, from: SocketAddr, datagram: &[u8], now: Now) {
+        for key in self.up_sessions() {
+            if !self.check_budget.take(now) {
+                return;
+            }
+            let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
+                continue;
+            };
+            if up.path.handle_check(now.mono, from, datagram).is_ok() {
+                self.settle(key, now);
+                return;
+            }
+        }
+    }
+
+    /// Carries out what a session's path agent wants.
+    pub(super) fn settle_path(&mut self, key: SessionKey, now: Now) {
+        while let Some(event) =
+            self.sessions.get_mut(&key).and_then(Session::up_mut).and_then(|up| up.path.poll_event())
+        {
+            match event {
+                PathEvent::LocalCandidates(list) => self.say_candidates(key, list),
+                PathEvent::Changed { from, to, kind, why } => {
+                    self.path_changed(key, (from, to), kind, &why.to_string(), now)
+                }
+                PathEvent::TunnelSilent { hop, waited } => debug!(?hop, ?waited, "tunnel silent"),
+                PathEvent::RedialNeeded => self.suspect(key, now),
+            }
+        }
+        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
+            return;
+        };
+        while let Some(check) = up.path.poll_transmit() {
+            self.out.push_back((check.to, check.bytes));
+        }
+    }
+
+    fn say_candidates(&mut self, key: SessionKey, list: Vec<Candidate>) {
+        self.candidate_generation += 1;
+        let generation = self.candidate_generation;
+        let nat: Option<Label> = self.relays.nat_report().nat_type.token().parse().ok();
+        self.say(key, &ControlMessage::Candidates(Candidates { generation, list, nat }));
+    }
+
+    fn path_changed(&mut self, key: SessionKey, (from, to): (Hop, Hop), kind: PathKind, why: &str, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        session.connection.path_changed(now.mono);
+        let PairKey::Peer(peer) = session.pair.clone() else {
+            return;
+        };
+        let Phase::Up(up) = &mut session.phase else { return };
+        let rtt = up.path.rtt();
+        let before = std::mem::replace(&mut up.path_kind, kind);
+        info!(target: "events::path_changed", %peer, from = %before, to = %kind, why, ?rtt);
+        debug!(?from, ?to, "hops");
+        let event = Event::PathChanged { session: key, peer, from: before, to: kind, why: why.to_owned(), rtt };
+        self.events.push_back(event);
+    }
+
+    /// Three silent timeouts: a fresh dial runs beside the session, which may still come back.
+    fn suspect(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let PairKey::Peer(peer) = session.pair.clone() else {
+            return;
+        };
+        if let Some(up) = session.up_mut() {
+            up.suspect = true;
+        }
+        self.redial(&peer, now);
+    }
+
+    /// A session's deadline came.
+    pub(super) fn session_timeout(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        session.connection.handle_timeout(now.mono);
+        if let Phase::Up(up) = &mut session.phase {
+            up.path.handle_timeout(now.mono);
+            if up.next_ping <= now.mono {
+                up.next_ping = now.mono + PING_INTERVAL;
+                if !up.streams.is_empty() {
+                    session.connection.ping();
+                }
+            }
+            let idle = up.draining && up.streams.is_empty();
+            let over = up.expires.is_some_and(|at| at <= now.mono);
+            if idle {
+                self.close(key, CloseCode::Drained, DownReason::Drained, now.mono);
+            } else if over {
+                self.expired(key, now);
+            }
+        }
+        self.settle(key, now);
+    }
+
+    /// Looks at the wall clock again: it may have been moved.
+    fn expired(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let Some(up) = session.up() else { return };
+        let trust = self.pairs.get(&session.pair).and_then(|pair| pair.peer()).and_then(|peer| peer.expires);
+        let ends = trust.map_or(up.credential.not_after(), |t| t.min(up.credential.not_after()));
+        if now.wall < ends {
+            if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+                up.expires = Some(now.mono + now.wall.until(ends));
+            }
+            return;
+        }
+        self.close(key, CloseCode::Expired, DownReason::Expired, now.mono);
+    }
+
+    /// Sets a session's timer to the first of its deadlines.
+    pub(super) fn arm_session(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let quic = session.connection.poll_timeout();
+        let ours = match &session.phase {
+            Phase::Up(up) => {
+                let ping = (!up.streams.is_empty() || up.draining).then_some(up.next_ping);
+                [up.path.poll_timeout(), ping, up.expires]
+            }
+            Phase::Handshaking | Phase::Closing => [None; 3],
+        };
+        let at = ours.into_iter().chain([quic]).flatten().min();
+        self.timers.set(&Timer::Session(key), at);
+    }
+}
+
+pub(super) fn mode(mode: snapshot::PathMode) -> PathMode {
+    match mode {
+        snapshot::PathMode::Auto => PathMode::Auto,
+        snapshot::PathMode::RelayOnly => PathMode::RelayOnly,
+        snapshot::PathMode::DirectOnly => PathMode::DirectOnly,
+    }
+}

@@ -1,0 +1,185 @@
+//! One session: a QUIC connection with a peer, and what hangs on it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use peerage_model::relay::frame::EndpointId;
+use peerage_model::snapshot::Port;
+use peerage_model::{Credential, RoutingId, UnixTime};
+use quinn_proto::{Connection, ConnectionHandle, StreamId};
+
+use super::control::{ControlIn, ControlOut};
+use super::event::StreamKey;
+use super::pair::PairKey;
+use super::relays::RelayKey;
+use crate::knock::KNOCK_LEN;
+use crate::path::{Hop, PathAgent, PathKind};
+
+/// A connection from its first packet to its last.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) connection: Connection,
+    pub(super) handle: ConnectionHandle,
+    pub(super) pair: PairKey,
+    /// Whether we dialled.
+    pub(super) initiator: bool,
+    /// The knock it began with.
+    pub(super) first_id: [u8; KNOCK_LEN],
+    pub(super) relayed: RelayRoute,
+    pub(super) phase: Phase,
+    /// Where its packets last went, for those that are sent after its end.
+    pub(super) last_hop: Option<Hop>,
+    /// A first flight that no relay could carry yet.
+    pub(super) held: Option<Held>,
+    /// Frames received so far; it grows only by packets that decrypted and are not duplicates.
+    heard: u64,
+    /// Ack-eliciting frames sent so far.
+    asked: u64,
+}
+
+/// Packets that wait for a relay to be ready, with the length of each but the last.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) bytes: Vec<u8>,
+    pub(super) segment_size: Option<usize>,
+}
+
+/// How a session's packets go by relay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum RelayRoute {
+    /// Every relay where the peer may be bound gets the first flight; the first proven answer decides.
+    Racing { relays: Vec<RelayKey>, destination: RoutingId },
+    /// The relay, and the peer's id there.
+    Known { relay: RelayKey, peer: EndpointId },
+}
+
+/// Where a session is in its life.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Keys are being agreed.
+    Handshaking,
+    /// Both sides are proven.
+    Up(Box<Up>),
+    /// Over; the last packets may still go out.
+    Closing,
+}
+
+/// What a session has once both sides are proven.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) credential: Arc<Credential>,
+    pub(super) path: PathAgent,
+    /// What [`Self::path`] was called when the driver was last told.
+    pub(super) path_kind: PathKind,
+    pub(super) control_out: ControlOut,
+    pub(super) control_in: Option<ControlIn>,
+    pub(super) streams: BTreeMap<StreamId, StreamKey>,
+    /// Streams whose header is not complete.
+    pub(super) arriving: BTreeMap<StreamId, Vec<u8>>,
+    pub(super) peer_ports: Vec<Port>,
+    pub(super) since: Since,
+    /// Takes no new streams, and ends when the last is over.
+    pub(super) draining: bool,
+    /// Silent for so long that a fresh dial runs; takes no new streams.
+    pub(super) suspect: bool,
+    pub(super) next_ping: Instant,
+    /// When trust or passport end, as far as the wall clock said.
+    pub(super) expires: Option<Instant>,
+}
+
+/// When a session came up, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Since {
+    pub(super) mono: Instant,
+    pub(super) wall: UnixTime,
+}
+
+impl Session {
+    pub(super) fn new(
+        connection: Connection,
+        handle: ConnectionHandle,
+        pair: PairKey,
+        initiator: bool,
+        first_id: [u8; KNOCK_LEN],
+        relayed: RelayRoute,
+    ) -> Self {
+        Self {
+            connection,
+            handle,
+            pair,
+            initiator,
+            first_id,
+            relayed,
+            phase: Phase::Handshaking,
+            last_hop: None,
+            held: None,
+            heard: 0,
+            asked: 0,
+        }
+    }
+
+    pub(super) fn up(&self) -> Option<&Up> {
+        match &self.phase {
+            Phase::Up(up) => Some(up),
+            Phase::Handshaking | Phase::Closing => None,
+        }
+    }
+
+    pub(super) fn up_mut(&mut self) -> Option<&mut Up> {
+        match &mut self.phase {
+            Phase::Up(up) => Some(up),
+            Phase::Handshaking | Phase::Closing => None,
+        }
+    }
+
+    /// Whether something proven came since the last call. quinn-proto counts a frame only after its packet decrypted
+    /// and turned out to be no duplicate, so nothing that a relay or stranger invents or repeats counts.
+    pub(super) fn heard_something(&mut self) -> bool {
+        let f = self.connection.stats().frame_rx;
+        let total = f.acks
+            + f.crypto
+            + f.stream
+            + f.datagram
+            + f.ping
+            + f.max_data
+            + f.max_stream_data
+            + f.max_streams_bidi
+            + f.max_streams_uni
+            + f.new_connection_id
+            + f.retire_connection_id
+            + f.reset_stream
+            + f.stop_sending
+            + f.data_blocked
+            + f.stream_data_blocked
+            + f.streams_blocked_bidi
+            + f.streams_blocked_uni
+            + f.connection_close
+            + u64::from(f.handshake_done);
+        std::mem::replace(&mut self.heard, total) != total
+    }
+
+    /// Whether something that the peer must acknowledge was sent since the last call (RFC 9002 section 2: everything
+    /// but ACK, PADDING and CONNECTION_CLOSE).
+    pub(super) fn asked_something(&mut self) -> bool {
+        let f = self.connection.stats().frame_tx;
+        let total = f.crypto
+            + f.stream
+            + f.datagram
+            + f.ping
+            + f.max_data
+            + f.max_stream_data
+            + f.max_streams_bidi
+            + f.max_streams_uni
+            + f.new_connection_id
+            + f.retire_connection_id
+            + f.reset_stream
+            + f.stop_sending
+            + f.data_blocked
+            + f.stream_data_blocked
+            + f.streams_blocked_bidi
+            + f.streams_blocked_uni
+            + u64::from(f.handshake_done);
+        std::mem::replace(&mut self.asked, total) != total
+    }
+}

@@ -1,0 +1,122 @@
+//! What a person wants to know about a node.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use peerage_model::relay::RelayInfo;
+use peerage_model::{AgentId, InstanceId, UnixTime};
+
+use super::Node;
+use super::event::SessionKey;
+use super::pair::{Dial, Pair};
+use super::session::Session;
+use crate::nat::NatReport;
+use crate::path::PathKind;
+
+/// A node at one moment.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// Our relays.
+    pub relays: Vec<RelayStatus>,
+    /// Our NAT, as far as it was measured.
+    pub nat: NatReport,
+    /// Sessions with trusted peers that are up.
+    pub sessions: Vec<SessionStatus>,
+    /// How dialling of trusted peers without a session goes.
+    pub dials: Vec<PeerDial>,
+}
+
+/// A relay at one moment.
+#[derive(Clone, Debug)]
+pub struct RelayStatus {
+    /// Which.
+    pub relay: RelayInfo,
+    /// Whether we are bound there, or only use it to reach peers.
+    pub own: bool,
+    /// Where it sees us, while it does.
+    pub observed: Option<SocketAddr>,
+}
+
+/// A session at one moment.
+#[derive(Clone, Debug)]
+pub struct SessionStatus {
+    /// The session.
+    pub session: SessionKey,
+    /// With whom.
+    pub peer: AgentId,
+    /// With which running instance.
+    pub instance: InstanceId,
+    /// Whether we dialled.
+    pub initiator: bool,
+    /// By which path.
+    pub path: PathKind,
+    /// Since when by that path.
+    pub path_since: Instant,
+    /// Since when it is up.
+    pub since: UnixTime,
+    /// The path's round trip, when measured.
+    pub rtt: Option<Duration>,
+    /// Why the path is not a direct one, in words; `None` when it is.
+    pub why_not_better: Option<String>,
+    /// Streams open.
+    pub streams: usize,
+    /// UDP payload bytes sent and received.
+    pub bytes: (u64, u64),
+    /// Packets sent, and of those believed lost.
+    pub packets: (u64, u64),
+    /// Largest UDP payload in use.
+    pub mtu: u16,
+}
+
+/// How dialling a peer goes.
+#[derive(Clone, Debug)]
+pub struct PeerDial {
+    /// Whom.
+    pub peer: AgentId,
+    /// How many attempts went without an answer.
+    pub attempts: u32,
+}
+
+impl Node {
+    /// The node as it is.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        NodeStatus {
+            relays: self.relays.status(),
+            nat: self.relays.nat_report(),
+            sessions: self.sessions.iter().filter_map(|(key, s)| self.session_status(*key, s)).collect(),
+            dials: self.pairs.values().filter_map(dial_status).collect(),
+        }
+    }
+
+    fn session_status(&self, key: SessionKey, session: &Session) -> Option<SessionStatus> {
+        let up = session.up()?;
+        let peer = self.pairs.get(&session.pair)?.peer()?;
+        let stats = session.connection.stats();
+        Some(SessionStatus {
+            session: key,
+            peer: peer.id.clone(),
+            instance: up.credential.instance(),
+            initiator: session.initiator,
+            path: up.path.kind(),
+            path_since: up.path.since(),
+            since: up.since.wall,
+            rtt: up.path.rtt(),
+            why_not_better: up.path.why_not_better().map(|why| why.to_string()),
+            streams: up.streams.len(),
+            bytes: (stats.udp_tx.bytes, stats.udp_rx.bytes),
+            packets: (stats.path.sent_packets, stats.path.lost_packets),
+            mtu: stats.path.current_mtu,
+        })
+    }
+}
+
+fn dial_status(pair: &Pair) -> Option<PeerDial> {
+    let peer = pair.peer()?;
+    match pair.dial {
+        Dial::Rest => None,
+        Dial::Pause { attempts, .. } | Dial::Attempt { attempts, .. } => {
+            Some(PeerDial { peer: peer.id.clone(), attempts })
+        }
+    }
+}
