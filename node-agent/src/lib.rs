@@ -5,8 +5,11 @@
 
 pub mod address;
 pub mod control;
+pub mod daemon;
 pub mod dns;
+pub mod driver;
 pub mod forward;
+pub mod health;
 pub mod listen;
 pub mod proxy;
 pub mod state;

@@ -1,0 +1,161 @@
+//! Feeds the engine: sockets, clocks and randomness on one side, streams and events on the other.
+//!
+//! One task owns the sockets. It hands every batch of datagrams to the [`Node`], sends what the node wants sent, wakes
+//! whoever waits for a stream, and sleeps until the node's next deadline. Streams call the node themselves, under its
+//! lock, and nudge the task; so a byte takes no detour through a channel.
+
+mod addresses;
+mod event;
+mod shared;
+mod socket;
+mod status;
+mod stream;
+mod task;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use peerage_engine::node::{AskError, Node, NodeConfig};
+use peerage_model::control::TrustRequest;
+use peerage_model::stream::StreamHeader;
+use peerage_model::{AgentId, AgreementSecret, Snapshot, Ticket};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use event::DriverEvent;
+pub use status::{DriverStatus, RelayState, SessionState};
+
+use self::shared::{Shared, now};
+use self::socket::Sockets;
+use self::task::Task;
+use crate::tunnel::{Dial, DialError, Incoming, Opened};
+
+/// Streams that peers opened and nobody has taken yet; what is above is told [`peerage_model::stream::StreamStatus::Busy`].
+const INCOMING_QUEUE: usize = 256;
+
+/// What a driver is started with.
+#[derive(Debug)]
+pub struct DriverConfig {
+    /// Who we are.
+    pub agent: AgentId,
+    /// This run's key.
+    pub instance: AgreementSecret,
+    /// What vouches for it.
+    pub credential: Vec<u8>,
+    /// Where to bind, one address for each family; empty means any port on every address.
+    pub bind: Vec<SocketAddr>,
+    /// Addresses that our owner says can be reached from outside.
+    pub fixed_endpoints: Vec<SocketAddr>,
+    /// Whom we trust, to begin with.
+    pub snapshot: Snapshot,
+    /// 32 bytes from the operating system, used for nothing else.
+    pub seed: [u8; 32],
+}
+
+/// Why a trust request was not delivered.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RequestError {
+    /// It was not taken.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The driver has stopped.
+    #[error("the agent is shutting down")]
+    Stopped,
+}
+
+/// Starts the driver's task on the current runtime.
+///
+/// # Errors
+/// When no socket can be bound, or the credential is not one.
+pub fn start(
+    config: DriverConfig,
+) -> io::Result<(DriverHandle, mpsc::UnboundedReceiver<DriverEvent>, mpsc::Receiver<Incoming>)> {
+    let sockets = Sockets::bind(&config.bind)?;
+    let node = NodeConfig {
+        agent: config.agent,
+        instance: config.instance,
+        credential: config.credential,
+        fixed: config.fixed_endpoints,
+        seed: config.seed,
+    };
+    let start = now();
+    let mut node = Node::new(node, start).map_err(io::Error::other)?;
+    node.set_local_addresses(start, addresses::local(&sockets));
+    node.apply_snapshot(start, config.snapshot);
+    let shared = Arc::new(Shared::new(node));
+    let (events, event_receiver) = mpsc::unbounded_channel();
+    let (incoming, incoming_receiver) = mpsc::channel(INCOMING_QUEUE);
+    let (stop, stopping) = watch::channel(false);
+    let task = Task::new(shared.clone(), sockets, events, incoming, stopping);
+    let done = tokio::spawn(task.run());
+    let handle = DriverHandle { shared, stop, done: Arc::new(tokio::sync::Mutex::new(Some(done))) };
+    Ok((handle, event_receiver, incoming_receiver))
+}
+
+/// The running driver; clones are the same driver.
+#[derive(Clone, Debug)]
+pub struct DriverHandle {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    done: Arc<tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>>,
+}
+
+impl DriverHandle {
+    /// Makes the allowlist be `snapshot`; see [`Node::apply_snapshot`].
+    pub fn apply_snapshot(&self, snapshot: Snapshot) {
+        self.shared.with_node(|node| node.apply_snapshot(now(), snapshot));
+    }
+
+    /// Our passport was renewed.
+    ///
+    /// # Errors
+    /// When the credential is too long to be one.
+    pub fn renew(&self, credential: Vec<u8>) -> io::Result<()> {
+        self.shared.with_node(|node| node.renew(now(), credential)).map_err(io::Error::other)
+    }
+
+    /// Asks the holder of a ticket for trust, and waits for the receipt.
+    ///
+    /// # Errors
+    /// [`RequestError`]; nobody answering takes about 20 s.
+    pub async fn request_trust(&self, ticket: &Ticket, request: TrustRequest) -> Result<(), RequestError> {
+        let (sender, receiver) = oneshot::channel();
+        self.shared.ask(ticket, request, sender)?;
+        receiver.await.map_err(|_| RequestError::Stopped)?.map_err(RequestError::Ask)
+    }
+
+    /// How things are.
+    #[must_use]
+    pub fn status(&self) -> DriverStatus {
+        status::describe(&self.shared.lock().node.status())
+    }
+
+    /// Ends all sessions, tells the peers, and waits until that is sent.
+    pub async fn shutdown(&self) {
+        // Without a receiver the task has ended already.
+        let _ = self.stop.send(true);
+        if let Some(done) = self.done.lock().await.take() {
+            let _ = done.await;
+        }
+    }
+}
+
+impl Dial for DriverHandle {
+    fn dial<'a>(
+        &'a self,
+        peer: &'a AgentId,
+        header: StreamHeader,
+    ) -> Pin<Box<dyn Future<Output = Result<Opened, DialError>> + Send + 'a>> {
+        let opened = self.shared.with_node(|node| node.open(now(), peer, header));
+        let result = opened
+            .map(|key| stream::opened(&self.shared, key, peer.clone(), header))
+            .map_err(|_| DialError::NotTrusted { peer: peer.clone() });
+        Box::pin(std::future::ready(result))
+    }
+}
+
+/// Trust requests that wait for their receipt.
+type Asking = BTreeMap<peerage_engine::node::AskKey, oneshot::Sender<Result<(), AskError>>>;

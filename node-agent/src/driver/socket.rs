@@ -1,0 +1,166 @@
+//! The agent's UDP sockets: one for each address family, batches in both directions.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tracing::debug;
+
+/// What the kernel may queue for us in each direction: 20 ms at 1 Gb/s. Linux gives less where net.core.rmem_max says so.
+const SOCKET_BUFFER: usize = 2 << 20;
+/// Messages taken in one system call. Each may hold a whole GRO batch, so few are enough, and idle memory stays small.
+const MESSAGES: usize = 4;
+/// Largest GRO batch: the largest UDP payload there is.
+const MESSAGE: usize = 65_535;
+
+/// A received batch: one or more datagrams of one sender.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) from: SocketAddr,
+    pub(super) ecn: Option<quinn_udp::EcnCodepoint>,
+    pub(super) data: BytesMut,
+    pub(super) stride: usize,
+}
+
+/// The sockets, by family.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    v4: Option<Bound>,
+    v6: Option<Bound>,
+    /// Receive buffers, [`MESSAGES`] of [`MESSAGE`] bytes. Untouched pages cost nothing.
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+impl Sockets {
+    /// Binds where asked; where nothing is asked, on every address at any port, IPv6 too where the host has it.
+    ///
+    /// # Errors
+    /// When an address that was asked for cannot be bound, or none can.
+    pub(super) fn bind(addresses: &[SocketAddr]) -> io::Result<Self> {
+        let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let (v4, v6) = match addresses {
+            [] => (Bound::new(any_v4).ok(), Bound::new(any_v6).ok()),
+            some => {
+                let first = |v4: bool| some.iter().find(|a| a.is_ipv4() == v4).map(|a| Bound::new(*a)).transpose();
+                (first(true)?, first(false)?)
+            }
+        };
+        if v4.is_none() && v6.is_none() {
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no UDP socket can be bound on this host"));
+        }
+        Ok(Self { v4, v6, buffer: vec![0; MESSAGES * MESSAGE] })
+    }
+
+    /// Our port for peers that reach `ip`.
+    pub(super) fn port_for(&self, ip: &IpAddr) -> Option<u16> {
+        let bound = if ip.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }?;
+        let local = bound.socket.local_addr().ok()?;
+        (local.ip().is_unspecified() || local.ip() == *ip).then_some(local.port())
+    }
+
+    /// Datagrams that may go out in one call.
+    pub(super) fn max_datagrams(&self) -> usize {
+        let of = |bound: &Option<Bound>| bound.as_ref().map(|b| b.state.max_gso_segments());
+        of(&self.v4).into_iter().chain(of(&self.v6)).min().unwrap_or(1)
+    }
+
+    /// Sends one batch. `WouldBlock` means: again after [`Self::poll_writable`].
+    pub(super) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(bound) = self.for_destination(&transmit.destination) else {
+            // A peer's candidate of a family that we do not have.
+            return Ok(());
+        };
+        let send = || bound.state.try_send(UdpSockRef::from(&bound.socket), transmit);
+        match bound.socket.try_io(Interest::WRITABLE, send) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Err(error) => {
+                // Unreachable networks, oversized probes: QUIC's loss recovery knows better than we do what to do.
+                debug!(%error, "a datagram was not sent");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn for_destination(&self, destination: &SocketAddr) -> Option<&Bound> {
+        if destination.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
+
+    /// Waits until `destination` can be sent to again.
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>, destination: &SocketAddr) -> Poll<()> {
+        match self.for_destination(destination) {
+            Some(bound) => bound.socket.poll_send_ready(cx).map(|_| ()),
+            None => Poll::Ready(()),
+        }
+    }
+
+    /// Takes what has arrived, at most one system call's worth, from either socket.
+    pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>, received: &mut Vec<Received>) -> Poll<()> {
+        let Self { v4, v6, buffer } = self;
+        let mut any = false;
+        for bound in [v4, v6].into_iter().flatten() {
+            any |= bound.poll_receive(cx, buffer, received).is_ready();
+        }
+        if any { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Bound {
+    fn new(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        // Best effort: the kernel's own limits win.
+        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+        socket.bind(&address.into())?;
+        let socket = UdpSocket::from_std(socket.into())?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        Ok(Self { socket, state })
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8], received: &mut Vec<Received>) -> Poll<()> {
+        loop {
+            if ready!(self.socket.poll_recv_ready(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            let mut metas = [RecvMeta::default(); MESSAGES];
+            let mut chunks = buffer.chunks_mut(MESSAGE);
+            let mut slices: [IoSliceMut<'_>; MESSAGES] =
+                std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+            let receive = || self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas);
+            match self.socket.try_io(Interest::READABLE, receive) {
+                Ok(count) => {
+                    for (meta, slice) in metas.iter().zip(&slices).take(count) {
+                        received.push(Received {
+                            from: meta.addr,
+                            ecn: meta.ecn,
+                            data: BytesMut::from(&slice[..meta.len]),
+                            stride: meta.stride,
+                        });
+                    }
+                    return Poll::Ready(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    debug!(%error, "receiving failed");
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Tunnel streams and flows, as async readers and writers over the shared node.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use peerage_engine::node::{StreamError, StreamKey};
+use peerage_model::AgentId;
+use peerage_model::stream::{StreamHeader, StreamKind};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::shared::{Shared, Wakers};
+use crate::tunnel::{DialError, Opened, PacketFlow};
+
+/// How long a stream waits for a session, for the error's text; the engine keeps the time.
+const PATIENCE_SECONDS: u64 = 15;
+
+/// Hands a stream of the node out in the form that its kind has.
+pub(super) fn opened(shared: &Arc<Shared>, key: StreamKey, peer: AgentId, header: StreamHeader) -> Opened {
+    let stream = DriverStream { shared: shared.clone(), key, peer, port: header.port };
+    match header.kind {
+        StreamKind::Udp => Opened::Flow(Box::new(DriverFlow(stream))),
+        StreamKind::Tcp | StreamKind::Echo | StreamKind::Discard | StreamKind::Request => {
+            Opened::Stream(Box::new(stream))
+        }
+    }
+}
+
+/// One stream. Dropping it lets go of it in the node.
+struct DriverStream {
+    shared: Arc<Shared>,
+    key: StreamKey,
+    peer: AgentId,
+    port: u16,
+}
+
+impl DriverStream {
+    fn error(&self, error: StreamError) -> io::Error {
+        let peer = self.peer.clone();
+        match error {
+            StreamError::Refused(status) => {
+                let refused = DialError::Refused { peer, port: self.port, status };
+                io::Error::new(io::ErrorKind::ConnectionRefused, refused)
+            }
+            StreamError::Unreachable(hint) => {
+                let hint = hint.to_owned();
+                let unreachable = DialError::Unreachable { peer, seconds: PATIENCE_SECONDS, hint };
+                io::Error::new(io::ErrorKind::TimedOut, unreachable)
+            }
+            StreamError::SessionEnded(reason) => {
+                let ended = DialError::Ended { peer, reason: reason.to_string() };
+                io::Error::new(io::ErrorKind::ConnectionReset, ended)
+            }
+            StreamError::Reset | StreamError::Blocked => io::ErrorKind::ConnectionReset.into(),
+            StreamError::Closed => io::ErrorKind::BrokenPipe.into(),
+            StreamError::TooLarge => io::Error::new(io::ErrorKind::InvalidInput, error),
+        }
+    }
+
+    /// Runs `work` on the node; where it is blocked, `wait` notes who to wake.
+    fn poll<T>(
+        &self,
+        work: impl FnOnce(&mut peerage_engine::node::Node) -> Result<T, StreamError>,
+        wait: impl FnOnce(&mut Wakers),
+    ) -> Poll<io::Result<T>> {
+        let mut inner = self.shared.lock();
+        match work(&mut inner.node) {
+            Ok(value) => Poll::Ready(Ok(value)),
+            Err(StreamError::Blocked) => {
+                // Under the same lock, so an event cannot slip in between.
+                wait(inner.wakers.entry(self.key).or_default());
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(self.error(error))),
+        }
+    }
+}
+
+impl AsyncRead for DriverStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let max = buf.remaining();
+        let read = self.poll(|node| node.read(self.key, max), |wakers| wakers.read = Some(cx.waker().clone()));
+        read.map_ok(|bytes| {
+            if let Some(bytes) = bytes {
+                buf.put_slice(&bytes);
+                // Credit for the peer may have become due.
+                self.shared.nudge.notify_one();
+            }
+        })
+    }
+}
+
+impl AsyncWrite for DriverStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = self.poll(|node| node.write(self.key, data), |wakers| wakers.write = Some(cx.waker().clone()));
+        if written.is_ready() {
+            self.shared.nudge.notify_one();
+        }
+        written
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let finished = self.shared.with_node(|node| node.finish(self.key));
+        Poll::Ready(finished.map_err(|error| self.error(error)))
+    }
+}
+
+impl Drop for DriverStream {
+    fn drop(&mut self) {
+        let mut inner = self.shared.lock();
+        inner.node.release(self.key);
+        inner.wakers.remove(&self.key);
+        drop(inner);
+        self.shared.nudge.notify_one();
+    }
+}
+
+/// One side of a UDP flow.
+struct DriverFlow(DriverStream);
+
+impl PacketFlow for DriverFlow {
+    fn send(&self, packet: Bytes) -> io::Result<()> {
+        let sent = self.0.shared.with_node(|node| node.send_packet(self.0.key, &packet));
+        match sent {
+            Ok(()) | Err(StreamError::Blocked) => Ok(()),
+            Err(error) => Err(self.0.error(error)),
+        }
+    }
+
+    fn recv(&self) -> Pin<Box<dyn Future<Output = Option<Bytes>> + Send + '_>> {
+        Box::pin(poll_fn(|cx| {
+            let next =
+                self.0.poll(|node| node.recv_packet(self.0.key), |wakers| wakers.read = Some(cx.waker().clone()));
+            next.map(Result::ok)
+        }))
+    }
+}

@@ -1,0 +1,261 @@
+//! The driver's loop.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use peerage_engine::node::{Event, StreamKey, Transmit};
+use peerage_model::relay::RelayInfo;
+use peerage_model::stream::StreamStatus;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Sleep, sleep_until};
+use tracing::debug;
+
+use super::event::DriverEvent;
+use super::shared::{Shared, now};
+use super::socket::{Received, Sockets};
+use super::{addresses, stream};
+use crate::tunnel::Incoming;
+
+/// How often the host's addresses are compared with those we told.
+const ADDRESS_CHECK: Duration = Duration::from_secs(5);
+/// After a host name could not be looked up.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
+/// Receive calls before sending gets its turn, so that acknowledgements are not held up by a flood.
+const RECEIVES_A_TURN: usize = 8;
+/// How long the goodbyes may take.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// See the module.
+pub(super) struct Task {
+    shared: Arc<Shared>,
+    sockets: Sockets,
+    events: mpsc::UnboundedSender<DriverEvent>,
+    incoming: mpsc::Sender<Incoming>,
+    stopping: watch::Receiver<bool>,
+    resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
+    /// A batch that the socket had no room for.
+    unsent: Option<Transmit>,
+    buffer: Vec<u8>,
+    received: Vec<Received>,
+}
+
+type Resolved = (RelayInfo, Vec<SocketAddr>);
+
+/// Why the loop woke up.
+enum Wake {
+    Received,
+    Writable,
+    Nudged,
+    Timeout,
+    Resolved(Resolved),
+    AddressCheck,
+    Stop,
+}
+
+impl Task {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        sockets: Sockets,
+        events: mpsc::UnboundedSender<DriverEvent>,
+        incoming: mpsc::Sender<Incoming>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        let resolved = mpsc::channel(16);
+        let (unsent, buffer, received) = (None, Vec::new(), Vec::new());
+        Self { shared, sockets, events, incoming, stopping, resolved, unsent, buffer, received }
+    }
+
+    /// Runs until told to stop.
+    pub(super) async fn run(mut self) {
+        let mut address_check = tokio::time::interval(ADDRESS_CHECK);
+        address_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.drain();
+            let deadline = self.shared.lock().node.poll_timeout();
+            match self.wait(deadline, &mut address_check).await {
+                Wake::Received => self.take_received(),
+                Wake::Writable => self.send_unsent(),
+                Wake::Nudged => {}
+                Wake::Timeout => self.shared.lock().node.handle_timeout(now()),
+                Wake::Resolved((relay, found)) => self.shared.lock().node.relay_resolved(now(), &relay, &found),
+                Wake::AddressCheck => self.check_addresses(),
+                Wake::Stop => break,
+            }
+        }
+        self.say_goodbye().await;
+    }
+
+    async fn wait(&mut self, deadline: Option<Instant>, address_check: &mut tokio::time::Interval) -> Wake {
+        let far = Instant::now() + Duration::from_secs(3600);
+        let timer = sleep_until(deadline.unwrap_or(far).into());
+        tokio::pin!(timer);
+        let Self { shared, sockets, received, unsent, stopping, resolved, .. } = self;
+        let nudged = shared.nudge.notified();
+        tokio::pin!(nudged);
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => Wake::Stop,
+            wake = poll_fn(|cx| poll_io(cx, sockets, received, unsent.as_ref(), timer.as_mut())) => wake,
+            () = &mut nudged => Wake::Nudged,
+            Some(found) = resolved.1.recv() => Wake::Resolved(found),
+            _ = address_check.tick() => Wake::AddressCheck,
+        }
+    }
+
+    /// Sends everything and tells everything, until the node is quiet or the socket is full.
+    fn drain(&mut self) {
+        self.tell();
+        while self.unsent.is_none() {
+            let transmit = self.shared.lock().node.poll_transmit(now(), self.sockets.max_datagrams(), &mut self.buffer);
+            let Some(transmit) = transmit else { break };
+            self.unsent = Some(transmit);
+            self.send_unsent();
+        }
+        self.tell();
+    }
+
+    fn send_unsent(&mut self) {
+        let Some(transmit) = self.unsent.take() else { return };
+        let datagrams = quinn_udp::Transmit {
+            destination: transmit.destination,
+            ecn: transmit.ecn.and_then(|ecn| quinn_udp::EcnCodepoint::from_bits(ecn as u8)),
+            contents: &self.buffer[..transmit.size],
+            segment_size: transmit.segment_size,
+            src_ip: None,
+        };
+        if self.sockets.try_send(&datagrams).is_err() {
+            self.unsent = Some(transmit);
+        }
+    }
+
+    fn take_received(&mut self) {
+        let mut inner = self.shared.lock();
+        for batch in self.received.drain(..) {
+            let ecn = batch.ecn.and_then(|ecn| peerage_engine::EcnCodepoint::from_bits(ecn as u8));
+            inner.node.handle_datagrams(now(), batch.from, ecn, batch.data, batch.stride);
+        }
+    }
+
+    /// Deals with the node's events.
+    fn tell(&mut self) {
+        let mut inner = self.shared.lock();
+        while let Some(event) = inner.node.poll_event() {
+            match event {
+                Event::Readable(key) | Event::PacketReadable(key) => {
+                    if let Some(waker) = inner.wakers.get_mut(&key).and_then(|w| w.read.take()) {
+                        waker.wake();
+                    }
+                }
+                Event::Writable(key) => {
+                    if let Some(waker) = inner.wakers.get_mut(&key).and_then(|w| w.write.take()) {
+                        waker.wake();
+                    }
+                }
+                Event::Asked { ask, result } => {
+                    if let Some(receipt) = inner.asking.remove(&ask) {
+                        // Whoever asked may have gone away.
+                        let _ = receipt.send(result);
+                    }
+                }
+                Event::Resolve { relay } => resolve(relay, self.resolved.0.clone()),
+                Event::Incoming { stream, peer, header } => {
+                    let incoming = offer(&self.shared, stream, peer, header);
+                    if let Err(refused) = self.incoming.try_send(incoming) {
+                        // Answered below, by the node itself: the lock is ours here.
+                        drop(refused);
+                        let _ = inner.node.answer(stream, StreamStatus::Busy);
+                    }
+                }
+                other => {
+                    if let Some(event) = DriverEvent::from_engine(other) {
+                        // Nobody listens any more while shutting down.
+                        let _ = self.events.send(event);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check_addresses(&mut self) {
+        let addresses = addresses::local(&self.sockets);
+        self.shared.lock().node.set_local_addresses(now(), addresses);
+    }
+
+    async fn say_goodbye(&mut self) {
+        self.shared.lock().node.shutdown(now());
+        let last = tokio::time::timeout(LAST_WORDS, async {
+            loop {
+                self.drain();
+                let Some(unsent) = self.unsent else { break };
+                poll_fn(|cx| self.sockets.poll_writable(cx, &unsent.destination)).await;
+                self.send_unsent();
+            }
+        });
+        if last.await.is_err() {
+            debug!("not every peer could be told");
+        }
+    }
+}
+
+fn poll_io(
+    cx: &mut Context<'_>,
+    sockets: &mut Sockets,
+    received: &mut Vec<Received>,
+    unsent: Option<&Transmit>,
+    timer: Pin<&mut Sleep>,
+) -> Poll<Wake> {
+    for _ in 0..RECEIVES_A_TURN {
+        if sockets.poll_receive(cx, received).is_pending() {
+            break;
+        }
+    }
+    if !received.is_empty() {
+        return Poll::Ready(Wake::Received);
+    }
+    if let Some(unsent) = unsent
+        && sockets.poll_writable(cx, &unsent.destination).is_ready()
+    {
+        return Poll::Ready(Wake::Writable);
+    }
+    timer.poll(cx).map(|()| Wake::Timeout)
+}
+
+/// A stream that a peer opened, to be answered by whoever serves it.
+fn offer(
+    shared: &Arc<Shared>,
+    key: StreamKey,
+    peer: peerage_model::AgentId,
+    header: peerage_model::stream::StreamHeader,
+) -> Incoming {
+    let shared = shared.clone();
+    let opener = peer.clone();
+    Incoming::new(peer, header, move |status| {
+        // A stream that died meanwhile shows it at the first read.
+        let _ = shared.with_node(|node| node.answer(key, status));
+        stream::opened(&shared, key, opener, header)
+    })
+}
+
+fn resolve(relay: RelayInfo, found: mpsc::Sender<Resolved>) {
+    tokio::spawn(async move {
+        loop {
+            let addresses: Vec<_> = match tokio::net::lookup_host((relay.host.as_str(), relay.port)).await {
+                Ok(addresses) => addresses.collect(),
+                Err(error) => {
+                    debug!(%error, "a relay's host name cannot be looked up");
+                    Vec::new()
+                }
+            };
+            if !addresses.is_empty() {
+                // The driver may have stopped.
+                let _ = found.send((relay, addresses)).await;
+                return;
+            }
+            tokio::time::sleep(RESOLVE_AGAIN).await;
+        }
+    });
+}
