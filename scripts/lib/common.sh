@@ -63,10 +63,12 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@" >&2 </dev/null
 }
 
+rust_wanted() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml"; }
+
 # Makes a Rust toolchain available that is new enough for Cargo.toml's rust-version. "$@": components it must have.
 need_rust() {
     local wanted found component
-    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    wanted=$(rust_wanted)
     has cargo || PATH=${CARGO_HOME:-${HOME:-}/.cargo}/bin:$PATH
     cargo --version >/dev/null 2>&1 || install_rust "$wanted"
     found=$(cargo --version | cut -d' ' -f2)
@@ -82,9 +84,9 @@ need_rust() {
 rust_advice() {
     echo "Please run (Rust $1 or newer is needed):"
     if has rustup; then
-        echo "  rustup toolchain install stable --component clippy,rustfmt && rustup default stable"
+        echo "  rustup toolchain install $1 --component clippy,rustfmt && rustup default $1"
     else
-        echo "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
+        echo "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --default-toolchain $1"
     fi
 }
 
@@ -96,8 +98,8 @@ install_rust() {
         say "there is no cargo: trying Debian's rustup"
         apt_install rustup ca-certificates || die "there is no cargo, and no rustup in this Debian. $(rust_advice "$1")"
     fi
-    if ! rustup toolchain install stable --profile minimal --component clippy,rustfmt >&2 </dev/null ||
-        ! rustup default stable >&2 || ! cargo --version >/dev/null 2>&1; then
+    if ! rustup toolchain install "$1" --profile minimal --component clippy,rustfmt >&2 </dev/null ||
+        ! rustup default "$1" >&2 || ! cargo --version >/dev/null 2>&1; then
         die "rustup could not install a toolchain. $(rust_advice "$1")"
     fi
 }
