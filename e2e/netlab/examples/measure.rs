@@ -34,19 +34,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     lab.set_link(&a, LinkConfig::default());
-    println!(
-        "loopback, one way: {:?}",
-        latency(socket(&a)?, socket(&a)?, [127, 0, 0, 1].into())?
-    );
-    println!(
-        "lab, one way: {:?}",
-        latency(socket(&a)?, socket(&b)?, lab.address(&b).into())?
-    );
+    println!("loopback, one way: {:?}", latency(socket(&a)?, socket(&a)?, [127, 0, 0, 1].into())?);
+    println!("lab, one way: {:?}", latency(socket(&a)?, socket(&b)?, lab.address(&b).into())?);
     lab.set_link(&a, LinkConfig::with_delay(Duration::from_millis(5)));
-    println!(
-        "lab with a delay of 5 ms, one way: {:?}",
-        latency(socket(&a)?, socket(&b)?, lab.address(&b).into())?
-    );
+    println!("lab with a delay of 5 ms, one way: {:?}", latency(socket(&a)?, socket(&b)?, lab.address(&b).into())?);
     Ok(())
 }
 
@@ -55,13 +46,7 @@ fn links() -> [(&'static str, LinkConfig); 3] {
     [
         ("perfect link", LinkConfig::default()),
         ("1 ms delay", LinkConfig::with_delay(Duration::from_millis(1))),
-        (
-            "1 ms delay and 0.1 ms jitter",
-            LinkConfig {
-                jitter,
-                ..LinkConfig::with_delay(Duration::from_millis(1))
-            },
-        ),
+        ("1 ms delay and 0.1 ms jitter", LinkConfig { jitter, ..LinkConfig::with_delay(Duration::from_millis(1)) }),
     ]
 }
 
@@ -78,13 +63,7 @@ fn throughput(near: UdpSocket, far: UdpSocket, to: std::net::IpAddr, segments: u
     while start.elapsed() < RUN {
         while sent - known < WINDOW {
             let segment_size = (segments > 1).then_some(PACKET);
-            let transmit = Transmit {
-                destination: to,
-                ecn: None,
-                contents: &payload,
-                segment_size,
-                src_ip: None,
-            };
+            let transmit = Transmit { destination: to, ecn: None, contents: &payload, segment_size, src_ip: None };
             sending.try_send((&near).into(), &transmit)?;
             sent += payload.len() as u64;
         }
@@ -100,9 +79,7 @@ fn throughput(near: UdpSocket, far: UdpSocket, to: std::net::IpAddr, segments: u
     }
     let took = start.elapsed();
     near.send_to(b"end", to)?;
-    let arrived = receiver
-        .join()
-        .map_err(|_| io::Error::other("the receiver panicked"))??;
+    let arrived = receiver.join().map_err(|_| io::Error::other("the receiver panicked"))??;
     Ok((arrived as f64 * 8.0 / took.as_secs_f64() / 1e9, lost))
 }
 

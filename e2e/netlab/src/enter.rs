@@ -85,9 +85,7 @@ fn become_root_inside(data: &HookData) -> io::Result<()> {
 }
 
 const fn own_namespaces() -> UnshareFlags {
-    UnshareFlags::NEWUSER
-        .union(UnshareFlags::NEWNS)
-        .union(UnshareFlags::NEWNET)
+    UnshareFlags::NEWUSER.union(UnshareFlags::NEWNS).union(UnshareFlags::NEWNET)
 }
 
 fn maps() -> HookData {
@@ -143,30 +141,16 @@ struct Switch {
 }
 
 const SWITCHES: [Switch; 3] = [
-    Switch {
-        name: "kernel.unprivileged_userns_clone",
-        good: 1,
-        zero_forbids: true,
-    },
-    Switch {
-        name: "user.max_user_namespaces",
-        good: 15_000,
-        zero_forbids: true,
-    },
-    Switch {
-        name: "kernel.apparmor_restrict_unprivileged_userns",
-        good: 0,
-        zero_forbids: false,
-    },
+    Switch { name: "kernel.unprivileged_userns_clone", good: 1, zero_forbids: true },
+    Switch { name: "user.max_user_namespaces", good: 15_000, zero_forbids: true },
+    Switch { name: "kernel.apparmor_restrict_unprivileged_userns", good: 0, zero_forbids: false },
 ];
 
 impl Switch {
     /// A switch that this kernel lacks blocks nothing.
     fn is_blocking(&self) -> bool {
         let path = format!("/proc/sys/{}", self.name.replace('.', "/"));
-        let value = fs::read_to_string(path)
-            .ok()
-            .and_then(|value| value.trim().parse::<u64>().ok());
+        let value = fs::read_to_string(path).ok().and_then(|value| value.trim().parse::<u64>().ok());
         value.is_some_and(|value| (value == 0) == self.zero_forbids)
     }
 }
@@ -183,9 +167,6 @@ mod tests {
 
     #[test]
     fn a_process_with_threads_is_told_so() {
-        assert!(matches!(
-            refused(io::Error::from_raw_os_error(libc::EINVAL)),
-            EnterError::Threads
-        ));
+        assert!(matches!(refused(io::Error::from_raw_os_error(libc::EINVAL)), EnterError::Threads));
     }
 }

@@ -37,20 +37,13 @@ impl HostConfig {
     /// A host behind a NAT of its own, with a perfect link.
     #[must_use]
     pub fn behind(address: Ipv4Addr, nat: NatKind) -> Self {
-        Self {
-            address,
-            nat,
-            link: Access::default(),
-        }
+        Self { address, nat, link: Access::default() }
     }
 
     /// The same host with another link.
     #[must_use]
     pub fn with_link(self, link: impl Into<Access>) -> Self {
-        Self {
-            link: link.into(),
-            ..self
-        }
+        Self { link: link.into(), ..self }
     }
 }
 
@@ -109,12 +102,7 @@ impl Lab {
         }
         let router = Arc::new(Router::new(World::new(seed)).map_err(while_trying("make the router"))?);
         let middle = Namespace::start("lab".into()).map_err(while_trying("make the router's network"))?;
-        let mut lab = Self {
-            router,
-            middle: Some(middle),
-            hosts: Vec::new(),
-            threads: Vec::new(),
-        };
+        let mut lab = Self { router, middle: Some(middle), hosts: Vec::new(), threads: Vec::new() };
         let router = Arc::clone(&lab.router);
         lab.start_thread("clock".into(), move || router.run_clock())?;
         Ok(lab)
@@ -232,11 +220,7 @@ impl Lab {
         assert_eq!(added, id, "a host that could not be attached ended the lab's use");
         let router = Arc::clone(&self.router);
         self.start_thread(format!("from {name}"), move || router.read_from(id, &port, &mut ring))?;
-        Ok(Host {
-            id,
-            name: name.into(),
-            jobs,
-        })
+        Ok(Host { id, name: name.into(), jobs })
     }
 
     /// Makes the link between a host and the router, and the router's socket on it.
@@ -248,16 +232,8 @@ impl Lab {
         middle.jobs().run(move || {
             let index = LINK_INDEX + id.0 as u32;
             let name = format!("host{}", id.0);
-            let near = LinkEnd {
-                name: &name,
-                index,
-                mac: router_mac(id),
-            };
-            let far = LinkEnd {
-                name: "eth0",
-                index: LINK_INDEX,
-                mac: host_mac(id),
-            };
+            let near = LinkEnd { name: &name, index, mac: router_mac(id) };
+            let far = LinkEnd { name: "eth0", index: LINK_INDEX, mac: host_mac(id) };
             netlink::create_link(near, far, there.as_fd())?;
             netlink::set_up(index)?;
             let (socket, ring) = sys::packet_socket(index)?;
@@ -270,16 +246,11 @@ impl Lab {
         let Some(middle) = &self.middle else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        middle
-            .jobs()
-            .run(move || netlink::wait_for_carrier(LINK_INDEX + id.0 as u32))?
+        middle.jobs().run(move || netlink::wait_for_carrier(LINK_INDEX + id.0 as u32))?
     }
 
     fn start_thread(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), LabError> {
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(run)
-            .map_err(while_trying("start a thread"))?;
+        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(while_trying("start a thread"))?;
         self.threads.push(thread);
         Ok(())
     }

@@ -87,15 +87,7 @@ pub(crate) fn remove_address(index: u32, address: Ipv4Addr) -> io::Result<()> {
 pub(crate) fn add_default_route(index: u32) -> io::Result<()> {
     let mut message = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
     // struct rtmsg: family, two prefix lengths, tos, table, protocol, scope, type, flags.
-    message.bytes(&[
-        libc::AF_INET as u8,
-        0,
-        0,
-        0,
-        libc::RT_TABLE_MAIN,
-        libc::RTPROT_STATIC,
-        libc::RT_SCOPE_LINK,
-    ]);
+    message.bytes(&[libc::AF_INET as u8, 0, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, libc::RT_SCOPE_LINK]);
     message.bytes(&[libc::RTN_UNICAST, 0, 0, 0, 0]);
     message.attribute(libc::RTA_OIF, &index.to_ne_bytes());
     message.ask()
@@ -183,7 +175,5 @@ impl Message {
 
 fn word(answer: &[u8], at: usize) -> io::Result<u32> {
     let bytes: Option<[u8; 4]> = answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-    bytes
-        .map(u32::from_ne_bytes)
-        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    bytes.map(u32::from_ne_bytes).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }

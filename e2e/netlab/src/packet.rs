@@ -47,10 +47,7 @@ impl<'a> Datagram<'a> {
         }
         let gso = frame[1];
         let whole = gso == GSO_NONE || (gso == GSO_UDP && u16_at(frame, 4) > 0);
-        whole.then_some(Self {
-            frame,
-            udp: HEADROOM + header,
-        })
+        whole.then_some(Self { frame, udp: HEADROOM + header })
     }
 
     pub(crate) fn source(&self) -> SocketAddrV4 {
@@ -77,11 +74,7 @@ impl<'a> Datagram<'a> {
 
     /// How many packets this is on the wire.
     pub(crate) fn packets(&self) -> usize {
-        if self.is_batch() {
-            self.payload().len().div_ceil(self.segment_bytes()).max(1)
-        } else {
-            1
-        }
+        if self.is_batch() { self.payload().len().div_ceil(self.segment_bytes()).max(1) } else { 1 }
     }
 
     /// Bytes on the wire, IP and UDP headers included.
@@ -107,18 +100,11 @@ impl<'a> Datagram<'a> {
             let ip_sum = !sum(&frame[HEADROOM..self.udp]);
             put(&mut frame, HEADROOM + 10, ip_sum);
             put(&mut frame, self.udp + 4, udp_bytes);
-            let pseudo = add(
-                sum(&frame[HEADROOM + 12..HEADROOM + 20]),
-                add(libc::IPPROTO_UDP as u16, udp_bytes),
-            );
+            let pseudo = add(sum(&frame[HEADROOM + 12..HEADROOM + 20]), add(libc::IPPROTO_UDP as u16, udp_bytes));
             put(&mut frame, self.udp + 6, pseudo);
             frame
         };
-        self.payload()
-            .chunks(self.segment_bytes())
-            .enumerate()
-            .map(single)
-            .collect()
+        self.payload().chunks(self.segment_bytes()).enumerate().map(single).collect()
     }
 
     /// One packet whose checksum begins at the UDP header and belongs six bytes into it.
@@ -141,9 +127,7 @@ impl<'a> Datagram<'a> {
     }
 
     fn endpoint(&self, address: usize, port: usize) -> SocketAddrV4 {
-        let octets: [u8; 4] = self.frame[address..address + 4]
-            .try_into()
-            .expect("four bytes were sliced");
+        let octets: [u8; 4] = self.frame[address..address + 4].try_into().expect("four bytes were sliced");
         SocketAddrV4::new(Ipv4Addr::from(octets), u16_at(self.frame, port).to_be())
     }
 
@@ -188,9 +172,7 @@ const fn add(a: u16, b: u16) -> u16 {
 
 /// One's complement sum of an even number of bytes.
 fn sum(bytes: &[u8]) -> u16 {
-    bytes
-        .chunks_exact(2)
-        .fold(0, |total, pair| add(total, u16::from_be_bytes([pair[0], pair[1]])))
+    bytes.chunks_exact(2).fold(0, |total, pair| add(total, u16::from_be_bytes([pair[0], pair[1]])))
 }
 
 #[cfg(test)]

@@ -31,9 +31,7 @@ fn a_partial_checksum_stays_the_sum_of_the_pseudo_header() {
 fn a_datagram_without_a_checksum_keeps_none() {
     let mut frame = datagram(b"quiet");
     put(&mut frame, HEADROOM + 26, 0);
-    Datagram::parse(&mut frame)
-        .expect("UDP")
-        .set_source("203.0.113.9:61000".parse().expect("an endpoint"));
+    Datagram::parse(&mut frame).expect("UDP").set_source("203.0.113.9:61000".parse().expect("an endpoint"));
     assert_eq!(u16_at(&frame, HEADROOM + 26), 0);
 }
 
@@ -47,21 +45,9 @@ fn a_batch_splits_into_its_packets() {
     assert_eq!((batch.packets(), batch.wire_bytes()), (3, 25 + 3 * 28));
     let mut rebuilt = Vec::new();
     for (n, mut single) in batch.split().into_iter().enumerate() {
-        assert_eq!(
-            sum(&single[HEADROOM..HEADROOM + 20]),
-            0xffff,
-            "IP checksum of packet {n}"
-        );
-        assert_eq!(
-            u16_at(&single, HEADROOM + 26).to_be(),
-            pseudo_header(&single),
-            "partial sum of packet {n}"
-        );
-        assert_eq!(
-            u16_at(&single, HEADROOM + 4).to_be(),
-            7 + n as u16,
-            "each packet has its own id"
-        );
+        assert_eq!(sum(&single[HEADROOM..HEADROOM + 20]), 0xffff, "IP checksum of packet {n}");
+        assert_eq!(u16_at(&single, HEADROOM + 26).to_be(), pseudo_header(&single), "partial sum of packet {n}");
+        assert_eq!(u16_at(&single, HEADROOM + 4).to_be(), 7 + n as u16, "each packet has its own id");
         let view = Datagram::parse(&mut single).expect("a datagram");
         assert!(!view.is_batch());
         rebuilt.extend_from_slice(view.payload());
@@ -89,10 +75,7 @@ fn what_is_not_one_udp_datagram_over_ipv4_is_refused() {
 fn no_truncation_panics() {
     let frame = datagram(b"data");
     for length in 0..frame.len() {
-        assert!(
-            Datagram::parse(&mut frame[..length].to_vec()).is_none(),
-            "{length} bytes were taken"
-        );
+        assert!(Datagram::parse(&mut frame[..length].to_vec()).is_none(), "{length} bytes were taken");
     }
 }
 
@@ -147,10 +130,7 @@ fn datagram(payload: &[u8]) -> Vec<u8> {
 
 /// The sums over IP header and UDP datagram, all ones where the checksum is right.
 fn verify(frame: &[u8]) -> (u16, u16) {
-    (
-        sum(&frame[HEADROOM..HEADROOM + 20]),
-        add(pseudo_header(frame), sum_padded(&frame[HEADROOM + 20..])),
-    )
+    (sum(&frame[HEADROOM..HEADROOM + 20]), add(pseudo_header(frame), sum_padded(&frame[HEADROOM + 20..])))
 }
 
 fn pseudo_header(frame: &[u8]) -> u16 {

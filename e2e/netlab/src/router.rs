@@ -131,10 +131,7 @@ impl Router {
     }
 
     fn wait_readable(&self, port: &Port) {
-        let mut waiting = [
-            PollFd::new(&port.socket, PollFlags::IN),
-            PollFd::new(&self.stop, PollFlags::IN),
-        ];
+        let mut waiting = [PollFd::new(&port.socket, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
         // An interrupted wait is followed by another read, which finds nothing and waits again.
         if let Err(error) = poll(&mut waiting, None) {
             tracing::trace!(%error, "poll");
@@ -185,12 +182,7 @@ impl Router {
                 return Some(due);
             }
             clock = match clock.first_due().map(|first| first.saturating_duration_since(now)) {
-                Some(wait) => {
-                    self.clock_changed
-                        .wait_timeout(clock, wait)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
+                Some(wait) => self.clock_changed.wait_timeout(clock, wait).unwrap_or_else(PoisonError::into_inner).0,
                 None => self.clock_changed.wait(clock).unwrap_or_else(PoisonError::into_inner),
             };
         }
@@ -264,24 +256,10 @@ impl<'a> Outbox<'a> {
                 Next::Later(arrivals, next) if arrivals.first <= Some(now) && arrivals.second.is_none() => stage = next,
                 Next::Later(Arrivals { first, second }, stage) => {
                     if let Some(due) = second {
-                        self.later.push((
-                            due,
-                            Waiting {
-                                from,
-                                stage,
-                                frame: frame.bytes().to_vec(),
-                            },
-                        ));
+                        self.later.push((due, Waiting { from, stage, frame: frame.bytes().to_vec() }));
                     }
                     if let Some(due) = first {
-                        self.later.push((
-                            due,
-                            Waiting {
-                                from,
-                                stage,
-                                frame: frame.into_owned(),
-                            },
-                        ));
+                        self.later.push((due, Waiting { from, stage, frame: frame.into_owned() }));
                     }
                     return;
                 }

@@ -59,10 +59,7 @@ pub struct Access {
 
 impl From<LinkConfig> for Access {
     fn from(both: LinkConfig) -> Self {
-        Self {
-            up: both.clone(),
-            down: both,
-        }
+        Self { up: both.clone(), down: both }
     }
 }
 
@@ -116,10 +113,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            ..Self::default()
-        }
+        Self { seed, ..Self::default() }
     }
 
     pub(crate) fn add_site(&mut self, kind: NatKind, public: Ipv4Addr, access: Access) -> SiteId {
@@ -136,11 +130,7 @@ impl World {
     }
 
     pub(crate) fn add_host(&mut self, site: SiteId, address: Ipv4Addr) -> HostId {
-        self.hosts.push(HostState {
-            site,
-            address,
-            drops: Drops::default(),
-        });
+        self.hosts.push(HostState { site, address, drops: Drops::default() });
         HostId(self.hosts.len() - 1)
     }
 
@@ -157,8 +147,7 @@ impl World {
     }
 
     pub(crate) fn public_address_of(&self, host: HostId) -> Ipv4Addr {
-        self.public_address(self.site_of(host))
-            .unwrap_or_else(|| self.address_of(host))
+        self.public_address(self.site_of(host)).unwrap_or_else(|| self.address_of(host))
     }
 
     pub(crate) fn is_taken(&self, address: Ipv4Addr) -> bool {
@@ -246,10 +235,7 @@ impl World {
             // Hairpin: the NAT itself turns it round, no link is involved.
             return self.arrive(now, site, datagram);
         }
-        Ok(Next::Later(
-            arrivals(self.sites[site.0].up.send(now, datagram.wire_bytes()))?,
-            Stage::Cross,
-        ))
+        Ok(Next::Later(arrivals(self.sites[site.0].up.send(now, datagram.wire_bytes()))?, Stage::Cross))
     }
 
     fn cross(&mut self, now: Instant, from: HostId, datagram: &Datagram<'_>) -> Result<Next, Reason> {
@@ -257,10 +243,7 @@ impl World {
         if self.blocked.contains(&ordered(site, self.site_of(from))) {
             return Err(Reason::Blocked);
         }
-        Ok(Next::Later(
-            arrivals(self.sites[site.0].down.send(now, datagram.wire_bytes()))?,
-            Stage::Arrive(site),
-        ))
+        Ok(Next::Later(arrivals(self.sites[site.0].down.send(now, datagram.wire_bytes()))?, Stage::Arrive(site)))
     }
 
     fn arrive(&mut self, now: Instant, site: SiteId, datagram: &mut Datagram<'_>) -> Result<Next, Reason> {
@@ -269,16 +252,11 @@ impl World {
         let inside = v4(inside).ok_or(Reason::Nat)?;
         datagram.set_destination(inside);
         // An address that a host has left since: its mapping leads nowhere.
-        self.inside(site, *inside.ip())
-            .map(Next::Deliver)
-            .ok_or(Reason::Unroutable)
+        self.inside(site, *inside.ip()).map(Next::Deliver).ok_or(Reason::Unroutable)
     }
 
     fn inside(&self, site: SiteId, address: Ipv4Addr) -> Option<HostId> {
-        self.hosts
-            .iter()
-            .position(|host| host.site == site && host.address == address)
-            .map(HostId)
+        self.hosts.iter().position(|host| host.site == site && host.address == address).map(HostId)
     }
 
     fn public_address(&self, site: SiteId) -> Option<Ipv4Addr> {
@@ -320,11 +298,7 @@ fn ordered(a: SiteId, b: SiteId) -> (SiteId, SiteId) {
 }
 
 const fn arrivals(arrivals: Arrivals) -> Result<Arrivals, Reason> {
-    if arrivals.first.is_none() {
-        Err(Reason::Link)
-    } else {
-        Ok(arrivals)
-    }
+    if arrivals.first.is_none() { Err(Reason::Link) } else { Ok(arrivals) }
 }
 
 const fn v4(endpoint: Option<SocketAddr>) -> Option<SocketAddrV4> {

@@ -27,20 +27,8 @@ fn links_add_up_and_each_direction_is_its_own() {
     let mut world = internet(NatKind::none());
     let now = Instant::now();
     let ms = |n| LinkConfig::with_delay(Duration::from_millis(n));
-    world.set_access(
-        A,
-        Access {
-            up: ms(10),
-            down: ms(1),
-        },
-    );
-    world.set_access(
-        B,
-        Access {
-            up: ms(2),
-            down: ms(20),
-        },
-    );
+    world.set_access(A, Access { up: ms(10), down: ms(1) });
+    world.set_access(B, Access { up: ms(2), down: ms(20) });
     assert_eq!(travel_time(&mut world, now, A, public(B)), Duration::from_millis(30));
     assert_eq!(travel_time(&mut world, now, B, public(A)), Duration::from_millis(3));
 }
@@ -63,13 +51,7 @@ fn a_block_stands_in_both_directions_and_leaves_others_alone() {
 fn a_delivery_is_counted_once_with_its_headers() {
     let mut world = internet(NatKind::home_router());
     end(&mut world, Instant::now(), A, public(RELAY));
-    assert_eq!(
-        world.traffic(A, RELAY),
-        Traffic {
-            packets: 1,
-            bytes: 20 + 8 + 4
-        }
-    );
+    assert_eq!(world.traffic(A, RELAY), Traffic { packets: 1, bytes: 20 + 8 + 4 });
     assert_eq!(world.traffic(RELAY, A), Traffic::default());
 }
 
@@ -80,10 +62,7 @@ fn nobody_has_an_address_that_was_left() {
     let now = Instant::now();
     assert_eq!(end(&mut world, now, A, public(B)), Next::Drop);
     assert_eq!(world.drops(A).unroutable, 1);
-    assert_eq!(
-        end(&mut world, now, A, SocketAddrV4::new([198, 51, 100, 77].into(), 4000)),
-        Next::Deliver(B)
-    );
+    assert_eq!(end(&mut world, now, A, SocketAddrV4::new([198, 51, 100, 77].into(), 4000)), Next::Deliver(B));
 }
 
 #[test]
@@ -99,18 +78,9 @@ fn the_same_seed_gives_the_same_losses() {
         let mut world = World::new(seed);
         add_hosts(&mut world, NatKind::none());
         let loss = peerage_sim::link::Chance::percent(30);
-        world.set_access(
-            A,
-            LinkConfig {
-                loss,
-                ..LinkConfig::default()
-            }
-            .into(),
-        );
+        world.set_access(A, LinkConfig { loss, ..LinkConfig::default() }.into());
         let now = Instant::now();
-        (0..64)
-            .map(|_| end(&mut world, now, A, public(B)) == Next::Drop)
-            .collect::<Vec<_>>()
+        (0..64).map(|_| end(&mut world, now, A, public(B)) == Next::Drop).collect::<Vec<_>>()
     };
     assert_eq!(lost(1), lost(1));
     assert_ne!(lost(1), lost(2));
@@ -126,11 +96,7 @@ fn internet(kind: NatKind) -> World {
 fn add_hosts(world: &mut World, kind: NatKind) {
     for (host, kind) in [(A, kind), (B, kind), (RELAY, NatKind::none())] {
         let site = world.add_site(kind, *public(host).ip(), Access::default());
-        let address = if kind == NatKind::None {
-            public(host)
-        } else {
-            inside(host)
-        };
+        let address = if kind == NatKind::None { public(host) } else { inside(host) };
         assert_eq!(world.add_host(site, *address.ip()), host);
     }
 }

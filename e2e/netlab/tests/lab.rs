@@ -31,10 +31,7 @@ fn programs_behind_random_symmetric_nats_find_no_path() {
         assert_eq!(net.punch(), ["no path", "no path"]);
         assert_eq!(net.lab.traffic(&net.a, &net.b).packets, 0);
         assert!(net.lab.traffic(&net.a, &net.relay).packets > 0, "the relay was reached");
-        assert!(
-            net.lab.drops(&net.a).nat > 0,
-            "and the other NAT is what stood in the way"
-        );
+        assert!(net.lab.drops(&net.a).nat > 0, "and the other NAT is what stood in the way");
     });
 }
 
@@ -54,19 +51,14 @@ fn blocking_the_direct_way_leaves_the_relay() {
 fn a_delay_is_the_sum_of_both_links() {
     inside("a_delay_is_the_sum_of_both_links", || {
         let net = Net::new(NatKind::home_router(), NatKind::none());
-        net.lab
-            .set_link(&net.a, LinkConfig::with_delay(Duration::from_millis(20)));
-        net.lab
-            .set_link(&net.b, LinkConfig::with_delay(Duration::from_millis(5)));
+        net.lab.set_link(&net.a, LinkConfig::with_delay(Duration::from_millis(20)));
+        net.lab.set_link(&net.b, LinkConfig::with_delay(Duration::from_millis(5)));
         let (near, far) = net.pair();
         let sent = Instant::now();
         near.send(b"ping").expect("the link is up");
         let took = arrival(&far, sent);
         assert!(took >= Duration::from_millis(25), "{took:?}");
-        assert!(
-            took < Duration::from_millis(500),
-            "{took:?} is more than a busy machine explains"
-        );
+        assert!(took < Duration::from_millis(500), "{took:?} is more than a busy machine explains");
     });
 }
 
@@ -75,13 +67,7 @@ fn total_loss_is_counted_and_can_be_lifted() {
     inside("total_loss_is_counted_and_can_be_lifted", || {
         let net = Net::new(NatKind::home_router(), NatKind::none());
         let (near, far) = net.pair();
-        net.lab.set_link(
-            &net.a,
-            LinkConfig {
-                loss: Chance::ALWAYS,
-                ..LinkConfig::default()
-            },
-        );
+        net.lab.set_link(&net.a, LinkConfig { loss: Chance::ALWAYS, ..LinkConfig::default() });
         near.send(b"lost").expect("the link is up");
         wait_until(|| net.lab.drops(&net.a).link == 1);
         net.lab.set_link(&net.a, LinkConfig::default());
@@ -95,17 +81,8 @@ fn a_bottleneck_drops_what_its_queue_cannot_hold() {
     inside("a_bottleneck_drops_what_its_queue_cannot_hold", || {
         let net = Net::new(NatKind::home_router(), NatKind::none());
         let (near, _far) = net.pair();
-        let narrow = Bottleneck {
-            bits_per_second: 80_000,
-            queue_bytes: 4_000,
-        };
-        net.lab.set_link(
-            &net.a,
-            LinkConfig {
-                bottleneck: Some(narrow),
-                ..LinkConfig::default()
-            },
-        );
+        let narrow = Bottleneck { bits_per_second: 80_000, queue_bytes: 4_000 };
+        net.lab.set_link(&net.a, LinkConfig { bottleneck: Some(narrow), ..LinkConfig::default() });
         for _ in 0..10 {
             near.send(&[7; 972]).expect("the link is up");
         }
@@ -158,19 +135,14 @@ fn a_host_that_changes_its_address_goes_on_sending() {
 fn neighbours_meet_inside_and_by_hairpin() {
     inside("neighbours_meet_inside_and_by_hairpin", || {
         let mut net = Net::new(NatKind::home_router(), NatKind::none());
-        let neighbour = net
-            .lab
-            .neighbour("c", Ipv4Addr::new(10, 0, 1, 3), &net.a)
-            .expect("a free address");
+        let neighbour = net.lab.neighbour("c", Ipv4Addr::new(10, 0, 1, 3), &net.a).expect("a free address");
         let (at_a, at_c) = (socket(&net.a), socket(&neighbour));
-        at_a.send_to(b"inside", (net.lab.address(&neighbour), port(&at_c)))
-            .expect("the link is up");
+        at_a.send_to(b"inside", (net.lab.address(&neighbour), port(&at_c))).expect("the link is up");
         assert_eq!(receive(&at_c), b"inside");
 
         let far = socket(&net.b);
         let public = |from: &UdpSocket| {
-            from.send_to(b"who am I?", (net.lab.address(&net.b), port(&far)))
-                .expect("the link is up");
+            from.send_to(b"who am I?", (net.lab.address(&net.b), port(&far))).expect("the link is up");
             sender(&far)
         };
         let (public_a, public_c) = (public(&at_a), public(&at_c));
@@ -186,26 +158,12 @@ fn the_loopback_of_a_host_is_its_own() {
     inside("the_loopback_of_a_host_is_its_own", || {
         let net = Net::new(NatKind::home_router(), NatKind::none());
         let listen = || std::net::TcpListener::bind("127.0.0.1:80");
-        let at_a = net
-            .a
-            .run(listen)
-            .expect("the host lives")
-            .expect("port 80 is free on a");
-        let at_b = net
-            .b
-            .run(listen)
-            .expect("the host lives")
-            .expect("port 80 is free on b");
-        net.a
-            .run(|| std::net::TcpStream::connect("127.0.0.1:80"))
-            .expect("the host lives")
-            .expect("a reaches itself");
+        let at_a = net.a.run(listen).expect("the host lives").expect("port 80 is free on a");
+        let at_b = net.b.run(listen).expect("the host lives").expect("port 80 is free on b");
+        net.a.run(|| std::net::TcpStream::connect("127.0.0.1:80")).expect("the host lives").expect("a reaches itself");
         at_b.set_nonblocking(true).expect("a listener");
         assert!(at_a.accept().is_ok());
-        assert_eq!(
-            at_b.accept().expect_err("b was not meant").kind(),
-            ErrorKind::WouldBlock
-        );
+        assert_eq!(at_b.accept().expect_err("b was not meant").kind(), ErrorKind::WouldBlock);
     });
 }
 
@@ -225,27 +183,21 @@ fn dropping_the_lab_kills_its_programs() {
 
 #[test]
 fn a_batch_arrives_whole_through_a_nat_and_in_pieces_through_jitter() {
-    inside(
-        "a_batch_arrives_whole_through_a_nat_and_in_pieces_through_jitter",
-        || {
-            let net = Net::new(NatKind::home_router(), NatKind::none());
-            let jittery = LinkConfig {
-                jitter: Duration::from_millis(1),
-                ..LinkConfig::default()
-            };
-            for (link, whole) in [(LinkConfig::default(), true), (jittery, false)] {
-                net.lab.set_link(&net.a, link);
-                let before = net.lab.traffic(&net.a, &net.b);
-                let (near, far) = net.pair();
-                let sent: Vec<u8> = (0..25_000_u32).map(|n| (n % 251) as u8).collect();
-                let strides = exchange_batch(&near, &far, &sent, 1_200);
-                assert_eq!(strides[0] > 1_200, whole, "{strides:?}");
-                let after = net.lab.traffic(&net.a, &net.b);
-                assert_eq!(after.packets - before.packets, 21, "packets on the wire");
-                assert_eq!(after.bytes - before.bytes, 25_000 + 21 * 28, "bytes on the wire");
-            }
-        },
-    );
+    inside("a_batch_arrives_whole_through_a_nat_and_in_pieces_through_jitter", || {
+        let net = Net::new(NatKind::home_router(), NatKind::none());
+        let jittery = LinkConfig { jitter: Duration::from_millis(1), ..LinkConfig::default() };
+        for (link, whole) in [(LinkConfig::default(), true), (jittery, false)] {
+            net.lab.set_link(&net.a, link);
+            let before = net.lab.traffic(&net.a, &net.b);
+            let (near, far) = net.pair();
+            let sent: Vec<u8> = (0..25_000_u32).map(|n| (n % 251) as u8).collect();
+            let strides = exchange_batch(&near, &far, &sent, 1_200);
+            assert_eq!(strides[0] > 1_200, whole, "{strides:?}");
+            let after = net.lab.traffic(&net.a, &net.b);
+            assert_eq!(after.packets - before.packets, 21, "packets on the wire");
+            assert_eq!(after.bytes - before.bytes, 25_000 + 21 * 28, "bytes on the wire");
+        }
+    });
 }
 
 /// Sends `sent` in one call, checks what arrives, and returns the bytes that each receive brought.
@@ -257,21 +209,13 @@ fn exchange_batch(near: &UdpSocket, far: &UdpSocket, sent: &[u8], segment: usize
     };
     let (sender, receiver) = (state(near), state(far));
     let destination = near.peer_addr().expect("connected");
-    let transmit = Transmit {
-        destination,
-        ecn: None,
-        contents: sent,
-        segment_size: Some(segment),
-        src_ip: None,
-    };
+    let transmit = Transmit { destination, ecn: None, contents: sent, segment_size: Some(segment), src_ip: None };
     sender.try_send(near.into(), &transmit).expect("the link is up");
     let (mut received, mut lengths) = (Vec::new(), Vec::new());
     while received.len() < sent.len() {
         let mut buffer = vec![0; 65_536];
         let mut meta = [RecvMeta::default()];
-        receiver
-            .recv(far.into(), &mut [IoSliceMut::new(&mut buffer)], &mut meta)
-            .expect("within five seconds");
+        receiver.recv(far.into(), &mut [IoSliceMut::new(&mut buffer)], &mut meta).expect("within five seconds");
         received.extend_from_slice(&buffer[..meta[0].len]);
         lengths.push(meta[0].len);
     }
@@ -286,14 +230,8 @@ fn inside(name: &str, test: impl FnOnce()) {
     }
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
     command.args([name, "--exact", "--nocapture"]);
-    let mut child = command_inside(command)
-        .spawn()
-        .map_err(explain)
-        .expect("user namespaces are permitted");
-    assert!(
-        child.wait().expect("a child").success(),
-        "{name} failed inside its namespace"
-    );
+    let mut child = command_inside(command).spawn().map_err(explain).expect("user namespaces are permitted");
+    assert!(child.wait().expect("a child").success(), "{name} failed inside its namespace");
 }
 
 /// A relay and two hosts.
@@ -308,12 +246,8 @@ impl Net {
     fn new(a: NatKind, b: NatKind) -> Self {
         let mut lab = Lab::new().expect("privileged");
         let relay = lab.host("relay", HostConfig::public(RELAY)).expect("a host");
-        let a = lab
-            .host("a", host([10, 0, 1, 2], [198, 51, 100, 2], a))
-            .expect("a host");
-        let b = lab
-            .host("b", host([10, 0, 2, 2], [198, 51, 100, 3], b))
-            .expect("a host");
+        let a = lab.host("a", host([10, 0, 1, 2], [198, 51, 100, 2], a)).expect("a host");
+        let b = lab.host("b", host([10, 0, 2, 2], [198, 51, 100, 3], b)).expect("a host");
         Self { lab, relay, a, b }
     }
 
@@ -325,12 +259,7 @@ impl Net {
         let probes = [&self.a, &self.b].map(|host| probe(host, &["punch", "198.51.100.1:7000"]));
         let said = probes.map(|mut probe| {
             let mut said = String::new();
-            probe
-                .stdout
-                .take()
-                .expect("piped")
-                .read_to_string(&mut said)
-                .expect("text");
+            probe.stdout.take().expect("piped").read_to_string(&mut said).expect("text");
             assert!(probe.wait().expect("a child").success());
             said.trim().split(':').next().expect("a first part").to_owned()
         });
@@ -358,13 +287,8 @@ fn probe(host: &Host, arguments: &[&str]) -> Child {
 }
 
 fn socket(host: &Host) -> UdpSocket {
-    let socket = host
-        .run(|| UdpSocket::bind("0.0.0.0:0"))
-        .expect("the host lives")
-        .expect("a port");
-    socket
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("a timeout");
+    let socket = host.run(|| UdpSocket::bind("0.0.0.0:0")).expect("the host lives").expect("a port");
+    socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
     socket
 }
 
@@ -379,10 +303,7 @@ fn receive(socket: &UdpSocket) -> Vec<u8> {
 }
 
 fn sender(socket: &UdpSocket) -> SocketAddr {
-    socket
-        .recv_from(&mut [0; 2048])
-        .expect("a datagram within five seconds")
-        .1
+    socket.recv_from(&mut [0; 2048]).expect("a datagram within five seconds").1
 }
 
 fn arrival(socket: &UdpSocket, sent: Instant) -> Duration {

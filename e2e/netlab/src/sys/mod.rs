@@ -3,10 +3,7 @@
 //! Namespaces are made with rustix and links are configured over netlink, both without `unsafe` of ours; what is left is
 //! packet sockets (rustix does not know their address), leaving a namespace, and hooks between fork and
 //! exec.
-#![expect(
-    unsafe_code,
-    reason = "system calls that no safe wrapper covers; every block says why it is sound"
-)]
+#![expect(unsafe_code, reason = "system calls that no safe wrapper covers; every block says why it is sound")]
 
 mod ring;
 
@@ -20,7 +17,8 @@ use rustix::thread::UnshareFlags;
 
 pub(crate) use ring::Ring;
 
-/// Frames per system call: enough that the call's cost no longer shows, few enough that the buffers stay small.
+/// Frames per system call: enough that the call's cost no longer shows, few enough that a host does not wait long for its
+/// first.
 pub(crate) const BATCH: usize = 32;
 
 /// Moves the calling thread, or before threads exist the process, into new namespaces.
@@ -32,7 +30,7 @@ pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
 
 /// Runs `hook` in the child between fork and exec. It must only make system calls: no allocation, no locks.
 pub(crate) fn before_exec(command: &mut Command, hook: fn(&HookData) -> io::Result<()>, data: HookData) {
-    // SAFETY: both hooks of this crate (`enter::become_root_inside`, `lab::die_with_parent`) make system calls on data
+    // SAFETY: both hooks of this crate (`enter::become_root_inside`, `host::die_with_parent`) make system calls on data
     // prepared before the fork, and neither allocates nor takes a lock.
     unsafe { command.pre_exec(move || hook(&data)) };
 }
@@ -70,11 +68,7 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<(OwnedFd, Ring)> {
     let length = size_of_val(&address) as libc::socklen_t;
     // SAFETY: the pointer and the length describe `address`, which outlives the call.
     let bound = unsafe { libc::bind(raw, (&raw const address).cast(), length) };
-    if bound < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok((socket, ring))
-    }
+    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok((socket, ring)) }
 }
 
 /// Sends up to [`BATCH`] frames. Returns how many went out, at least one; an error is about the first frame.
@@ -83,27 +77,17 @@ pub(crate) fn send_batch(socket: impl AsFd, frames: &[&[u8]]) -> io::Result<usiz
     let count = frames.len().min(BATCH);
     for (part, frame) in parts.iter_mut().zip(frames) {
         // The kernel only reads from a part that is sent; the type is shared with receiving.
-        *part = libc::iovec {
-            iov_base: frame.as_ptr().cast_mut().cast(),
-            iov_len: frame.len(),
-        };
+        *part = libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };
     }
     let mut messages = messages(&mut parts);
     let raw = socket.as_fd().as_raw_fd();
     // SAFETY: each of the first `count` messages points at one part, and each part at one frame borrowed for this call,
     // which the kernel only reads.
     let sent = unsafe { libc::sendmmsg(raw, messages.as_mut_ptr(), count as u32, 0) };
-    if sent < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(sent as usize)
-    }
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
-const EMPTY_PART: libc::iovec = libc::iovec {
-    iov_base: std::ptr::null_mut(),
-    iov_len: 0,
-};
+const EMPTY_PART: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 fn messages(parts: &mut [libc::iovec; BATCH]) -> [libc::mmsghdr; BATCH] {
     // SAFETY: mmsghdr is integers and pointers, for which zero is a value.

@@ -3,10 +3,7 @@
 //! A socket's queue is bounded by net.core.rmem_max, which by default holds three full batches and which only real
 //! root may exceed; a ring is bounded by what its maker asks for. It also saves the copy: a frame is rewritten and sent
 //! on from where the kernel put it.
-#![expect(
-    unsafe_code,
-    reason = "memory shared with the kernel; every block says why it is sound"
-)]
+#![expect(unsafe_code, reason = "memory shared with the kernel; every block says why it is sound")]
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -39,11 +36,7 @@ unsafe impl Send for Ring {}
 impl Ring {
     /// Gives a ring to a packet socket that is not bound yet and wants virtio-net headers.
     pub(crate) fn new(socket: &OwnedFd) -> io::Result<Self> {
-        set_option(
-            socket,
-            libc::PACKET_VERSION,
-            &(libc::tpacket_versions::TPACKET_V2 as libc::c_int),
-        )?;
+        set_option(socket, libc::PACKET_VERSION, &(libc::tpacket_versions::TPACKET_V2 as libc::c_int))?;
         let request = libc::tpacket_req {
             tp_block_size: BLOCK_BYTES as u32,
             tp_block_nr: BLOCKS as u32,
@@ -53,16 +46,8 @@ impl Ring {
         set_option(socket, libc::PACKET_RX_RING, &request)?;
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory of ours.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                RING_BYTES,
-                access,
-                libc::MAP_SHARED,
-                socket.as_raw_fd(),
-                0,
-            )
-        };
+        let memory =
+            unsafe { libc::mmap(std::ptr::null_mut(), RING_BYTES, access, libc::MAP_SHARED, socket.as_raw_fd(), 0) };
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -124,17 +109,7 @@ pub(crate) fn set_option<T: Copy>(socket: &OwnedFd, name: libc::c_int, value: &T
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointer and the length describe `value`, which outlives the call.
     let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            name,
-            std::ptr::from_ref(value).cast(),
-            length,
-        )
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, name, std::ptr::from_ref(value).cast(), length)
     };
-    if set < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
