@@ -8,6 +8,9 @@ use quinn_proto::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 /// Before the first measurement. RFC 9002 section 6.2.2 says 333 ms for the whole Internet; relays are chosen near,
 /// and a lost first packet should not cost a second.
 pub(super) const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// A handshake that takes longer is given up, so that half-open ones cannot fill a pair's places. The longest dial of a
+/// peer of ours takes eight seconds (`pair::ATTEMPT`).
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without traffic ends after this. Sessions with open streams send a ping before ([`PING_INTERVAL`]).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often a session with open streams makes the peer answer, well within [`IDLE_TIMEOUT`].

@@ -17,7 +17,9 @@ impl Node {
     pub(super) fn start_attempt(&mut self, pair_key: &PairKey, attempts: u32, now: Now) {
         self.abandon_attempt(pair_key);
         let dial = match self.connect(pair_key, now) {
-            Some(session) => Dial::Attempt { session, until: now.mono + ATTEMPT, attempts: attempts + 1 },
+            Some(session) => {
+                Dial::Attempt { session, until: now.mono + ATTEMPT * (attempts + 1).min(4), attempts: attempts + 1 }
+            }
             None => Dial::Pause { until: now.mono + pause_after(attempts), attempts: attempts + 1 },
         };
         if let Some(pair) = self.pairs.get_mut(pair_key) {
@@ -49,7 +51,7 @@ impl Node {
         };
         let key = SessionKey(handle.0);
         let route = RelayRoute::Racing { relays: via, destination };
-        let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route);
+        let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route, now.mono);
         self.sessions.insert(key, session);
         self.ready.insert(key);
         Some(key)

@@ -103,6 +103,10 @@ impl Node {
             self.answer_raw(key, id, StreamStatus::Denied);
             return;
         }
+        if !session.up().is_some_and(|up| up.path.carries_data()) {
+            self.answer_raw(key, id, StreamStatus::Unreachable);
+            return;
+        }
         let peer = peer.id.clone();
         let stream_key = self.new_stream_key();
         self.streams.insert(stream_key, Stream::offered(pair_key, header, key, id));

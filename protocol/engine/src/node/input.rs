@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use peerage_model::relay::frame::EndpointId;
 use quinn_proto::{DatagramEvent, EcnCodepoint};
 
+use super::config::INITIAL_RTT;
 use super::event::{Now, SessionKey};
 use super::relays::{FromRelay, RelayKey};
 use super::session::RelayRoute;
@@ -157,7 +158,8 @@ impl Node {
         if let Some(session) = self.sessions.get_mut(&key)
             && session.heard_something()
         {
-            let rtt = session.connection.rtt();
+            // After a switch QUIC starts from the initial value, which is no measurement.
+            let rtt = Some(session.connection.rtt()).filter(|rtt| *rtt != INITIAL_RTT);
             // The relayed route follows the last proven packet that came by a relay: this is how a race is decided and
             // how a peer that moved to another relay, or got another id there, is followed.
             let hop = match via {
@@ -170,7 +172,7 @@ impl Node {
             };
             if let Some(up) = session.up_mut() {
                 up.suspect = false;
-                up.path.on_tunnel_heard(now.mono, hop, Some(rtt));
+                up.path.on_tunnel_heard(now.mono, hop, rtt);
             }
         }
         self.settle(key, now);

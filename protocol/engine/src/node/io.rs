@@ -28,13 +28,16 @@ impl Node {
         let key = self.new_stream_key();
         let stream = Stream::waiting(pair_key.clone(), header, now.mono + STREAM_PATIENCE);
         self.streams.insert(key, stream);
-        match self.preferred(&pair_key) {
+        match self.carrier(&pair_key) {
             Some(session) => self.attach(session, key),
             None => {
                 if let Some(pair) = self.pairs.get_mut(&pair_key) {
                     pair.waiting.push(key);
                 }
-                self.dial_wanted(&pair_key, now);
+                match self.preferred(&pair_key) {
+                    Some(_) => self.arm_pair(&pair_key),
+                    None => self.dial_wanted(&pair_key, now),
+                }
             }
         }
         Ok(key)

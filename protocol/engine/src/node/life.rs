@@ -41,7 +41,7 @@ impl Node {
         };
         let key = SessionKey(handle.0);
         let pair_key = matched.pair.clone();
-        self.sessions.insert(key, Session::new(connection, handle, pair_key.clone(), false, first_id, route));
+        self.sessions.insert(key, Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono));
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.pending.push(key);
         }
@@ -153,15 +153,13 @@ impl Node {
             return;
         };
         pair.up.push(key);
-        let waiting = std::mem::take(&mut pair.waiting);
         // A dial of ours that still runs is not needed any more, except where both sides dialled at once and ours is
         // the one that stays; it then comes up by itself, because its packets are on the way already.
         let Some(session) = self.sessions.get(&key) else { return };
         let initiator = session.initiator;
         info!(target: "events::session_up", %peer, ?instance, initiator);
         self.events.push_back(Event::SessionUp { session: key, peer, instance, initiator, path: PathKind::Relayed });
-        let preferred = self.preferred(&pair_key).unwrap_or(key);
-        waiting.into_iter().for_each(|stream| self.attach(preferred, stream));
+        self.attach_waiting(&pair_key);
         self.say_hello(key);
         self.send_candidates(key, now);
         self.arm_pair(&pair_key);
@@ -233,6 +231,19 @@ impl Node {
             self.sessions.get(key).and_then(Session::up).is_some_and(|up| !up.draining && !up.suspect)
         };
         pair.up.iter().rev().find(usable).copied()
+    }
+
+    /// Puts waiting streams on a session, where there is one that may carry them.
+    pub(super) fn attach_waiting(&mut self, pair_key: &PairKey) {
+        let Some(session) = self.carrier(pair_key) else { return };
+        let waiting = self.pairs.get_mut(pair_key).map(|pair| std::mem::take(&mut pair.waiting)).unwrap_or_default();
+        waiting.into_iter().for_each(|stream| self.attach(session, stream));
+    }
+
+    /// The preferred session, if its path may carry data: with `DirectOnly` that waits for a direct one.
+    pub(super) fn carrier(&self, pair_key: &PairKey) -> Option<SessionKey> {
+        let key = self.preferred(pair_key)?;
+        self.sessions.get(&key)?.up()?.path.carries_data().then_some(key)
     }
 
     fn say_hello(&mut self, key: SessionKey) {

@@ -126,7 +126,7 @@ impl Node {
         let ids = ConnectionIdKey::new(&mut random);
         let knock_table: SharedKnocks<PairKey> = Arc::new(Mutex::new(KnockTable::new(now.wall)));
         let listener = Arc::new(listener_config(&knock_table, &mut random));
-        let endpoint = Endpoint::new(Arc::new(endpoint_config(&ids, &mut random)), Some(listener), false, None);
+        let endpoint = Endpoint::new(Arc::new(endpoint_config(&ids, &mut random)), Some(listener), true, None);
         let relays = Relays::new(config.instance.clone(), config.credential.clone(), random.fork());
         Ok(Self {
             agent: config.agent,

@@ -10,7 +10,8 @@ use peerage_model::{AgentId, PairSecret, TrustId};
 use super::event::{AskKey, SessionKey, StreamKey};
 use crate::noise::{ConfigError, Pairing};
 
-/// One dial's time to come up before a fresh knock is tried. Two retransmissions of the first packet fit at the
+/// The first dial's time to come up before a fresh knock is tried; the second has twice as long, and so on to four
+/// times, for paths that are very slow. Two retransmissions of the first packet fit at the
 /// initial RTT of [`super::config::INITIAL_RTT`], and most handshakes that work take one round trip.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
 /// How long a stream waits for a session before it fails.

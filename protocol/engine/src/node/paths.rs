@@ -9,7 +9,7 @@ use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessag
 use peerage_model::snapshot;
 use tracing::{debug, info};
 
-use super::config::{PATH_KEEPALIVE, PING_INTERVAL};
+use super::config::{HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
 use super::pair::PairKey;
 use super::session::{Phase, Session};
@@ -174,8 +174,19 @@ impl Node {
         let before = std::mem::replace(&mut up.path_kind, kind);
         info!(target: "events::path_changed", %peer, from = %before, to = %kind, why, ?rtt);
         debug!(?from, ?to, "hops");
-        let event = Event::PathChanged { session: key, peer, from: before, to: kind, why: why.to_owned(), rtt };
+        let carries_data = up.path.carries_data();
+        let event =
+            Event::PathChanged { session: key, peer: peer.clone(), from: before, to: kind, why: why.to_owned(), rtt };
         self.events.push_back(event);
+        match carries_data {
+            true => self.attach_waiting(&PairKey::Peer(peer)),
+            // `DirectOnly` promises that no data goes by relay, so streams that would have to are reset instead.
+            false if from != Hop::Relayed => {
+                let reason = DownReason::Failed("the direct path was lost and policy forbids the relay".to_owned());
+                self.close(key, CloseCode::Drained, reason, now.mono);
+            }
+            false => {}
+        }
     }
 
     /// Three silent timeouts: a fresh dial runs beside the session, which may still come back.
@@ -198,6 +209,11 @@ impl Node {
             return;
         };
         session.connection.handle_timeout(now.mono);
+        if matches!(session.phase, Phase::Handshaking) && session.born + HANDSHAKE_TIMEOUT <= now.mono {
+            self.remove_session(key);
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(&key) else { return };
         if let Phase::Up(up) = &mut session.phase {
             up.path.handle_timeout(now.mono);
             if up.next_ping <= now.mono {
@@ -243,7 +259,8 @@ impl Node {
                 let ping = (!up.streams.is_empty() || up.draining).then_some(up.next_ping);
                 [up.path.poll_timeout(), ping, up.expires]
             }
-            Phase::Handshaking | Phase::Closing => [None; 3],
+            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None],
+            Phase::Closing => [None; 3],
         };
         let at = ours.into_iter().chain([quic]).flatten().min();
         self.timers.set(&Timer::Session(key), at);

@@ -27,6 +27,8 @@ pub(super) struct Session {
     /// The knock it began with.
     pub(super) first_id: [u8; KNOCK_LEN],
     pub(super) relayed: RelayRoute,
+    /// When its first packet was made or came.
+    pub(super) born: Instant,
     pub(super) phase: Phase,
     /// Where its packets last went, for those that are sent after its end.
     pub(super) last_hop: Option<Hop>,
@@ -103,6 +105,7 @@ impl Session {
         initiator: bool,
         first_id: [u8; KNOCK_LEN],
         relayed: RelayRoute,
+        born: Instant,
     ) -> Self {
         Self {
             connection,
@@ -111,6 +114,7 @@ impl Session {
             initiator,
             first_id,
             relayed,
+            born,
             phase: Phase::Handshaking,
             last_hop: None,
             held: None,
