@@ -32,19 +32,17 @@ pub async fn call<T: DeserializeOwned>(place: &Place, request: &Request) -> Resu
 /// # Errors
 /// [`Code::NotRunning`]; the daemon's failures come with the events.
 pub async fn stream(place: &Place, request: &Request) -> Result<Events, Failure> {
-    Ok(Events {
-        connection: ask(place, request).await?,
-    })
+    Ok(Events { connection: ask(place, request).await? })
 }
 
-/// Asks for a stream through the tunnel; what is returned carries its bytes.
+/// Asks for a stream through the tunnel; the connection that comes with the answer carries its bytes.
 ///
 /// # Errors
 /// The daemon's failure, or [`Code::NotRunning`].
-pub async fn raw(place: &Place, request: &Request) -> Result<Connection, Failure> {
+pub async fn raw<T: DeserializeOwned>(place: &Place, request: &Request) -> Result<(T, Connection), Failure> {
     let mut connection = ask(place, request).await?;
     match hear(&mut connection).await? {
-        Said::Ok(_) => Ok(connection),
+        Said::Ok(value) => Ok((understand(value)?, connection)),
         Said::Error(failure) => Err(failure),
         Said::Event(_) | Said::End(_) => Err(nonsense("a stream")),
     }
@@ -86,28 +84,18 @@ async fn ask(place: &Place, request: &Request) -> Result<Connection, Failure> {
         ),
         _ => broken(&error),
     })?;
-    let envelope = Envelope {
-        v: VERSION,
-        request: request.clone(),
-    };
+    let envelope = Envelope { v: VERSION, request: request.clone() };
     let mut line = serde_json::to_string(&envelope).expect("requests have text for keys, and writing to memory works");
     line.push('\n');
     let mut connection = BufReader::new(stream);
-    connection
-        .get_mut()
-        .write_all(line.as_bytes())
-        .await
-        .map_err(|error| broken(&error))?;
+    connection.get_mut().write_all(line.as_bytes()).await.map_err(|error| broken(&error))?;
     Ok(connection)
 }
 
 async fn hear(connection: &mut Connection) -> Result<Said, Failure> {
     let mut line = Vec::new();
     let mut bounded = connection.take(MAX_ANSWER as u64);
-    bounded
-        .read_until(b'\n', &mut line)
-        .await
-        .map_err(|error| broken(&error))?;
+    bounded.read_until(b'\n', &mut line).await.map_err(|error| broken(&error))?;
     if !line.ends_with(b"\n") {
         return Err(Failure::new(
             Code::NotRunning,
@@ -132,9 +120,5 @@ fn nonsense(got: &str) -> Failure {
 }
 
 fn broken(error: &io::Error) -> Failure {
-    Failure::new(
-        Code::Internal,
-        format!("the connection to the agent failed: {error}"),
-        "try again",
-    )
+    Failure::new(Code::Internal, format!("the connection to the agent failed: {error}"), "try again")
 }

@@ -78,20 +78,12 @@ pub struct Failure {
 impl Failure {
     /// A failure with its three parts.
     pub fn new(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            hint: hint.into(),
-        }
+        Self { code, message: message.into(), hint: hint.into() }
     }
 
     /// The caller sent something that its own side should not have let through.
     pub fn bad_request(message: impl Into<String>) -> Self {
-        Self::new(
-            Code::BadRequest,
-            message,
-            "see `peerage help` for what this command takes",
-        )
+        Self::new(Code::BadRequest, message, "see `peerage help` for what this command takes")
     }
 }
 
@@ -131,30 +123,25 @@ impl From<ChangeError> for Failure {
             ChangeError::Ambiguous { choices, .. } => {
                 (Code::AmbiguousName, format!("write one of: {}", choices.join(", ")))
             }
-            ChangeError::AliasTaken { .. } => (
-                Code::AliasTaken,
-                "give this peer another name here with --as NAME".into(),
-            ),
+            ChangeError::AliasTaken { .. } => {
+                (Code::AliasTaken, "give this peer another name here with --as NAME".into())
+            }
             ChangeError::ServiceTaken { name, .. } => (
                 Code::ServiceTaken,
                 format!("choose another name or port, or stop offering it first: `peerage expose --remove {name}`"),
             ),
-            ChangeError::UnknownService { known, .. } if known.is_empty() => (
-                Code::UnknownService,
-                "this agent exposes nothing yet: `peerage expose 8080`".into(),
-            ),
-            ChangeError::UnknownService { known, .. } => (
-                Code::UnknownService,
-                format!("this agent exposes: {}", known.join(", ")),
-            ),
-            ChangeError::OwnTicket => (
-                Code::OwnTicket,
-                "run this on the other machine; there, it asks this agent for trust".into(),
-            ),
-            ChangeError::TooMany { .. } => (
-                Code::LimitReached,
-                "wait until some have ended, or remove what is not needed".into(),
-            ),
+            ChangeError::UnknownService { known, .. } if known.is_empty() => {
+                (Code::UnknownService, "this agent exposes nothing yet: `peerage expose 8080`".into())
+            }
+            ChangeError::UnknownService { known, .. } => {
+                (Code::UnknownService, format!("this agent exposes: {}", known.join(", ")))
+            }
+            ChangeError::OwnTicket => {
+                (Code::OwnTicket, "run this on the other machine; there, it asks this agent for trust".into())
+            }
+            ChangeError::TooMany { .. } => {
+                (Code::LimitReached, "wait until some have ended, or remove what is not needed".into())
+            }
         };
         Self::new(code, error.to_string(), hint)
     }
@@ -172,19 +159,14 @@ impl From<UpdateError> for Failure {
 impl From<DialError> for Failure {
     fn from(error: DialError) -> Self {
         let (code, hint) = match &error {
-            DialError::NotTrusted { .. } => (
-                Code::NotTrusted,
-                "ask for trust with a ticket: `peerage handshake TICKET \"why\"`".to_owned(),
-            ),
+            DialError::NotTrusted { .. } => {
+                (Code::NotTrusted, "ask for trust with a ticket: `peerage handshake TICKET \"why\"`".to_owned())
+            }
             DialError::Unreachable { hint, .. } => (Code::Unreachable, hint.clone()),
-            DialError::Refused { .. } => (
-                Code::Refused,
-                "the other side decides with `expose` and `approve --inbound`; ask its owner".into(),
-            ),
-            DialError::Ended { .. } => (
-                Code::SessionEnded,
-                "try again; `peerage status` says why it ended".into(),
-            ),
+            DialError::Refused { .. } => {
+                (Code::Refused, "the other side decides with `expose` and `approve --inbound`; ask its owner".into())
+            }
+            DialError::Ended { .. } => (Code::SessionEnded, "try again; `peerage status` says why it ended".into()),
         };
         Self::new(code, chain(&error), hint)
     }
@@ -198,20 +180,13 @@ mod tests {
     fn a_failure_reads_as_programs_expect_it() {
         let failure = Failure::new(Code::TicketExpired, "the ticket ended", "ask for a new one");
         let text = serde_json::to_string(&failure).expect("it is plain");
-        assert_eq!(
-            text,
-            r#"{"code":"ticket_expired","message":"the ticket ended","hint":"ask for a new one"}"#
-        );
+        assert_eq!(text, r#"{"code":"ticket_expired","message":"the ticket ended","hint":"ask for a new one"}"#);
     }
 
     #[test]
     fn causes_follow_their_error() {
         let cause = std::io::Error::other("disk full");
-        let error = StateError::Io {
-            doing: "write",
-            path: "/x".into(),
-            cause,
-        };
+        let error = StateError::Io { doing: "write", path: "/x".into(), cause };
         assert_eq!(chain(&error), "cannot write `/x`: disk full");
     }
 }

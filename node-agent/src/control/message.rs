@@ -99,12 +99,17 @@ pub enum Request {
         /// Milliseconds between two.
         interval_ms: u64,
     },
-    /// Open a peer's port. After the answer the connection carries its bytes.
+    /// Open a peer's port. Answer: a number; after it the connection carries the port's bytes.
     Connect {
         /// Whom.
         name: String,
         /// Which port.
         port: u16,
+    },
+    /// How a `connect` ended. Answer: null, or the failure that ended it.
+    Outcome {
+        /// The number that it was answered with.
+        connection: u64,
     },
     /// Names of peers and where their ports listen. Stream of [`super::view::Names`], one now and one per change.
     Names,
@@ -192,20 +197,9 @@ mod tests {
 
     #[test]
     fn a_request_is_one_flat_object() {
-        let request = Request::Ping {
-            name: "db".into(),
-            count: 3,
-            interval_ms: 200,
-        };
-        let text = serde_json::to_string(&Envelope {
-            v: 1,
-            request: request.clone(),
-        })
-        .expect("it is plain");
-        assert_eq!(
-            text,
-            r#"{"v":1,"request":"ping","name":"db","count":3,"interval_ms":200}"#
-        );
+        let request = Request::Ping { name: "db".into(), count: 3, interval_ms: 200 };
+        let text = serde_json::to_string(&Envelope { v: 1, request: request.clone() }).expect("it is plain");
+        assert_eq!(text, r#"{"v":1,"request":"ping","name":"db","count":3,"interval_ms":200}"#);
         let read: Envelope = serde_json::from_str(&text).expect("what we write we read");
         assert_eq!(read.request, request);
     }

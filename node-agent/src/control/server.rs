@@ -34,8 +34,8 @@ pub enum Reply {
     Value(Value),
     /// Events until the sender is dropped, the caller goes, or a failure.
     Stream(mpsc::Receiver<Result<Value, Failure>>),
-    /// An answer, then the bytes of a stream through the tunnel.
-    Raw(Value, TunnelStream),
+    /// An answer, then the bytes of a stream through the tunnel; at the end, how that went.
+    Raw(Value, TunnelStream, Box<dyn FnOnce(io::Result<()>) + Send>),
 }
 
 impl std::fmt::Debug for Reply {
@@ -76,10 +76,7 @@ impl ControlSocket {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
+        Ok(Self { listener, path: path.to_owned() })
     }
 
     /// Serves callers for ever; dropping the future turns all of them away.
@@ -119,9 +116,7 @@ impl Drop for ControlSocket {
 
 fn is_owner(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|caller| caller.uid() == own || caller.uid() == 0)
+    stream.peer_cred().is_ok_and(|caller| caller.uid() == own || caller.uid() == 0)
 }
 
 async fn serve_one<H: Handler>(stream: UnixStream, handler: Arc<H>) -> io::Result<()> {
@@ -139,9 +134,10 @@ async fn serve_one<H: Handler>(stream: UnixStream, handler: Arc<H>) -> io::Resul
         Err(failure) => say(&mut stream, Said::Error(failure)).await,
         Ok(Reply::Value(value)) => say(&mut stream, Said::Ok(value)).await,
         Ok(Reply::Stream(events)) => relay_events(&mut stream, events).await,
-        Ok(Reply::Raw(value, mut tunnel)) => {
+        Ok(Reply::Raw(value, mut tunnel, ended)) => {
             say(&mut stream, Said::Ok(value)).await?;
-            copy_bidirectional(&mut stream, &mut tunnel).await.map(drop)
+            ended(copy_bidirectional(&mut stream, &mut tunnel).await.map(drop));
+            Ok(())
         }
     }
 }
@@ -184,9 +180,7 @@ async fn read_request(stream: &mut BufReader<UnixStream>) -> io::Result<Result<R
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     if line.len() > MAX_REQUEST {
-        return Ok(Err(Failure::bad_request(format!(
-            "a request has at most {MAX_REQUEST} bytes"
-        ))));
+        return Ok(Err(Failure::bad_request(format!("a request has at most {MAX_REQUEST} bytes"))));
     }
     Ok(parse_request(&line))
 }
@@ -207,9 +201,7 @@ fn parse_request(line: &[u8]) -> Result<Request, Failure> {
         None => return Err(Failure::bad_request("a request says which version it has: \"v\":1")),
     }
     let envelope: Result<Envelope, _> = serde_json::from_value(value);
-    envelope
-        .map(|envelope| envelope.request)
-        .map_err(|error| Failure::bad_request(error.to_string()))
+    envelope.map(|envelope| envelope.request).map_err(|error| Failure::bad_request(error.to_string()))
 }
 
 #[cfg(test)]

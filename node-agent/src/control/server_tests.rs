@@ -31,7 +31,7 @@ impl Handler for Parrot {
                         heard.reverse();
                         peer.write_all(&heard).await.expect("the caller listens");
                     });
-                    Ok(Reply::Raw(Value::Null, Box::new(ours)))
+                    Ok(Reply::Raw(Value::Null, Box::new(ours), Box::new(drop)))
                 }
                 other => Err(Failure::bad_request(format!("{other:?}"))),
             }
@@ -51,11 +51,7 @@ fn daemon() -> Daemon {
     let socket = ControlSocket::bind(&place.socket()).expect("it binds");
     let mut serving = tokio::task::JoinSet::new();
     serving.spawn(socket.serve(Arc::new(Parrot)));
-    Daemon {
-        place,
-        _dir: dir,
-        _serving: serving,
-    }
+    Daemon { place, _dir: dir, _serving: serving }
 }
 
 async fn said_to(daemon: &Daemon, bytes: &[u8]) -> String {
@@ -72,21 +68,14 @@ async fn a_caller_gets_its_answer_or_its_failure() {
     let daemon = daemon();
     let fine: String = client::call(&daemon.place, &Request::Status).await.expect("it answers");
     assert_eq!(fine, "fine");
-    let failure = client::call::<Value>(&daemon.place, &Request::Peers)
-        .await
-        .expect_err("it fails");
-    assert_eq!(
-        (failure.code, failure.hint.as_str()),
-        (Code::UnknownPeer, "look around")
-    );
+    let failure = client::call::<Value>(&daemon.place, &Request::Peers).await.expect_err("it fails");
+    assert_eq!((failure.code, failure.hint.as_str()), (Code::UnknownPeer, "look around"));
 }
 
 #[tokio::test]
 async fn a_stream_ends_when_the_daemon_ends_it() {
     let daemon = daemon();
-    let mut events = client::stream(&daemon.place, &Request::Events)
-        .await
-        .expect("it answers");
+    let mut events = client::stream(&daemon.place, &Request::Events).await.expect("it answers");
     let mut seen = Vec::new();
     while let Some(event) = events.next::<u32>().await.expect("nothing fails") {
         seen.push(event);
@@ -97,11 +86,8 @@ async fn a_stream_ends_when_the_daemon_ends_it() {
 #[tokio::test]
 async fn connect_carries_bytes_both_ways_with_half_close() {
     let daemon = daemon();
-    let request = Request::Connect {
-        name: "db".into(),
-        port: 80,
-    };
-    let mut raw = client::raw(&daemon.place, &request).await.expect("it answers");
+    let request = Request::Connect { name: "db".into(), port: 80 };
+    let ((), mut raw) = client::raw(&daemon.place, &request).await.expect("it answers");
     raw.write_all(b"abc").await.expect("it is open");
     raw.shutdown().await.expect("it is open");
     let mut answer = String::new();
@@ -113,14 +99,10 @@ async fn connect_carries_bytes_both_ways_with_half_close() {
 async fn nobody_home_is_said_as_such() {
     let dir = tempfile::tempdir().expect("a directory");
     let place = Place::find(Some(dir.path())).expect("a flag is a place");
-    let failure = client::call::<Value>(&place, &Request::Status)
-        .await
-        .expect_err("nobody listens");
+    let failure = client::call::<Value>(&place, &Request::Status).await.expect_err("nobody listens");
     assert_eq!(failure.code, Code::NotRunning);
     drop(UnixListener::bind(place.socket()).expect("it binds")); // a daemon that died leaves its file
-    let failure = client::call::<Value>(&place, &Request::Status)
-        .await
-        .expect_err("nobody listens");
+    let failure = client::call::<Value>(&place, &Request::Status).await.expect_err("nobody listens");
     assert_eq!(failure.code, Code::NotRunning);
 }
 
@@ -139,9 +121,7 @@ async fn garbage_is_answered_and_harms_nobody_else() {
         let answer = said_to(&daemon, bytes).await;
         assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{bytes:?}: {answer}");
     }
-    let fine: String = client::call(&daemon.place, &Request::Status)
-        .await
-        .expect("it still answers");
+    let fine: String = client::call(&daemon.place, &Request::Status).await.expect("it still answers");
     assert_eq!(fine, "fine");
 }
 
@@ -158,11 +138,7 @@ async fn the_socket_is_its_owners_and_goes_with_the_daemon() {
     let path = daemon.place.socket();
     let mode = fs::metadata(&path).expect("it is there").permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
-    let Daemon {
-        _serving: mut serving,
-        _dir: dir,
-        ..
-    } = daemon;
+    let Daemon { _serving: mut serving, _dir: dir, .. } = daemon;
     serving.shutdown().await;
     assert!(!path.exists());
     drop(dir);

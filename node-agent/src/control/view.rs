@@ -280,6 +280,13 @@ pub enum Event {
         /// How it sees us.
         observed: Option<SocketAddr>,
     },
+    /// A relay does not take us.
+    RelayRefused {
+        /// Which.
+        relay: String,
+        /// Why, in its words.
+        reason: String,
+    },
     /// The NAT became known.
     Nat {
         /// What it is.

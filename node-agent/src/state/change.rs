@@ -102,6 +102,8 @@ pub enum ChangeError {
 pub enum Reception {
     /// It waits for its answer.
     Waiting,
+    /// We have said yes before; there is nothing to answer.
+    AlreadyTrusted,
     /// Its authority, or everybody together, has too many waiting.
     Dropped,
 }
@@ -132,10 +134,7 @@ impl Document {
     /// [`ChangeError::TooMany`].
     pub fn invite(&mut self, id: TrustId, expires: UnixTime) -> Result<(), ChangeError> {
         if self.invites.len() >= MAX_INVITES {
-            return Err(ChangeError::TooMany {
-                what: "open invitations",
-                limit: MAX_INVITES,
-            });
+            return Err(ChangeError::TooMany { what: "open invitations", limit: MAX_INVITES });
         }
         self.invites.push(Invitation { id, expires });
         Ok(())
@@ -157,25 +156,26 @@ impl Document {
         if peer == *us {
             return Err(ChangeError::OwnTicket);
         }
-        let met = Met {
-            peer: &peer,
-            record: &ticket.record,
-            relays: &ticket.relays,
-            reason,
-        };
+        let met = Met { peer: &peer, record: &ticket.record, relays: &ticket.relays, reason };
         let trust = self.consent(&met, consent, Inbound::NOTHING, now)?;
         self.sent.retain(|sent| sent.peer != peer);
-        self.sent.push(Sent {
-            peer,
-            reason: printable(reason, MAX_REASON),
-            sent: now,
-        });
+        self.sent.push(Sent { peer, reason: printable(reason, MAX_REASON), sent: now });
         Ok(trust)
     }
 
     /// Takes in a request and uses its invitation up, whether or not there is room for the request.
     pub fn receive(&mut self, request: Received) -> Reception {
         self.invites.retain(|invite| invite.id != request.invite);
+        if let Some(trust) = self.trusts.iter_mut().find(|trust| trust.peer == request.asker) {
+            // The session proved who asks, and the same root signs: its newer keys and place are as good as the old.
+            for record in &request.records {
+                learn_record(&mut trust.records, record);
+            }
+            if !request.relays.is_empty() {
+                trust.relays = request.relays.iter().take(MAX_RELAYS).cloned().collect();
+            }
+            return Reception::AlreadyTrusted;
+        }
         let same = |other: &Received| other.asker.authority == request.asker.authority;
         self.requests.retain(|other| other.asker != request.asker);
         if self.requests.len() >= MAX_REQUESTS
@@ -201,20 +201,12 @@ impl Document {
                 let [record, ..] = &request.records[..] else {
                     return Err(ChangeError::UnknownRequest { name: name.clone() });
                 };
-                let met = Met {
-                    peer: &request.asker,
-                    record,
-                    relays: &request.relays,
-                    reason: &request.reason,
-                };
+                let met = Met { peer: &request.asker, record, relays: &request.relays, reason: &request.reason };
                 let trust = self.consent(&met, consent, Inbound::Everything, now)?;
                 self.requests.retain(|other| other.asker != request.asker);
                 Ok(trust)
             }
-            Err(Unmatched::Ambiguous { choices }) => Err(ChangeError::Ambiguous {
-                name: name.clone(),
-                choices,
-            }),
+            Err(Unmatched::Ambiguous { choices }) => Err(ChangeError::Ambiguous { name: name.clone(), choices }),
             Err(Unmatched::Unknown) => {
                 let id = match self.peer(name) {
                     Ok(trust) => trust.id,
@@ -232,14 +224,10 @@ impl Document {
     /// [`ChangeError::UnknownRequest`] or [`ChangeError::Ambiguous`].
     pub fn reject(&mut self, name: &PeerRef) -> Result<Received, ChangeError> {
         let found =
-            name.find(&self.requests, |request| &request.asker, |_| None)
-                .map_err(|unmatched| match unmatched {
-                    Unmatched::Unknown => ChangeError::UnknownRequest { name: name.clone() },
-                    Unmatched::Ambiguous { choices } => ChangeError::Ambiguous {
-                        name: name.clone(),
-                        choices,
-                    },
-                })?;
+            name.find(&self.requests, |request| &request.asker, |_| None).map_err(|unmatched| match unmatched {
+                Unmatched::Unknown => ChangeError::UnknownRequest { name: name.clone() },
+                Unmatched::Ambiguous { choices } => ChangeError::Ambiguous { name: name.clone(), choices },
+            })?;
         let request = found.clone();
         self.requests.retain(|other| other.asker != request.asker);
         Ok(request)
@@ -253,24 +241,15 @@ impl Document {
         let trust = self.peer(name)?.clone();
         self.trusts.retain(|other| other.id != trust.id);
         self.sent.retain(|sent| sent.peer != trust.peer);
-        self.revoked.push(Revoked {
-            id: trust.id,
-            peer: trust.peer.clone(),
-            at: now,
-        });
+        self.revoked.push(Revoked { id: trust.id, peer: trust.peer.clone(), at: now });
         Ok(trust)
     }
 
     /// Refuses one running instance of a peer until every passport it may have has ended.
     pub fn deny(&mut self, authority: Fingerprint, instance: InstanceId, now: UnixTime) {
         let until = now.plus(passport::LIFETIME).plus(passport::BACKDATED);
-        self.denied
-            .retain(|denied| (denied.authority, denied.instance) != (authority, instance));
-        self.denied.push(Denied {
-            authority,
-            instance,
-            until,
-        });
+        self.denied.retain(|denied| (denied.authority, denied.instance) != (authority, instance));
+        self.denied.push(Denied { authority, instance, until });
     }
 
     /// Offers a port. Offering the same again with another target moves it.
@@ -285,17 +264,11 @@ impl Document {
             other.name == service.name || (other.port, other.protocol) == (service.port, service.protocol)
         };
         if let Some(there) = self.services.iter().filter(clash).find(|other| !same(other)) {
-            return Err(ChangeError::ServiceTaken {
-                name: there.name.clone(),
-                port: there.port,
-            });
+            return Err(ChangeError::ServiceTaken { name: there.name.clone(), port: there.port });
         }
         self.services.retain(|other| !same(other));
         if self.services.len() >= MAX_PORTS {
-            return Err(ChangeError::TooMany {
-                what: "exposed ports",
-                limit: MAX_PORTS,
-            });
+            return Err(ChangeError::TooMany { what: "exposed ports", limit: MAX_PORTS });
         }
         self.services.push(service.clone());
         Ok(())
@@ -308,11 +281,7 @@ impl Document {
     pub fn unexpose(&mut self, name: &str) -> Result<Vec<Service>, ChangeError> {
         let meant = |service: &Service| service.name.as_str() == name || service.port.to_string() == name;
         let gone: Vec<Service> = self.services.extract_if(.., |service| meant(service)).collect();
-        if gone.is_empty() {
-            Err(self.unknown_service(name))
-        } else {
-            Ok(gone)
-        }
+        if gone.is_empty() { Err(self.unknown_service(name)) } else { Ok(gone) }
     }
 
     /// Names of services for what a person typed: names or port numbers.
@@ -323,12 +292,7 @@ impl Document {
         let mut names = Vec::new();
         for text in typed {
             let meant = |service: &&Service| service.name.as_str() == text || service.port.to_string() == *text;
-            let found: Vec<Label> = self
-                .services
-                .iter()
-                .filter(meant)
-                .map(|service| service.name.clone())
-                .collect();
+            let found: Vec<Label> = self.services.iter().filter(meant).map(|service| service.name.clone()).collect();
             if found.is_empty() {
                 return Err(self.unknown_service(text));
             }
@@ -344,14 +308,10 @@ impl Document {
     /// # Errors
     /// [`ChangeError::UnknownPeer`] or [`ChangeError::Ambiguous`].
     pub fn peer(&self, name: &PeerRef) -> Result<&Trust, ChangeError> {
-        name.find(&self.trusts, |trust| &trust.peer, |trust| Some(&trust.alias))
-            .map_err(|unmatched| match unmatched {
-                Unmatched::Unknown => ChangeError::UnknownPeer { name: name.clone() },
-                Unmatched::Ambiguous { choices } => ChangeError::Ambiguous {
-                    name: name.clone(),
-                    choices,
-                },
-            })
+        name.find(&self.trusts, |trust| &trust.peer, |trust| Some(&trust.alias)).map_err(|unmatched| match unmatched {
+            Unmatched::Unknown => ChangeError::UnknownPeer { name: name.clone() },
+            Unmatched::Ambiguous { choices } => ChangeError::Ambiguous { name: name.clone(), choices },
+        })
     }
 
     /// Notes that a peer we asked has said yes: there is a session with it. True when we were waiting for it.
@@ -368,31 +328,19 @@ impl Document {
         let (requests, invites) = (self.requests.len(), self.invites.len());
         let trusts: Vec<Trust> = self.trusts.extract_if(.., |trust| over(trust.expires)).collect();
         // An ended consent is as final as a revoked one: a clock set back must not revive it.
-        self.revoked.extend(trusts.iter().map(|trust| Revoked {
-            id: trust.id,
-            peer: trust.peer.clone(),
-            at: now,
-        }));
+        self.revoked.extend(trusts.iter().map(|trust| Revoked { id: trust.id, peer: trust.peer.clone(), at: now }));
         self.requests.retain(|request| !old(request.received));
         self.invites.retain(|invite| invite.expires > now);
-        self.sent
-            .retain(|sent| !old(sent.sent) && trusts.iter().all(|trust| trust.peer != sent.peer));
+        self.sent.retain(|sent| !old(sent.sent) && trusts.iter().all(|trust| trust.peer != sent.peer));
         self.denied.retain(|denied| denied.until > now);
-        Ended {
-            trusts,
-            requests: requests - self.requests.len(),
-            invites: invites - self.invites.len(),
-        }
+        Ended { trusts, requests: requests - self.requests.len(), invites: invites - self.invites.len() }
     }
 
     /// The earliest moment at which [`Self::sweep`] would remove something.
     #[must_use]
     pub fn next_end(&self) -> Option<UnixTime> {
         let trusts = self.trusts.iter().filter_map(|trust| trust.expires);
-        let requests = self
-            .requests
-            .iter()
-            .map(|request| request.received.plus(REQUEST_LIFETIME));
+        let requests = self.requests.iter().map(|request| request.received.plus(REQUEST_LIFETIME));
         let sent = self.sent.iter().map(|sent| sent.sent.plus(REQUEST_LIFETIME));
         let invites = self.invites.iter().map(|invite| invite.expires);
         let denied = self.denied.iter().map(|denied| denied.until);
@@ -435,11 +383,7 @@ impl Document {
 
     /// Changes what was said about an existing trust, and nothing else.
     fn amend(&mut self, id: TrustId, consent: &Consent) -> Result<Trust, ChangeError> {
-        let at = self
-            .trusts
-            .iter()
-            .position(|trust| trust.id == id)
-            .expect("the caller found it in this list");
+        let at = self.trusts.iter().position(|trust| trust.id == id).expect("the caller found it in this list");
         if let Some(alias) = &consent.alias {
             self.refuse_taken(alias, &self.trusts[at].peer)?;
         }
@@ -452,25 +396,15 @@ impl Document {
     }
 
     fn refuse_taken(&self, alias: &Label, peer: &AgentId) -> Result<(), ChangeError> {
-        match self
-            .trusts
-            .iter()
-            .find(|trust| trust.alias == *alias && trust.peer != *peer)
-        {
-            Some(trust) => Err(ChangeError::AliasTaken {
-                alias: alias.clone(),
-                holder: trust.peer.clone(),
-            }),
+        match self.trusts.iter().find(|trust| trust.alias == *alias && trust.peer != *peer) {
+            Some(trust) => Err(ChangeError::AliasTaken { alias: alias.clone(), holder: trust.peer.clone() }),
             None => Ok(()),
         }
     }
 
     fn unknown_service(&self, name: &str) -> ChangeError {
         let known = self.services.iter().map(|service| service.name.to_string()).collect();
-        ChangeError::UnknownService {
-            name: name.to_owned(),
-            known,
-        }
+        ChangeError::UnknownService { name: name.to_owned(), known }
     }
 }
 

@@ -13,13 +13,7 @@ fn authority(seed: u8) -> Authority {
 }
 
 fn consent(id: u8) -> Consent {
-    Consent {
-        id: TrustId([id; 16]),
-        alias: None,
-        inbound: None,
-        expires: None,
-        path: None,
-    }
+    Consent { id: TrustId([id; 16]), alias: None, inbound: None, expires: None, path: None }
 }
 
 fn name(text: &str) -> PeerRef {
@@ -66,9 +60,7 @@ fn an_approved_asker_may_reach_what_we_expose_and_no_longer_waits() {
 #[test]
 fn asking_somebody_lets_it_reach_nothing_here() {
     let mut document = Document::default();
-    let trust = document
-        .handshake(&us(), &ticket(2), "why", &consent(1), NOW)
-        .expect("it is a ticket");
+    let trust = document.handshake(&us(), &ticket(2), "why", &consent(1), NOW).expect("it is a ticket");
     assert_eq!(trust.inbound, Inbound::NOTHING);
     assert_eq!(document.sent.len(), 1);
     assert!(document.answered(&trust.peer), "a session is its yes");
@@ -78,12 +70,8 @@ fn asking_somebody_lets_it_reach_nothing_here() {
 #[test]
 fn asking_twice_keeps_one_trust_and_its_id() {
     let mut document = Document::default();
-    let first = document
-        .handshake(&us(), &ticket(2), "why", &consent(1), NOW)
-        .expect("it is a ticket");
-    let again = document
-        .handshake(&us(), &ticket(2), "why", &consent(2), NOW)
-        .expect("it is a ticket");
+    let first = document.handshake(&us(), &ticket(2), "why", &consent(1), NOW).expect("it is a ticket");
+    let again = document.handshake(&us(), &ticket(2), "why", &consent(2), NOW).expect("it is a ticket");
     assert_eq!(first.id, again.id);
     assert_eq!((document.trusts.len(), document.sent.len()), (1, 1));
 }
@@ -92,10 +80,7 @@ fn asking_twice_keeps_one_trust_and_its_id() {
 fn our_own_ticket_is_refused() {
     let mut document = Document::default();
     let us = authority(2).agent("db".parse().expect("a name"));
-    assert_eq!(
-        document.handshake(&us, &ticket(2), "why", &consent(1), NOW),
-        Err(ChangeError::OwnTicket)
-    );
+    assert_eq!(document.handshake(&us, &ticket(2), "why", &consent(1), NOW), Err(ChangeError::OwnTicket));
 }
 
 #[test]
@@ -104,10 +89,7 @@ fn a_name_that_two_askers_use_is_not_guessed() {
     document.receive(request(2, "db"));
     document.receive(request(3, "db"));
     let refused = document.approve(&name("db"), &consent(1), NOW);
-    assert!(
-        matches!(refused, Err(ChangeError::Ambiguous { ref choices, .. }) if choices.len() == 2),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(ChangeError::Ambiguous { ref choices, .. }) if choices.len() == 2), "{refused:?}");
     let exact = format!("db@{}", &authority(3).fingerprint().to_string()[..8]);
     let trust = document.approve(&name(&exact), &consent(1), NOW).expect("one is meant");
     assert_eq!(trust.peer.authority, authority(3).fingerprint());
@@ -123,9 +105,7 @@ fn a_second_peer_of_one_name_needs_an_alias() {
     assert!(matches!(refused, Err(ChangeError::AliasTaken { .. })), "{refused:?}");
     assert_eq!(document.requests.len(), 1, "the request still waits");
     let alias = Some("other-db".parse().expect("a label"));
-    document
-        .approve(&name("db"), &Consent { alias, ..consent(2) }, NOW)
-        .expect("the alias is free");
+    document.approve(&name("db"), &Consent { alias, ..consent(2) }, NOW).expect("the alias is free");
 }
 
 #[test]
@@ -134,13 +114,8 @@ fn approving_a_peer_again_changes_only_what_is_said() {
     document.receive(request(2, "db"));
     document.approve(&name("db"), &consent(1), NOW).expect("one asks");
     let expires = Some(NOW.plus(Duration::from_secs(60)));
-    let changed = document
-        .approve(&name("db"), &Consent { expires, ..consent(2) }, NOW)
-        .expect("it is a peer");
-    assert_eq!(
-        (changed.id, changed.inbound, changed.expires),
-        (TrustId([1; 16]), Inbound::Everything, expires)
-    );
+    let changed = document.approve(&name("db"), &Consent { expires, ..consent(2) }, NOW).expect("it is a peer");
+    assert_eq!((changed.id, changed.inbound, changed.expires), (TrustId([1; 16]), Inbound::Everything, expires));
 }
 
 #[test]
@@ -148,10 +123,7 @@ fn nobody_asked_means_nothing_to_approve_or_reject() {
     let mut document = Document::default();
     let refused = document.approve(&name("db"), &consent(1), NOW);
     assert_eq!(refused, Err(ChangeError::UnknownRequest { name: name("db") }));
-    assert_eq!(
-        document.reject(&name("db")),
-        Err(ChangeError::UnknownRequest { name: name("db") })
-    );
+    assert_eq!(document.reject(&name("db")), Err(ChangeError::UnknownRequest { name: name("db") }));
 }
 
 #[test]
@@ -161,16 +133,8 @@ fn one_authority_cannot_fill_the_list_of_requests() {
         assert_eq!(document.receive(request(2, &format!("a{i}"))), Reception::Waiting);
     }
     assert_eq!(document.receive(request(2, "one-more")), Reception::Dropped);
-    assert_eq!(
-        document.receive(request(2, "a3")),
-        Reception::Waiting,
-        "asking again replaces"
-    );
-    assert_eq!(
-        document.receive(request(3, "other")),
-        Reception::Waiting,
-        "others still may"
-    );
+    assert_eq!(document.receive(request(2, "a3")), Reception::Waiting, "asking again replaces");
+    assert_eq!(document.receive(request(3, "other")), Reception::Waiting, "others still may");
 }
 
 #[test]
@@ -214,10 +178,7 @@ fn a_revoked_trust_is_remembered_by_its_id() {
     document.revoke(&name("db"), NOW).expect("it is a peer");
     assert!(document.trusts.is_empty());
     assert_eq!(document.revoked[0].id, TrustId([1; 16]));
-    assert_eq!(
-        document.revoke(&name("db"), NOW),
-        Err(ChangeError::UnknownPeer { name: name("db") })
-    );
+    assert_eq!(document.revoke(&name("db"), NOW), Err(ChangeError::UnknownPeer { name: name("db") }));
 }
 
 #[test]
@@ -225,13 +186,9 @@ fn what_has_ended_is_swept_up_at_its_moment_and_not_before() {
     let mut document = Document::default();
     document.receive(request(2, "db"));
     let expires = Some(NOW.plus(Duration::from_secs(60)));
-    document
-        .approve(&name("db"), &Consent { expires, ..consent(1) }, NOW)
-        .expect("one asks");
+    document.approve(&name("db"), &Consent { expires, ..consent(1) }, NOW).expect("one asks");
     document.receive(request(3, "late"));
-    document
-        .invite(TrustId([5; 16]), NOW.plus(Duration::from_secs(30)))
-        .expect("there is room");
+    document.invite(TrustId([5; 16]), NOW.plus(Duration::from_secs(30))).expect("there is room");
     assert_eq!(document.next_end(), Some(NOW.plus(Duration::from_secs(30))));
     assert!(document.sweep(NOW.plus(Duration::from_secs(29))).is_empty());
     let ended = document.sweep(NOW.plus(Duration::from_secs(60)));
@@ -250,21 +207,13 @@ fn a_port_is_exposed_once_and_may_move_its_target() {
     assert_eq!(document.services.len(), 1);
     for taken in ["web=80:8080", "mcp=81"] {
         let refused = document.expose(&service(taken));
-        assert!(
-            matches!(refused, Err(ChangeError::ServiceTaken { .. })),
-            "{taken}: {refused:?}"
-        );
+        assert!(matches!(refused, Err(ChangeError::ServiceTaken { .. })), "{taken}: {refused:?}");
     }
-    document
-        .expose(&service("quic=80/udp"))
-        .expect("UDP 80 is another port");
+    document.expose(&service("quic=80/udp")).expect("UDP 80 is another port");
     let names = document.service_names(&["80".into()]).expect("both are called 80");
     assert_eq!(names.len(), 2);
     assert_eq!(document.unexpose("mcp").expect("it was there").len(), 1);
-    assert!(matches!(
-        document.unexpose("mcp"),
-        Err(ChangeError::UnknownService { .. })
-    ));
+    assert!(matches!(document.unexpose("mcp"), Err(ChangeError::UnknownService { .. })));
 }
 
 #[test]
@@ -278,4 +227,17 @@ fn the_two_newest_records_of_an_authority_are_kept() {
     }
     let sequences: Vec<u64> = records.iter().map(AuthorityRecord::sequence).collect();
     assert_eq!(sequences, [3, 2]);
+}
+
+#[test]
+fn whom_we_trust_already_need_not_wait_when_it_asks() {
+    let mut document = Document::default();
+    document.receive(request(2, "db"));
+    document.approve(&name("db"), &consent(1), NOW).expect("one asks");
+    let relay = format!("{}@relay.example:3478", data_encoding::BASE32_NOPAD.encode(&[5; 32]));
+    let relays = vec![relay.parse().expect("a relay")];
+    let moved = Received { relays: relays.clone(), ..request(2, "db") };
+    assert_eq!(document.receive(moved), Reception::AlreadyTrusted);
+    assert!(document.requests.is_empty());
+    assert_eq!(document.trusts[0].relays, relays);
 }

@@ -78,11 +78,7 @@ impl Service {
     /// As peers see it.
     #[must_use]
     pub fn as_port(&self) -> Port {
-        Port {
-            name: self.name.clone(),
-            number: self.port,
-            protocol: self.protocol.into(),
-        }
+        Port { name: self.name.clone(), number: self.port, protocol: self.protocol.into() }
     }
 }
 

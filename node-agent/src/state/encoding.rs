@@ -77,10 +77,7 @@ pub mod texts {
         deserializer: D,
     ) -> Result<Vec<T>, D::Error> {
         let texts = Vec::<String>::deserialize(deserializer)?;
-        texts
-            .iter()
-            .map(|text| text.parse().map_err(de::Error::custom))
-            .collect()
+        texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
     }
 }
 
@@ -132,8 +129,7 @@ pub mod optional_time {
     /// When the text is not a time.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UnixTime>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| parse_rfc3339(&text).map_err(de::Error::custom))
-            .transpose()
+        text.map(|text| parse_rfc3339(&text).map_err(de::Error::custom)).transpose()
     }
 }
 

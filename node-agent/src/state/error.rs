@@ -88,10 +88,7 @@ impl StateError {
             Self::NoPlace => "name a directory with --state or PEERAGE_STATE".into(),
             Self::InUse { .. } => "stop it with `peerage down`, or give this one its own directory with --state".into(),
             Self::Exposed { path, .. } => {
-                format!(
-                    "run `chmod go-rwx {}`, or choose another place with --state",
-                    path.display()
-                )
+                format!("run `chmod go-rwx {}`, or choose another place with --state", path.display())
             }
             Self::Damaged { path, .. } | Self::Missing { path, .. } => format!(
                 "put `{}` back from a backup; to give this identity up and start anew, move the whole directory away (every peer must then be asked again)",

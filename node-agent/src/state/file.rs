@@ -24,11 +24,7 @@ pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StateError> 
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -51,14 +47,9 @@ pub(super) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     let metadata = file.metadata().map_err(|cause| io_error("read", path, cause))?;
     refuse_exposed(path, metadata.permissions().mode())?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|cause| io_error("read", path, cause))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|cause| io_error("read", path, cause))?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(StateError::Damaged {
-            path: path.to_owned(),
-            what: format!("it has more than {MAX_FILE} bytes"),
-        });
+        return Err(StateError::Damaged { path: path.to_owned(), what: format!("it has more than {MAX_FILE} bytes") });
     }
     Ok(Some(bytes))
 }
@@ -85,19 +76,12 @@ pub(super) fn private_directory(path: &Path) -> Result<(), StateError> {
 fn refuse_exposed(path: &Path, mode: u32) -> Result<(), StateError> {
     match mode & OTHERS {
         0 => Ok(()),
-        _ => Err(StateError::Exposed {
-            path: path.to_owned(),
-            mode: mode & 0o777,
-        }),
+        _ => Err(StateError::Exposed { path: path.to_owned(), mode: mode & 0o777 }),
     }
 }
 
 pub(super) fn io_error(doing: &'static str, path: &Path, cause: io::Error) -> StateError {
-    StateError::Io {
-        doing,
-        path: path.to_owned(),
-        cause,
-    }
+    StateError::Io { doing, path: path.to_owned(), cause }
 }
 
 #[cfg(test)]
@@ -127,10 +111,7 @@ mod tests {
         write_atomic(&path, b"key").expect("it writes");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("it is ours");
         let refused = read_private(&path);
-        assert!(
-            matches!(refused, Err(StateError::Exposed { mode: 0o640, .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(StateError::Exposed { mode: 0o640, .. })), "{refused:?}");
     }
 
     #[test]

@@ -67,9 +67,7 @@ impl Place {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         let path = self.file("control.sock");
-        let runtime = env::var_os("XDG_RUNTIME_DIR")
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute());
+        let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
         match runtime {
             Some(runtime) if path.as_os_str().len() > MAX_SOCKET_PATH => {
                 let hash = sha256(&[self.0.as_os_str().as_encoded_bytes()]);
@@ -87,18 +85,10 @@ impl Place {
         private_directory(&self.0)?;
         let path = self.file("lock");
         let failed = |cause| io_error("lock", &path, cause);
-        let options = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path);
+        let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let lock = options.map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Home {
-                place: self,
-                _lock: lock,
-            }),
+            Ok(()) => Ok(Home { place: self, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(StateError::InUse { path: self.0 }),
             Err(TryLockError::Error(cause)) => Err(failed(cause)),
         }

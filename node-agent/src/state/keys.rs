@@ -19,26 +19,18 @@ const FINGERPRINT: &str = "authority.fingerprint";
 /// # Errors
 /// [`StateError`]; the key is written before the fingerprint, so a crash between the two is no error.
 pub(super) fn load_or_create(home: &Home, now: UnixTime) -> Result<Authority, StateError> {
-    let (expected, key) = (
-        read_fingerprint(home)?,
-        read_private(&home.file(KEY))?.map(Zeroizing::new),
-    );
+    let (expected, key) = (read_fingerprint(home)?, read_private(&home.file(KEY))?.map(Zeroizing::new));
     let authority = match (key, expected) {
         (Some(bytes), _) => decode(home, &bytes, now)?,
         (None, Some(authority)) => {
-            return Err(StateError::Missing {
-                path: home.file(KEY),
-                authority,
-            });
+            return Err(StateError::Missing { path: home.file(KEY), authority });
         }
         (None, None) => create(home, now)?,
     };
     match expected {
-        Some(expected) if expected != authority.fingerprint() => Err(StateError::WrongKey {
-            path: home.file(KEY),
-            found: authority.fingerprint(),
-            expected,
-        }),
+        Some(expected) if expected != authority.fingerprint() => {
+            Err(StateError::WrongKey { path: home.file(KEY), found: authority.fingerprint(), expected })
+        }
         Some(_) => Ok(authority),
         None => {
             let line = format!("{}\n", authority.fingerprint());
@@ -57,10 +49,7 @@ pub(super) fn read_fingerprint(home: &Home) -> Result<Option<Fingerprint>, State
     let parsed = str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
     match parsed {
         Some(fingerprint) => Ok(Some(fingerprint)),
-        None => Err(StateError::Damaged {
-            path,
-            what: "it is not a fingerprint of 64 hex digits".into(),
-        }),
+        None => Err(StateError::Damaged { path, what: "it is not a fingerprint of 64 hex digits".into() }),
     }
 }
 
@@ -86,10 +75,7 @@ fn create(home: &Home, now: UnixTime) -> Result<Authority, StateError> {
 }
 
 fn decode(home: &Home, bytes: &[u8], now: UnixTime) -> Result<Authority, StateError> {
-    let damaged = |what: String| StateError::Damaged {
-        path: home.file(KEY),
-        what,
-    };
+    let damaged = |what: String| StateError::Damaged { path: home.file(KEY), what };
     let secrets: AuthoritySecrets = minicbor::decode(bytes).map_err(|error| damaged(error.to_string()))?;
     Authority::restore(&secrets, now).map_err(|error: RecordError| damaged(error.to_string()))
 }
@@ -105,10 +91,7 @@ mod tests {
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
     fn home(dir: &Path) -> Home {
-        Place::find(Some(dir))
-            .expect("a flag is a place")
-            .take()
-            .expect("nobody else is here")
+        Place::find(Some(dir)).expect("a flag is a place").take().expect("nobody else is here")
     }
 
     #[test]

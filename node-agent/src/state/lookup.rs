@@ -27,22 +27,14 @@ impl FromStr for PeerRef {
     type Err = InvalidPeerRef;
 
     fn from_str(text: &str) -> Result<Self, InvalidPeerRef> {
-        let (name, prefix) = text
-            .split_once('@')
-            .map_or((text, None), |(name, prefix)| (name, Some(prefix)));
+        let (name, prefix) = text.split_once('@').map_or((text, None), |(name, prefix)| (name, Some(prefix)));
         let hex = |prefix: &str| {
-            !prefix.is_empty()
-                && prefix
-                    .bytes()
-                    .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+            !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         };
         if text.len() > MAX_TEXT || name.parse::<peerage_model::AgentName>().is_err() || !prefix.is_none_or(hex) {
             return Err(InvalidPeerRef);
         }
-        Ok(Self {
-            name: name.to_owned(),
-            prefix: prefix.map(str::to_owned),
-        })
+        Ok(Self { name: name.to_owned(), prefix: prefix.map(str::to_owned) })
     }
 }
 
@@ -67,25 +59,17 @@ impl PeerRef {
         alias: impl Fn(&T) -> Option<&Label>,
     ) -> Result<&'a T, Unmatched> {
         let fits = |item: &&T| {
-            self.prefix
-                .as_ref()
-                .is_none_or(|prefix| id(item).authority.to_string().starts_with(prefix.as_str()))
+            self.prefix.as_ref().is_none_or(|prefix| id(item).authority.to_string().starts_with(prefix.as_str()))
         };
         let aliased = |item: &&T| alias(item).is_some_and(|alias| alias.as_str() == self.name);
         if let Some(item) = items.iter().filter(fits).find(aliased) {
             return Ok(item);
         }
-        let found: Vec<&T> = items
-            .iter()
-            .filter(fits)
-            .filter(|item| id(item).name.as_str() == self.name)
-            .collect();
+        let found: Vec<&T> = items.iter().filter(fits).filter(|item| id(item).name.as_str() == self.name).collect();
         match found[..] {
             [item] => Ok(item),
             [] => Err(Unmatched::Unknown),
-            _ => Err(Unmatched::Ambiguous {
-                choices: found.into_iter().map(|item| short(id(item))).collect(),
-            }),
+            _ => Err(Unmatched::Ambiguous { choices: found.into_iter().map(|item| short(id(item))).collect() }),
         }
     }
 }
@@ -114,16 +98,11 @@ mod tests {
     use peerage_model::Fingerprint;
 
     fn id(authority: u8, name: &str) -> AgentId {
-        AgentId {
-            authority: Fingerprint([authority; 32]),
-            name: name.parse().expect("a name"),
-        }
+        AgentId { authority: Fingerprint([authority; 32]), name: name.parse().expect("a name") }
     }
 
     fn find<'a>(text: &str, ids: &'a [AgentId]) -> Result<&'a AgentId, Unmatched> {
-        text.parse::<PeerRef>()
-            .expect("it names a peer")
-            .find(ids, |id| id, |_| None)
+        text.parse::<PeerRef>().expect("it names a peer").find(ids, |id| id, |_| None)
     }
 
     #[test]
@@ -139,15 +118,10 @@ mod tests {
     #[test]
     fn an_alias_is_found_before_a_name() {
         let items = [(id(1, "db"), "other"), (id(2, "x"), "db")];
-        let labels: Vec<(AgentId, Label)> = items
-            .iter()
-            .map(|(id, alias)| (id.clone(), alias.parse().expect("a label")))
-            .collect();
+        let labels: Vec<(AgentId, Label)> =
+            items.iter().map(|(id, alias)| (id.clone(), alias.parse().expect("a label"))).collect();
         let wanted: PeerRef = "db".parse().expect("it names a peer");
-        assert_eq!(
-            wanted.find(&labels, |item| &item.0, |item| Some(&item.1)),
-            Ok(&labels[1])
-        );
+        assert_eq!(wanted.find(&labels, |item| &item.0, |item| Some(&item.1)), Ok(&labels[1]));
     }
 
     #[test]

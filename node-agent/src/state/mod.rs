@@ -76,10 +76,7 @@ impl Store {
         let document = match (document, keys::read_fingerprint(&home)?) {
             (Some(document), _) => document,
             (None, Some(authority)) => {
-                return Err(StateError::Missing {
-                    path: home.file(DOCUMENT),
-                    authority,
-                });
+                return Err(StateError::Missing { path: home.file(DOCUMENT), authority });
             }
             (None, None) => {
                 let document = Document::default();
@@ -89,12 +86,7 @@ impl Store {
         };
         let authority = keys::load_or_create(&home, now)?;
         let invites = read_invites(&home)?;
-        Ok(Self {
-            home,
-            authority,
-            document,
-            invites,
-        })
+        Ok(Self { home, authority, document, invites })
     }
 
     /// Where it is.
@@ -168,23 +160,13 @@ fn read_document(home: &Home) -> Result<Option<Document>, StateError> {
     let Some(bytes) = read_private(&path)? else {
         return Ok(None);
     };
-    let damaged = |error: serde_json::Error| StateError::Damaged {
-        path: path.clone(),
-        what: error.to_string(),
-    };
+    let damaged = |error: serde_json::Error| StateError::Damaged { path: path.clone(), what: error.to_string() };
     // The version first, so that a later format is not called damage.
     let value: Value = serde_json::from_slice(&bytes).map_err(damaged)?;
     match value.get("version").and_then(Value::as_u64) {
         Some(document::VERSION) => serde_json::from_slice(&bytes).map(Some).map_err(damaged),
-        Some(found) if found > document::VERSION => Err(StateError::Newer {
-            path,
-            found,
-            known: document::VERSION,
-        }),
-        Some(_) | None => Err(StateError::Damaged {
-            path,
-            what: "it does not say which format it has".into(),
-        }),
+        Some(found) if found > document::VERSION => Err(StateError::Newer { path, found, known: document::VERSION }),
+        Some(_) | None => Err(StateError::Damaged { path, what: "it does not say which format it has".into() }),
     }
 }
 
@@ -200,10 +182,7 @@ fn read_invites(home: &Home) -> Result<InviteSecrets, StateError> {
     let Some(bytes) = read_private(&path)?.map(Zeroizing::new) else {
         return Ok(InviteSecrets::new());
     };
-    minicbor::decode(&bytes).map_err(|error| StateError::Damaged {
-        path,
-        what: error.to_string(),
-    })
+    minicbor::decode(&bytes).map_err(|error| StateError::Damaged { path, what: error.to_string() })
 }
 
 fn write_invites(home: &Home, invites: &InviteSecrets) -> Result<(), StateError> {
@@ -226,9 +205,7 @@ mod tests {
     }
 
     fn invite(store: &mut Store, id: u8, expires: UnixTime) {
-        store
-            .invite(TrustId([id; 16]), PairSecret::from_bytes([id; 32]), expires)
-            .expect("there is room");
+        store.invite(TrustId([id; 16]), PairSecret::from_bytes([id; 32]), expires).expect("there is room");
     }
 
     #[test]
@@ -236,9 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut store = open(dir.path()).expect("a new state");
         let expose = |document: &mut Document| document.expose(&"mcp=80:8080".parse().expect("a service"));
-        store
-            .change(|document| expose(document).map_err(UpdateError::from))
-            .expect("it is free");
+        store.change(|document| expose(document).map_err(UpdateError::from)).expect("it is free");
         invite(&mut store, 1, NOW);
         let (document, invites) = (store.document().clone(), store.invites().clone());
         drop(store);
@@ -264,9 +239,7 @@ mod tests {
         let mut store = open(dir.path()).expect("a new state");
         invite(&mut store, 1, NOW);
         invite(&mut store, 2, NOW.plus(std::time::Duration::from_secs(60)));
-        store
-            .change(|document| Ok::<_, StateError>(document.sweep(NOW)))
-            .expect("it writes");
+        store.change(|document| Ok::<_, StateError>(document.sweep(NOW))).expect("it writes");
         drop(store);
         let again = open(dir.path()).expect("the same state");
         assert_eq!(again.invites().keys().collect::<Vec<_>>(), [&TrustId([2; 16])]);
@@ -295,10 +268,7 @@ mod tests {
         drop(open(dir.path()).expect("a new state"));
         fs::write(dir.path().join(DOCUMENT), r#"{"version":2,"new":true}"#).expect("it is ours");
         let refused = open(dir.path());
-        assert!(
-            matches!(refused, Err(StateError::Newer { found: 2, .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(StateError::Newer { found: 2, .. })), "{refused:?}");
     }
 
     #[test]

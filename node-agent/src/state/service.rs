@@ -25,16 +25,12 @@ impl FromStr for Service {
     type Err = InvalidService;
 
     fn from_str(text: &str) -> Result<Self, InvalidService> {
-        let (name, rest) = text
-            .split_once('=')
-            .map_or((None, text), |(name, rest)| (Some(name), rest));
+        let (name, rest) = text.split_once('=').map_or((None, text), |(name, rest)| (Some(name), rest));
         let (rest, protocol) = match rest.strip_suffix("/udp") {
             Some(rest) => (rest, Transport::Udp),
             None => (rest.strip_suffix("/tcp").unwrap_or(rest), Transport::Tcp),
         };
-        let (port, target) = rest
-            .split_once(':')
-            .map_or((rest, None), |(port, target)| (port, Some(target)));
+        let (port, target) = rest.split_once(':').map_or((rest, None), |(port, target)| (port, Some(target)));
         let port = parse_port(port).ok_or_else(|| InvalidService::Port(port.into()))?;
         let target = match target {
             Some(target) => parse_target(target).ok_or_else(|| InvalidService::Target(target.into()))?,
@@ -42,19 +38,12 @@ impl FromStr for Service {
         };
         let name = name.map_or_else(|| format!("{protocol}-{port}"), str::to_owned);
         let name: Label = name.parse().map_err(|_| InvalidService::Name(name))?;
-        Ok(Self {
-            name,
-            port,
-            protocol,
-            target,
-        })
+        Ok(Self { name, port, protocol, target })
     }
 }
 
 fn parse_target(text: &str) -> Option<SocketAddr> {
-    parse_port(text)
-        .map(local)
-        .or_else(|| text.parse().ok().filter(|address: &SocketAddr| address.port() != 0))
+    parse_port(text).map(local).or_else(|| text.parse().ok().filter(|address: &SocketAddr| address.port() != 0))
 }
 
 fn parse_port(text: &str) -> Option<u16> {
@@ -79,11 +68,7 @@ mod tests {
             ("80:[::1]:8080/tcp", "tcp-80", 80, Transport::Tcp, "[::1]:8080"),
         ] {
             let service: Service = text.parse().expect("it is a service");
-            assert_eq!(
-                (service.name.as_str(), service.port, service.protocol),
-                (name, port, protocol),
-                "{text}"
-            );
+            assert_eq!((service.name.as_str(), service.port, service.protocol), (name, port, protocol), "{text}");
             assert_eq!(service.target.to_string(), target, "{text}");
         }
     }
@@ -91,22 +76,13 @@ mod tests {
     #[test]
     fn what_is_not_a_service_is_refused_by_the_part_that_is_wrong() {
         for text in ["", "0", "65536", "http", "=80x"] {
-            assert!(
-                matches!(text.parse::<Service>(), Err(InvalidService::Port(_))),
-                "{text}"
-            );
+            assert!(matches!(text.parse::<Service>(), Err(InvalidService::Port(_))), "{text}");
         }
         for text in ["80:", "80:0", "80:host:80", "80:1.2.3.4"] {
-            assert!(
-                matches!(text.parse::<Service>(), Err(InvalidService::Target(_))),
-                "{text}"
-            );
+            assert!(matches!(text.parse::<Service>(), Err(InvalidService::Target(_))), "{text}");
         }
         for text in ["=80", "A=80", "a_b=80"] {
-            assert!(
-                matches!(text.parse::<Service>(), Err(InvalidService::Name(_))),
-                "{text}"
-            );
+            assert!(matches!(text.parse::<Service>(), Err(InvalidService::Name(_))), "{text}");
         }
     }
 }

@@ -7,11 +7,7 @@ use peerage_model::UnixTime;
 /// What the system's clock says.
 #[must_use]
 pub fn now() -> UnixTime {
-    UnixTime(
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
-    )
+    UnixTime(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
 const DAY: u64 = 24 * 3600;
@@ -21,12 +17,7 @@ const DAY: u64 = 24 * 3600;
 pub fn rfc3339(time: UnixTime) -> String {
     let (year, month, day) = civil_from_days(time.0 / DAY);
     let rest = time.0 % DAY;
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 /// Text that is not a point in time as [`rfc3339`] writes it.
@@ -42,11 +33,7 @@ pub fn parse_rfc3339(text: &str) -> Result<UnixTime, InvalidTime> {
     let bytes = text.as_bytes();
     let shape = b"dddd-dd-ddTdd:dd:ddZ";
     let fits = |(byte, want): (&u8, &u8)| {
-        if *want == b'd' {
-            byte.is_ascii_digit()
-        } else {
-            byte == want
-        }
+        if *want == b'd' { byte.is_ascii_digit() } else { byte == want }
     };
     if bytes.len() != shape.len() || !bytes.iter().zip(shape).all(fits) {
         return Err(InvalidTime);
@@ -60,11 +47,7 @@ pub fn parse_rfc3339(text: &str) -> Result<UnixTime, InvalidTime> {
         days_from_civil(year, month, day) * DAY + number(11, 13)? * 3600 + number(14, 16)? * 60 + number(17, 19)?,
     );
     // 31 February and 25 o'clock compute to some other moment: only what reads back is a time.
-    if rfc3339(time) == text {
-        Ok(time)
-    } else {
-        Err(InvalidTime)
-    }
+    if rfc3339(time) == text { Ok(time) } else { Err(InvalidTime) }
 }
 
 /// Year, month and day of a day since 1970-01-01, counted in eras of 400 years that begin on 1 March, so that the
@@ -76,11 +59,7 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
@@ -115,9 +94,7 @@ pub fn parse_span(text: &str) -> Result<Duration, InvalidSpan> {
         return Err(InvalidSpan);
     }
     let number: u64 = number.parse().map_err(|_| InvalidSpan)?;
-    let total = number
-        .checked_mul(seconds)
-        .filter(|total| (1..=36_525 * DAY).contains(total));
+    let total = number.checked_mul(seconds).filter(|total| (1..=36_525 * DAY).contains(total));
     total.map(Duration::from_secs).ok_or(InvalidSpan)
 }
 
@@ -125,12 +102,7 @@ pub fn parse_span(text: &str) -> Result<Duration, InvalidSpan> {
 #[must_use]
 pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
-    let parts = [
-        (seconds / DAY, "d"),
-        (seconds / 3600 % 24, "h"),
-        (seconds / 60 % 60, "m"),
-        (seconds % 60, "s"),
-    ];
+    let parts = [(seconds / DAY, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     let from = parts.iter().position(|(count, _)| *count > 0).unwrap_or(3);
     let shown: Vec<String> = parts[from..]
         .iter()
@@ -161,13 +133,8 @@ mod tests {
 
     #[test]
     fn moments_that_never_were_are_refused() {
-        for text in [
-            "",
-            "2026-02-30T00:00:00Z",
-            "2026-01-01T24:00:00Z",
-            "2026-01-01 00:00:00Z",
-            "+026-01-01T00:00:00Z",
-        ] {
+        for text in ["", "2026-02-30T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01 00:00:00Z", "+026-01-01T00:00:00Z"]
+        {
             assert_eq!(parse_rfc3339(text), Err(InvalidTime), "{text}");
         }
     }
@@ -176,18 +143,7 @@ mod tests {
     fn spans_read_as_people_write_them() {
         assert_eq!(parse_span("10m"), Ok(Duration::from_secs(600)));
         assert_eq!(parse_span("30d"), Ok(Duration::from_secs(30 * DAY)));
-        for text in [
-            "",
-            "m",
-            "10",
-            "-1m",
-            "+1m",
-            "1.5h",
-            "10é",
-            "0s",
-            "99999999999999w",
-            "40000d",
-        ] {
+        for text in ["", "m", "10", "-1m", "+1m", "1.5h", "10é", "0s", "99999999999999w", "40000d"] {
             assert_eq!(parse_span(text), Err(InvalidSpan), "{text}");
         }
     }

@@ -1,0 +1,276 @@
+//! The daemon's heart: the state, the tunnel and the edge, kept in step.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use peerage_model::{AgentId, AgreementSecret, Credential, InstanceId, UnixTime, passport};
+use tokio::sync::{broadcast, watch};
+
+use super::edge::Edge;
+use super::link::{Link, LinkEvent};
+use super::outcomes::Outcomes;
+use crate::control::Failure;
+use crate::control::view::{self, Event};
+use crate::health::Metrics;
+use crate::state::change::{Ended, Reception};
+use crate::state::document::{Document, Received};
+use crate::state::{StateError, Store, UpdateError, time};
+use crate::trust::{self, Compiled};
+
+/// Events kept for a slow listener.
+const EVENTS: usize = 256;
+
+/// Everything a request or an event may need.
+pub(super) struct Agent {
+    pub(super) us: AgentId,
+    pub(super) instance: InstanceId,
+    pub(super) since: UnixTime,
+    pub(super) link: Arc<dyn Link>,
+    pub(super) edge: Edge,
+    pub(super) metrics: Metrics,
+    pub(super) events: broadcast::Sender<Event>,
+    /// Who had streams reset or a session ended, and how many streams.
+    pub(super) ended: broadcast::Sender<(AgentId, u64)>,
+    pub(super) stop: watch::Sender<bool>,
+    /// How the latest `connect`s ended.
+    pub(super) outcomes: Outcomes,
+    instance_key: AgreementSecret,
+    passport_until: Mutex<UnixTime>,
+    problems: Mutex<Vec<String>>,
+    store: Mutex<Store>,
+}
+
+/// What an agent is made from.
+pub(super) struct Parts {
+    pub(super) us: AgentId,
+    pub(super) instance_key: AgreementSecret,
+    pub(super) passport_until: UnixTime,
+    pub(super) store: Store,
+    pub(super) link: Arc<dyn Link>,
+    pub(super) edge: Edge,
+    pub(super) metrics: Metrics,
+}
+
+impl Agent {
+    pub(super) fn new(parts: Parts, now: UnixTime) -> Arc<Self> {
+        let agent = Self {
+            us: parts.us,
+            instance: InstanceId::of_key(&parts.instance_key.public()),
+            since: now,
+            link: parts.link,
+            edge: parts.edge,
+            metrics: parts.metrics,
+            events: broadcast::Sender::new(EVENTS),
+            ended: broadcast::Sender::new(EVENTS),
+            stop: watch::Sender::new(false),
+            outcomes: Outcomes::default(),
+            instance_key: parts.instance_key,
+            passport_until: Mutex::new(parts.passport_until),
+            problems: Mutex::default(),
+            store: Mutex::new(parts.store),
+        };
+        agent.apply(&agent.store(), now);
+        Arc::new(agent)
+    }
+
+    /// The state; held for moments only, never across a wait.
+    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of everything that is not secret.
+    pub(super) fn document(&self) -> Document {
+        self.store().document().clone()
+    }
+
+    /// Makes a change, writes it, and acts on it. The disk is waited for on a thread of its own.
+    pub(super) async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Store, UnixTime) -> Result<T, UpdateError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let agent = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let now = time::now();
+            let mut store = agent.store();
+            let result = change(&mut store, now)?;
+            // Under the lock, so that two changes reach the engine in the order in which they were written.
+            agent.apply(&store, now);
+            Ok::<T, UpdateError>(result)
+        });
+        match done.await {
+            Ok(result) => result.map_err(Failure::from),
+            Err(error) => Err(Failure::new(
+                crate::control::Code::Internal,
+                format!("the change broke off: {error}"),
+                "look at the agent's log",
+            )),
+        }
+    }
+
+    fn apply(&self, store: &Store, now: UnixTime) {
+        let Compiled { snapshot, problems } =
+            trust::compile(store.authority(), &self.us, store.document(), store.invites(), now);
+        self.edge.apply(&snapshot.peers, &store.document().services);
+        self.metrics.peers.set(i64::try_from(snapshot.peers.len()).unwrap_or(i64::MAX));
+        self.link.apply(snapshot);
+        let texts =
+            problems.iter().map(|problem| format!("trust in {:?} is not acted on: {}", problem.peer, problem.why));
+        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = texts.collect();
+    }
+
+    /// What stands in the way of something that was asked for.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        problems.extend(self.edge.problems());
+        problems
+    }
+
+    pub(super) fn passport_until(&self) -> UnixTime {
+        *self.passport_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Issues a fresh passport for this run and shows it from now on.
+    pub(super) fn renew_passport(&self, now: UnixTime) {
+        let (credential, until) = issue(&self.store(), &self.us, &self.instance_key, now);
+        *self.passport_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        self.link.renew(credential);
+        tracing::debug!("renewed the passport");
+    }
+
+    /// Removes what has ended, where anything has.
+    pub(super) async fn sweep(self: &Arc<Self>) {
+        if self.store().document().next_end().is_none_or(|end| end > time::now()) {
+            return;
+        }
+        let swept = self.change(|store, now| {
+            store.change(|document| Ok::<Ended, StateError>(document.sweep(now))).map_err(Into::into)
+        });
+        match swept.await {
+            Ok(ended) => {
+                for trust in ended.trusts {
+                    tracing::info!(peer = %trust.peer, "a trust came to its end");
+                    self.say(Event::Expired { peer: trust.alias.to_string(), id: trust.peer.to_string() });
+                }
+            }
+            Err(failure) => tracing::error!(%failure, "cannot write down what has ended"),
+        }
+    }
+
+    /// Tells whoever listens.
+    pub(super) fn say(&self, event: Event) {
+        // Nobody listening is the usual case.
+        let _ = self.events.send(event);
+    }
+
+    /// What a peer is called here; its id where it is not (any more) called anything.
+    pub(super) fn alias(&self, peer: &AgentId) -> String {
+        let store = self.store();
+        let trust = store.document().trusts.iter().find(|trust| trust.peer == *peer);
+        trust.map_or_else(|| crate::state::lookup::short(peer), |trust| trust.alias.to_string())
+    }
+
+    /// Acts on what happened in the tunnel, and passes it on.
+    pub(super) async fn hear(self: &Arc<Self>, event: LinkEvent) {
+        match event {
+            LinkEvent::Relay { relay, up, observed } => {
+                self.metrics.relay_changed(&relay.to_string(), up);
+                self.say(Event::Relay { relay: relay.to_string(), up, observed });
+            }
+            LinkEvent::RelayRefused { relay, reason } => {
+                self.metrics.relay_changed(&relay.to_string(), false);
+                self.say(Event::RelayRefused { relay: relay.to_string(), reason });
+            }
+            LinkEvent::Nat(nat) => self.say(Event::Nat { nat }),
+            LinkEvent::SessionUp { peer, path, instance: _ } => self.session_up(peer, path).await,
+            LinkEvent::SessionDown { peer, reason } => {
+                let _ = self.ended.send((peer.clone(), 0));
+                self.say(Event::Disconnected { peer: self.alias(&peer), id: peer.to_string(), reason });
+            }
+            LinkEvent::PathChanged { peer, from, to, why, rtt } => {
+                tracing::info!(target: "events::path_changed", %peer, from, to, ?rtt);
+                let peer = self.alias(&peer);
+                self.say(Event::PathChanged { peer, from, to, why, rtt_ms: rtt.map(milliseconds) });
+            }
+            LinkEvent::PeerPorts { peer, ports } => {
+                let texts = ports.iter().map(|port| view::port_text(port.name.as_str(), port.number, port.protocol));
+                let event = Event::Ports { peer: self.alias(&peer), ports: texts.collect() };
+                self.edge.learn_ports(&peer, ports);
+                self.say(event);
+            }
+            LinkEvent::StreamsReset { peer, count, why } => {
+                self.metrics.streams_reset.inc_by(count);
+                let _ = self.ended.send((peer.clone(), count));
+                self.say(Event::StreamsReset { peer: self.alias(&peer), count, why });
+            }
+            LinkEvent::TrustRequested { invite, asker, request } => self.asked(invite, &asker, request).await,
+        }
+    }
+
+    async fn session_up(self: &Arc<Self>, peer: AgentId, path: String) {
+        self.metrics.sessions_opened.inc();
+        let waiting = self.store().document().sent.iter().any(|sent| sent.peer == peer);
+        let mut approved = false;
+        if waiting {
+            let whose = peer.clone();
+            let noted = self.change(move |store, _| {
+                store.change(|document| Ok::<bool, StateError>(document.answered(&whose))).map_err(Into::into)
+            });
+            approved = noted.await.unwrap_or_else(|failure| {
+                tracing::error!(%failure, "cannot write down that a peer approved");
+                true
+            });
+        }
+        self.say(Event::Connected { peer: self.alias(&peer), id: peer.to_string(), path, approved });
+    }
+
+    async fn asked(
+        self: &Arc<Self>,
+        invite: peerage_model::TrustId,
+        asker: &Credential,
+        request: peerage_model::control::TrustRequest,
+    ) {
+        let id = asker.agent().clone();
+        if id == self.us {
+            return;
+        }
+        let received = Received {
+            asker: id.clone(),
+            records: vec![asker.record().clone()],
+            relays: request.relays,
+            reason: request.reason,
+            invite,
+            received: time::now(),
+        };
+        let kept = self.change(move |store, _| {
+            store
+                .change(|document| {
+                    let reception = document.receive(received);
+                    let reason = document.requests.last().map(|request| request.reason.clone());
+                    Ok::<_, StateError>((reception, reason.unwrap_or_default()))
+                })
+                .map_err(Into::into)
+        });
+        match kept.await {
+            Ok((Reception::Waiting, reason)) => {
+                let name = id.name.to_string();
+                self.say(Event::Request { name, id: id.to_string(), reason });
+            }
+            Ok((Reception::AlreadyTrusted, _)) => tracing::info!(%id, "a peer we trust already asked for trust"),
+            Ok((Reception::Dropped, _)) => tracing::warn!(%id, "a trust request was dropped: too many are waiting"),
+            Err(failure) => tracing::error!(%failure, "cannot write a trust request down"),
+        }
+    }
+}
+
+/// A passport for one run of `us`, as it is shown, and when it ends.
+pub(super) fn issue(store: &Store, us: &AgentId, key: &AgreementSecret, now: UnixTime) -> (Vec<u8>, UnixTime) {
+    let authority = store.authority();
+    let until = now.plus(passport::LIFETIME);
+    let signed = authority.issue(us, key.public(), now.minus(passport::BACKDATED), until);
+    (Credential::join(authority.record(), signed), until)
+}
+
+pub(super) fn milliseconds(duration: Duration) -> f64 {
+    // Microseconds are as exact as a round trip is; more digits would only look exact.
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,188 @@
+//! What may be wrong with this machine, and what to do about it.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use peerage_model::UnixTime;
+
+use super::agent::Agent;
+use super::link::LinkStatus;
+use crate::control::view::{Finding, Severity};
+use crate::state::time;
+
+/// A file written this far in the future shows a clock that went back: more than filesystems round.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
+/// The smallest packet every IPv6 path carries is 1280 bytes; QUIC needs 1200 of payload (RFC 9000 section 14).
+const SMALL_PACKET: u16 = 1200;
+
+/// Looks at everything.
+pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
+    let link = agent.link.status().await;
+    let directory = agent.store().place().directory().to_owned();
+    let mut findings = relays(&link);
+    findings.push(nat(&link));
+    findings.push(clock(&directory, time::now()));
+    findings.extend(packets(&link));
+    findings.push(low_ports());
+    findings.push(names(agent));
+    findings.extend(run_without_root());
+    let problem = |text: String| finding("problem", Severity::Problem, text, "the text says what to do");
+    findings.extend(agent.problems().into_iter().map(problem));
+    findings
+}
+
+fn finding(check: &str, severity: Severity, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { check: check.into(), severity, found: found.into(), remedy: remedy.into() }
+}
+
+fn good(check: &str, found: impl Into<String>) -> Finding {
+    finding(check, Severity::Good, found, "")
+}
+
+fn relays(link: &LinkStatus) -> Vec<Finding> {
+    if link.relays.is_empty() {
+        let remedy = "start one with `peerage relay` on a public machine, then `peerage up --relay KEY@HOST:PORT`";
+        return vec![finding(
+            "relay",
+            Severity::Problem,
+            "no relay is configured: peers cannot find this agent",
+            remedy,
+        )];
+    }
+    let look = |relay: &crate::control::view::Relay| match (relay.up, relay.observed) {
+        (true, Some(observed)) => good("relay", format!("{} answers and sees us at {observed}", place(&relay.relay))),
+        (true, None) => good("relay", format!("{} answers", place(&relay.relay))),
+        (false, _) => finding(
+            "relay",
+            Severity::Problem,
+            format!("{} does not answer", place(&relay.relay)),
+            "check its address and key, that it runs, and that a firewall here lets UDP out to that port",
+        ),
+    };
+    link.relays.iter().map(look).collect()
+}
+
+/// Without the key, which says nothing to people.
+fn place(relay: &str) -> &str {
+    relay.split_once('@').map_or(relay, |(_, place)| place)
+}
+
+fn nat(link: &LinkStatus) -> Finding {
+    let text = format!("{} {}", link.nat.kind, link.nat.detail).trim().to_owned();
+    match link.nat.kind.as_str() {
+        "" | "unknown" => finding(
+            "nat",
+            Severity::Note,
+            "the kind of NAT is not known yet",
+            "two relays are needed to tell kinds apart: give a second --relay",
+        ),
+        kind if kind.contains("symmetric") => finding(
+            "nat",
+            Severity::Note,
+            text,
+            "direct paths to peers behind a symmetric or port-restricted NAT are not possible; they stay relayed. A \
+             forwarded UDP port, told with --endpoint, helps",
+        ),
+        kind if kind.contains("blocked") => {
+            finding("nat", Severity::Problem, text, "let UDP out of this network to the relay's port")
+        }
+        _ => good("nat", text),
+    }
+}
+
+fn clock(directory: &Path, now: UnixTime) -> Finding {
+    let written = fs::metadata(directory.join("state.json")).and_then(|metadata| metadata.modified());
+    let written =
+        written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| UnixTime(since.as_secs()));
+    if written.is_some_and(|written| written > now.plus(CLOCK_SLACK)) {
+        return finding(
+            "clock",
+            Severity::Problem,
+            "the clock went back: the state was written in the future",
+            "set the clock (`timedatectl set-ntp true`); passports of peers are checked against it",
+        );
+    }
+    let timesyncd = Path::new("/run/systemd/timesync");
+    if timesyncd.exists() && !timesyncd.join("synchronized").exists() {
+        return finding(
+            "clock",
+            Severity::Note,
+            "the clock is not synchronised yet",
+            "more than 5 minutes of difference end sessions: `timedatectl status` says more",
+        );
+    }
+    good("clock", format!("it is {}", time::rfc3339(now)))
+}
+
+fn packets(link: &LinkStatus) -> Option<Finding> {
+    let smallest = link.sessions.iter().filter_map(|session| session.mtu).min()?;
+    Some(match smallest <= SMALL_PACKET {
+        true => finding(
+            "mtu",
+            Severity::Note,
+            format!("packets of {smallest} bytes are the largest that get through on some path"),
+            "larger ones are faster: check the MTU of VPNs and of the interface towards the peer",
+        ),
+        false => good("mtu", format!("packets of {smallest} bytes get through on every path")),
+    })
+}
+
+fn low_ports() -> Finding {
+    let start = read_number("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or(1024);
+    if start <= 53 || rustix::process::geteuid().is_root() {
+        return good("low_ports", "ports below 1024 can be bound here");
+    }
+    finding(
+        "low_ports",
+        Severity::Note,
+        format!("ports below {start} are reserved to root, so names and low ports work inside `peerage run` only"),
+        "run `sudo peerage install` once, or start programs by `peerage run -- COMMAND`",
+    )
+}
+
+fn names(agent: &Agent) -> Finding {
+    match agent.edge.dns {
+        Some(address) if address.port() == 53 => good("dns", format!("names of peers are answered at {address}")),
+        Some(address) => finding(
+            "dns",
+            Severity::Note,
+            format!("names of peers are answered at {address}, where no program looks by itself"),
+            "run `sudo peerage install` once, or start programs by `peerage run -- COMMAND`",
+        ),
+        None => finding(
+            "dns",
+            Severity::Note,
+            "names of peers are not answered by DNS",
+            "start programs by `peerage run -- COMMAND`, or use `peerage connect`",
+        ),
+    }
+}
+
+/// What `peerage run` needs of the kernel (docs/decisions: run without root).
+fn run_without_root() -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    findings.push(match actions.split_whitespace().any(|action| action == "user_notif") {
+        true => good("run", "the kernel lets `peerage run` supervise a program"),
+        false => finding(
+            "run",
+            Severity::Problem,
+            "the kernel has no seccomp user notification, so `peerage run` cannot work",
+            "use Linux 5.14 or newer, or `sudo peerage install` once",
+        ),
+    });
+    if read_number("/proc/sys/kernel/yama/ptrace_scope").is_some_and(|scope| scope > 1) {
+        findings.push(finding(
+            "run",
+            Severity::Problem,
+            "kernel.yama.ptrace_scope forbids `peerage run` to look into its program",
+            "set it to 1: `sudo sysctl kernel.yama.ptrace_scope=1`",
+        ));
+    }
+    findings
+}
+
+fn read_number(path: &str) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,236 @@
+//! Names and ports for local programs: DNS, listeners, forwarders and the proxy, fed from the snapshot.
+//!
+//! They get a directory without keys. A part that cannot start (no 127.64.0.1, the proxy's port taken) is a problem
+//! that status tells of, never a reason not to run: tunnels and `peerage connect` work without it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use peerage_model::AgentId;
+use peerage_model::snapshot::{Peer, Port};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::address::{AddressBook, Directory, Listed};
+use crate::control::message::Listener;
+use crate::control::view;
+use crate::dns;
+use crate::forward::{Inbound, Limits, Outbound, Services, Stats};
+use crate::listen::{self, Listening};
+use crate::proxy;
+use crate::state::document::Service;
+use crate::tunnel::{Dial, Incoming};
+
+/// How the edge is set up.
+#[derive(Clone, Debug, Default)]
+pub struct EdgeConfig {
+    /// Where the proxy listens; nowhere unless asked for.
+    pub proxy: Option<SocketAddr>,
+    /// Whether programs find peers by DNS and connect to their addresses.
+    pub names: bool,
+}
+
+/// The running edge; dropping it ends what it runs.
+#[derive(Debug)]
+pub struct Edge {
+    book: Mutex<Book>,
+    directory: watch::Sender<Arc<Directory>>,
+    services: watch::Sender<Arc<Services>>,
+    listening: watch::Receiver<Arc<Listening>>,
+    /// What it counted.
+    pub stats: Arc<Stats>,
+    /// Dials for local programs.
+    pub outbound: Outbound,
+    /// Where DNS answers.
+    pub dns: Option<SocketAddr>,
+    /// Where the proxy listens.
+    pub proxy: Option<SocketAddr>,
+    problems: Vec<String>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    addresses: AddressBook,
+    /// What peers said; it outlives their sessions, so that a program finds the port and the dial finds the peer.
+    ports: BTreeMap<AgentId, Vec<Port>>,
+    peers: Vec<Peer>,
+}
+
+impl Edge {
+    /// Starts everything.
+    pub async fn start(config: EdgeConfig, dial: Arc<dyn Dial>, incoming: mpsc::Receiver<Incoming>) -> Self {
+        let (directory, seen) = watch::channel(Arc::default());
+        let (services, offered) = watch::channel(Arc::default());
+        let (report, listening) = watch::channel(Arc::default());
+        let stats = Arc::new(Stats::default());
+        let outbound = Outbound::new(dial, Arc::clone(&stats));
+        let (mut tasks, mut problems) = (JoinSet::new(), Vec::new());
+        let inbound = Inbound::new(offered, seen.clone(), Limits::default(), Arc::clone(&stats));
+        tasks.spawn(inbound.run(incoming));
+        let dns = match config.names {
+            true => {
+                tasks.spawn(listen::run(seen.clone(), outbound.clone(), listen::Config::default(), report));
+                start_dns(seen.clone(), &mut tasks, &mut problems).await
+            }
+            false => None,
+        };
+        let proxy = match config.proxy {
+            Some(address) => start_proxy(address, seen, outbound.clone(), &mut tasks, &mut problems).await,
+            None => None,
+        };
+        Self {
+            book: Mutex::default(),
+            directory,
+            services,
+            listening,
+            stats,
+            outbound,
+            dns,
+            proxy,
+            problems,
+            _tasks: tasks,
+        }
+    }
+
+    /// Acts on whom we trust and what we offer.
+    pub fn apply(&self, peers: &[Peer], offered: &[Service]) {
+        let mut services = Services::new();
+        for service in offered {
+            services = services.with(service.protocol.into(), service.port, service.target);
+        }
+        self.services.send_replace(Arc::new(services));
+        let mut book = self.book();
+        book.peers = peers.to_vec();
+        book.ports.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
+        self.publish(&mut book);
+    }
+
+    /// Acts on what a peer said of its ports.
+    pub fn learn_ports(&self, peer: &AgentId, ports: Vec<Port>) {
+        let mut book = self.book();
+        book.ports.insert(peer.clone(), ports);
+        self.publish(&mut book);
+    }
+
+    /// What a peer said of its ports.
+    pub fn ports_of(&self, peer: &AgentId) -> Vec<Port> {
+        self.book().ports.get(peer).cloned().unwrap_or_default()
+    }
+
+    /// Whom programs find.
+    pub fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory.borrow())
+    }
+
+    /// What stands in the way of programs that want to reach peers.
+    pub fn problems(&self) -> Vec<String> {
+        let conflicts = self.listening.borrow().conflicts.clone();
+        let conflicts = conflicts.iter().map(|conflict| format!("{conflict}: {}", conflict.remedy()));
+        self.problems.iter().cloned().chain(conflicts).collect()
+    }
+
+    /// Names and redirects of this moment.
+    pub fn names(&self) -> view::Names {
+        let directory = self.directory();
+        let hosts = directory.entries().flat_map(|entry| {
+            // An alias that two peers answer to leads nowhere; the directory decides.
+            let spoken = [entry.alias.to_string(), entry.alias_name(), entry.full_name()];
+            let mine = |name: &String| directory.by_name(name).is_some_and(|found| found.id == entry.id);
+            let mut names: Vec<String> = spoken.into_iter().filter(mine).collect();
+            names.dedup();
+            names.into_iter().map(|name| (name, entry.address.into())).collect::<Vec<_>>()
+        });
+        let redirects = self.listening.borrow().redirects().into_iter().map(|(endpoint, bound)| Listener {
+            address: endpoint.address,
+            protocol: view::transport(endpoint.protocol),
+            bound,
+        });
+        view::Names { hosts: hosts.collect(), redirects: redirects.collect(), dns: self.dns }
+    }
+
+    /// Tells when [`Self::names`] may have changed.
+    pub fn watch_names(&self) -> NamesWatch {
+        NamesWatch { directory: self.directory.subscribe(), listening: self.listening.clone() }
+    }
+
+    fn publish(&self, book: &mut Book) {
+        let listed = |peer: &Peer| Listed {
+            id: peer.id.clone(),
+            alias: peer.alias.clone(),
+            ports: book.ports.get(&peer.id).cloned().unwrap_or_else(|| peer.ports.clone()),
+        };
+        let listed: Vec<Listed> = book.peers.iter().map(listed).collect();
+        let directory = Arc::new(book.addresses.directory(listed));
+        self.directory.send_if_modified(|old| {
+            let changed = **old != *directory;
+            *old = directory;
+            changed
+        });
+    }
+
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`Edge::watch_names`].
+#[derive(Debug)]
+pub struct NamesWatch {
+    directory: watch::Receiver<Arc<Directory>>,
+    listening: watch::Receiver<Arc<Listening>>,
+}
+
+impl NamesWatch {
+    /// Resolves at the next change; false when the daemon is gone.
+    pub async fn changed(&mut self) -> bool {
+        tokio::select! {
+            result = self.directory.changed() => result.is_ok(),
+            // Without listeners there are no redirects that could change.
+            Ok(()) = self.listening.changed() => true,
+        }
+    }
+}
+
+async fn start_dns(
+    seen: watch::Receiver<Arc<Directory>>,
+    tasks: &mut JoinSet<()>,
+    problems: &mut Vec<String>,
+) -> Option<SocketAddr> {
+    let config = dns::Config::new(dns::Upstreams::from_file("/etc/resolv.conf"));
+    match dns::Server::bind(config, seen).await {
+        Ok(server) => {
+            let address = server.local_addr();
+            tasks.spawn(server.run());
+            Some(address)
+        }
+        Err(error) => {
+            problems
+                .push(format!("names of peers cannot be answered by DNS: {error}; `peerage run` finds them anyway"));
+            None
+        }
+    }
+}
+
+async fn start_proxy(
+    address: SocketAddr,
+    seen: watch::Receiver<Arc<Directory>>,
+    outbound: Outbound,
+    tasks: &mut JoinSet<()>,
+    problems: &mut Vec<String>,
+) -> Option<SocketAddr> {
+    let bound = async {
+        let server = proxy::Server::bind(proxy::Config::new(address), seen, outbound).await?;
+        let local = server.local_addr()?;
+        tasks.spawn(server.run());
+        std::io::Result::Ok(local)
+    };
+    match bound.await {
+        Ok(local) => Some(local),
+        Err(error) => {
+            problems.push(format!("the proxy cannot listen on {address}: {error}; choose another with --proxy"));
+            None
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Answers what people ask over the control socket.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use peerage_model::control::{MAX_REASON, TrustRequest};
+use peerage_model::ticket::{InviteSecret, MAX_RELAYS, TicketError};
+use peerage_model::{AgentId, PairSecret, Ticket, TrustId};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::timeout;
+
+use super::agent::{Agent, milliseconds};
+use super::{doctor, measure, report};
+use crate::control::server::{Handler, Handling, Reply};
+use crate::control::view::{self, Event};
+use crate::control::{Code, Failure, Request, Terms};
+use crate::state::document::{Document, Inbound, Service, Trust};
+use crate::state::{ChangeError, Consent, PeerRef, StateError, UpdateError, random, time};
+
+/// How long `revoke --wait` waits. The promise is 1 s; past this something is wrong and is said.
+const REVOCATION_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest life of a ticket. It is a secret on its way; a month is a forgotten one.
+const MAX_INVITE_SECONDS: u64 = 30 * 24 * 3600;
+
+impl Handler for Agent {
+    fn handle(self: Arc<Self>, request: Request) -> Handling {
+        Box::pin(async move {
+            match request {
+                Request::Status => value(&report::status(&self).await),
+                Request::Peers => value(&report::status(&self).await.peers),
+                Request::Requests => value(&report::requests(&self.document())),
+                Request::Invite { expires_s } => value(&invite(&self, expires_s).await?),
+                Request::Handshake { ticket, reason, terms } => {
+                    value(&handshake(&self, &ticket, reason, &terms).await?)
+                }
+                Request::Approve { name, terms } => value(&approve(&self, &name, &terms).await?),
+                Request::Reject { name } => value(&reject(&self, &name).await?),
+                Request::Revoke { name, wait } => value(&revoke(&self, &name, wait).await?),
+                Request::Expose { service } => value(&expose(&self, &service).await?),
+                Request::Unexpose { service } => value(&unexpose(&self, service).await?),
+                Request::Ping { name, count, interval_ms } => {
+                    measure::ping(self, &name, count, Duration::from_millis(interval_ms))
+                }
+                Request::Bench { name, seconds } => measure::bench(self, &name, seconds),
+                Request::Connect { name, port } => connect(&self, &name, port).await,
+                Request::Outcome { connection } => match self.outcomes.take(connection) {
+                    Some(failure) => Err(failure),
+                    None => value(&Value::Null),
+                },
+                Request::Names => Ok(Reply::Stream(names(self))),
+                Request::Doctor => value(&doctor::examine(&self).await),
+                Request::Events => Ok(Reply::Stream(events(&self))),
+                Request::Down => {
+                    self.stop.send_replace(true);
+                    value(&Value::Null)
+                }
+            }
+        })
+    }
+}
+
+fn value<T: Serialize>(of: &T) -> Result<Reply, Failure> {
+    Ok(Reply::Value(json(of)))
+}
+
+pub(super) fn json<T: Serialize>(of: &T) -> Value {
+    serde_json::to_value(of).expect("views have text for keys")
+}
+
+/// Who is meant by what a person typed.
+pub(super) fn resolve(agent: &Agent, name: &str) -> Result<(AgentId, String), Failure> {
+    let name = peer_ref(name)?;
+    let document = agent.document();
+    let trust = document.peer(&name)?;
+    Ok((trust.peer.clone(), trust.alias.to_string()))
+}
+
+fn peer_ref(name: &str) -> Result<PeerRef, Failure> {
+    name.parse().map_err(|error: crate::state::lookup::InvalidPeerRef| Failure::bad_request(error.to_string()))
+}
+
+async fn invite(agent: &Arc<Agent>, expires_s: u64) -> Result<view::Invited, Failure> {
+    if expires_s == 0 || expires_s > MAX_INVITE_SECONDS {
+        return Err(Failure::bad_request("a ticket lasts from a second to 30 days"));
+    }
+    let relays = agent.document().relays;
+    if relays.is_empty() {
+        return Err(Failure::new(
+            Code::NoRelay,
+            "this agent uses no relay, so nobody could find it by a ticket",
+            "start one with `peerage relay` on a public machine, then `peerage up --relay KEY@HOST:PORT`",
+        ));
+    }
+    let up = agent.link.status().await.relays.iter().any(|relay| relay.up);
+    let secret = InviteSecret::from_bytes(*random::<32>());
+    let (id, us) = (TrustId(*random::<16>()), agent.us.clone());
+    let expires = time::now().plus(Duration::from_secs(expires_s));
+    let pair = PairSecret::of_invite(secret.expose(), &us);
+    let record = agent
+        .change(move |store, _| {
+            store.invite(id, pair, expires)?;
+            Ok(store.authority().record().clone())
+        })
+        .await?;
+    let ticket =
+        Ticket { record, name: us.name, relays: relays.into_iter().take(MAX_RELAYS).collect(), secret, expires };
+    let warning = (!up).then(|| "no relay is connected at the moment; the ticket works once one is".to_owned());
+    Ok(view::Invited { ticket: ticket.to_string(), expires, warning })
+}
+
+async fn handshake(agent: &Arc<Agent>, text: &str, reason: String, terms: &Terms) -> Result<view::Asked, Failure> {
+    if reason.len() > MAX_REASON {
+        return Err(Failure::bad_request(format!("a reason has at most {MAX_REASON} bytes")));
+    }
+    let ticket = Ticket::parse(text, time::now()).map_err(|error| ticket_failure(&error))?;
+    let consent = consent(&agent.document(), terms)?;
+    let (us, new) = (agent.us.clone(), consent.id);
+    let (given, why) = (ticket.clone(), reason.clone());
+    // Our consent first: an inviter that approves at once must find it.
+    let trust = agent
+        .change(move |store, now| {
+            store.change(|document| Ok::<_, UpdateError>(document.handshake(&us, &given, &why, &consent, now)?))
+        })
+        .await?;
+    let request = TrustRequest { reason, relays: agent.document().relays.into_iter().take(MAX_RELAYS).collect() };
+    if let Err(failure) = agent.link.ask(&ticket, request).await {
+        if trust.id == new {
+            forget(agent, &trust).await?;
+        }
+        return Err(failure);
+    }
+    Ok(view::Asked { peer: trust.peer, name: trust.alias.to_string(), inbound: trust.inbound.to_string() })
+}
+
+/// Undoes a consent that its peer has never heard of, as if it had not been given.
+async fn forget(agent: &Arc<Agent>, trust: &Trust) -> Result<(), Failure> {
+    let (id, peer) = (trust.id, trust.peer.clone());
+    let undone = agent.change(move |store, _| {
+        store
+            .change(|document| {
+                document.trusts.retain(|trust| trust.id != id);
+                document.sent.retain(|sent| sent.peer != peer);
+                Ok::<(), StateError>(())
+            })
+            .map_err(Into::into)
+    });
+    undone.await
+}
+
+fn ticket_failure(error: &TicketError) -> Failure {
+    let code = match error {
+        TicketError::Expired => Code::TicketExpired,
+        TicketError::Malformed | TicketError::Checksum | TicketError::Record(_) => Code::TicketInvalid,
+    };
+    Failure::new(code, crate::control::failure::chain(error), "a ticket is made by `peerage invite` and works once")
+}
+
+async fn approve(agent: &Arc<Agent>, name: &str, terms: &Terms) -> Result<view::Approved, Failure> {
+    let name = peer_ref(name)?;
+    let consent = consent(&agent.document(), terms)?;
+    let change = move |document: &mut Document, now| document.approve(&name, &consent, now);
+    let trust = agent
+        .change(move |store, now| store.change(|document| Ok::<Trust, UpdateError>(change(document, now)?)))
+        .await?;
+    agent.say(Event::Approved { peer: trust.alias.to_string(), id: trust.peer.to_string() });
+    let document = agent.document();
+    let open = document.services.iter().filter(|service| opens(&trust, service));
+    Ok(view::Approved {
+        name: trust.alias.to_string(),
+        inbound: trust.inbound.to_string(),
+        ports: open.map(|s| view::port_text(s.name.as_str(), s.port, s.protocol)).collect(),
+        expires: trust.expires,
+        peer: trust.peer,
+    })
+}
+
+fn opens(trust: &Trust, service: &Service) -> bool {
+    match &trust.inbound {
+        Inbound::Everything => true,
+        Inbound::Only(names) => names.contains(&service.name),
+    }
+}
+
+/// What a person said, as a consent with a fresh id.
+fn consent(document: &Document, terms: &Terms) -> Result<Consent, Failure> {
+    let alias = terms.alias.as_deref().map(str::parse).transpose();
+    let alias = alias.map_err(|error: peerage_model::InvalidName| Failure::bad_request(error.to_string()))?;
+    let inbound = match terms.inbound.as_deref() {
+        None => None,
+        Some([all]) if all == "all" => Some(Inbound::Everything),
+        Some([none]) if none == "none" => Some(Inbound::NOTHING),
+        Some(names) => Some(Inbound::Only(document.service_names(names)?)),
+    };
+    let expires = terms.expires_s.map(|seconds| time::now().plus(Duration::from_secs(seconds)));
+    Ok(Consent { id: TrustId(*random::<16>()), alias, inbound, expires, path: terms.path })
+}
+
+async fn reject(agent: &Arc<Agent>, name: &str) -> Result<view::Rejected, Failure> {
+    let name = peer_ref(name)?;
+    let rejected =
+        agent.change(move |store, _| store.change(|document| Ok::<_, UpdateError>(document.reject(&name)?))).await?;
+    Ok(view::Rejected { peer: rejected.asker })
+}
+
+async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revoked, Failure> {
+    let name = peer_ref(name)?;
+    let peer = agent.document().peer(&name)?.peer.clone();
+    let connected = agent.link.status().await.sessions.iter().any(|session| session.peer == peer);
+    let resets = agent.ended.subscribe();
+    let begun = Instant::now();
+    let trust = agent
+        .change(move |store, now| store.change(|document| Ok::<Trust, UpdateError>(document.revoke(&name, now)?)))
+        .await?;
+    let watcher = tokio::spawn(watch_reset(Arc::clone(agent), trust.clone(), resets, begun, connected));
+    let mut answer = view::Revoked { peer: trust.peer, streams_reset: None, reset_ms: None };
+    if wait && connected {
+        let Ok(Some((took, streams))) = watcher.await else {
+            return Err(Failure::new(
+                Code::TimedOut,
+                "the trust is gone, but its session has not ended yet",
+                "`peerage status` shows the session; `peerage down` ends everything",
+            ));
+        };
+        answer.streams_reset = Some(streams);
+        answer.reset_ms = Some(milliseconds(took));
+    }
+    Ok(answer)
+}
+
+/// Waits for the engine to reset a revoked peer's streams, and tells, measures and counts that.
+async fn watch_reset(
+    agent: Arc<Agent>,
+    trust: Trust,
+    mut resets: broadcast::Receiver<(AgentId, u64)>,
+    begun: Instant,
+    connected: bool,
+) -> Option<(Duration, u64)> {
+    let reset = async {
+        loop {
+            match resets.recv().await {
+                Ok((peer, streams)) if peer == trust.peer => return Some((begun.elapsed(), streams)),
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    };
+    let seen = match connected {
+        true => timeout(REVOCATION_PATIENCE, reset).await.ok().flatten(),
+        false => None,
+    };
+    if let Some((took, _)) = seen {
+        agent.metrics.revocation.observe(took.as_secs_f64());
+    }
+    agent.say(Event::Revoked {
+        peer: trust.alias.to_string(),
+        id: trust.peer.to_string(),
+        reset_ms: seen.map(|(took, _)| milliseconds(took)),
+        streams: seen.map_or(0, |(_, streams)| streams),
+    });
+    seen
+}
+
+async fn expose(agent: &Arc<Agent>, text: &str) -> Result<view::Exposed, Failure> {
+    let service: Service =
+        text.parse().map_err(|error: crate::state::InvalidService| Failure::bad_request(error.to_string()))?;
+    let added = service.clone();
+    agent.change(move |store, _| store.change(|document| Ok::<(), UpdateError>(document.expose(&added)?))).await?;
+    let document = agent.document();
+    let open_to = document.trusts.iter().filter(|trust| opens(trust, &service));
+    Ok(view::Exposed { open_to: open_to.map(|trust| trust.alias.to_string()).collect(), services: document.services })
+}
+
+async fn unexpose(agent: &Arc<Agent>, name: String) -> Result<view::Exposed, Failure> {
+    agent
+        .change(move |store, _| {
+            store.change(|document| {
+                document.unexpose(&name).map(drop).map_err(|error: ChangeError| UpdateError::from(error))
+            })
+        })
+        .await?;
+    Ok(view::Exposed { services: agent.document().services, open_to: Vec::new() })
+}
+
+async fn connect(agent: &Arc<Agent>, name: &str, port: u16) -> Result<Reply, Failure> {
+    let (peer, _) = resolve(agent, name)?;
+    let stream = agent.edge.outbound.open_stream(&peer, port).await?;
+    let (connection, outcomes) = (agent.outcomes.begin(), agent.outcomes.clone());
+    let ended = Box::new(move |result: std::io::Result<()>| outcomes.end(connection, &result));
+    Ok(Reply::Raw(connection.into(), stream, ended))
+}
+
+/// Sends the names now and whenever they change.
+fn names(agent: Arc<Agent>) -> mpsc::Receiver<Result<Value, Failure>> {
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut watch = agent.edge.watch_names();
+        loop {
+            let names = json(&agent.edge.names());
+            if sender.send(Ok(names)).await.is_err() {
+                return;
+            }
+            let more = tokio::select! {
+                more = watch.changed() => more,
+                () = sender.closed() => false,
+            };
+            if !more {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn events(agent: &Arc<Agent>) -> mpsc::Receiver<Result<Value, Failure>> {
+    let mut events = agent.events.subscribe();
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = sender.closed() => return,
+            };
+            let event = match event {
+                Ok(event) => event,
+                Err(broadcast::error::RecvError::Lagged(count)) => Event::Missed { count },
+                Err(broadcast::error::RecvError::Closed) => return,
+            };
+            let last = event == Event::Stopping;
+            if sender.send(Ok(json(&event))).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    receiver
+}

@@ -1,0 +1,173 @@
+//! What the daemon needs of the tunnel beyond dialling.
+//!
+//! The driver implements it over the engine; tests implement it over nothing. Kept narrow on purpose: no key comes back
+//! out of it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peerage_model::control::TrustRequest;
+use peerage_model::relay::RelayInfo;
+use peerage_model::snapshot::Port;
+use peerage_model::{AgentId, AgreementSecret, Credential, InstanceId, Snapshot, Ticket, TrustId, UnixTime};
+use tokio::sync::mpsc;
+
+use crate::control::Failure;
+use crate::control::view;
+use crate::tunnel::{Dial, Incoming};
+
+/// What the tunnel starts with.
+#[derive(Debug)]
+pub struct LinkConfig {
+    /// Who we are.
+    pub agent: AgentId,
+    /// The key of this run.
+    pub instance: AgreementSecret,
+    /// The passport for it, with its authority's record.
+    pub credential: Vec<u8>,
+    /// Where to bind.
+    pub bind: Vec<SocketAddr>,
+    /// Addresses at which we are reachable, as our owner says.
+    pub fixed_endpoints: Vec<SocketAddr>,
+    /// Whom we trust at first.
+    pub snapshot: Snapshot,
+}
+
+/// A running tunnel: to act on, to hear from, and streams that peers open.
+pub type Started = (Arc<dyn Link>, mpsc::Receiver<LinkEvent>, mpsc::Receiver<Incoming>);
+
+/// Starts a tunnel.
+pub type Starter = Box<dyn FnOnce(LinkConfig) -> io::Result<Started> + Send>;
+
+/// A future in a box.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The tunnel as the daemon sees it.
+pub trait Link: Dial + 'static {
+    /// Acts on a new snapshot; what it leaves out is reset.
+    fn apply(&self, snapshot: Snapshot);
+    /// Shows a fresh passport from now on, also in live sessions.
+    fn renew(&self, credential: Vec<u8>);
+    /// Asks a ticket's inviter for trust. Resolves when it has the request.
+    fn ask<'a>(&'a self, ticket: &'a Ticket, request: TrustRequest) -> Boxed<'a, Result<(), Failure>>;
+    /// Everything as it is.
+    fn status(&self) -> Boxed<'_, LinkStatus>;
+    /// Ends all sessions, telling the peers.
+    fn shutdown(&self) -> Boxed<'_, ()>;
+}
+
+/// Something that happened in the tunnel.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// A relay took us in, or was lost.
+    Relay {
+        /// Which.
+        relay: RelayInfo,
+        /// Whether we are bound there.
+        up: bool,
+        /// How it sees us.
+        observed: Option<SocketAddr>,
+    },
+    /// A relay does not take us.
+    RelayRefused {
+        /// Which.
+        relay: RelayInfo,
+        /// Why, in its words.
+        reason: String,
+    },
+    /// The NAT became known.
+    Nat(view::Nat),
+    /// A session with a peer came up.
+    SessionUp {
+        /// Whose.
+        peer: AgentId,
+        /// With which instance.
+        instance: InstanceId,
+        /// Over which path.
+        path: String,
+    },
+    /// A session ended.
+    SessionDown {
+        /// Whose.
+        peer: AgentId,
+        /// Why.
+        reason: String,
+    },
+    /// A path changed under its streams.
+    PathChanged {
+        /// Whose.
+        peer: AgentId,
+        /// Before.
+        from: String,
+        /// After.
+        to: String,
+        /// Why.
+        why: String,
+        /// Round trip of the new one.
+        rtt: Option<Duration>,
+    },
+    /// A peer said which of its ports we may open.
+    PeerPorts {
+        /// Whose.
+        peer: AgentId,
+        /// Which.
+        ports: Vec<Port>,
+    },
+    /// Somebody asked over one of our invitations.
+    TrustRequested {
+        /// Which.
+        invite: TrustId,
+        /// Who, verified.
+        asker: Box<Credential>,
+        /// What.
+        request: TrustRequest,
+    },
+    /// Streams with a peer were reset.
+    StreamsReset {
+        /// Whose.
+        peer: AgentId,
+        /// How many.
+        count: u64,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The tunnel as it is.
+#[derive(Clone, Debug, Default)]
+pub struct LinkStatus {
+    /// Our relays.
+    pub relays: Vec<view::Relay>,
+    /// Our NAT.
+    pub nat: view::Nat,
+    /// Sessions that are up.
+    pub sessions: Vec<LinkSession>,
+}
+
+/// A session that is up.
+#[derive(Clone, Debug)]
+pub struct LinkSession {
+    /// With whom.
+    pub peer: AgentId,
+    /// With which running instance.
+    pub instance: InstanceId,
+    /// Over which path.
+    pub path: String,
+    /// Its round trip.
+    pub rtt: Option<Duration>,
+    /// Since when.
+    pub since: UnixTime,
+    /// Why no better path.
+    pub why_not_better: Option<String>,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Open streams.
+    pub streams: u64,
+    /// Largest packet in use, in bytes.
+    pub mtu: Option<u16>,
+}

@@ -1,0 +1,297 @@
+//! The daemon over a tunnel that is not there: what people ask, what the engine is told.
+
+use std::sync::Mutex;
+
+use peerage_model::control::TrustRequest;
+use peerage_model::relay::RelayInfo;
+use peerage_model::stream::StreamHeader;
+use peerage_model::{Authority, Credential, InstanceId, Snapshot, Ticket, TrustId};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::link::{Boxed, Link, LinkSession, LinkStatus};
+use super::*;
+use crate::control::view::{Approved, Asked, Invited, Pending as Asking, Revoked, Status};
+use crate::control::{Request, Terms, client};
+use crate::tunnel::{Dial, DialError, Opened};
+
+/// A tunnel that remembers what it was told, and resets what a snapshot leaves out, as the engine does.
+struct FakeLink {
+    snapshots: Mutex<Vec<Snapshot>>,
+    asked: Mutex<Vec<(String, TrustRequest)>>,
+    sessions: Mutex<Vec<AgentId>>,
+    refuse_asks: Mutex<bool>,
+    events: mpsc::Sender<LinkEvent>,
+}
+
+impl Dial for FakeLink {
+    fn dial<'a>(&'a self, peer: &'a AgentId, _: StreamHeader) -> Boxed<'a, Result<Opened, DialError>> {
+        Box::pin(async move {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            if !self.sessions.lock().expect("no panic").contains(peer) {
+                return Err(DialError::NotTrusted { peer: peer.clone() });
+            }
+            tokio::spawn(async move {
+                let (mut read, mut write) = tokio::io::split(&mut theirs);
+                // Ends with the stream.
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+            Ok(Opened::Stream(Box::new(ours)))
+        })
+    }
+}
+
+impl Link for FakeLink {
+    fn apply(&self, snapshot: Snapshot) {
+        let trusted = |peer: &AgentId| snapshot.peers.iter().any(|entry| entry.id == *peer);
+        let mut sessions = self.sessions.lock().expect("no panic");
+        for peer in sessions.extract_if(.., |peer| !trusted(peer)) {
+            let why = "trust was revoked here".into();
+            self.events.try_send(LinkEvent::StreamsReset { peer, count: 2, why }).expect("there is room");
+        }
+        self.snapshots.lock().expect("no panic").push(snapshot);
+    }
+
+    fn renew(&self, _: Vec<u8>) {}
+
+    fn ask<'a>(&'a self, ticket: &'a Ticket, request: TrustRequest) -> Boxed<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            if *self.refuse_asks.lock().expect("no panic") {
+                return Err(Failure::new(Code::Unreachable, "nobody answered", "ask for a new ticket"));
+            }
+            self.asked.lock().expect("no panic").push((ticket.inviter().to_string(), request));
+            Ok(())
+        })
+    }
+
+    fn status(&self) -> Boxed<'_, LinkStatus> {
+        let session = |peer: &AgentId| LinkSession {
+            peer: peer.clone(),
+            instance: InstanceId([1; 8]),
+            path: "direct".into(),
+            rtt: Some(Duration::from_micros(1500)),
+            since: time::now(),
+            why_not_better: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            streams: 2,
+            mtu: None,
+        };
+        let sessions = self.sessions.lock().expect("no panic").iter().map(session).collect();
+        Box::pin(std::future::ready(LinkStatus { sessions, ..LinkStatus::default() }))
+    }
+
+    fn shutdown(&self) -> Boxed<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+struct Running {
+    place: Place,
+    link: Arc<FakeLink>,
+    us: AgentId,
+    stopper: Stopper,
+    running: tokio::task::JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+fn relay() -> RelayInfo {
+    let key = data_encoding::BASE32_NOPAD.encode(&[5; 32]);
+    format!("{key}@relay.example:3478").parse().expect("a relay")
+}
+
+fn options(hostname: &str) -> Options {
+    Options { hostname: Some(hostname.parse().expect("a name")), relays: vec![relay()], ..Options::default() }
+}
+
+fn fake() -> (Arc<FakeLink>, Starter) {
+    let (events, heard) = mpsc::channel(16);
+    let link = Arc::new(FakeLink {
+        snapshots: Mutex::default(),
+        asked: Mutex::default(),
+        sessions: Mutex::default(),
+        refuse_asks: Mutex::default(),
+        events,
+    });
+    let started = Arc::clone(&link);
+    let starter: Starter = Box::new(move |_| Ok((started as Arc<dyn Link>, heard, mpsc::channel(1).1)));
+    (link, starter)
+}
+
+async fn daemon(hostname: &str) -> Running {
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = Place::find(Some(dir.path())).expect("a flag is a place");
+    let (link, starter) = fake();
+    let daemon = start(place.clone(), options(hostname), starter).await.expect("it starts");
+    let (us, stopper) = (daemon.agent().clone(), daemon.stopper());
+    Running { place, link, us, stopper, running: tokio::spawn(daemon.run()), _dir: dir }
+}
+
+impl Running {
+    async fn ask<T: serde::de::DeserializeOwned>(&self, request: Request) -> Result<T, Failure> {
+        client::call(&self.place, &request).await
+    }
+
+    async fn invite(&self) -> Ticket {
+        let invited: Invited = self.ask(Request::Invite { expires_s: 60 }).await.expect("there is a relay");
+        Ticket::parse(&invited.ticket, time::now()).expect("it is a ticket")
+    }
+
+    fn last_snapshot(&self) -> Snapshot {
+        self.link.snapshots.lock().expect("no panic").last().expect("one at the start").clone()
+    }
+}
+
+/// What the engine tells the inviter when `asker` has asked over `invite`.
+fn trust_requested(asker: &Authority, name: &str, invite: TrustId) -> LinkEvent {
+    let agent = asker.agent(name.parse().expect("a name"));
+    let key = AgreementSecret::from_bytes([9; 32]).public();
+    let passport = asker.issue(&agent, key, time::now(), time::now().plus(passport::LIFETIME));
+    let credential = Credential::join(asker.record(), passport);
+    let asker = Box::new(Credential::verify(&credential, time::now()).expect("it is good"));
+    let request = TrustRequest { reason: "to work together".into(), relays: vec![relay()] };
+    LinkEvent::TrustRequested { invite, asker, request }
+}
+
+async fn until_requested(running: &Running) -> Vec<Asking> {
+    loop {
+        let requests: Vec<Asking> = running.ask(Request::Requests).await.expect("it answers");
+        if !requests.is_empty() {
+            return requests;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_invited_asker_is_listed_approved_and_told_to_the_engine() {
+    let inviter = daemon("db").await;
+    let ticket = inviter.invite().await;
+    let open = inviter.last_snapshot().invites;
+    assert_eq!(open.len(), 1);
+    let secret = peerage_model::PairSecret::of_invite(ticket.secret.expose(), &inviter.us);
+    assert_eq!(open[0].secret, secret, "the ticket's holder derives what we listen for");
+
+    let asker = Authority::new(&Zeroizing::new([7; 96]), time::now());
+    inviter.link.events.send(trust_requested(&asker, "planner", open[0].id)).await.expect("it hears");
+    let requests = until_requested(&inviter).await;
+    assert_eq!((requests[0].name.as_str(), requests[0].reason.as_str()), ("planner", "to work together"));
+    assert!(inviter.last_snapshot().invites.is_empty(), "a ticket works once");
+
+    let request = Request::Approve { name: "planner".into(), terms: Terms::default() };
+    let approved: Approved = inviter.ask(request).await.expect("one asks");
+    assert_eq!(approved.inbound, "everything exposed");
+    let snapshot = inviter.last_snapshot();
+    assert_eq!(snapshot.peers[0].id, asker.agent("planner".parse().expect("a name")));
+    assert_eq!(snapshot.peers[0].relays, [relay()]);
+}
+
+#[tokio::test]
+async fn a_handshake_gives_our_consent_before_it_asks() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await;
+    let request = Request::Handshake { ticket: ticket.to_string(), reason: "why".into(), terms: Terms::default() };
+    let asked: Asked = asker.ask(request).await.expect("the ticket is good");
+    assert_eq!((asked.peer, asked.inbound.as_str()), (inviter.us.clone(), "nothing"));
+    assert_eq!(asker.last_snapshot().peers[0].id, inviter.us);
+    assert_eq!(asker.link.asked.lock().expect("no panic").len(), 1);
+}
+
+#[tokio::test]
+async fn a_handshake_that_reached_nobody_leaves_no_consent() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    *asker.link.refuse_asks.lock().expect("no panic") = true;
+    let ticket = inviter.invite().await.to_string();
+    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let failure = asker.ask::<Asked>(request).await.expect_err("nobody answers");
+    assert_eq!(failure.code, Code::Unreachable);
+    assert!(asker.last_snapshot().peers.is_empty());
+    let status: Status = asker.ask(Request::Status).await.expect("it answers");
+    assert!(status.peers.is_empty());
+}
+
+#[tokio::test]
+async fn a_bad_ticket_says_what_is_wrong_with_it() {
+    let asker = daemon("planner").await;
+    let ours = asker.invite().await.to_string();
+    for (ticket, code) in
+        [("hello", Code::TicketInvalid), (&ours[..ours.len() - 4], Code::TicketInvalid), (&ours, Code::OwnTicket)]
+    {
+        let request = Request::Handshake { ticket: ticket.into(), reason: "why".into(), terms: Terms::default() };
+        let failure = asker.ask::<Asked>(request).await.expect_err("it is bad");
+        assert_eq!(failure.code, code, "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn revoke_and_wait_measures_until_the_streams_are_reset() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await.to_string();
+    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    asker.ask::<Asked>(request).await.expect("the ticket is good");
+    asker.link.sessions.lock().expect("no panic").push(inviter.us.clone());
+    let request = Request::Revoke { name: "db".into(), wait: true };
+    let revoked: Revoked = asker.ask(request.clone()).await.expect("it is a peer");
+    assert_eq!(revoked.streams_reset, Some(2));
+    assert!(revoked.reset_ms.is_some_and(|took| took < 1000.0), "{:?}", revoked.reset_ms);
+    assert!(asker.last_snapshot().peers.is_empty());
+    let failure = asker.ask::<Revoked>(request).await.expect_err("it is gone");
+    assert_eq!(failure.code, Code::UnknownPeer);
+}
+
+#[tokio::test]
+async fn ping_echoes_through_a_stream() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await.to_string();
+    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    asker.ask::<Asked>(request).await.expect("the ticket is good");
+    asker.link.sessions.lock().expect("no panic").push(inviter.us.clone());
+    let request = Request::Ping { name: "db".into(), count: 3, interval_ms: 0 };
+    let mut pongs = client::stream(&asker.place, &request).await.expect("it runs");
+    let mut seen = Vec::new();
+    while let Some(pong) = pongs.next::<crate::control::view::Pong>().await.expect("nothing fails") {
+        assert!(pong.rtt_ms.is_some());
+        seen.push(pong.seq);
+    }
+    assert_eq!(seen, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_the_state_says_that_one_runs() {
+    let first = daemon("db").await;
+    let failure = start(first.place.clone(), options("db"), fake().1).await.expect_err("it is taken");
+    assert_eq!(failure.code, Code::AlreadyRunning);
+    let status: Status = first.ask(Request::Status).await.expect("the first is unharmed");
+    assert_eq!(status.agent, first.us);
+}
+
+#[tokio::test]
+async fn a_name_that_others_know_does_not_change() {
+    let first = daemon("db").await;
+    first.invite().await;
+    first.stopper.stop();
+    first.running.await.expect("it ends");
+    let failure = start(first.place.clone(), options("other"), fake().1).await.expect_err("a ticket names `db`");
+    assert_eq!(failure.code, Code::HostnameFixed);
+    let again = start(first.place, Options::default(), fake().1).await.expect("unsaid stays as it was");
+    assert_eq!(*again.agent(), first.us);
+}
+
+#[tokio::test]
+async fn down_ends_the_daemon_and_its_socket() {
+    let running = daemon("db").await;
+    let _: Value = running.ask(Request::Down).await.expect("it answers");
+    running.running.await.expect("it ends");
+    let failure = client::call::<Value>(&running.place, &Request::Status).await.expect_err("it is gone");
+    assert_eq!(failure.code, Code::NotRunning);
+}
+
+#[tokio::test]
+async fn exposing_a_port_offers_it_to_the_engine() {
+    let running = daemon("db").await;
+    let request = Request::Expose { service: "mcp=80:8080".into() };
+    running.ask::<Value>(request).await.expect("it is free");
+    assert_eq!(running.last_snapshot().ports[0].number, 80);
+    running.ask::<Value>(Request::Unexpose { service: "80".into() }).await.expect("it was there");
+    assert!(running.last_snapshot().ports.is_empty());
+}
