@@ -116,15 +116,7 @@ impl AddressBook {
             let ports = peer.ports.iter().map(|port| (port.protocol, port.number)).collect();
             let alias = peer.alias;
             directory.by_address.insert(address, id.clone());
-            directory.entries.insert(
-                id.clone(),
-                Entry {
-                    id,
-                    alias,
-                    address,
-                    ports,
-                },
-            );
+            directory.entries.insert(id.clone(), Entry { id, alias, address, ports });
         }
         directory.name_all();
         directory
@@ -190,9 +182,7 @@ impl Directory {
     /// (without [`ZONE`]) and lower case.
     #[must_use]
     pub fn has_names_below(&self, name: &str) -> bool {
-        self.by_name
-            .keys()
-            .any(|known| known.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')))
+        self.by_name.keys().any(|known| known.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')))
     }
 
     /// Names that more than one peer answers to. They lead nowhere, so that a program never talks to the wrong one.
@@ -204,11 +194,7 @@ impl Directory {
     /// An alias is its owner's choice here, so it goes before any agent's own name: a peer cannot take over `db` by
     /// calling itself that.
     fn name_all(&mut self) {
-        let aliases: Vec<_> = self
-            .entries
-            .values()
-            .map(|e| (e.alias.as_str().to_owned(), e.id.clone()))
-            .collect();
+        let aliases: Vec<_> = self.entries.values().map(|e| (e.alias.as_str().to_owned(), e.id.clone())).collect();
         let chosen: BTreeSet<String> = aliases.iter().map(|(name, _)| name.clone()).collect();
         let own: Vec<_> = self
             .entries
@@ -253,18 +239,11 @@ mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
     fn id(authority: u8, name: &str) -> AgentId {
-        AgentId {
-            authority: Fingerprint([authority; 32]),
-            name: name.parse().expect("a valid name"),
-        }
+        AgentId { authority: Fingerprint([authority; 32]), name: name.parse().expect("a valid name") }
     }
 
     fn listed(authority: u8, name: &str, alias: &str) -> Listed {
-        Listed {
-            id: id(authority, name),
-            alias: alias.parse().expect("a valid alias"),
-            ports: Vec::new(),
-        }
+        Listed { id: id(authority, name), alias: alias.parse().expect("a valid alias"), ports: Vec::new() }
     }
 
     #[test]
@@ -300,22 +279,10 @@ mod tests {
     #[test]
     fn a_peer_answers_to_alias_and_name_bare_and_full_in_any_case() {
         let directory = AddressBook::new().directory([listed(1, "db-tool-server.tools", "db")]);
-        for name in [
-            "db",
-            "DB.Peer.Internal",
-            "db.peer.internal.",
-            "db-tool-server.tools.peer.internal",
-        ] {
+        for name in ["db", "DB.Peer.Internal", "db.peer.internal.", "db-tool-server.tools.peer.internal"] {
             assert_eq!(directory.by_name(name).map(|e| e.alias.as_str()), Some("db"), "{name}");
         }
-        for name in [
-            "",
-            ".",
-            "peer.internal",
-            "x.db",
-            "db.peer.internal.example",
-            "tools.peer.internal",
-        ] {
+        for name in ["", ".", "peer.internal", "x.db", "db.peer.internal.example", "tools.peer.internal"] {
             assert_eq!(directory.by_name(name), None, "{name}");
         }
         assert!(directory.has_names_below("tools"));

@@ -80,20 +80,14 @@ fn find_forward(directory: &Directory, text: &str, question: &Question) -> Optio
         // A bare alias, from a program without our search domain. It stands for a zone of its own.
         let entry = directory.by_name(text)?;
         let data = wants(RecordType::A).then_some(RData::A(A(entry.address)));
-        return Some(Finding::Exists {
-            zone: question.query.name().clone(),
-            data,
-        });
+        return Some(Finding::Exists { zone: question.query.name().clone(), data });
     };
     Some(match directory.by_inner_name(inner) {
         Some(entry) => {
             let data = wants(RecordType::A).then_some(RData::A(A(entry.address)));
             Finding::Exists { zone: zone(), data }
         }
-        None if directory.has_names_below(inner) => Finding::Exists {
-            zone: zone(),
-            data: None,
-        },
+        None if directory.has_names_below(inner) => Finding::Exists { zone: zone(), data: None },
         None => Finding::Missing { zone: zone() },
     })
 }
@@ -119,10 +113,7 @@ fn find_reverse(directory: &Directory, name: &Name, question: &Question) -> Opti
     };
     let wanted = [RecordType::PTR, RecordType::ANY].contains(&question.query.query_type());
     let target = Name::from_ascii(format!("{}.", entry.full_name())).ok()?;
-    Some(Finding::Exists {
-        zone,
-        data: wanted.then_some(RData::PTR(PTR(target))),
-    })
+    Some(Finding::Exists { zone, data: wanted.then_some(RData::PTR(PTR(target))) })
 }
 
 impl Finding {
@@ -184,11 +175,9 @@ fn encode(question: &Question, mut message: Message, asked: Option<&Edns>) -> Ve
         }
     }
     let id = question.header.metadata.id;
-    message.to_vec().unwrap_or_else(|_| {
-        Message::error_msg(id, OpCode::Query, ResponseCode::ServFail)
-            .to_vec()
-            .unwrap_or_default()
-    })
+    message
+        .to_vec()
+        .unwrap_or_else(|_| Message::error_msg(id, OpCode::Query, ResponseCode::ServFail).to_vec().unwrap_or_default())
 }
 
 fn bare_error(id: u16, op_code: OpCode, code: ResponseCode) -> Decision {
@@ -209,15 +198,8 @@ mod tests {
     use proptest::prelude::{any, prop_assert, proptest};
 
     fn directory() -> Directory {
-        let id = AgentId {
-            authority: Fingerprint([7; 32]),
-            name: "db-tool-server.tools".parse().expect("a name"),
-        };
-        AddressBook::new().directory([Listed {
-            id,
-            alias: "db".parse().expect("a label"),
-            ports: Vec::new(),
-        }])
+        let id = AgentId { authority: Fingerprint([7; 32]), name: "db-tool-server.tools".parse().expect("a name") };
+        AddressBook::new().directory([Listed { id, alias: "db".parse().expect("a label"), ports: Vec::new() }])
     }
 
     fn address() -> Ipv4Addr {
@@ -246,42 +228,27 @@ mod tests {
             assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
             assert_eq!(answer.answers[0].data, RData::A(A(address())), "{name}");
             assert_eq!(answer.answers[0].ttl, TTL_SECONDS);
-            assert_eq!(
-                answer.answers[0].name.to_ascii(),
-                name,
-                "the case comes back as it was asked"
-            );
+            assert_eq!(answer.answers[0].name.to_ascii(), name, "the case comes back as it was asked");
             assert_eq!(answer.metadata.id, 0x1234);
         }
     }
 
     #[test]
     fn other_types_of_a_known_name_are_empty_answers_that_may_be_cached_briefly() {
-        for kind in [
-            RecordType::AAAA,
-            RecordType::HTTPS,
-            RecordType::SVCB,
-            RecordType::MX,
-            RecordType::TXT,
-        ] {
+        for kind in [RecordType::AAAA, RecordType::HTTPS, RecordType::SVCB, RecordType::MX, RecordType::TXT] {
             let answer = ask(&query("db.peer.internal.", kind)).expect("ours");
             assert_eq!(answer.metadata.response_code, ResponseCode::NoError, "{kind}");
             assert!(answer.answers.is_empty());
-            let RData::SOA(soa) = &answer.authorities[0].data else {
-                panic!("no SOA")
-            };
+            let RData::SOA(soa) = &answer.authorities[0].data else { panic!("no SOA") };
             assert_eq!(soa.minimum, TTL_SECONDS);
         }
     }
 
     #[test]
     fn an_unknown_name_in_the_zone_does_not_exist_and_is_not_forwarded() {
-        for name in [
-            "nobody.peer.internal.",
-            "x.db.peer.internal.",
-            "db.peer.internal.peer.internal.",
-            "a\\.b.peer.internal.",
-        ] {
+        for name in
+            ["nobody.peer.internal.", "x.db.peer.internal.", "db.peer.internal.peer.internal.", "a\\.b.peer.internal."]
+        {
             let answer = ask(&query(name, RecordType::A)).expect("ours");
             assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{name}");
             assert_eq!(answer.authorities.len(), 1);
@@ -299,9 +266,7 @@ mod tests {
     fn an_address_of_ours_leads_back_to_the_name() {
         let [a, b, c, d] = address().octets();
         let answer = ask(&query(&format!("{d}.{c}.{b}.{a}.in-addr.arpa."), RecordType::PTR)).expect("ours");
-        let RData::PTR(name) = &answer.answers[0].data else {
-            panic!("no PTR")
-        };
+        let RData::PTR(name) = &answer.answers[0].data else { panic!("no PTR") };
         assert_eq!(name.0.to_ascii(), "db-tool-server.tools.peer.internal.");
         let nobody = ask(&query("1.2.99.127.in-addr.arpa.", RecordType::PTR)).expect("ours");
         assert_eq!(nobody.metadata.response_code, ResponseCode::NXDomain);
@@ -341,20 +306,14 @@ mod tests {
     fn a_response_is_never_answered() {
         let mut message = query("db.", RecordType::A);
         message.metadata.message_type = MessageType::Response;
-        assert!(matches!(
-            decide(&directory(), &message.to_vec().expect("encodes")),
-            Decision::Drop
-        ));
+        assert!(matches!(decide(&directory(), &message.to_vec().expect("encodes")), Decision::Drop));
     }
 
     #[test]
     fn two_questions_and_updates_are_refused_with_a_code() {
         let mut two = query("db.", RecordType::A);
         two.add_query(two.queries[0].clone());
-        assert_eq!(
-            ask(&two).expect("an answer").metadata.response_code,
-            ResponseCode::FormErr
-        );
+        assert_eq!(ask(&two).expect("an answer").metadata.response_code, ResponseCode::FormErr);
         let mut update = query("db.", RecordType::A);
         update.metadata.op_code = OpCode::Update;
         let Decision::Answer(bytes) = decide(&directory(), &update.to_vec().expect("encodes")) else {

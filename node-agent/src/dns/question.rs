@@ -19,11 +19,7 @@ pub(super) enum NotAQuestion {
     /// Too short to carry an id, or itself a response: any answer could feed a loop between two servers.
     Silence,
     /// A request we can say this much about.
-    Error {
-        id: u16,
-        op_code: OpCode,
-        code: ResponseCode,
-    },
+    Error { id: u16, op_code: OpCode, code: ResponseCode },
 }
 
 impl Question {
@@ -34,11 +30,7 @@ impl Question {
         if header.metadata.message_type == MessageType::Response {
             return Err(NotAQuestion::Silence);
         }
-        let refuse = |code| NotAQuestion::Error {
-            id: header.metadata.id,
-            op_code: header.metadata.op_code,
-            code,
-        };
+        let refuse = |code| NotAQuestion::Error { id: header.metadata.id, op_code: header.metadata.op_code, code };
         if header.metadata.op_code != OpCode::Query {
             return Err(refuse(ResponseCode::NotImp));
         }

@@ -68,15 +68,8 @@ impl Upstreams {
     /// Those of the resolv.conf at `path`, at port 53. A missing file means none until it appears.
     #[must_use]
     pub fn from_file(path: impl Into<PathBuf>) -> Self {
-        let seen = Seen {
-            checked: None,
-            modified: None,
-            servers: Arc::default(),
-        };
-        Self(Source::File {
-            path: path.into(),
-            seen: Mutex::new(seen),
-        })
+        let seen = Seen { checked: None, modified: None, servers: Arc::default() };
+        Self(Source::File { path: path.into(), seen: Mutex::new(seen) })
     }
 
     /// The servers at the moment, without `own`: forwarding to ourselves would loop.
@@ -117,10 +110,8 @@ mod tests {
             "# made by hand\nnameserver 10.0.0.1 ; first\n nameserver\t2001:db8::1\nnameserver nonsense\n\
              domain old\nsearch a.example b.example\noptions ndots:5\nnameserver 10.0.0.2\nnameserver 10.0.0.3\n",
         );
-        let expected: Vec<IpAddr> = ["10.0.0.1", "2001:db8::1", "10.0.0.2"]
-            .iter()
-            .map(|ip| ip.parse().expect("an address"))
-            .collect();
+        let expected: Vec<IpAddr> =
+            ["10.0.0.1", "2001:db8::1", "10.0.0.2"].iter().map(|ip| ip.parse().expect("an address")).collect();
         assert_eq!(conf.nameservers, expected);
         assert_eq!(conf.search, ["a.example", "b.example"]);
     }

@@ -46,13 +46,7 @@ impl Config {
     /// 127.64.0.1:53; two seconds per upstream, so that two fit into the five that programs wait; 256 questions waiting.
     #[must_use]
     pub fn new(upstreams: Upstreams) -> Self {
-        Self {
-            address: DNS_ADDRESS,
-            port: 53,
-            upstreams,
-            patience: Duration::from_secs(2),
-            max_waiting: 256,
-        }
+        Self { address: DNS_ADDRESS, port: 53, upstreams, patience: Duration::from_secs(2), max_waiting: 256 }
     }
 }
 
@@ -82,16 +76,7 @@ impl Server {
         let (udp, tcp) = bind_both(config.address, config.port).await?;
         let local = udp.local_addr()?;
         let waiting = Arc::new(Semaphore::new(config.max_waiting));
-        Ok(Self {
-            udp,
-            tcp,
-            shared: Arc::new(Shared {
-                directory,
-                config,
-                local,
-                waiting,
-            }),
-        })
+        Ok(Self { udp, tcp, shared: Arc::new(Shared { directory, config, local, waiting }) })
     }
 
     /// Where it listens, UDP and TCP.
@@ -102,10 +87,7 @@ impl Server {
 
     /// Serves until dropped.
     pub async fn run(self) {
-        tokio::join!(
-            serve_udp(Arc::new(self.udp), self.shared.clone()),
-            serve_tcp(self.tcp, self.shared)
-        );
+        tokio::join!(serve_udp(Arc::new(self.udp), self.shared.clone()), serve_tcp(self.tcp, self.shared));
     }
 }
 
@@ -168,11 +150,7 @@ async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
     let clients = Arc::new(Semaphore::new(MAX_TCP_CLIENTS));
     loop {
-        let permit = clients
-            .clone()
-            .acquire_owned()
-            .await
-            .expect("this semaphore is never closed");
+        let permit = clients.clone().acquire_owned().await.expect("this semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
                 backoff.succeeded();

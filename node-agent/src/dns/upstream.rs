@@ -78,10 +78,7 @@ async fn by_udp(server: SocketAddr, request: &[u8], question: &Question) -> io::
             return Ok((answer, code));
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidData,
-        "only answers to other questions came",
-    ))
+    Err(io::Error::new(io::ErrorKind::InvalidData, "only answers to other questions came"))
 }
 
 async fn by_tcp(server: SocketAddr, request: &[u8], question: &Question) -> io::Result<(Vec<u8>, ResponseCode)> {
@@ -94,10 +91,7 @@ async fn by_tcp(server: SocketAddr, request: &[u8], question: &Question) -> io::
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await?;
     let Some(code) = question.response_code(&answer, id) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the answer is to another question",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is to another question"));
     };
     set_id(&mut answer, question.header.metadata.id);
     Ok((answer, code))

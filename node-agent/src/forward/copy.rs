@@ -61,10 +61,7 @@ pub(crate) struct Local {
 
 impl Local {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            finished: false,
-        }
+        Self { stream, finished: false }
     }
 
     /// The connection, to be ended in another way than by reset.
@@ -79,23 +76,16 @@ impl Local {
         drop(self.stream.set_nodelay(true));
         let (mut outward, mut inward) = (Pump::default(), Pump::default());
         poll_fn(|cx| {
-            let out = outward
-                .poll(cx, &mut self.stream, &mut tunnel, &mut moved.sent)
-                .map_err(|end| match end {
-                    Side::Reader(error) => Broken::Local(error),
-                    Side::Writer(error) => Broken::Tunnel(error),
-                })?;
-            let back = inward
-                .poll(cx, &mut tunnel, &mut self.stream, &mut moved.received)
-                .map_err(|end| match end {
+            let out = outward.poll(cx, &mut self.stream, &mut tunnel, &mut moved.sent).map_err(|end| match end {
+                Side::Reader(error) => Broken::Local(error),
+                Side::Writer(error) => Broken::Tunnel(error),
+            })?;
+            let back =
+                inward.poll(cx, &mut tunnel, &mut self.stream, &mut moved.received).map_err(|end| match end {
                     Side::Reader(error) => Broken::Tunnel(error),
                     Side::Writer(error) => Broken::Local(error),
                 })?;
-            if out.is_ready() && back.is_ready() {
-                Poll::Ready(Ok(()))
-            } else {
-                Poll::Pending
-            }
+            if out.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await?;
         self.finished = true;
@@ -158,13 +148,8 @@ impl Pump {
                 }
                 Self::Holding { buffer, start, end } => {
                     let written = ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[*start..*end]));
-                    let written = written.and_then(|n| {
-                        if n == 0 {
-                            Err(io::ErrorKind::WriteZero.into())
-                        } else {
-                            Ok(n)
-                        }
-                    });
+                    let written =
+                        written.and_then(|n| if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) });
                     let written = written.map_err(Side::Writer)?;
                     *start += written;
                     *moved += written as u64;
@@ -193,11 +178,7 @@ impl Pump {
             Poll::Ready(result) => {
                 result.map_err(Side::Reader)?;
                 let end = space.filled().len();
-                *self = if end == 0 {
-                    Self::Closing
-                } else {
-                    Self::Holding { buffer, start: 0, end }
-                };
+                *self = if end == 0 { Self::Closing } else { Self::Holding { buffer, start: 0, end } };
                 Poll::Ready(Ok(()))
             }
             Poll::Pending => {

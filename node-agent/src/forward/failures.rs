@@ -35,17 +35,9 @@ pub struct Failures(Mutex<BTreeMap<AgentId, Failure>>);
 impl Failures {
     /// Notes a failure, and logs it unless it was logged just before.
     pub fn note(&self, peer: &AgentId, port: u16, error: &DialError) {
-        let failure = Failure {
-            port,
-            text: error.to_string(),
-            at: SystemTime::now(),
-            times: 1,
-        };
+        let failure = Failure { port, text: error.to_string(), at: SystemTime::now(), times: 1 };
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all
-            .get_mut(peer)
-            .filter(|known| (known.port, &known.text) == (port, &failure.text))
-        {
+        if let Some(known) = all.get_mut(peer).filter(|known| (known.port, &known.text) == (port, &failure.text)) {
             known.times += 1;
             if failure.at.duration_since(known.at).is_ok_and(|age| age < LOG_AGAIN) {
                 return;
@@ -53,10 +45,7 @@ impl Failures {
             known.at = failure.at;
         } else {
             if all.len() >= MAX_PEERS {
-                let oldest = all
-                    .iter()
-                    .min_by_key(|(_, failure)| failure.at)
-                    .map(|(peer, _)| peer.clone());
+                let oldest = all.iter().min_by_key(|(_, failure)| failure.at).map(|(peer, _)| peer.clone());
                 oldest.map(|peer| all.remove(&peer));
             }
             all.insert(peer.clone(), failure);

@@ -36,11 +36,7 @@ pub struct Limits {
 impl Default for Limits {
     /// 256 per peer, 1024 in all (the usual limit of file descriptors; each needs one), 5 s to connect.
     fn default() -> Self {
-        Self {
-            per_peer: 256,
-            total: 1024,
-            connect: Duration::from_secs(5),
-        }
+        Self { per_peer: 256, total: 1024, connect: Duration::from_secs(5) }
     }
 }
 
@@ -65,14 +61,7 @@ impl Inbound {
         stats: Arc<Stats>,
     ) -> Self {
         let total = Arc::new(Semaphore::new(limits.total));
-        Self {
-            services,
-            directory,
-            limits,
-            total,
-            per_peer: BTreeMap::new(),
-            stats,
-        }
+        Self { services, directory, limits, total, per_peer: BTreeMap::new(), stats }
     }
 
     /// Serves until the tunnel hands out no more.
@@ -96,11 +85,7 @@ impl Inbound {
     }
 
     fn serve_port(&self, asked: Incoming, permits: Permits) {
-        let protocol = if asked.header.kind == StreamKind::Udp {
-            Protocol::Udp
-        } else {
-            Protocol::Tcp
-        };
+        let protocol = if asked.header.kind == StreamKind::Udp { Protocol::Udp } else { Protocol::Tcp };
         // A peer that the directory does not know (any more) has no address to come from, so nothing here would know
         // whom it talks to.
         let Some(source) = self.directory.borrow().get(&asked.peer).map(|entry| entry.address) else {
@@ -145,15 +130,9 @@ impl Inbound {
         if !self.per_peer.contains_key(peer) {
             self.per_peer.retain(|_, room| room.available_permits() < full);
         }
-        let room = self
-            .per_peer
-            .entry(peer.clone())
-            .or_insert_with(|| Arc::new(Semaphore::new(full)));
+        let room = self.per_peer.entry(peer.clone()).or_insert_with(|| Arc::new(Semaphore::new(full)));
         let own = room.clone().try_acquire_owned().ok()?;
-        Some(Permits {
-            _own: own,
-            _total: total,
-        })
+        Some(Permits { _own: own, _total: total })
     }
 }
 
@@ -267,11 +246,7 @@ async fn read_some(stream: &mut TunnelStream) -> io::Result<(Buffer, usize)> {
     std::future::poll_fn(|cx| {
         let mut buffer = Buffer::take();
         let mut space = tokio::io::ReadBuf::new(&mut buffer);
-        let read = std::task::ready!(tokio::io::AsyncRead::poll_read(
-            std::pin::Pin::new(&mut *stream),
-            cx,
-            &mut space
-        ));
+        let read = std::task::ready!(tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut *stream), cx, &mut space));
         let length = space.filled().len();
         std::task::Poll::Ready(read.map(|()| (buffer, length)))
     })

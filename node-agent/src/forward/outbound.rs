@@ -24,9 +24,7 @@ pub struct Outbound {
 
 impl fmt::Debug for Outbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outbound")
-            .field("stats", &self.stats)
-            .finish_non_exhaustive()
+        f.debug_struct("Outbound").field("stats", &self.stats).finish_non_exhaustive()
     }
 }
 
@@ -34,11 +32,7 @@ impl Outbound {
     /// Dials by `dial`.
     #[must_use]
     pub fn new(dial: Arc<dyn Dial>, stats: Arc<Stats>) -> Self {
-        Self {
-            dial,
-            stats,
-            failures: Arc::default(),
-        }
+        Self { dial, stats, failures: Arc::default() }
     }
 
     /// Carries a program's connection to `port` of `peer` until it ends. When the dial fails the program sees a reset.
@@ -122,9 +116,5 @@ fn dial_error(error: &std::io::Error) -> Option<&DialError> {
 
 /// The tunnel opened something else than was asked for.
 fn unsupported(peer: &AgentId, port: u16) -> DialError {
-    DialError::Refused {
-        peer: peer.clone(),
-        port,
-        status: StreamStatus::Unsupported,
-    }
+    DialError::Refused { peer: peer.clone(), port, status: StreamStatus::Unsupported }
 }

@@ -52,11 +52,7 @@ pub async fn serve_udp(socket: Arc<UdpSocket>, peer: AgentId, port: u16, outboun
                 continue;
             }
             let (queue, packets) = mpsc::channel(QUEUE);
-            let end = LocalEnd::Client {
-                socket: socket.clone(),
-                address: client,
-                packets,
-            };
+            let end = LocalEnd::Client { socket: socket.clone(), address: client, packets };
             tokio::spawn(carry(end, peer.clone(), port, outbound.clone()));
             flows.insert(client, queue);
         }
@@ -74,11 +70,7 @@ pub(super) async fn serve_flow(flow: TunnelFlow, socket: UdpSocket, stats: &Stat
 /// The end of a flow on this machine.
 enum LocalEnd {
     /// One client of a socket that is shared by all clients of the port; `packets` has what it sent.
-    Client {
-        socket: Arc<UdpSocket>,
-        address: SocketAddr,
-        packets: mpsc::Receiver<Bytes>,
-    },
+    Client { socket: Arc<UdpSocket>, address: SocketAddr, packets: mpsc::Receiver<Bytes> },
     /// A socket of the flow's own, connected to the service.
     Service(UdpSocket),
 }

@@ -21,19 +21,13 @@ impl Room {
     /// Room for `total` connections at all listeners together.
     #[must_use]
     pub fn new(total: usize) -> Self {
-        Self {
-            total: Arc::new(Semaphore::new(total)),
-            own: Arc::new(Semaphore::new(total)),
-        }
+        Self { total: Arc::new(Semaphore::new(total)), own: Arc::new(Semaphore::new(total)) }
     }
 
     /// The same total, of which one listener gets at most `most`, so that one peer's cannot use it all up.
     #[must_use]
     pub fn share(&self, most: usize) -> Self {
-        Self {
-            total: self.total.clone(),
-            own: Arc::new(Semaphore::new(most)),
-        }
+        Self { total: self.total.clone(), own: Arc::new(Semaphore::new(most)) }
     }
 
     /// Waits for room for one; it is free again when the guard is dropped.

@@ -43,9 +43,7 @@ mod tests {
     async fn a_client_that_went_away_costs_no_wait() {
         let mut backoff = Backoff::default();
         let started = Instant::now();
-        backoff
-            .failed("accepting", &io::ErrorKind::ConnectionAborted.into())
-            .await;
+        backoff.failed("accepting", &io::ErrorKind::ConnectionAborted.into()).await;
         assert!(started.elapsed() < FIRST);
         assert_eq!(backoff.next, None);
     }

@@ -44,11 +44,7 @@ pub struct Config {
 impl Default for Config {
     /// 512 per listener and 1024 in all: the usual limit of file descriptors is 1024 or more, and each takes one.
     fn default() -> Self {
-        Self {
-            avoid: BTreeSet::new(),
-            per_listener: 512,
-            total: 1024,
-        }
+        Self { avoid: BTreeSet::new(), per_listener: 512, total: 1024 }
     }
 }
 
@@ -58,13 +54,7 @@ pub fn plan(directory: &Directory) -> BTreeMap<Endpoint, AgentId> {
     let endpoints = directory.entries().flat_map(|entry| {
         entry.ports.iter().map(|(protocol, port)| {
             let address = SocketAddr::from((entry.address, *port));
-            (
-                Endpoint {
-                    protocol: *protocol,
-                    address,
-                },
-                entry.id.clone(),
-            )
+            (Endpoint { protocol: *protocol, address }, entry.id.clone())
         })
     });
     endpoints.filter(|(endpoint, _)| endpoint.address.port() != 0).collect()
@@ -77,12 +67,7 @@ pub async fn run(
     config: Config,
     report: watch::Sender<Arc<Listening>>,
 ) {
-    let mut listeners = Listeners {
-        room: Room::new(config.total),
-        config,
-        outbound,
-        running: BTreeMap::new(),
-    };
+    let mut listeners = Listeners { room: Room::new(config.total), config, outbound, running: BTreeMap::new() };
     loop {
         let wanted = plan(&directory.borrow_and_update().clone());
         listeners.reconcile(&wanted).await;
@@ -133,8 +118,7 @@ enum Bound {
 
 impl Listeners {
     async fn reconcile(&mut self, wanted: &BTreeMap<Endpoint, AgentId>) {
-        self.running
-            .retain(|endpoint, running| wanted.get(endpoint) == Some(&running.peer));
+        self.running.retain(|endpoint, running| wanted.get(endpoint) == Some(&running.peer));
         for (endpoint, peer) in wanted {
             match self.running.get(endpoint) {
                 None => {
@@ -171,23 +155,14 @@ impl Listeners {
             Err(Unavailable::Failed(error)) => return nowhere(&error),
         };
         let free = SocketAddr::new(endpoint.address.ip(), 0);
-        match bind(Endpoint {
-            address: free,
-            ..endpoint
-        })
-        .await
-        {
+        match bind(Endpoint { address: free, ..endpoint }).await {
             Ok(bound) => self.serve(endpoint, peer, bound, Some(reason)),
             Err(error) => nowhere(&error),
         }
     }
 
     async fn bind_as_asked(&self, endpoint: Endpoint) -> Result<Bound, Unavailable> {
-        if self
-            .config
-            .avoid
-            .contains(&(endpoint.protocol, endpoint.address.port()))
-        {
+        if self.config.avoid.contains(&(endpoint.protocol, endpoint.address.port())) {
             return Err(Unavailable::Because(ConflictReason::Declared));
         }
         match bind(endpoint).await {
@@ -206,17 +181,11 @@ impl Listeners {
             Bound::Tcp(listener) => {
                 let local = listener.local_addr();
                 let room = self.room.share(self.config.per_listener);
-                (
-                    local,
-                    tokio::spawn(accept(listener, peer.clone(), port, room, self.outbound.clone())),
-                )
+                (local, tokio::spawn(accept(listener, peer.clone(), port, room, self.outbound.clone())))
             }
             Bound::Udp(socket) => {
                 let local = socket.local_addr();
-                (
-                    local,
-                    tokio::spawn(serve_udp(Arc::new(socket), peer.clone(), port, self.outbound.clone())),
-                )
+                (local, tokio::spawn(serve_udp(Arc::new(socket), peer.clone(), port, self.outbound.clone())))
             }
         };
         let task = StopOnDrop(task.abort_handle());
@@ -224,11 +193,7 @@ impl Listeners {
             Ok(actual) => Place::At { actual, _task: task },
             Err(_) => Place::Nowhere,
         };
-        Running {
-            peer: peer.clone(),
-            place,
-            conflict,
-        }
+        Running { peer: peer.clone(), place, conflict }
     }
 
     fn report(&self) -> Listening {
@@ -239,14 +204,12 @@ impl Listeners {
                 Place::At { actual, .. } => Some(actual),
             };
             listening.bound.extend(actual.map(|actual| (*endpoint, actual)));
-            listening
-                .conflicts
-                .extend(running.conflict.clone().map(|reason| PortConflict {
-                    peer: running.peer.clone(),
-                    asked: *endpoint,
-                    actual,
-                    reason,
-                }));
+            listening.conflicts.extend(running.conflict.clone().map(|reason| PortConflict {
+                peer: running.peer.clone(),
+                asked: *endpoint,
+                actual,
+                reason,
+            }));
         }
         listening
     }

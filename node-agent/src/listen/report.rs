@@ -48,11 +48,7 @@ impl Listening {
     #[must_use]
     pub fn redirects(&self) -> BTreeMap<Endpoint, SocketAddr> {
         let moved = |(endpoint, actual): &(&Endpoint, &SocketAddr)| endpoint.address != **actual;
-        self.bound
-            .iter()
-            .filter(moved)
-            .map(|(endpoint, actual)| (*endpoint, *actual))
-            .collect()
+        self.bound.iter().filter(moved).map(|(endpoint, actual)| (*endpoint, *actual)).collect()
     }
 }
 
@@ -85,13 +81,7 @@ impl PortConflict {
 impl fmt::Display for PortConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Endpoint { protocol, address } = self.asked;
-        write!(
-            f,
-            "port {}/{protocol} of `{}` cannot be had here: {}",
-            address.port(),
-            self.peer.name,
-            self.reason
-        )
+        write!(f, "port {}/{protocol} of `{}` cannot be had here: {}", address.port(), self.peer.name, self.reason)
     }
 }
 

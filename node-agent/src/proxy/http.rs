@@ -74,10 +74,7 @@ pub(super) async fn serve(clients: &Clients, mut stream: TcpStream, patience: Du
 }
 
 fn refusal(status: &'static str, text: impl Into<String>) -> Refusal {
-    Refusal {
-        status,
-        text: text.into(),
-    }
+    Refusal { status, text: text.into() }
 }
 
 fn gateway(error: &DialError) -> Refusal {
@@ -123,10 +120,7 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Result<(Vec<u8>, Vec<u8
             return Ok(Ok((head, rest)));
         }
         if head.len() > MAX_HEAD {
-            return Ok(Err(refusal(
-                "431 Request Header Fields Too Large",
-                "the head is larger than 16 KiB",
-            )));
+            return Ok(Err(refusal("431 Request Header Fields Too Large", "the head is larger than 16 KiB")));
         }
     }
 }
@@ -172,11 +166,7 @@ pub(super) fn parse(head: &[u8]) -> Result<Request, Refusal> {
         }
     }
     out.push_str("Connection: close\r\n\r\n");
-    Ok(Request::Plain {
-        host,
-        port,
-        head: out.into_bytes(),
-    })
+    Ok(Request::Plain { host, port, head: out.into_bytes() })
 }
 
 /// `host:port`, `host` where there is a default; an IPv6 address in brackets.
@@ -189,10 +179,7 @@ fn split_authority(authority: &str, default: Option<u16>) -> Option<(String, u16
         Some(port) => port.parse().ok().filter(|port| *port != 0)?,
         None => default?,
     };
-    let host = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
@@ -210,16 +197,8 @@ mod tests {
 
     #[test]
     fn connect_names_host_and_port() {
-        let connect = |host: &str, port| {
-            Ok(Request::Connect {
-                host: host.into(),
-                port,
-            })
-        };
-        assert_eq!(
-            parse(b"CONNECT db:443 HTTP/1.1\r\nHost: db\r\n\r\n"),
-            connect("db", 443)
-        );
+        let connect = |host: &str, port| Ok(Request::Connect { host: host.into(), port });
+        assert_eq!(parse(b"CONNECT db:443 HTTP/1.1\r\nHost: db\r\n\r\n"), connect("db", 443));
         assert_eq!(parse(b"CONNECT [::1]:443 HTTP/1.1\r\n\r\n"), connect("::1", 443));
     }
 

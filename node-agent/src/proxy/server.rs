@@ -30,11 +30,7 @@ impl Config {
     /// Ten seconds to say what it wants; 512 connections.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
-        Self {
-            address,
-            patience: Duration::from_secs(10),
-            total: 512,
-        }
+        Self { address, patience: Duration::from_secs(10), total: 512 }
     }
 }
 
@@ -65,17 +61,10 @@ impl Server {
     ) -> io::Result<Self> {
         if !config.address.ip().is_loopback() {
             // Whoever can reach the proxy acts as this agent.
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the proxy listens on loopback addresses only",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the proxy listens on loopback addresses only"));
         }
         let listener = TcpListener::bind(config.address).await?;
-        Ok(Self {
-            listener,
-            config,
-            clients: Clients { directory, outbound },
-        })
+        Ok(Self { listener, config, clients: Clients { directory, outbound } })
     }
 
     /// Where it listens.
@@ -143,11 +132,7 @@ impl Clients {
     /// The trusted peer that lives at that address.
     pub(super) fn by_address(&self, address: IpAddr) -> Option<AgentId> {
         match address.to_canonical() {
-            IpAddr::V4(address) => self
-                .directory
-                .borrow()
-                .by_address(address)
-                .map(|entry| entry.id.clone()),
+            IpAddr::V4(address) => self.directory.borrow().by_address(address).map(|entry| entry.id.clone()),
             IpAddr::V6(_) => None,
         }
     }
