@@ -19,10 +19,8 @@ pub fn run(kind: Kind, bytes: usize) -> io::Result<(f64, Duration)> {
     let done = AtomicBool::new(false);
     let (address, addressed) = mpsc::channel();
     thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&flavor, &done, &address));
-        let to = addressed
-            .recv()
-            .map_err(|_| io::Error::other("the server did not start"))?;
+        let server = scope.spawn(|| serve(&flavor, bytes, &done, &address));
+        let to = addressed.recv().map_err(|_| io::Error::other("the server did not start"))?;
         let (started, latency) = send(&flavor, to, bytes, &done)?;
         let ended = server.join().map_err(|_| io::Error::other("the server panicked"))??;
         let seconds = ended.duration_since(started).as_secs_f64();
@@ -30,37 +28,39 @@ pub fn run(kind: Kind, bytes: usize) -> io::Result<(f64, Duration)> {
     })
 }
 
-/// Reads until the stream ends; returns when that was.
-fn serve(flavor: &Flavor, done: &AtomicBool, address: &mpsc::Sender<SocketAddr>) -> io::Result<Instant> {
+/// Reads until the stream ends; returns when that was. Every byte must have come.
+fn serve(flavor: &Flavor, bytes: usize, done: &AtomicBool, address: &mpsc::Sender<SocketAddr>) -> io::Result<Instant> {
     let mut peer = Peer::new(flavor)?;
-    address
-        .send(peer.address()?)
-        .map_err(|_| io::Error::other("nobody waits for the address"))?;
+    address.send(peer.address()?).map_err(|_| io::Error::other("nobody waits for the address"))?;
     let mut stream = None;
     let mut ended = None;
+    let mut received = 0;
     while ended.is_none() {
         peer.turn(|connection| {
             if stream.is_none() {
                 stream = connection.streams().accept(Dir::Uni);
             }
-            if stream.is_some_and(|stream| read(connection, stream)) {
+            if stream.is_some_and(|stream| read(connection, stream, &mut received)) {
                 ended = Some(Instant::now());
             }
         })?;
+    }
+    if received != bytes {
+        return Err(io::Error::other("the stream was cut short"));
     }
     done.store(true, Ordering::Release);
     ended.ok_or_else(|| io::Error::other("the stream did not end"))
 }
 
-/// Reads and forgets what has come; true at the stream's end.
-fn read(connection: &mut Connection, stream: StreamId) -> bool {
+/// Reads, counts and forgets what has come; true at the stream's end.
+fn read(connection: &mut Connection, stream: StreamId, received: &mut usize) -> bool {
     let mut receive = connection.recv_stream(stream);
     let Ok(mut chunks) = receive.read(true) else {
         return false;
     };
     let ended = loop {
         match chunks.next(usize::MAX) {
-            Ok(Some(_)) => {}
+            Ok(Some(chunk)) => *received += chunk.bytes.len(),
             Ok(None) => break true,
             Err(_) => break false,
         }
@@ -92,10 +92,7 @@ fn send(flavor: &Flavor, to: SocketAddr, bytes: usize, done: &AtomicBool) -> io:
 fn write(connection: &mut Connection, stream: StreamId, block: &[u8], left: usize) -> usize {
     let mut written = 0;
     while written < left {
-        match connection
-            .send_stream(stream)
-            .write(&block[..block.len().min(left - written)])
-        {
+        match connection.send_stream(stream).write(&block[..block.len().min(left - written)]) {
             Ok(accepted) => written += accepted,
             Err(_) => return written,
         }
