@@ -72,10 +72,7 @@ impl LinkConfig {
     /// A link that only takes time.
     #[must_use]
     pub fn with_delay(delay: Duration) -> Self {
-        Self {
-            delay,
-            ..Self::default()
-        }
+        Self { delay, ..Self::default() }
     }
 
     /// True where packets sent together stay together, so that a batch may pass as one unit.
@@ -83,9 +80,7 @@ impl LinkConfig {
     pub fn keeps_batches(&self) -> bool {
         self.bottleneck.is_none()
             && self.jitter.is_zero()
-            && [self.loss, self.duplicate, self.reorder]
-                .iter()
-                .all(|chance| *chance == Chance::NEVER)
+            && [self.loss, self.duplicate, self.reorder].iter().all(|chance| *chance == Chance::NEVER)
     }
 }
 
@@ -122,12 +117,7 @@ impl Link {
     /// A link whose chance comes from `seed`.
     #[must_use]
     pub const fn new(config: LinkConfig, seed: u64) -> Self {
-        Self {
-            config,
-            rng: SplitMix64::new(seed),
-            busy_until: None,
-            last_arrival: None,
-        }
+        Self { config, rng: SplitMix64::new(seed), busy_until: None, last_arrival: None }
     }
 
     /// What the link does at present.
@@ -154,19 +144,12 @@ impl Link {
         }
         let first = self.travel(sent);
         let second = self.config.duplicate.strikes(&mut self.rng).then(|| self.travel(sent));
-        Arrivals {
-            first: Some(first),
-            second,
-        }
+        Arrivals { first: Some(first), second }
     }
 
     /// When the last bit of the packet leaves the queue; nothing if the queue is full.
     fn pass_bottleneck(&mut self, now: Instant, bytes: usize) -> Option<Instant> {
-        let Some(Bottleneck {
-            bits_per_second,
-            queue_bytes,
-        }) = self.config.bottleneck
-        else {
+        let Some(Bottleneck { bits_per_second, queue_bytes }) = self.config.bottleneck else {
             return Some(now);
         };
         let start = self.busy_until.map_or(now, |busy| busy.max(now));
@@ -206,13 +189,7 @@ mod tests {
     #[test]
     fn a_perfect_link_delivers_at_once() {
         let now = epoch();
-        assert_eq!(
-            Link::new(LinkConfig::default(), 1).send(now, 1_200),
-            Arrivals {
-                first: Some(now),
-                second: None
-            }
-        );
+        assert_eq!(Link::new(LinkConfig::default(), 1).send(now, 1_200), Arrivals { first: Some(now), second: None });
     }
 
     #[test]
@@ -225,10 +202,7 @@ mod tests {
 
     #[test]
     fn jitter_stays_within_its_bound_and_never_reorders() {
-        let config = LinkConfig {
-            jitter: ms(5),
-            ..LinkConfig::with_delay(ms(10))
-        };
+        let config = LinkConfig { jitter: ms(5), ..LinkConfig::with_delay(ms(10)) };
         let travelled = run(config, 3, 1_000);
         let now = epoch();
         assert!(travelled.is_sorted());
@@ -240,53 +214,24 @@ mod tests {
 
     #[test]
     fn loss_is_close_to_its_chance() {
-        let arrived = run(
-            LinkConfig {
-                loss: Chance::percent(2),
-                ..LinkConfig::default()
-            },
-            4,
-            100_000,
-        )
-        .len();
+        let arrived = run(LinkConfig { loss: Chance::percent(2), ..LinkConfig::default() }, 4, 100_000).len();
         assert!((97_700..98_300).contains(&arrived), "{arrived} of 100000 arrived");
     }
 
     #[test]
     fn total_loss_delivers_nothing() {
-        assert!(
-            run(
-                LinkConfig {
-                    loss: Chance::ALWAYS,
-                    ..LinkConfig::default()
-                },
-                5,
-                100
-            )
-            .is_empty()
-        );
+        assert!(run(LinkConfig { loss: Chance::ALWAYS, ..LinkConfig::default() }, 5, 100).is_empty());
     }
 
     #[test]
     fn duplication_delivers_a_second_copy() {
-        let arrived = run(
-            LinkConfig {
-                duplicate: Chance::ALWAYS,
-                ..LinkConfig::default()
-            },
-            6,
-            100,
-        );
+        let arrived = run(LinkConfig { duplicate: Chance::ALWAYS, ..LinkConfig::default() }, 6, 100);
         assert_eq!(arrived.len(), 200);
     }
 
     #[test]
     fn a_reordered_packet_is_overtaken() {
-        let config = LinkConfig {
-            reorder: Chance::percent(10),
-            held_back: ms(1),
-            ..LinkConfig::default()
-        };
+        let config = LinkConfig { reorder: Chance::percent(10), held_back: ms(1), ..LinkConfig::default() };
         assert!(!run(config, 7, 1_000).is_sorted());
     }
 
@@ -296,11 +241,7 @@ mod tests {
         let mut link = Link::new(narrow(8_000_000, 100_000), 1);
         assert_eq!(link.send(now, 1_000).first, Some(now + ms(1)));
         assert_eq!(link.send(now, 1_000).first, Some(now + ms(2)));
-        assert_eq!(
-            link.send(now + ms(10), 1_000).first,
-            Some(now + ms(11)),
-            "an idle link has no backlog"
-        );
+        assert_eq!(link.send(now + ms(10), 1_000).first, Some(now + ms(11)), "an idle link has no backlog");
     }
 
     #[test]
@@ -309,10 +250,7 @@ mod tests {
         let mut link = Link::new(narrow(8_000_000, 3_000), 1);
         let accepted = (0..10).filter(|_| link.send(now, 1_000).first.is_some()).count();
         assert_eq!(accepted, 3);
-        assert!(
-            link.send(now + ms(1), 1_000).first.is_some(),
-            "a packet left, so there is room for one"
-        );
+        assert!(link.send(now + ms(1), 1_000).first.is_some(), "a packet left, so there is room for one");
     }
 
     #[test]
@@ -337,13 +275,7 @@ mod tests {
     #[test]
     fn only_an_even_link_keeps_batches() {
         assert!(LinkConfig::with_delay(ms(20)).keeps_batches());
-        assert!(
-            !LinkConfig {
-                loss: Chance::per_million(1),
-                ..LinkConfig::default()
-            }
-            .keeps_batches()
-        );
+        assert!(!LinkConfig { loss: Chance::per_million(1), ..LinkConfig::default() }.keeps_batches());
         assert!(!narrow(1, 1).keeps_batches());
     }
 
@@ -355,13 +287,7 @@ mod tests {
     }
 
     fn narrow(bits_per_second: u64, queue_bytes: usize) -> LinkConfig {
-        LinkConfig {
-            bottleneck: Some(Bottleneck {
-                bits_per_second,
-                queue_bytes,
-            }),
-            ..LinkConfig::default()
-        }
+        LinkConfig { bottleneck: Some(Bottleneck { bits_per_second, queue_bytes }), ..LinkConfig::default() }
     }
 
     /// One arbitrary instant, the same for the whole test program.

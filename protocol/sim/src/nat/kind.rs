@@ -98,10 +98,7 @@ impl NatKind {
     /// Linux `masquerade` whose gateway accepts INPUT: a punch that arrives too early spoils the port.
     #[must_use]
     pub const fn symmetric_port_stealing() -> Self {
-        Self::Translating(Translation {
-            gateway_input_steals_port: true,
-            ..SYMMETRIC_PRESERVING
-        })
+        Self::Translating(Translation { gateway_input_steals_port: true, ..SYMMETRIC_PRESERVING })
     }
 
     /// A common home router: port-restricted, forgetful, and able to hairpin.
@@ -151,10 +148,7 @@ impl NatKind {
     }
 
     const fn symmetric(allocation: PortAllocation) -> Self {
-        Self::Translating(Translation {
-            allocation,
-            ..SYMMETRIC_PRESERVING
-        })
+        Self::Translating(Translation { allocation, ..SYMMETRIC_PRESERVING })
     }
 }
 

@@ -44,10 +44,7 @@ pub const fn can_be_direct(a: &NatKind, b: &NatKind) -> Possibility {
 
 /// Everyone may send to a full cone's mapping, and it answers from that same mapping.
 const fn is_full_cone(nat: &Translation) -> bool {
-    matches!(
-        (nat.mapping, nat.filtering),
-        (Dependence::EndpointIndependent, Dependence::EndpointIndependent)
-    )
+    matches!((nat.mapping, nat.filtering), (Dependence::EndpointIndependent, Dependence::EndpointIndependent))
 }
 
 const fn punched(a: &Translation, b: &Translation) -> Possibility {
@@ -90,11 +87,7 @@ const fn predicted_towards_unknown(predictable: &Translation, unknown: &Translat
 
 /// Only a side that admits any port of an address can be found by trying ports.
 const fn unknown_towards_unknown(a: &Translation, b: &Translation) -> Possibility {
-    if admits_any_port(a) || admits_any_port(b) {
-        Possibility::NeedsBirthday
-    } else {
-        Possibility::Impossible
-    }
+    if admits_any_port(a) || admits_any_port(b) { Possibility::NeedsBirthday } else { Possibility::Impossible }
 }
 
 /// True where sending to an address once lets all its ports in.

@@ -27,18 +27,12 @@ fn the_order_of_a_pair_does_not_matter() {
 
 #[test]
 fn two_home_routers_are_punched() {
-    assert_eq!(
-        can_be_direct(&NatKind::home_router(), &NatKind::home_router()),
-        Possibility::Punched
-    );
+    assert_eq!(can_be_direct(&NatKind::home_router(), &NatKind::home_router()), Possibility::Punched);
 }
 
 #[test]
 fn two_random_symmetric_nats_stay_relayed() {
-    assert_eq!(
-        can_be_direct(&NatKind::symmetric_random(), &NatKind::symmetric_random()),
-        Possibility::Impossible
-    );
+    assert_eq!(can_be_direct(&NatKind::symmetric_random(), &NatKind::symmetric_random()), Possibility::Impossible);
 }
 
 #[test]
@@ -120,26 +114,19 @@ impl Net {
             NatKind::None => SocketAddr::new(ip(public), 4000),
             NatKind::Translating(_) => SocketAddr::new(ip(private), 4000),
         };
-        let insides = [
-            inside(a, "10.0.0.2", "203.0.113.1"),
-            inside(b, "10.0.0.2", "203.0.113.2"),
-        ];
+        let insides = [inside(a, "10.0.0.2", "203.0.113.1"), inside(b, "10.0.0.2", "203.0.113.2")];
         Self { insides, nats, seed: 0 }
     }
 
     fn reseeded(self) -> Self {
         let seed = self.seed;
-        let nats = self
-            .nats
-            .map(|nat| Nat::new(nat.kind(), nat.public_address(), seed * 1_000 + last_octet(&nat)));
+        let nats = self.nats.map(|nat| Nat::new(nat.kind(), nat.public_address(), seed * 1_000 + last_octet(&nat)));
         Self { nats, ..self }
     }
 
     fn seen_by_relay(&mut self, side: usize) -> SocketAddr {
         let relay = SocketAddr::new(ip("198.51.100.1"), 3478);
-        self.nats[side]
-            .outbound(epoch(), self.insides[side], relay)
-            .expect("ports are free")
+        self.nats[side].outbound(epoch(), self.insides[side], relay).expect("ports are free")
     }
 
     /// Sends one packet; true if it arrives and its answer, to where it came from, arrives as well.
@@ -155,20 +142,14 @@ impl Net {
         let Some(inside) = self.nats[other].inbound(epoch(), from, to) else {
             return false;
         };
-        let answer = self.nats[other]
-            .outbound(epoch(), inside, from)
-            .expect("ports are free");
+        let answer = self.nats[other].outbound(epoch(), inside, from).expect("ports are free");
         self.nats[side].inbound(epoch(), answer, from).is_some()
     }
 
     /// Both send before either packet arrives, and once more after.
     fn cross(&mut self, to_b: SocketAddr, to_a: SocketAddr) -> bool {
-        let from_a = self.nats[0]
-            .outbound(epoch(), self.insides[0], to_b)
-            .expect("ports are free");
-        let from_b = self.nats[1]
-            .outbound(epoch(), self.insides[1], to_a)
-            .expect("ports are free");
+        let from_a = self.nats[0].outbound(epoch(), self.insides[0], to_b).expect("ports are free");
+        let from_b = self.nats[1].outbound(epoch(), self.insides[1], to_a).expect("ports are free");
         let crossed = [self.arrives(0, from_a, to_b), self.arrives(1, from_b, to_a)];
         crossed.contains(&true) || self.send(0, to_b) || self.send(1, to_a)
     }

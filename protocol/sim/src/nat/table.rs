@@ -99,19 +99,14 @@ impl Nat {
         let NatKind::Translating(how) = self.kind else {
             return Some(src);
         };
-        let key = MappingKey {
-            inside: src,
-            remote: Remote::seen_by(how.mapping, dst),
-        };
+        let key = MappingKey { inside: src, remote: Remote::seen_by(how.mapping, dst) };
         if self.mappings.get(&key).is_none_or(|mapping| mapping.expires <= now) {
             self.expire(now);
             self.create(now, how, key, dst)?;
         }
         let mapping = self.mappings.get_mut(&key)?;
         mapping.expires = now + how.expiry;
-        mapping
-            .permitted
-            .insert(Remote::seen_by(how.filtering, dst), now + how.expiry);
+        mapping.permitted.insert(Remote::seen_by(how.filtering, dst), now + how.expiry);
         Some(SocketAddr::new(self.public, mapping.port))
     }
 
@@ -142,34 +137,19 @@ impl Nat {
         let candidates = || self.by_port.get(&port).into_iter().flatten().filter(open);
         // Where a port is shared between destinations, the mapping made for this remote goes first.
         let exact = Remote::seen_by(how.mapping, from);
-        candidates()
-            .find(|key| key.remote == exact)
-            .or_else(|| candidates().next())
-            .map(|key| key.inside)
+        candidates().find(|key| key.remote == exact).or_else(|| candidates().next()).map(|key| key.inside)
     }
 
     /// True where a live mapping already holds `port` towards `remote`.
     fn is_mapped(&self, now: Instant, remote: SocketAddr, port: u16) -> bool {
         let live = |key: &&MappingKey| self.mappings.get(*key).is_some_and(|mapping| mapping.expires > now);
-        self.by_port
-            .get(&port)
-            .into_iter()
-            .flatten()
-            .filter(live)
-            .any(|key| key.remote.covers(remote))
+        self.by_port.get(&port).into_iter().flatten().filter(live).any(|key| key.remote.covers(remote))
     }
 
     fn create(&mut self, now: Instant, how: Translation, key: MappingKey, dst: SocketAddr) -> Option<()> {
         let port = self.allocate(how, key, dst)?;
         self.by_port.entry(port).or_default().push(key);
-        self.mappings.insert(
-            key,
-            Mapping {
-                port,
-                expires: now + how.expiry,
-                permitted: BTreeMap::new(),
-            },
-        );
+        self.mappings.insert(key, Mapping { port, expires: now + how.expiry, permitted: BTreeMap::new() });
         Some(())
     }
 
@@ -179,9 +159,7 @@ impl Nat {
             PortAllocation::Preserving | PortAllocation::Random => random_port(&mut self.rng),
             PortAllocation::Sequential => self.next_port,
         };
-        let port = (0..=u16::MAX - FIRST_PORT)
-            .map(|n| port_after(wanted, n))
-            .find(|port| self.is_free(*port))?;
+        let port = (0..=u16::MAX - FIRST_PORT).map(|n| port_after(wanted, n)).find(|port| self.is_free(*port))?;
         self.next_port = port_after(port, 1);
         Some(port)
     }
@@ -189,22 +167,13 @@ impl Nat {
     /// A port that is kept may serve several destinations, as long as no two mappings meet at one remote.
     fn is_free_towards(&self, key: MappingKey, dst: SocketAddr) -> bool {
         let port = key.inside.port();
-        let taken = self
-            .by_port
-            .get(&port)
-            .into_iter()
-            .flatten()
-            .any(|other| other.remote.meets(key.remote));
+        let taken = self.by_port.get(&port).into_iter().flatten().any(|other| other.remote.meets(key.remote));
         !taken && !self.stolen.contains_key(&(port, dst))
     }
 
     fn is_free(&self, port: u16) -> bool {
         let lowest = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        let stolen = self
-            .stolen
-            .range((port, lowest)..)
-            .next()
-            .is_some_and(|((stolen, _), _)| *stolen == port);
+        let stolen = self.stolen.range((port, lowest)..).next().is_some_and(|((stolen, _), _)| *stolen == port);
         !stolen && !self.by_port.contains_key(&port)
     }
 
@@ -265,11 +234,7 @@ const fn random_port(rng: &mut SplitMix64) -> u16 {
 /// The port `n` after `port`, going round within `FIRST_PORT..=u16::MAX`.
 const fn port_after(port: u16, n: u16) -> u16 {
     let span = (u16::MAX - FIRST_PORT) as u32 + 1;
-    let base = if port < FIRST_PORT {
-        0
-    } else {
-        (port - FIRST_PORT) as u32
-    };
+    let base = if port < FIRST_PORT { 0 } else { (port - FIRST_PORT) as u32 };
     FIRST_PORT + ((base + n as u32) % span) as u16
 }
 

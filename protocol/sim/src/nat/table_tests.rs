@@ -20,11 +20,7 @@ fn without_a_nat_packets_stay_as_they_are() {
 
 #[test]
 fn a_cone_uses_one_public_endpoint_for_every_destination() {
-    for kind in [
-        NatKind::full_cone(),
-        NatKind::restricted_cone(),
-        NatKind::port_restricted_cone(),
-    ] {
+    for kind in [NatKind::full_cone(), NatKind::restricted_cone(), NatKind::port_restricted_cone()] {
         let mut nat = device(kind);
         assert_eq!(send(&mut nat, RELAY), send(&mut nat, PEER));
     }
@@ -35,15 +31,8 @@ fn a_symmetric_nat_uses_another_port_for_every_destination() {
     for kind in [NatKind::symmetric_random(), NatKind::symmetric_sequential()] {
         let mut nat = device(kind);
         let ports = [RELAY, RELAY_OTHER_PORT, PEER].map(|to| send(&mut nat, to).port());
-        assert!(
-            ports[0] != ports[1] && ports[1] != ports[2] && ports[0] != ports[2],
-            "{ports:?}"
-        );
-        assert_eq!(
-            send(&mut nat, RELAY).port(),
-            ports[0],
-            "a known destination keeps its mapping"
-        );
+        assert!(ports[0] != ports[1] && ports[1] != ports[2] && ports[0] != ports[2], "{ports:?}");
+        assert_eq!(send(&mut nat, RELAY).port(), ports[0], "a known destination keeps its mapping");
     }
 }
 
@@ -64,13 +53,9 @@ fn a_preserving_nat_keeps_the_port_for_every_destination() {
 fn a_preserving_nat_gives_a_second_host_another_port_towards_the_same_remote() {
     let mut nat = device(NatKind::symmetric_preserving());
     send(&mut nat, PEER);
-    let second = nat
-        .outbound(epoch(), at("10.0.0.3:4000"), at(PEER))
-        .expect("ports are free");
+    let second = nat.outbound(epoch(), at("10.0.0.3:4000"), at(PEER)).expect("ports are free");
     assert_ne!(second.port(), 4000);
-    let elsewhere = nat
-        .outbound(epoch(), at("10.0.0.3:4000"), at(RELAY))
-        .expect("ports are free");
+    let elsewhere = nat.outbound(epoch(), at("10.0.0.3:4000"), at(RELAY)).expect("ports are free");
     assert_eq!(elsewhere.port(), 4000, "towards another remote the port is free");
 }
 
@@ -78,8 +63,7 @@ fn a_preserving_nat_gives_a_second_host_another_port_towards_the_same_remote() {
 fn a_shared_port_delivers_to_the_host_that_talks_to_that_remote() {
     let mut nat = device(NatKind::symmetric_preserving());
     let public = send(&mut nat, PEER);
-    nat.outbound(epoch(), at("10.0.0.3:4000"), at(RELAY))
-        .expect("ports are free");
+    nat.outbound(epoch(), at("10.0.0.3:4000"), at(RELAY)).expect("ports are free");
     assert_eq!(nat.inbound(epoch(), at(PEER), public), Some(at(INSIDE)));
     assert_eq!(nat.inbound(epoch(), at(RELAY), public), Some(at("10.0.0.3:4000")));
 }
@@ -111,14 +95,8 @@ fn a_port_restricted_cone_lets_only_the_known_endpoint_in() {
 fn an_unmapped_port_or_a_foreign_address_leads_nowhere() {
     let mut nat = device(NatKind::full_cone());
     let public = send(&mut nat, RELAY);
-    assert_eq!(
-        nat.inbound(epoch(), at(RELAY), SocketAddr::new(public.ip(), 4001)),
-        None
-    );
-    assert_eq!(
-        nat.inbound(epoch(), at(RELAY), SocketAddr::new(at(PEER).ip(), 4000)),
-        None
-    );
+    assert_eq!(nat.inbound(epoch(), at(RELAY), SocketAddr::new(public.ip(), 4001)), None);
+    assert_eq!(nat.inbound(epoch(), at(RELAY), SocketAddr::new(at(PEER).ip(), 4000)), None);
 }
 
 #[test]
@@ -128,20 +106,14 @@ fn a_mapping_ends_with_its_last_outbound_packet() {
     let before = epoch() + Duration::from_secs(29);
     assert_eq!(nat.inbound(before, at(RELAY), public), Some(at(INSIDE)));
     let after = epoch() + Duration::from_secs(30);
-    assert_eq!(
-        nat.inbound(after, at(RELAY), public),
-        None,
-        "the inbound packet prolonged nothing"
-    );
+    assert_eq!(nat.inbound(after, at(RELAY), public), None, "the inbound packet prolonged nothing");
 }
 
 #[test]
 fn an_expired_symmetric_mapping_comes_back_with_another_port() {
     let mut nat = device(NatKind::symmetric_random());
     let first = send(&mut nat, RELAY);
-    let later = nat
-        .outbound(epoch() + Duration::from_secs(31), at(INSIDE), at(RELAY))
-        .expect("ports are free");
+    let later = nat.outbound(epoch() + Duration::from_secs(31), at(INSIDE), at(RELAY)).expect("ports are free");
     assert_ne!(first, later);
 }
 
@@ -152,10 +124,7 @@ fn a_permission_ends_even_while_the_mapping_lives_on() {
     let later = epoch() + Duration::from_secs(20);
     nat.outbound(later, at(INSIDE), at(RELAY)).expect("ports are free");
     assert_eq!(nat.inbound(epoch() + Duration::from_secs(40), at(PEER), public), None);
-    assert_eq!(
-        nat.inbound(epoch() + Duration::from_secs(40), at(RELAY), public),
-        Some(at(INSIDE))
-    );
+    assert_eq!(nat.inbound(epoch() + Duration::from_secs(40), at(RELAY), public), Some(at(INSIDE)));
 }
 
 #[test]
@@ -173,10 +142,7 @@ fn only_a_hairpinning_nat_lets_insiders_meet_by_public_endpoints() {
 
 #[test]
 fn an_early_punch_steals_the_port_where_the_gateway_accepts_input() {
-    for (kind, stolen) in [
-        (NatKind::symmetric_port_stealing(), true),
-        (NatKind::symmetric_preserving(), false),
-    ] {
+    for (kind, stolen) in [(NatKind::symmetric_port_stealing(), true), (NatKind::symmetric_preserving(), false)] {
         let mut nat = device(kind);
         let public = send(&mut nat, RELAY);
         assert_eq!(nat.inbound(epoch(), at(PEER), public), None);
@@ -190,10 +156,7 @@ fn a_stolen_port_comes_back_after_the_expiry() {
     let public = send(&mut nat, RELAY);
     nat.inbound(epoch(), at(PEER), public);
     let later = epoch() + Duration::from_secs(31);
-    assert_eq!(
-        nat.outbound(later, at(INSIDE), at(PEER)).map(|public| public.port()),
-        Some(4000)
-    );
+    assert_eq!(nat.outbound(later, at(INSIDE), at(PEER)).map(|public| public.port()), Some(4000));
 }
 
 #[test]
@@ -219,25 +182,9 @@ fn a_nat_without_a_free_port_drops_the_packet() {
     let ports = u16::MAX - FIRST_PORT;
     for n in 0..=ports {
         let to = SocketAddr::new(at(PEER).ip(), FIRST_PORT + n);
-        nat.by_port.insert(
-            FIRST_PORT + n,
-            vec![MappingKey {
-                inside: at(INSIDE),
-                remote: Remote::Endpoint(to),
-            }],
-        );
-        let mapping = Mapping {
-            port: 0,
-            expires: epoch() + Duration::from_secs(1),
-            permitted: BTreeMap::new(),
-        };
-        nat.mappings.insert(
-            MappingKey {
-                inside: at(INSIDE),
-                remote: Remote::Endpoint(to),
-            },
-            mapping,
-        );
+        nat.by_port.insert(FIRST_PORT + n, vec![MappingKey { inside: at(INSIDE), remote: Remote::Endpoint(to) }]);
+        let mapping = Mapping { port: 0, expires: epoch() + Duration::from_secs(1), permitted: BTreeMap::new() };
+        nat.mappings.insert(MappingKey { inside: at(INSIDE), remote: Remote::Endpoint(to) }, mapping);
     }
     assert_eq!(nat.outbound(epoch(), at(INSIDE), at(RELAY)), None);
 }
