@@ -5,16 +5,19 @@
 
 /// A sequence of numbers that its seed determines.
 #[derive(Clone, Debug)]
-pub(crate) struct SplitMix64 {
+pub struct SplitMix64 {
     state: u64,
 }
 
 impl SplitMix64 {
-    pub(crate) const fn new(seed: u64) -> Self {
+    /// The sequence of `seed`.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
-    pub(crate) const fn next(&mut self) -> u64 {
+    /// The next number, any of 64 bits.
+    pub const fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -23,7 +26,8 @@ impl SplitMix64 {
     }
 
     /// A number in `0..bound`, or 0 where `bound` is 0.
-    pub(crate) const fn below(&mut self, bound: u64) -> u64 {
+    #[must_use]
+    pub const fn below(&mut self, bound: u64) -> u64 {
         // Multiply and shift instead of a remainder: the bias is below bound / 2^64.
         ((self.next() as u128 * bound as u128) >> 64) as u64
     }
@@ -37,10 +41,7 @@ mod tests {
     fn the_sequence_is_the_published_one() {
         let mut rng = SplitMix64::new(1_234_567);
         // The reference implementation's first outputs for this seed.
-        assert_eq!(
-            [rng.next(), rng.next()],
-            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]
-        );
+        assert_eq!([rng.next(), rng.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
     }
 
     #[test]

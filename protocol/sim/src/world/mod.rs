@@ -1,0 +1,392 @@
+//! The world: agents, relays, NATs, strangers, and the time that passes for all of them.
+//!
+//! A packet leaves its agent, is translated by the NAT of its site, takes its access line to the *core*, where an observer
+//! may record it and a liar may change it, and from there the line and NAT of its destination. After every input a node
+//! is drained, as its driver must.
+
+mod clock;
+mod flow;
+mod guard;
+mod net;
+mod owner;
+mod packet;
+mod scene;
+mod script;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use peerage_engine::node::{Event, Node, StreamKey};
+use peerage_model::id::sha256;
+use peerage_model::stream::{StreamKind, StreamStatus};
+use peerage_relay_proto::{Decision, Ingress, Relay};
+
+pub use flow::{Outcome, StreamId};
+pub use packet::{Origin, Packet, Tape};
+pub use scene::Character;
+
+use self::clock::Clock;
+use self::flow::{Flows, Half, Moment, NAME_LEN, Unnamed};
+use self::guard::Guard;
+use self::net::{Line, Queue, SITE_DELAY, Site};
+use self::owner::Owner;
+use self::packet::Tamper;
+use crate::rng::SplitMix64;
+
+/// The most inputs one moment may bring before we call it a loop that never ends.
+const MAX_AT_ONCE: u32 = 20_000;
+
+/// A simulated world.
+pub struct Sim {
+    seed: u64,
+    rng: SplitMix64,
+    clock: Clock,
+    agents: Vec<Agent>,
+    relays: Vec<RelayHost>,
+    sites: Vec<Site>,
+    owners: BTreeMap<String, Owner>,
+    strangers: BTreeMap<SocketAddr, Vec<Packet>>,
+    queue: Queue<Arrival>,
+    flows: Flows,
+    guard: Guard,
+    tamper: Option<Tamper>,
+    tape: Option<Tape>,
+    direct_blocked: bool,
+    trace: Vec<String>,
+    /// A running hash of every packet at the core.
+    digest: [u8; 32],
+    bytes_relayed: u64,
+    packets: u64,
+}
+
+/// One instance of an agent.
+struct Agent {
+    /// What the test calls it: `b`, or `b#2` for a second replica.
+    label: String,
+    /// The agent's name.
+    name: String,
+    /// `None` once it was ended.
+    node: Option<Node>,
+    site: usize,
+    address: SocketAddr,
+    line: Line,
+    /// Seconds that its wall clock is off.
+    skew: i64,
+    events: Vec<(Duration, Event)>,
+    cut_off: bool,
+}
+
+struct RelayHost {
+    label: String,
+    address: SocketAddr,
+    secret: [u8; 32],
+    relay: Option<Relay>,
+    line: Line,
+    boots: u64,
+}
+
+/// What arrives, and where.
+#[derive(Debug)]
+enum Arrival {
+    Core(Packet),
+    AtAgent(usize, SocketAddr, Packet),
+    AtRelay(usize, Packet),
+    Late(Packet),
+}
+
+impl Sim {
+    /// Lets time pass.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.clock.now() + time;
+        self.run(end, |_| false);
+    }
+
+    /// Lets time pass until `done`, at most `limit`. Returns how long it took, if it happened.
+    pub fn run_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
+        let start = self.clock.now();
+        self.run(start + limit, &done);
+        done(self).then(|| self.clock.now() - start)
+    }
+
+    fn run(&mut self, end: Instant, done: impl Fn(&Self) -> bool) {
+        (0..self.agents.len()).for_each(|agent| self.drain(agent));
+        let mut at_once = 0;
+        while !done(self) {
+            let Some(next) = self.next_moment().filter(|next| *next <= end) else {
+                self.clock.advance_to(end);
+                return;
+            };
+            at_once = if next > self.clock.now() { 0 } else { at_once + 1 };
+            assert!(at_once < MAX_AT_ONCE, "the world stands still at {:?}", self.elapsed());
+            self.clock.advance_to(next);
+            self.step();
+        }
+    }
+
+    fn next_moment(&self) -> Option<Instant> {
+        let nodes = self.agents.iter().filter_map(|a| a.node.as_ref()?.poll_timeout());
+        let relays = self.relays.iter().filter_map(|r| r.relay.as_ref()?.poll_timeout());
+        nodes.chain(relays).chain(self.queue.next()).min()
+    }
+
+    /// Everything that is due: one arrival, or else the timers.
+    fn step(&mut self) {
+        let now = self.clock.now();
+        if let Some(arrival) = self.queue.pop_due(now) {
+            self.arrive(arrival);
+            return;
+        }
+        for agent in 0..self.agents.len() {
+            let moment = self.clock.for_agent(self.agents[agent].skew);
+            let node = self.agents[agent].node.as_mut();
+            if let Some(node) = node.filter(|node| node.poll_timeout().is_some_and(|at| at <= now)) {
+                node.handle_timeout(moment);
+                self.drain(agent);
+            }
+        }
+        let wall = self.clock.wall(0);
+        for host in &mut self.relays {
+            if let Some(relay) = host.relay.as_mut().filter(|r| r.poll_timeout().is_some_and(|at| at <= now)) {
+                relay.handle_timeout(now, wall);
+            }
+        }
+    }
+
+    fn arrive(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Core(packet) => self.cross_core(packet),
+            Arrival::Late(packet) => self.route(packet),
+            Arrival::AtAgent(agent, inside, packet) => self.deliver(agent, inside, packet),
+            Arrival::AtRelay(relay, packet) => self.deliver_to_relay(relay, packet),
+        }
+    }
+
+    /// Sends everything a node has to send and acts on everything it has to say.
+    fn drain(&mut self, agent: usize) {
+        let mut buffer = Vec::new();
+        loop {
+            let moment = self.clock.for_agent(self.agents[agent].skew);
+            let Some(node) = self.agents[agent].node.as_mut() else {
+                return;
+            };
+            if let Some(transmit) = node.poll_transmit(moment, 10, &mut buffer) {
+                let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
+                for datagram in buffer.chunks(segment) {
+                    self.send(agent, transmit.destination, datagram.to_vec());
+                }
+            } else if let Some(event) = node.poll_event() {
+                self.on_event(agent, event);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn on_event(&mut self, agent: usize, event: Event) {
+        let stream_event = match &event {
+            Event::Readable(key) | Event::Writable(key) => Some(*key),
+            Event::Incoming { .. } | Event::PacketReadable(_) => None,
+            _ => {
+                let line = format!("{:?} {} {event:?}", self.elapsed(), self.agents[agent].label);
+                self.trace.push(line);
+                None
+            }
+        };
+        match event {
+            Event::Incoming { stream, peer, header } => self.on_incoming(agent, stream, peer, header.kind),
+            Event::PacketReadable(stream) => self.on_packet(agent, stream),
+            Event::Readable(_) | Event::Writable(_) => {}
+            other => {
+                let at = self.elapsed();
+                self.agents[agent].events.push((at, other));
+            }
+        }
+        if let Some(key) = stream_event {
+            self.pump(agent, key);
+        }
+    }
+
+    fn on_incoming(&mut self, agent: usize, key: StreamKey, peer: peerage_model::AgentId, kind: StreamKind) {
+        let Some(node) = self.agents[agent].node.as_mut() else {
+            return;
+        };
+        // It may be over before we looked.
+        if node.answer(key, StreamStatus::Open).is_ok() && kind == StreamKind::Tcp {
+            let half = Half::new(agent, key);
+            self.flows.unnamed.insert((agent, key), Unnamed { half, peer });
+            self.pump(agent, key);
+        }
+    }
+
+    /// Sends packets of a flow back, or takes them where they came back.
+    fn on_packet(&mut self, agent: usize, key: StreamKey) {
+        let Some(node) = self.agents[agent].node.as_mut() else {
+            return;
+        };
+        while let Ok(packet) = node.recv_packet(key) {
+            let mut name = [0; NAME_LEN];
+            name.copy_from_slice(&packet[..NAME_LEN]);
+            let id = StreamId(u64::from_be_bytes(name));
+            let flow = self.flows.flows.get_mut(&id).expect("a flow that somebody opened");
+            if flow.agent == agent {
+                flow.returned.push(packet);
+            } else {
+                let back = node.send_packet(key, &packet);
+                assert!(back.is_ok(), "a packet that arrived goes back: {back:?}");
+                flow.arrived.push(packet);
+            }
+        }
+    }
+
+    fn pump(&mut self, agent: usize, key: StreamKey) {
+        let elapsed = self.clock.elapsed();
+        let ids: Vec<_> = self.agents.iter().map(|a| self.owners[&a.name].id.clone()).collect();
+        let Agent { node, name, .. } = &mut self.agents[agent];
+        let Some(node) = node.as_mut() else { return };
+        match self.flows.keys.get(&(agent, key)) {
+            Some(id) => self.flows.pump(*id, agent, node, elapsed),
+            None => {
+                let moment = Moment { elapsed, agent_of: &|n: usize| ids[n].clone() };
+                self.flows.pump_unnamed((agent, key), name, node, moment);
+            }
+        }
+    }
+
+    /// A packet leaves an agent.
+    fn send(&mut self, agent: usize, to: SocketAddr, bytes: Vec<u8>) {
+        let now = self.clock.now();
+        let (site, address) = (self.agents[agent].site, self.agents[agent].address);
+        let mut packet = Packet { at: self.clock.elapsed(), from: address, to, bytes, origin: Origin::Agent(agent) };
+        if self.sites[site].contains(to.ip()) {
+            self.guard.check(&packet, now);
+            self.send_inside(packet, site);
+            return;
+        }
+        let Some(public) = self.sites[site].nat.outbound(now, address, to) else {
+            return;
+        };
+        self.guard.uses(agent, public);
+        packet.from = public;
+        for at in self.agents[agent].line.up.send(now, packet.bytes.len()) {
+            self.queue.push(at, Arrival::Core(packet.clone()));
+        }
+    }
+
+    fn send_inside(&mut self, packet: Packet, site: usize) {
+        let to = packet.to;
+        if let Some(agent) = self.agent_at(site, to) {
+            let at = self.clock.now() + SITE_DELAY;
+            self.queue.push(at, Arrival::AtAgent(agent, to, packet));
+        }
+    }
+
+    fn agent_at(&self, site: usize, address: SocketAddr) -> Option<usize> {
+        let here = |a: &Agent| a.site == site && a.address == address && a.node.is_some();
+        self.agents.iter().position(here)
+    }
+
+    /// A packet is in public: observers see it, liars change it.
+    fn cross_core(&mut self, mut packet: Packet) {
+        packet.at = self.clock.elapsed();
+        self.packets += 1;
+        let about = format!("{packet:?}");
+        self.digest = sha256(&[&self.digest, about.as_bytes(), &packet.bytes]);
+        self.guard.check(&packet, self.clock.now());
+        if let Some(tape) = &self.tape {
+            tape.record(&packet);
+        }
+        match self.tamper.as_mut() {
+            None => self.route(packet),
+            Some(tamper) => {
+                for (later, packet) in tamper(packet) {
+                    self.queue.push(self.clock.now() + later, Arrival::Late(packet));
+                }
+            }
+        }
+    }
+
+    /// From the core to where it is addressed.
+    fn route(&mut self, packet: Packet) {
+        let now = self.clock.now();
+        if let Some(relay) = self.relays.iter().position(|r| r.address.ip() == packet.to.ip()) {
+            for at in self.relays[relay].line.down.send(now, packet.bytes.len()) {
+                self.queue.push(at, Arrival::AtRelay(relay, packet.clone()));
+            }
+            return;
+        }
+        let from_relay = self.relays.iter().any(|r| r.address == packet.from);
+        if self.direct_blocked && !from_relay {
+            return;
+        }
+        if let Some(inbox) = self.strangers.get_mut(&packet.to) {
+            assert!(
+                !packet.is_relayed_data() || !matches!(packet.origin, Origin::Forwarded(_)),
+                "a stranger got {packet:?}"
+            );
+            inbox.push(packet);
+            return;
+        }
+        let Some(site) = self.sites.iter().position(|site| site.owns(packet.to.ip())) else {
+            return;
+        };
+        let Some(inside) = self.sites[site].nat.inbound(now, packet.from, packet.to) else {
+            return;
+        };
+        let Some(agent) = self.agent_at(site, inside) else {
+            return;
+        };
+        for at in self.agents[agent].line.down.send(now, packet.bytes.len()) {
+            self.queue.push(at, Arrival::AtAgent(agent, inside, packet.clone()));
+        }
+    }
+
+    fn deliver(&mut self, agent: usize, inside: SocketAddr, packet: Packet) {
+        let moment = self.clock.for_agent(self.agents[agent].skew);
+        let Agent { node, address, cut_off, .. } = &mut self.agents[agent];
+        let Some(node) = node.as_mut() else { return };
+        if *address != inside || *cut_off {
+            return;
+        }
+        let length = packet.bytes.len();
+        node.handle_datagrams(moment, packet.from, None, BytesMut::from(&packet.bytes[..]), length);
+        self.drain(agent);
+    }
+
+    fn deliver_to_relay(&mut self, number: usize, mut packet: Packet) {
+        let (now, wall) = (self.clock.now(), self.clock.wall(0));
+        let host = &mut self.relays[number];
+        let Some(relay) = host.relay.as_mut() else { return };
+        let ingress = Ingress { now, wall, from: packet.from, local: None };
+        let length = packet.bytes.len();
+        let handled = relay.handle(&ingress, &mut packet.bytes, length);
+        let (to, bytes, origin) = match handled.decision {
+            Decision::Drop => return,
+            Decision::Reply(reply) => (packet.from, reply.as_bytes().to_vec(), Origin::Relay),
+            Decision::Forward(forward) => {
+                let origin = match packet.origin {
+                    Origin::Agent(agent) => Origin::Forwarded(agent),
+                    other => other,
+                };
+                self.bytes_relayed += forward.range.len() as u64;
+                (forward.to, packet.bytes[forward.range].to_vec(), origin)
+            }
+        };
+        let answer = Packet { at: self.clock.elapsed(), from: host.address, to, bytes, origin };
+        for at in host.line.up.send(now, answer.bytes.len()) {
+            self.queue.push(at, Arrival::Core(answer.clone()));
+        }
+    }
+}
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim")
+            .field("seed", &self.seed)
+            .field("elapsed", &self.clock.elapsed())
+            .field("packets", &self.packets)
+            .finish_non_exhaustive()
+    }
+}

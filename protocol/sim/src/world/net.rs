@@ -1,0 +1,119 @@
+//! Where everybody is: sites behind NATs, hosts in them, relays and strangers in public.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::link::{Link, LinkConfig};
+use crate::nat::{Nat, NatKind};
+
+/// One way between a host and the core; relays are nearer.
+pub(super) const AGENT_DELAY: Duration = Duration::from_millis(10);
+pub(super) const RELAY_DELAY: Duration = Duration::from_millis(5);
+/// Between two hosts of one site.
+pub(super) const SITE_DELAY: Duration = Duration::from_micros(200);
+
+/// A network behind one NAT.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) nat: Nat,
+    hosts: u8,
+    number: u8,
+}
+
+/// A host's access line.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) up: Link,
+    pub(super) down: Link,
+}
+
+impl Site {
+    pub(super) fn new(number: usize, kind: NatKind, seed: u64) -> Self {
+        let number = u8::try_from(number).expect("fewer than 256 sites");
+        Self { nat: Nat::new(kind, public_ip(number), seed), hosts: 0, number }
+    }
+
+    /// The address of a new host, as it sees itself. Without a NAT that is a public one.
+    pub(super) fn new_host(&mut self, port: u16) -> SocketAddr {
+        self.hosts += 1;
+        let ip = match self.nat.kind() {
+            NatKind::None => Ipv4Addr::new(5, self.number, 1, self.hosts),
+            NatKind::Translating(_) => Ipv4Addr::new(10, self.number, 0, self.hosts),
+        };
+        SocketAddr::new(ip.into(), port)
+    }
+
+    /// Whether packets for this public address come here.
+    pub(super) fn owns(&self, ip: IpAddr) -> bool {
+        match (self.nat.kind(), ip) {
+            (NatKind::Translating(_), ip) => ip == self.nat.public_address(),
+            (NatKind::None, IpAddr::V4(ip)) => ip.octets()[..3] == [5, self.number, 1],
+            (NatKind::None, IpAddr::V6(_)) => false,
+        }
+    }
+
+    /// Whether this is an address inside.
+    pub(super) fn contains(&self, ip: IpAddr) -> bool {
+        match (self.nat.kind(), ip) {
+            (NatKind::Translating(_), IpAddr::V4(ip)) => ip.octets()[..2] == [10, self.number],
+            (NatKind::None, ip) => self.owns(ip),
+            (NatKind::Translating(_), IpAddr::V6(_)) => false,
+        }
+    }
+}
+
+impl Line {
+    pub(super) fn new(config: &LinkConfig, seed: u64) -> Self {
+        Self { up: Link::new(config.clone(), seed), down: Link::new(config.clone(), seed ^ 0x5555_5555) }
+    }
+
+    pub(super) fn set_config(&mut self, config: &LinkConfig) {
+        self.up.set_config(config.clone());
+        self.down.set_config(config.clone());
+    }
+}
+
+/// Each site has its own /24, so that no two look like one network.
+fn public_ip(site: u8) -> IpAddr {
+    Ipv4Addr::new(5, site, 1, 1).into()
+}
+
+pub(super) fn relay_address(number: usize) -> SocketAddr {
+    let number = u8::try_from(number).expect("fewer than 256 relays");
+    SocketAddr::new(Ipv4Addr::new(6, number, 1, 1).into(), 3478)
+}
+
+pub(super) fn stranger_address(number: usize) -> SocketAddr {
+    let number = u8::try_from(number).expect("fewer than 256 strangers");
+    SocketAddr::new(Ipv4Addr::new(7, number, 1, 1).into(), 6666)
+}
+
+/// What is on its way, by arrival; equal times keep the order of sending.
+#[derive(Debug)]
+pub(super) struct Queue<T> {
+    items: BTreeMap<(Instant, u64), T>,
+    sent: u64,
+}
+
+impl<T> Queue<T> {
+    pub(super) fn new() -> Self {
+        Self { items: BTreeMap::new(), sent: 0 }
+    }
+
+    pub(super) fn push(&mut self, at: Instant, item: T) {
+        self.sent += 1;
+        self.items.insert((at, self.sent), item);
+    }
+
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.items.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<T> {
+        if self.next()? > now {
+            return None;
+        }
+        self.items.pop_first().map(|(_, item)| item)
+    }
+}

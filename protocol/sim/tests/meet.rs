@@ -1,0 +1,96 @@
+//! Two agents meet: by relay at once, then directly where their NATs let them, and with a reason where not.
+
+use std::time::Duration;
+
+use peerage_engine::path::PathKind;
+use peerage_sim::Sim;
+use peerage_sim::nat::{NatKind, Possibility, can_be_direct};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+#[test]
+fn two_home_routers_start_on_a_relay_and_punch_within_a_second() {
+    let mut sim = Sim::pair(NatKind::home_router(), NatKind::home_router());
+    let up = sim.run_until(secs(5), |sim| sim.path("a", "b").is_some() && sim.path("b", "a").is_some());
+    assert!(up.is_some(), "a session comes up by itself");
+    assert_eq!(sim.path("a", "b"), Some(PathKind::Relayed), "data flows before any punch succeeds");
+    let direct = sim.run_until(secs(1), |sim| sim.both_direct("a", "b"));
+    assert!(direct.is_some(), "direct within a second of the session");
+    assert_eq!(sim.path("a", "b"), Some(PathKind::Punched));
+}
+
+#[test]
+fn every_pair_of_nats_goes_direct_where_it_can_and_says_why_where_not() {
+    for (name_a, a) in NatKind::presets() {
+        for (name_b, b) in NatKind::presets() {
+            let mut sim = Sim::pair(a, b);
+            let up = sim.run_until(secs(5), |sim| sim.path("a", "b").is_some() && sim.path("b", "a").is_some());
+            assert!(up.is_some(), "{name_a} and {name_b}: no session");
+            let direct = sim.run_until(secs(1), |sim| sim.both_direct("a", "b"));
+            match can_be_direct(&a, &b) {
+                Possibility::Direct | Possibility::Punched => {
+                    assert!(
+                        direct.is_some(),
+                        "{name_a} and {name_b} can be direct: {:?}",
+                        sim.why_not_better("a", "b")
+                    );
+                }
+                Possibility::NeedsPrediction | Possibility::NeedsBirthday | Possibility::Impossible => {
+                    assert_eq!(direct, None, "{name_a} and {name_b} cannot be direct without luck");
+                    sim.run_for(secs(5));
+                    let why = sim.why_not_better("a", "b");
+                    assert!(why.is_some(), "{name_a} and {name_b}: relayed without a reason");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_request_is_at_the_server_after_a_round_trip_and_a_half_with_a_warm_relay() {
+    let mut sim = Sim::strangers(1, NatKind::home_router(), NatKind::home_router());
+    sim.run_for(secs(2));
+    sim.trust("a", "b");
+    let request = sim.request("a", "b", b"GET / HTTP/1.0\r\n\r\n");
+    let answered = sim.run_until(secs(3), |sim| !sim.returned(request).is_empty());
+    assert!(answered.is_some(), "the request is answered");
+    // One way by relay is 10 + 5 + 5 + 10 ms.
+    let one_way = ms(30);
+    assert_eq!(sim.time_to_server(request), Some(one_way * 3));
+    assert_eq!(sim.time_to_answer(request), Some(one_way * 4));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = |seed| {
+        let mut sim = Sim::seeded_pair(seed, NatKind::symmetric_random(), NatKind::restricted_cone());
+        let stream = sim.request("a", "b", &[7; 50_000]);
+        sim.run_for(secs(20));
+        assert_eq!(sim.returned(stream).len(), 50_000);
+        let (trace, digest) = sim.trace();
+        (trace.to_vec(), digest)
+    };
+    assert_eq!(run(7), run(7));
+    assert_ne!(run(7).1, run(8).1);
+}
+
+#[test]
+fn packets_of_a_udp_flow_arrive_and_come_back() {
+    let mut sim = Sim::pair(NatKind::home_router(), NatKind::none());
+    sim.run_for(secs(3));
+    let flow = sim.open_flow("a", "b");
+    sim.run_for(secs(1));
+    for n in 0..10 {
+        sim.send_packet(flow, &[n; 400]);
+    }
+    sim.run_for(secs(1));
+    let (arrived, returned) = sim.packets(flow);
+    assert_eq!(arrived.len(), 10);
+    assert_eq!(arrived, returned);
+}
