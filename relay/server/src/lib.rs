@@ -1,1 +1,16 @@
-//! The relay server: sockets, batching and metrics around the relay value.
+//! The relay server: sockets, batching and metrics around the relay value of `peerage-relay-proto`.
+//!
+//! [`Bound::new`] takes [`Options`] and opens key file and sockets, so that what is wrong is said before anything runs;
+//! [`Bound::serve`] runs until told to stop, then drains. [`run`] is both, and what `peerage relay` embeds.
+
+mod bound;
+mod http;
+mod keyfile;
+mod metrics;
+mod options;
+mod socket;
+mod worker;
+
+pub use bound::{Bound, RunError, run};
+pub use keyfile::KeyFileError;
+pub use options::{Advertise, InvalidAdvertise, Options};

@@ -1,0 +1,214 @@
+//! From options to a running relay, and to its orderly end.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use peerage_model::relay::RelayInfo;
+use peerage_relay_proto::{Config, Counters, Occupancy, Relay};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::http::{self, Pages};
+use crate::keyfile::{self, KeyFileError};
+use crate::options::Options;
+use crate::socket::{self, BatchSocket};
+use crate::worker::{self, Shared};
+use crate::{Advertise, metrics};
+
+/// How often the relay is asked whether something has ended; it sweeps every 10 s.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why a relay does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No key.
+    #[error("the relay has no key")]
+    Key(#[source] KeyFileError),
+    /// The UDP port cannot be had.
+    #[error("cannot listen for UDP on {address}; is another relay running there?")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The address for metrics cannot be had.
+    #[error("cannot serve metrics on {address}")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The sockets failed while running.
+    #[error("the relay's socket failed")]
+    Socket(#[source] io::Error),
+}
+
+/// Runs a relay until `shutdown`, after printing the `KEY@HOST:PORT` that agents are told.
+///
+/// # Errors
+/// [`RunError`] when it cannot start, or its socket fails.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+    let bound = Bound::new(&options).await?;
+    println!("{}", bound.info());
+    bound.serve(shutdown).await
+}
+
+/// A relay that has its key and its sockets, and has not answered anybody yet.
+#[derive(Debug)]
+pub struct Bound {
+    sockets: Vec<BatchSocket>,
+    address: SocketAddr,
+    info: RelayInfo,
+    shared: Arc<Shared>,
+    metrics: Option<TcpListener>,
+    grace: Duration,
+}
+
+impl Bound {
+    /// Opens key file and sockets. Within a runtime.
+    ///
+    /// # Errors
+    /// [`RunError`], all but `Socket`.
+    pub async fn new(options: &Options) -> Result<Self, RunError> {
+        let key = keyfile::load_or_create(&options.key_file).map_err(RunError::Key)?;
+        let seed = keyfile::random().map_err(RunError::Key)?;
+        let listen = |cause| RunError::Listen { address: options.listen, cause };
+        let sockets = socket::open(options.listen, options.workers).map_err(listen)?;
+        let address = sockets[0].local_addr().map_err(listen)?;
+        let sockets: io::Result<Vec<_>> = sockets.into_iter().map(BatchSocket::new).collect();
+        let metrics = match options.metrics {
+            Some(address) => Some(open_metrics(address).await?),
+            None => None,
+        };
+        let info = info(key.public(), options.advertise.as_ref(), address);
+        let config = Config { key, access: options.access(), limits: options.limits(), seed };
+        Ok(Self {
+            sockets: sockets.map_err(listen)?,
+            address,
+            info,
+            shared: Arc::new(Shared::new(Relay::new(config, Instant::now()))),
+            metrics,
+            grace: Duration::from_secs(u64::from(options.grace)),
+        })
+    }
+
+    /// The UDP address listened on; with the port the kernel chose, if it was asked to.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address of `/metrics`, if served.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// What agents are told: key, host and port.
+    #[must_use]
+    pub fn info(&self) -> &RelayInfo {
+        &self.info
+    }
+
+    /// Reads the relay's counters, also while it runs.
+    pub fn counters(&self) -> impl Fn() -> (Counters, Occupancy) + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            let relay = shared.relay();
+            (relay.counters(), relay.occupancy())
+        }
+    }
+
+    /// Relays until `shutdown`; then takes no newcomers, tells every binding, forwards for the grace period, and ends.
+    ///
+    /// # Errors
+    /// [`RunError::Socket`].
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+        let pages =
+            Arc::new(Pages { registry: metrics::registry(Arc::clone(&self.shared)), ready: AtomicBool::new(true) });
+        let mut tasks = JoinSet::new();
+        if let Some(listener) = self.metrics {
+            let pages = Arc::clone(&pages);
+            tasks.spawn(async move {
+                http::serve(listener, pages).await;
+                Ok(())
+            });
+        }
+        let sockets: Vec<_> = self.sockets.into_iter().map(Arc::new).collect();
+        for socket in &sockets {
+            let (socket, shared) = (Arc::clone(socket), Arc::clone(&self.shared));
+            tasks.spawn(async move { worker::serve(&socket, &shared).await });
+        }
+        let shared = Arc::clone(&self.shared);
+        tasks.spawn(async move { sweep(&shared).await });
+        tracing::info!(target: "events::relay_started", workers = sockets.len(), "relay started");
+
+        let ending = async {
+            shutdown.await;
+            pages.ready.store(false, Ordering::Relaxed);
+            tracing::info!(target: "events::relay_draining", grace = ?self.grace, "relay draining");
+            worker::announce_drain(&sockets[0], &self.shared, self.grace).await;
+            let held = self.shared.relay().occupancy();
+            if held.bound + held.visitors > 0 {
+                tokio::time::sleep(self.grace).await;
+            }
+        };
+        tokio::select! {
+            () = ending => Ok(()),
+            ended = tasks.join_next() => Err(RunError::Socket(cause_of(ended))),
+        }
+    }
+}
+
+fn cause_of(ended: Option<Result<io::Result<()>, tokio::task::JoinError>>) -> io::Error {
+    match ended {
+        Some(Ok(Err(error))) => error,
+        Some(Err(panicked)) => io::Error::other(panicked),
+        Some(Ok(Ok(()))) | None => io::Error::other("a task of the relay ended"),
+    }
+}
+
+async fn sweep(shared: &Shared) -> io::Result<()> {
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        ticks.tick().await;
+        shared.relay().handle_timeout(Instant::now(), worker::wall_time());
+    }
+}
+
+async fn open_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let opened = TcpListener::bind(address).await;
+    opened.map_err(|cause| RunError::Metrics { address, cause })
+}
+
+fn info(key: peerage_model::AgreementKey, advertise: Option<&Advertise>, address: SocketAddr) -> RelayInfo {
+    match advertise {
+        Some(place) => RelayInfo { key, host: place.host.clone(), port: place.port.unwrap_or(address.port()) },
+        None => RelayInfo {
+            key,
+            host: own_ip(address).to_string().parse().expect("an address is a host"),
+            port: address.port(),
+        },
+    }
+}
+
+/// The address listened on, or, where that is every address, the one this machine would use to reach the Internet.
+/// Connecting a UDP socket sends nothing; 203.0.113.1 is documentation's (RFC 5737).
+fn own_ip(address: SocketAddr) -> IpAddr {
+    if !address.ip().is_unspecified() {
+        return address.ip();
+    }
+    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("203.0.113.1:9")?;
+        socket.local_addr()
+    });
+    routed.map_or(IpAddr::from([127, 0, 0, 1]), |local| local.ip())
+}

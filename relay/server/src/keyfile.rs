@@ -1,0 +1,133 @@
+//! The relay's key on disk: 52 characters of base32 and a line end, mode 0600.
+//!
+//! The key is the relay's identity in everybody's relay list, so a half-written file must never replace it and two
+//! relays that start at once must end with one key: a new key is written beside, synced, and then linked to its name,
+//! which fails if the name is taken.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::rand;
+use data_encoding::BASE32_NOPAD;
+use peerage_model::AgreementSecret;
+use zeroize::Zeroizing;
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// Not readable.
+    #[error("cannot read the relay's key from {}", path.display())]
+    Read {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Not a key.
+    #[error("{} is not a relay key; if it was damaged, restore it, since agents know the relay by it", path.display())]
+    Malformed {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Not writable.
+    #[error("cannot write a new relay key to {}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The operating system gave no random bytes.
+    #[error("the operating system gave no random bytes")]
+    Random,
+}
+
+/// Reads the key, or makes one if there is none.
+pub(crate) fn load_or_create(path: &Path) -> Result<AgreementSecret, KeyFileError> {
+    match load(path) {
+        Err(KeyFileError::Read { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            create(path)?;
+            load(path)
+        }
+        loaded => loaded,
+    }
+}
+
+/// 32 random bytes.
+pub(crate) fn random() -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    rand::fill(&mut bytes[..]).map_err(|_| KeyFileError::Random)?;
+    Ok(bytes)
+}
+
+fn load(path: &Path) -> Result<AgreementSecret, KeyFileError> {
+    let unreadable = |cause| KeyFileError::Read { path: path.to_owned(), cause };
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+    if mode & 0o007 != 0 {
+        tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "other users can read the relay's key");
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(256).read_to_string(&mut text).map_err(unreadable)?;
+    let key = BASE32_NOPAD.decode(text.trim().to_ascii_uppercase().as_bytes()).ok();
+    let key = key.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    key.map(AgreementSecret::from_bytes).ok_or(KeyFileError::Malformed { path: path.to_owned() })
+}
+
+/// Makes a key; leaves one that appeared meanwhile.
+fn create(path: &Path) -> Result<(), KeyFileError> {
+    let key = random()?;
+    let text = Zeroizing::new(BASE32_NOPAD.encode(&key[..]).to_ascii_lowercase() + "\n");
+    let beside = path.with_extension(format!("new-{}", std::process::id()));
+    let written = write_and_link(&text, &beside, path);
+    // Nothing to do about a failure: the file is ours and holds no key that is in use.
+    let _ = fs::remove_file(&beside);
+    written.map_err(|cause| KeyFileError::Write { path: path.to_owned(), cause })
+}
+
+fn write_and_link(text: &str, beside: &Path, path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    match fs::hard_link(beside, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_readable_by_its_owner_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("relay.key");
+        let made = load_or_create(&path).expect("a key is made");
+        let again = load_or_create(&path).expect("and read");
+        assert_eq!(made.expose(), again.expose());
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_damaged_key_file_is_an_error_and_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("relay.key");
+        fs::write(&path, "not a key").expect("written");
+        assert!(matches!(load_or_create(&path), Err(KeyFileError::Malformed { .. })));
+        assert_eq!(fs::read_to_string(&path).expect("still there"), "not a key");
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let error = load_or_create(&folder.path().join("none/relay.key"));
+        assert!(matches!(error, Err(KeyFileError::Write { .. })), "{error:?}");
+    }
+}

@@ -1,0 +1,56 @@
+//! `peerage-relay`: the relay on its own, for containers and for machines that do nothing else.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use peerage_relay::Options;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Runs a relay: it forwards sealed packets between agents, and holds no key that opens one
+#[derive(Parser, Debug)]
+#[command(name = "peerage-relay", version)]
+struct Command {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    match start(command.options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", whole_chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+    let threads = usize::from(options.workers);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        Ok(peerage_relay::run(options, shutdown).await?)
+    })
+}
+
+fn whole_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,67 @@
+//! The relay's counters in the words of Prometheus. Read when scraped, so counting costs the data path nothing.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use peerage_relay_proto::DropReason;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::worker::Shared;
+
+#[derive(Debug)]
+struct Reading(Arc<Shared>);
+
+/// What `/metrics` shows.
+pub(crate) fn registry(shared: Arc<Shared>) -> Registry {
+    let mut registry = Registry::with_prefix("peerage_relay");
+    registry.register_collector(Box::new(Reading(shared)));
+    registry
+}
+
+impl Collector for Reading {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (counters, held) = {
+            let relay = self.0.relay();
+            (relay.counters(), relay.occupancy())
+        };
+        let totals = [
+            ("forwarded_packets", "Datagrams handed on", counters.forwarded_packets),
+            ("forwarded_bytes", "Bytes of UDP payload handed on", counters.forwarded_bytes),
+            ("cookies", "Address challenges sent", counters.cookies),
+            ("binds", "Bindings granted or renewed", counters.binds),
+            ("bind_refusals", "Bindings refused with a reason", counters.refusals),
+            ("visits", "Visitors admitted", counters.visits),
+            ("moves", "Clients that kept their id over a change of address", counters.moves),
+            ("visitors_shed", "Visitors pushed out to make room", counters.shed),
+            ("stun_answers", "STUN Binding requests answered", counters.stun),
+            ("send_errors", "Batches the kernel did not take", self.0.send_errors.load(Ordering::Relaxed)),
+        ];
+        for (name, help, value) in totals {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let help = "Datagrams that went nowhere, by reason";
+        let mut dropped = encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
+        for reason in DropReason::ALL {
+            let labels = [("reason", reason.label())];
+            ConstCounter::new(counters.dropped(reason)).encode(dropped.encode_family(&labels)?)?;
+        }
+        let gauges = [
+            ("bound_instances", "Instances bound now", held.bound),
+            ("visitors", "Visitors now", held.visitors),
+            ("flows", "Pairs past first contact", held.flows),
+            ("counted_memory_bytes", "Memory counted against the limit, each entry at its worst", held.memory),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! What a relay can be told on the command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use peerage_model::Fingerprint;
+use peerage_model::relay::{DEFAULT_PORT, RelayHost};
+use peerage_relay_proto::{Access, Limits, Rate};
+
+/// Runs a relay: it forwards sealed packets between agents, and holds no key that opens one.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Address and UDP port to listen on; [::] is every IPv6 and IPv4 address
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:3478", env = "PEERAGE_RELAY_LISTEN")]
+    pub listen: SocketAddr,
+
+    /// Host name or address, and port if it is another, by which agents reach this relay
+    #[arg(long, value_name = "HOST[:PORT]", env = "PEERAGE_RELAY_ADVERTISE")]
+    pub advertise: Option<Advertise>,
+
+    /// File with the relay's key; made, readable by this user only, when it does not exist
+    #[arg(long, value_name = "FILE", default_value = "relay.key", env = "PEERAGE_RELAY_KEY_FILE")]
+    pub key_file: PathBuf,
+
+    /// Authority whose agents may bind here; repeat for more
+    #[arg(
+        long = "allow-authority",
+        value_name = "FINGERPRINT",
+        required_unless_present = "open",
+        conflicts_with = "open",
+        value_delimiter = ',',
+        env = "PEERAGE_RELAY_ALLOW_AUTHORITY"
+    )]
+    pub allow_authority: Vec<Fingerprint>,
+
+    /// Let agents of every authority bind, within quotas
+    #[arg(long, env = "PEERAGE_RELAY_OPEN")]
+    pub open: bool,
+
+    /// Address for /metrics, /healthz and /readyz over HTTP; nothing is served unless given
+    #[arg(long, value_name = "ADDRESS:PORT", env = "PEERAGE_RELAY_METRICS")]
+    pub metrics: Option<SocketAddr>,
+
+    /// Sockets that share the port, each with a thread of its own
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: u16,
+
+    /// Seconds to go on forwarding after being told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..=3600))]
+    pub grace: u16,
+
+    /// Mb/s that one authority may send [default: 1000 with --open, no limit otherwise]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub authority_mbit: Option<u64>,
+
+    /// Mb/s that one source network, a /24 or /48, may send [default: as for an authority]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub network_mbit: Option<u64>,
+
+    /// MiB for bindings, visitors and flows; what does not fit is refused, visitors first
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub memory: u32,
+}
+
+impl Options {
+    pub(crate) fn access(&self) -> Access {
+        if self.open { Access::Open } else { Access::Only(self.allow_authority.iter().copied().collect()) }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        let mut limits = if self.open { Limits::open() } else { Limits::allowlisted() };
+        // A quarter of a second at once, as in docs/spec/relay.md section 6.
+        let rate = |mbit: u64| Some(Rate::new(mbit * 125_000, mbit * 31_250));
+        if let Some(mbit) = self.authority_mbit {
+            limits.authority.bytes = rate(mbit);
+        }
+        if let Some(mbit) = self.network_mbit {
+            limits.network.bytes = rate(mbit);
+        }
+        limits.memory = usize::try_from(u64::from(self.memory) << 20).unwrap_or(usize::MAX);
+        limits
+    }
+}
+
+/// Where agents reach the relay: a host, and a port if it is not the one listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// Host name or address.
+    pub host: RelayHost,
+    /// `None`: the port listened on.
+    pub port: Option<u16>,
+}
+
+/// Text that is not HOST or HOST:PORT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write a host name or address, with :PORT behind it if agents use another port, and [ ] around IPv6")]
+pub struct InvalidAdvertise;
+
+impl FromStr for Advertise {
+    type Err = InvalidAdvertise;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAdvertise> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self {
+                host: host(&address.ip().to_string())?,
+                port: Some(address.port()).filter(|port| *port != 0),
+            });
+        }
+        let bare = text.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(ip) = bare.parse::<IpAddr>() {
+            return Ok(Self { host: host(&ip.to_string())?, port: None });
+        }
+        match text.split_once(':') {
+            Some((name, port)) => Ok(Self {
+                host: host(name)?,
+                port: Some(port.parse().ok().filter(|port| *port != 0).ok_or(InvalidAdvertise)?),
+            }),
+            None => Ok(Self { host: host(text)?, port: None }),
+        }
+    }
+}
+
+fn host(text: &str) -> Result<RelayHost, InvalidAdvertise> {
+    text.parse().map_err(|_| InvalidAdvertise)
+}
+
+const _: () = assert!(DEFAULT_PORT == 3478, "the default of --listen spells it out");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(args: &[&str]) -> Result<Options, String> {
+        let args = std::iter::once(&"relay").chain(args);
+        Command::try_parse_from(args).map(|command| command.options).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn who_may_bind_must_be_said() {
+        let error = parse(&[]).expect_err("neither --open nor an authority");
+        assert!(error.contains("--allow-authority"), "{error}");
+        assert_eq!(parse(&["--open"]).expect("said").access(), Access::Open);
+    }
+
+    #[test]
+    fn listed_authorities_and_open_exclude_each_other() {
+        let fingerprint = "11".repeat(32);
+        let listed = parse(&["--allow-authority", &fingerprint]).expect("said");
+        assert_eq!(listed.access(), Access::Only([Fingerprint([0x11; 32])].into()));
+        assert!(parse(&["--open", "--allow-authority", &fingerprint]).is_err());
+    }
+
+    #[test]
+    fn an_advertised_place_may_be_a_name_or_an_address_with_or_without_port() {
+        let parsed = |text: &str| {
+            let advertise: Advertise = text.parse().expect("it is a place");
+            (advertise.host.as_str().to_owned(), advertise.port)
+        };
+        assert_eq!(parsed("relay.example.com"), ("relay.example.com".into(), None));
+        assert_eq!(parsed("relay.example.com:443"), ("relay.example.com".into(), Some(443)));
+        assert_eq!(parsed("203.0.113.7:443"), ("203.0.113.7".into(), Some(443)));
+        assert_eq!(parsed("2001:db8::1"), ("2001:db8::1".into(), None));
+        assert_eq!(parsed("[2001:db8::1]:443"), ("2001:db8::1".into(), Some(443)));
+        for wrong in ["", "a b", "host:port", "host:0", "host:70000"] {
+            assert_eq!(wrong.parse::<Advertise>(), Err(InvalidAdvertise), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_limit_on_the_command_line_replaces_the_default() {
+        let limits = parse(&["--open", "--authority-mbit", "8", "--memory", "1"]).expect("said").limits();
+        assert_eq!(limits.authority.bytes, Some(Rate::new(1_000_000, 250_000)));
+        assert_eq!(limits.memory, 1 << 20);
+    }
+}
