@@ -92,6 +92,8 @@ impl LocalEnd {
     /// Packets both ways until either side ends or both are idle.
     async fn exchange(&mut self, flow: &TunnelFlow, stats: &Stats) {
         let mut last_packet = Instant::now();
+        // One future over many rounds, so a packet is not lost with a future dropped halfway.
+        let mut receiving = flow.recv();
         loop {
             tokio::select! {
                 packet = self.next() => {
@@ -102,10 +104,11 @@ impl LocalEnd {
                         stats.packets_dropped.add(1);
                     }
                 }
-                packet = flow.recv() => {
+                packet = &mut receiving => {
                     let Some(packet) = packet else { return };
                     stats.bytes_received.add(packet.len() as u64);
                     self.give(&packet).await;
+                    receiving = flow.recv();
                 }
                 () = sleep_until(last_packet + UDP_IDLE) => return,
             }
