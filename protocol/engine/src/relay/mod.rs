@@ -5,6 +5,8 @@
 //! lies. What the relay granted stays in use while an exchange that renews or moves it runs, so nothing in flight is lost.
 
 mod schedule;
+#[cfg(test)]
+mod tests;
 
 use core::fmt;
 use std::collections::VecDeque;
@@ -288,7 +290,9 @@ impl RelayClient {
     fn on_cookie(&mut self, tag: Tag, cookie: Cookie, boot: Boot, now: Instant) {
         let answers_hello = matches!(&self.exchange, Exchange::Greeting { tag: asked, .. } if *asked == tag);
         let challenges = self.granted.as_ref().is_some_and(|granted| granted.tag == tag);
-        let busy = matches!(self.exchange, Exchange::Asking { .. });
+        // While a question is out, and after a refusal: a relay that forgot us challenges every packet, and asking it
+        // again each time would be a storm.
+        let busy = matches!(self.exchange, Exchange::Asking { .. } | Exchange::Refused { .. });
         if !answers_hello && (!challenges || busy) {
             return;
         }

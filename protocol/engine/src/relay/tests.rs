@@ -1,0 +1,368 @@
+//! The client against a relay that is played by hand from the codec, so that it can also lie.
+
+use peerage_model::relay::frame::keys::{BootKey, Opening};
+use peerage_model::relay::frame::{COOKIE, HELLO, MAX_BIND, MOVE, VISIT};
+use zeroize::Zeroizing;
+
+use super::*;
+
+const CREDENTIAL: &[u8] = b"opaque to the client";
+const OBSERVED: &str = "192.0.2.7:4000";
+const ENDPOINT_TAG: Tag = Tag([0x77; 6]);
+
+/// The relay's side of one client.
+struct Relay {
+    key: AgreementSecret,
+    boot: BootKey,
+    session: Option<MacKey>,
+}
+
+impl Relay {
+    fn new(boot: u8) -> Self {
+        let key = AgreementSecret::from_bytes([5; 32]);
+        Self { key, boot: BootKey::new(&Zeroizing::new([boot; 32])), session: None }
+    }
+
+    fn cookie(&self, tag: Tag) -> [u8; COOKIE] {
+        frame::cookie(tag, Cookie([1; 16]), self.boot.boot())
+    }
+
+    fn grant(&self) -> Grant {
+        Grant { tag: ENDPOINT_TAG, lifetime: 90, observed: OBSERVED.parse().expect("an address") }
+    }
+
+    /// Opens a BIND as a relay does, and answers BOUND.
+    fn bound(&mut self, bind: &[u8]) -> Vec<u8> {
+        let Ok((tag, Frame::Bind { cookie, e, sealed, .. })) = Frame::parse(bind) else { panic!("BIND") };
+        let relay = self.key.public();
+        let opening = Opening::new(self.key.agree(&e).expect("good keys"), &relay, &e, cookie);
+        let mut buffer = [0; MAX_BIND];
+        assert_eq!(opening.open(bind, sealed, &mut buffer), Some(CREDENTIAL));
+        let instance = instance().public();
+        let session = opening.session(&*self.key.agree(&instance).expect("good keys"), &instance);
+        assert!(session.verifies(bind));
+        let answer = frame::bound(tag, &self.grant(), |body| session.mac(body));
+        self.session = Some(session);
+        answer.to_vec()
+    }
+
+    fn refused(&self, bind: &[u8], reason: Refusal) -> Vec<u8> {
+        let Ok((tag, Frame::Bind { cookie, e, .. })) = Frame::parse(bind) else { panic!("BIND") };
+        let relay = self.key.public();
+        let key = Opening::new(self.key.agree(&e).expect("good keys"), &relay, &e, cookie).refusal();
+        frame::refused(tag, reason, |body| key.mac(body)).to_vec()
+    }
+}
+
+fn instance() -> AgreementSecret {
+    AgreementSecret::from_bytes([6; 32])
+}
+
+fn binder(relay: &Relay, now: Instant) -> RelayClient {
+    let role = Role::Bind { secret: instance(), credential: CREDENTIAL.to_vec() };
+    RelayClient::new(ClientConfig::new(relay.key.public(), role), [9; 32], now)
+}
+
+fn visitor(relay: &Relay, now: Instant) -> RelayClient {
+    RelayClient::new(ClientConfig::new(relay.key.public(), Role::Visit), [9; 32], now)
+}
+
+fn tag_of(frame: &[u8]) -> Tag {
+    Frame::parse(frame).expect("it is a frame").0
+}
+
+fn sent(client: &mut RelayClient) -> Vec<u8> {
+    client.poll_transmit().expect("something is sent")
+}
+
+/// Past HELLO, COOKIE, BIND and BOUND.
+fn bind_it(relay: &mut Relay, client: &mut RelayClient, now: Instant) {
+    let hello = sent(client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bound = relay.bound(&sent(client));
+    client.handle_datagram(now, &bound);
+    let observed = OBSERVED.parse().expect("an address");
+    assert_eq!(client.poll_event(), Some(RelayEvent::Ready { observed }));
+}
+
+fn bound_pair() -> (Relay, RelayClient, Instant) {
+    let now = Instant::now();
+    let mut relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    bind_it(&mut relay, &mut client, now);
+    (relay, client, now)
+}
+
+/// Runs the client's timers until `end`; gives what it sent.
+fn run(client: &mut RelayClient, end: Instant) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    while let Some(at) = client.poll_timeout().filter(|at| *at <= end) {
+        client.handle_timeout(at);
+        out.extend(std::iter::from_fn(|| client.poll_transmit()));
+    }
+    out
+}
+
+#[test]
+fn it_binds_in_two_round_trips() {
+    let (_, mut client, now) = bound_pair();
+    let mut out = Vec::new();
+    assert!(client.wrap(now, Destination::Endpoint(EndpointId([1; 8])), &[0x40; 10], None, &mut out).is_some());
+}
+
+#[test]
+fn a_visitor_asks_for_an_id_and_keeps_it_when_its_address_changes() {
+    let now = Instant::now();
+    let relay = Relay::new(1);
+    let mut client = visitor(&relay, now);
+    let hello = sent(&mut client);
+    assert_eq!(hello.len(), HELLO);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let visit = sent(&mut client);
+    assert_eq!(visit.len(), VISIT);
+    let id = EndpointId([3; 8]);
+    client.handle_datagram(now, &frame::visiting(tag_of(&visit), &relay.grant(), id));
+    client.handle_datagram(now, &relay.cookie(ENDPOINT_TAG));
+    let again = sent(&mut client);
+    let Ok((_, Frame::Visit { earlier, .. })) = Frame::parse(&again) else { panic!("VISIT") };
+    assert_eq!(earlier, Some((id, ENDPOINT_TAG)));
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_is_ignored() {
+    let now = Instant::now();
+    let relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(Tag([0; 6])));
+    assert_eq!(client.poll_transmit(), None, "a COOKIE under another tag");
+    client.handle_datagram(now, &frame::bound(Tag([0; 6]), &relay.grant(), |_| [0; 16]));
+    assert_eq!(client.poll_event(), None, "a BOUND before BIND");
+}
+
+#[test]
+fn a_forged_bound_does_not_bind_and_the_true_one_still_does() {
+    let now = Instant::now();
+    let mut relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bind = sent(&mut client);
+    client.handle_datagram(now, &frame::bound(tag_of(&bind), &relay.grant(), |_| [0; 16]));
+    assert_eq!(client.poll_event(), None);
+    let bound = relay.bound(&bind);
+    client.handle_datagram(now, &bound);
+    assert!(matches!(client.poll_event(), Some(RelayEvent::Ready { .. })));
+}
+
+#[test]
+fn a_challenge_by_the_same_run_of_a_relay_is_answered_by_move() {
+    let (relay, mut client, now) = bound_pair();
+    client.handle_datagram(now, &relay.cookie(ENDPOINT_TAG));
+    let moved = sent(&mut client);
+    assert_eq!(moved.len(), MOVE);
+    assert!(relay.session.as_ref().expect("bound").verifies(&moved));
+}
+
+#[test]
+fn each_move_has_a_higher_counter() {
+    let (relay, mut client, now) = bound_pair();
+    let mut counters = Vec::new();
+    for _ in 0..3 {
+        client.handle_datagram(now, &relay.cookie(ENDPOINT_TAG));
+        let moved = sent(&mut client);
+        let Ok((tag, Frame::Move { counter, .. })) = Frame::parse(&moved) else { panic!("MOVE") };
+        counters.push(counter);
+        let session = relay.session.as_ref().expect("bound");
+        client.handle_datagram(now, &frame::bound(tag, &relay.grant(), |body| session.mac(body)));
+    }
+    assert_eq!(counters, [1, 2, 3]);
+}
+
+#[test]
+fn a_challenge_by_a_relay_that_restarted_is_answered_by_bind() {
+    let (_, mut client, now) = bound_pair();
+    let restarted = Relay::new(2);
+    client.handle_datagram(now, &restarted.cookie(ENDPOINT_TAG));
+    let bind = sent(&mut client);
+    assert!(matches!(Frame::parse(&bind), Ok((_, Frame::Bind { .. }))));
+}
+
+#[test]
+fn no_two_binds_use_the_same_key() {
+    let (mut relay, mut client, now) = bound_pair();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        client.renew(CREDENTIAL.to_vec(), now);
+        let hello = sent(&mut client);
+        client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+        let bind = sent(&mut client);
+        let Ok((_, Frame::Bind { e, .. })) = Frame::parse(&bind) else { panic!("BIND") };
+        assert!(!seen.contains(&e));
+        seen.push(e);
+        let bound = relay.bound(&bind);
+        client.handle_datagram(now, &bound);
+    }
+}
+
+#[test]
+fn what_was_granted_stays_in_use_while_a_newer_credential_is_bound() {
+    let (_, mut client, now) = bound_pair();
+    client.renew(CREDENTIAL.to_vec(), now);
+    let mut out = Vec::new();
+    assert!(client.wrap(now, Destination::Endpoint(EndpointId([1; 8])), &[0x40; 10], None, &mut out).is_some());
+}
+
+#[test]
+fn a_refusal_is_reported_and_not_asked_again_for_half_a_minute_whatever_the_relay_challenges() {
+    let now = Instant::now();
+    let relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bind = sent(&mut client);
+    client.handle_datagram(now, &relay.refused(&bind, Refusal::Authority));
+    assert_eq!(client.poll_event(), Some(RelayEvent::Refused(Refusal::Authority)));
+    client.handle_datagram(now, &relay.cookie(ENDPOINT_TAG));
+    assert!(run(&mut client, now + Duration::from_secs(29)).is_empty());
+    assert_eq!(run(&mut client, now + Duration::from_secs(30)).len(), 1, "then HELLO");
+}
+
+#[test]
+fn a_refused_renewal_does_not_storm_a_relay_that_has_forgotten_us() {
+    let (relay, mut client, now) = bound_pair();
+    client.renew(CREDENTIAL.to_vec(), now);
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bind = sent(&mut client);
+    client.handle_datagram(now, &relay.refused(&bind, Refusal::Credential));
+    for _ in 0..100 {
+        client.handle_datagram(now, &relay.cookie(ENDPOINT_TAG));
+    }
+    assert_eq!(client.poll_transmit(), None);
+}
+
+#[test]
+fn a_forged_refusal_is_ignored() {
+    let now = Instant::now();
+    let relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bind = sent(&mut client);
+    client.handle_datagram(now, &frame::refused(tag_of(&bind), Refusal::Full, |_| [0; 16]));
+    assert_eq!(client.poll_event(), None);
+}
+
+#[test]
+fn silence_after_bind_leads_back_to_hello_since_the_cookie_may_be_too_old() {
+    let now = Instant::now();
+    let relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bind = sent(&mut client);
+    let out = run(&mut client, now + Duration::from_secs(4));
+    assert_eq!(out[..3], [bind.clone(), bind.clone(), bind], "the same bytes, so that the relay knows the repeat");
+    assert_eq!(out[3].len(), HELLO);
+}
+
+#[test]
+fn an_idle_binding_is_kept_alive_every_25_seconds() {
+    let (_, mut client, start) = bound_pair();
+    let mut now = start;
+    for _ in 0..3 {
+        now += KEEPALIVE;
+        let out = run(&mut client, now);
+        assert_eq!(out.len(), 1);
+        let Ok((tag, Frame::Keepalive { nonce })) = Frame::parse(&out[0]) else { panic!("KEEPALIVE") };
+        client.handle_datagram(now, &frame::alive(tag, nonce, 90, false));
+    }
+    assert_eq!(client.poll_event(), None);
+}
+
+#[test]
+fn three_keepalives_without_an_answer_mean_that_the_relay_is_lost() {
+    let (_, mut client, now) = bound_pair();
+    let out = run(&mut client, now + KEEPALIVE + Duration::from_secs(8));
+    assert_eq!(client.poll_event(), Some(RelayEvent::Lost));
+    let keepalives = out.iter().filter(|frame| matches!(Frame::parse(frame), Ok((_, Frame::Keepalive { .. }))));
+    assert_eq!(keepalives.count(), 3);
+    assert_eq!(out[3].len(), HELLO, "and it begins anew");
+    let mut framed = Vec::new();
+    assert_eq!(client.wrap(now, Destination::Endpoint(EndpointId([1; 8])), &[0x40; 10], None, &mut framed), None);
+}
+
+#[test]
+fn a_draining_relay_is_reported_once_and_only_if_it_is_the_relay() {
+    let (relay, mut client, now) = bound_pair();
+    client.handle_datagram(now, &frame::drain(ENDPOINT_TAG, 30, |_| [0; 16]));
+    assert_eq!(client.poll_event(), None, "forged");
+    let session = relay.session.as_ref().expect("bound");
+    let drain = frame::drain(ENDPOINT_TAG, 30, |body| session.mac(body));
+    client.handle_datagram(now, &drain);
+    client.handle_datagram(now, &drain);
+    assert_eq!(client.poll_event(), Some(RelayEvent::Draining { grace: Duration::from_secs(30) }));
+    assert_eq!(client.poll_event(), None);
+}
+
+#[test]
+fn a_lost_drain_is_learned_from_the_next_alive() {
+    let (_, mut client, now) = bound_pair();
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, true));
+    assert!(matches!(client.poll_event(), Some(RelayEvent::Draining { .. })));
+}
+
+#[test]
+fn a_batch_gets_a_header_before_each_packet() {
+    let (_, mut client, now) = bound_pair();
+    let destination = Destination::Endpoint(EndpointId([1; 8]));
+    let mut out = Vec::new();
+    let size = client.wrap(now, destination, &[0x40; 2500], Some(1000), &mut out);
+    assert_eq!(size, Some(Some(1016)));
+    let lengths: Vec<_> = out
+        .chunks(1016)
+        .map(|framed| match Frame::parse(framed) {
+            Ok((ENDPOINT_TAG, Frame::To { destination: to, packet })) if to == destination => packet.len(),
+            other => panic!("TO_ENDPOINT, not {other:?}"),
+        })
+        .collect();
+    assert_eq!(lengths, [1000, 1000, 500]);
+}
+
+#[test]
+fn a_packet_is_delivered_only_under_our_tag() {
+    let (_, mut client, now) = bound_pair();
+    let from = EndpointId([4; 8]);
+    let framed = |tag| [&frame::from_header(tag, from)[..], &[0x40; 20]].concat();
+    assert_eq!(client.handle_datagram(now, &framed(Tag([0; 6]))), None);
+    let delivered = client.handle_datagram(now, &framed(ENDPOINT_TAG));
+    assert_eq!(delivered, Some(Delivered { from, packet_at: ENDPOINT_HEADER }));
+}
+
+#[test]
+fn what_only_clients_send_is_ignored_when_it_comes_back() {
+    let (_, mut client, now) = bound_pair();
+    let own = [
+        frame::hello(ENDPOINT_TAG).to_vec(),
+        frame::visit(ENDPOINT_TAG, Cookie([1; 16]), None).to_vec(),
+        frame::keepalive(ENDPOINT_TAG, [0; 8]).to_vec(),
+        frame::moved(ENDPOINT_TAG, Cookie([1; 16]), EndpointId([1; 8]), 9, |_| [0; 16]).to_vec(),
+    ];
+    for reflected in own {
+        assert_eq!(client.handle_datagram(now, &reflected), None);
+        assert_eq!(client.poll_transmit(), None);
+        assert_eq!(client.poll_event(), None);
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_datagram_makes_the_client_panic_or_talk(kind in 0_u8..16, rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..120)) {
+        let (_, mut client, now) = bound_pair();
+        let datagram = [&[frame::VERSION_1, kind][..], &rest].concat();
+        let delivered = client.handle_datagram(now, &datagram);
+        proptest::prop_assert_eq!(delivered, None);
+        proptest::prop_assert_eq!(client.poll_transmit(), None);
+    }
+}
