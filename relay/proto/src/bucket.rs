@@ -19,10 +19,7 @@ impl Rate {
     /// Zeros are read as ones: a rate that lets nothing through for ever is a switch, and this is none.
     #[must_use]
     pub const fn new(per_second: u64, burst: u64) -> Self {
-        Self {
-            per_second: if per_second == 0 { 1 } else { per_second },
-            burst: if burst == 0 { 1 } else { burst },
-        }
+        Self { per_second: if per_second == 0 { 1 } else { per_second }, burst: if burst == 0 { 1 } else { burst } }
     }
 
     fn nanos(self, tokens: u64) -> u128 {

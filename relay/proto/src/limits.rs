@@ -57,21 +57,13 @@ impl Quota {
     /// 1 Gb/s and 200 000 packets/s, both with a quarter of a second at once.
     #[must_use]
     pub const fn gigabit(bindings: u32) -> Self {
-        Self {
-            bytes: Some(Rate::new(125_000_000, 31_250_000)),
-            packets: Some(Rate::new(200_000, 50_000)),
-            bindings,
-        }
+        Self { bytes: Some(Rate::new(125_000_000, 31_250_000)), packets: Some(Rate::new(200_000, 50_000)), bindings }
     }
 
     /// No limit on traffic.
     #[must_use]
     pub const fn unlimited(bindings: u32) -> Self {
-        Self {
-            bytes: None,
-            packets: None,
-            bindings,
-        }
+        Self { bytes: None, packets: None, bindings }
     }
 }
 
@@ -115,10 +107,6 @@ impl Limits {
     /// For a relay whose owner lists the authorities: their traffic is not limited.
     #[must_use]
     pub const fn allowlisted() -> Self {
-        Self {
-            authority: Quota::unlimited(10_000),
-            network: Quota::unlimited(10_000),
-            ..Self::open()
-        }
+        Self { authority: Quota::unlimited(10_000), network: Quota::unlimited(10_000), ..Self::open() }
     }
 }

@@ -65,9 +65,7 @@ fn accept(request: &[u8]) -> Option<bool> {
 
 /// RFC 8489 section 14.2; returns the bytes written.
 fn xor_mapped_address(source: SocketAddr, out: &mut [u8; MAX_RESPONSE]) -> usize {
-    let mask: [u8; 16] = out[4..HEADER]
-        .try_into()
-        .expect("cookie and transaction id are 16 bytes");
+    let mask: [u8; 16] = out[4..HEADER].try_into().expect("cookie and transaction id are 16 bytes");
     let port = source.port() ^ 0x2112;
     let mut value = [0; 20];
     value[2..4].copy_from_slice(&port.to_be_bytes());
@@ -111,11 +109,7 @@ fn fingerprint_of(bytes: &[u8]) -> u32 {
     for byte in bytes {
         crc ^= u32::from(*byte);
         for _ in 0..8 {
-            crc = if crc & 1 == 1 {
-                (crc >> 1) ^ 0xEDB8_8320
-            } else {
-                crc >> 1
-            };
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 };
         }
     }
     !crc ^ 0x5354_554E
@@ -149,10 +143,7 @@ mod tests {
     #[test]
     fn the_address_attribute_is_that_of_rfc_5769_section_2_2() {
         let response = answered(&request(""), "192.0.2.1:32853").expect("answered");
-        assert_eq!(
-            response,
-            unhex(&format!("0101000c2112a442{ID}002000080001a147e112a643"))
-        );
+        assert_eq!(response, unhex(&format!("0101000c2112a442{ID}002000080001a147e112a643")));
     }
 
     #[test]

@@ -114,14 +114,7 @@ impl Source {
     }
 
     fn new(address: SocketAddr, local: Option<IpAddr>, tag: Tag, now: Instant, kind: Kind) -> Self {
-        Self {
-            address,
-            local,
-            tag,
-            last_heard: now,
-            attempts: Vec::new(),
-            kind,
-        }
+        Self { address, local, tag, last_heard: now, attempts: Vec::new(), kind }
     }
 
     pub(crate) fn binding(&self) -> Option<&Binding> {
@@ -145,11 +138,7 @@ impl Source {
 
     /// How many of `packets` to `destination` first contact lets through. Depends on this source alone.
     pub(crate) fn first_contact(&mut self, destination: Destination, now: Instant, packets: u64) -> u64 {
-        let at = match self
-            .attempts
-            .iter()
-            .position(|attempt| attempt.destination == destination)
-        {
+        let at = match self.attempts.iter().position(|attempt| attempt.destination == destination) {
             Some(at) => at,
             None => match self.room_for_attempt(now) {
                 Some(at) => {
@@ -175,18 +164,12 @@ impl Source {
     }
 
     pub(crate) fn reached(&self, destination: Destination) -> Option<EndpointId> {
-        let attempt = self
-            .attempts
-            .iter()
-            .find(|attempt| attempt.destination == destination)?;
+        let attempt = self.attempts.iter().find(|attempt| attempt.destination == destination)?;
         attempt.reached
     }
 
     pub(crate) fn note_reached(&mut self, destination: Destination, endpoint: EndpointId) {
-        let attempt = self
-            .attempts
-            .iter_mut()
-            .find(|attempt| attempt.destination == destination);
+        let attempt = self.attempts.iter_mut().find(|attempt| attempt.destination == destination);
         if let Some(attempt) = attempt {
             attempt.reached = Some(endpoint);
         }
@@ -199,12 +182,7 @@ impl Source {
 
 impl Attempt {
     fn new(destination: Destination, now: Instant) -> Self {
-        Self {
-            destination,
-            bucket: Bucket::full(now),
-            last: now,
-            reached: None,
-        }
+        Self { destination, bucket: Bucket::full(now), last: now, reached: None }
     }
 
     fn is_over(&self, now: Instant) -> bool {
@@ -246,12 +224,7 @@ impl Binding {
 
 impl Account {
     fn new(now: Instant) -> Self {
-        Self {
-            bytes: Bucket::full(now),
-            packets: Bucket::full(now),
-            bindings: 0,
-            visitors: 0,
-        }
+        Self { bytes: Bucket::full(now), packets: Bucket::full(now), bindings: 0, visitors: 0 }
     }
 
     /// Charges what fits of `load`; returns how many packets that is.
@@ -349,9 +322,7 @@ impl Table {
                 self.routes.remove(&(binding.route, id));
                 self.flows -= binding.flows.len();
                 release(&mut self.networks, &network, |account| &mut account.bindings);
-                release(&mut self.authorities, &binding.authority, |account| {
-                    &mut account.bindings
-                });
+                release(&mut self.authorities, &binding.authority, |account| &mut account.bindings);
             }
             Kind::Visitor { number } => {
                 self.waiting.remove(&(number, id));
@@ -390,11 +361,7 @@ impl Table {
         let [a, b, c, _] = binding.recent;
         let (left, joined) = (binding.authority, newer.authority);
         let (old_route, new_route) = (binding.route, newer.route);
-        *binding = Binding {
-            recent: [newer.recent[0], a, b, c],
-            flows: std::mem::take(&mut binding.flows),
-            ..newer
-        };
+        *binding = Binding { recent: [newer.recent[0], a, b, c], flows: std::mem::take(&mut binding.flows), ..newer };
         // One key in two passports, of two names: the newer one speaks.
         self.routes.remove(&(old_route, id));
         self.routes.insert((new_route, id));
@@ -424,9 +391,7 @@ impl Table {
 
     /// Charges what fits of `load`; returns how many packets that is. Who holds no binding has no account.
     pub(crate) fn charge_authority(&mut self, of: &Fingerprint, quota: &Quota, now: Instant, load: Load) -> u64 {
-        self.authorities
-            .get_mut(of)
-            .map_or(0, |account| account.charge(quota, now, load))
+        self.authorities.get_mut(of).map_or(0, |account| account.charge(quota, now, load))
     }
 
     /// The same for a source's network.
@@ -500,12 +465,7 @@ impl Table {
 
     pub(crate) fn occupancy(&self) -> Occupancy {
         let visitors = self.waiting.len() + self.talking.len();
-        Occupancy {
-            bound: self.sources.len() - visitors,
-            visitors,
-            flows: self.flows,
-            memory: self.memory(),
-        }
+        Occupancy { bound: self.sources.len() - visitors, visitors, flows: self.flows, memory: self.memory() }
     }
 
     /// Drops all that has ended.
@@ -522,9 +482,7 @@ impl Table {
             }
             if let Kind::Bound(binding) = &mut source.kind {
                 let before = binding.flows.len();
-                binding
-                    .flows
-                    .retain(|_, used| now.saturating_duration_since(*used) < FLOW_IDLE);
+                binding.flows.retain(|_, used| now.saturating_duration_since(*used) < FLOW_IDLE);
                 self.flows -= before - binding.flows.len();
             }
         }

@@ -39,7 +39,7 @@ impl Relay {
         let mut buffer = [0; MAX_BIND];
         assert_eq!(opening.open(bind, sealed, &mut buffer), Some(CREDENTIAL));
         let instance = instance().public();
-        let session = opening.session(&*self.key.agree(&instance).expect("good keys"), &instance);
+        let session = opening.session(&self.key.agree(&instance).expect("good keys"), &instance);
         assert!(session.verifies(bind));
         let answer = frame::bound(tag, &self.grant(), |body| session.mac(body));
         self.session = Some(session);

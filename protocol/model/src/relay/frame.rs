@@ -340,24 +340,12 @@ impl<'a> Frame<'a> {
         let tag = Tag(*r.array()?);
         let frame = match kind {
             1 => r.padding(HELLO - HEADER).map(|()| Self::Hello)?,
-            2 => Self::Cookie {
-                cookie: Cookie(*r.array()?),
-                boot: Boot(*r.array()?),
-            },
+            2 => Self::Cookie { cookie: Cookie(*r.array()?), boot: Boot(*r.array()?) },
             3 => Self::bind(&mut r)?,
-            4 => Self::Bound {
-                grant: r.grant()?,
-                mac: r.array()?,
-            },
-            5 => Self::Refused {
-                reason: Refusal::from_code(r.array::<1>()?[0]),
-                mac: r.array()?,
-            },
+            4 => Self::Bound { grant: r.grant()?, mac: r.array()? },
+            5 => Self::Refused { reason: Refusal::from_code(r.array::<1>()?[0]), mac: r.array()? },
             6 => Self::visit(&mut r)?,
-            7 => Self::Visiting {
-                grant: r.grant()?,
-                id: EndpointId(*r.array()?),
-            },
+            7 => Self::Visiting { grant: r.grant()?, id: EndpointId(*r.array()?) },
             8 => Self::Move {
                 cookie: Cookie(*r.array()?),
                 id: EndpointId(*r.array()?),
@@ -369,34 +357,14 @@ impl<'a> Frame<'a> {
                 r.padding(KEEPALIVE - HEADER - 8)?;
                 Self::Keepalive { nonce }
             }
-            10 => Self::Alive {
-                nonce: *r.array()?,
-                lifetime: r.u16()?,
-                draining: r.array::<1>()?[0] & 1 == 1,
-            },
-            11 => Self::Drain {
-                grace: r.u16()?,
-                mac: r.array()?,
-            },
-            12 => Self::To {
-                destination: Destination::Route(RoutingId(*r.array()?)),
-                packet: r.packet()?,
-            },
-            13 => Self::To {
-                destination: Destination::Endpoint(EndpointId(*r.array()?)),
-                packet: r.packet()?,
-            },
-            14 => Self::From {
-                source: EndpointId(*r.array()?),
-                packet: r.packet()?,
-            },
+            10 => Self::Alive { nonce: *r.array()?, lifetime: r.u16()?, draining: r.array::<1>()?[0] & 1 == 1 },
+            11 => Self::Drain { grace: r.u16()?, mac: r.array()? },
+            12 => Self::To { destination: Destination::Route(RoutingId(*r.array()?)), packet: r.packet()? },
+            13 => Self::To { destination: Destination::Endpoint(EndpointId(*r.array()?)), packet: r.packet()? },
+            14 => Self::From { source: EndpointId(*r.array()?), packet: r.packet()? },
             _ => return Err(NotAFrame),
         };
-        if r.0.is_empty() {
-            Ok((tag, frame))
-        } else {
-            Err(NotAFrame)
-        }
+        if r.0.is_empty() { Ok((tag, frame)) } else { Err(NotAFrame) }
     }
 
     fn bind(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
@@ -616,10 +584,6 @@ impl<'a> Reader<'a> {
         let lifetime = self.u16()?;
         let ip = Ipv6Addr::from(self.array::<16>()?.map(|byte| !byte));
         let port = !self.u16()?;
-        Ok(Grant {
-            tag,
-            lifetime,
-            observed: SocketAddr::new(IpAddr::V6(ip).to_canonical(), port),
-        })
+        Ok(Grant { tag, lifetime, observed: SocketAddr::new(IpAddr::V6(ip).to_canonical(), port) })
     }
 }

@@ -26,10 +26,7 @@ impl Relay {
     pub(super) fn forward(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Handled {
         let first = segment.min(batch.len());
         let Ok((tag, Frame::To { destination, .. })) = Frame::parse(&batch[..first]) else {
-            return Handled {
-                consumed: first,
-                decision: self.drop_for(DropReason::Malformed),
-            };
+            return Handled { consumed: first, decision: self.drop_for(DropReason::Malformed) };
         };
         let run = match destination {
             // First contact is a packet or two, and its longer header is cut off: one at a time.
@@ -43,10 +40,7 @@ impl Relay {
             Err(Stop::Challenge) => self.drop_run(DropReason::Unknown, packets),
             Err(Stop::Drop(reason)) => self.drop_run(reason, packets),
         };
-        Handled {
-            consumed: run,
-            decision,
-        }
+        Handled { consumed: run, decision }
     }
 
     fn route(
@@ -69,15 +63,10 @@ impl Relay {
         source.last_heard = now;
         let own_authority = source.binding().map(|binding| binding.authority);
 
-        let mut load = Load {
-            packets: packets as u64,
-            size: segment as u64,
-        };
+        let mut load = Load { packets: packets as u64, size: segment as u64 };
         load.packets = self.table.charge_network(ingress.from, &self.limits.network, now, load);
         if let Some(authority) = own_authority {
-            load.packets = self
-                .table
-                .charge_authority(&authority, &self.limits.authority, now, load);
+            load.packets = self.table.charge_authority(&authority, &self.limits.authority, now, load);
         }
         if load.packets == 0 {
             return Err(DropReason::Quota.into());
@@ -88,9 +77,7 @@ impl Relay {
             && in_flow
             && let Some(authority) = self.authority_of(target)
         {
-            load.packets = self
-                .table
-                .charge_authority(&authority, &self.limits.authority, now, load);
+            load.packets = self.table.charge_authority(&authority, &self.limits.authority, now, load);
         }
         if load.packets == 0 {
             return Err(DropReason::Quota.into());
@@ -144,20 +131,11 @@ impl Relay {
         if target == source || !is_open {
             return Err(DropReason::Nowhere);
         }
-        Ok(Hop {
-            to: there.address,
-            local: there.local,
-            tag: there.tag,
-            source,
-            packets: 0,
-        })
+        Ok(Hop { to: there.address, local: there.local, tag: there.tag, source, packets: 0 })
     }
 
     fn authority_of(&self, id: EndpointId) -> Option<peerage_model::Fingerprint> {
-        self.table
-            .get(id)
-            .and_then(Source::binding)
-            .map(|binding| binding.authority)
+        self.table.get(id).and_then(Source::binding).map(|binding| binding.authority)
     }
 
     fn rewrite(
@@ -180,12 +158,7 @@ impl Relay {
         }
         self.counters.forwarded_packets += hop.packets as u64;
         self.counters.forwarded_bytes += (end - start) as u64;
-        Decision::Forward(Forward {
-            to: hop.to,
-            local: hop.local,
-            range: start..end,
-            segment,
-        })
+        Decision::Forward(Forward { to: hop.to, local: hop.local, range: start..end, segment })
     }
 
     fn drop_run(&mut self, reason: DropReason, packets: usize) -> Decision {

@@ -170,11 +170,7 @@ impl Relay {
     }
 
     fn grant(&self, ingress: &Ingress, tag: Tag) -> Grant {
-        Grant {
-            tag,
-            lifetime: LIFETIME_SECS,
-            observed: ingress.from,
-        }
+        Grant { tag, lifetime: LIFETIME_SECS, observed: ingress.from }
     }
 
     pub(super) fn visit(
@@ -257,10 +253,7 @@ impl Relay {
             return self.drop_for(DropReason::BadHandshake);
         };
         let (address, own_tag) = (source.address, source.tag);
-        let Some(binding) = source
-            .binding_mut()
-            .filter(|binding| binding.session.verifies(datagram))
-        else {
+        let Some(binding) = source.binding_mut().filter(|binding| binding.session.verifies(datagram)) else {
             return self.drop_for(DropReason::BadHandshake);
         };
         // The last one again, at the address it moved to, is a retransmission.

@@ -98,10 +98,7 @@ impl Reply {
     fn new(frame: &[u8]) -> Self {
         let mut bytes = [0; Self::MAX];
         bytes[..frame.len()].copy_from_slice(frame);
-        Self {
-            bytes,
-            len: frame.len(),
-        }
+        Self { bytes, len: frame.len() }
     }
 
     /// The bytes to send.
@@ -207,10 +204,7 @@ impl Relay {
     pub fn handle(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Handled {
         let segment = segment.clamp(1, batch.len().max(1));
         let first = segment.min(batch.len());
-        let alone = |decision| Handled {
-            consumed: first,
-            decision,
-        };
+        let alone = |decision| Handled { consumed: first, decision };
         match batch.first() {
             Some(0..=3) => alone(self.handle_stun(ingress, &batch[..first])),
             Some(&frame::VERSION_1) if matches!(batch.get(1), Some(12 | 13)) => self.forward(ingress, batch, segment),
@@ -224,8 +218,7 @@ impl Relay {
             return self.drop_for(DropReason::Stun);
         };
         let admitted =
-            self.stun_by_network
-                .admit(&self.boot_key, ingress.from, self.limits.stun_per_network, ingress.now)
+            self.stun_by_network.admit(&self.boot_key, ingress.from, self.limits.stun_per_network, ingress.now)
                 && self.stun.admit(self.limits.stun, ingress.now);
         if !admitted {
             return self.drop_for(DropReason::Stun);
@@ -240,19 +233,9 @@ impl Relay {
         };
         match frame {
             Frame::Hello => self.hello(ingress, tag),
-            Frame::Bind {
-                cookie,
-                e,
-                sealed,
-                mac: _,
-            } => self.bind(ingress, tag, cookie, &e, sealed, datagram),
+            Frame::Bind { cookie, e, sealed, mac: _ } => self.bind(ingress, tag, cookie, &e, sealed, datagram),
             Frame::Visit { cookie, earlier } => self.visit(ingress, tag, cookie, earlier),
-            Frame::Move {
-                cookie,
-                id,
-                counter,
-                mac: _,
-            } => self.relocate(ingress, tag, cookie, id, counter, datagram),
+            Frame::Move { cookie, id, counter, mac: _ } => self.relocate(ingress, tag, cookie, id, counter, datagram),
             Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
             // Packets are dealt with by `forward`; the rest is what only relays send, and answering it could loop.
             Frame::To { .. }
@@ -269,40 +252,24 @@ impl Relay {
     /// Stops taking newcomers and tells every binding; goes on forwarding. The owner ends the process after `grace`.
     pub fn drain(&mut self, now: Instant, grace: Duration) {
         if matches!(self.phase, Phase::Serving) {
-            self.phase = Phase::Draining {
-                until: now + grace,
-                told: None,
-                all_told: false,
-            };
+            self.phase = Phase::Draining { until: now + grace, told: None, all_told: false };
         }
     }
 
     /// The next frame that nobody asked for; call until `None` after [`Self::drain`].
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Notice> {
-        let Phase::Draining {
-            until,
-            told,
-            all_told: false,
-        } = self.phase
-        else {
+        let Phase::Draining { until, told, all_told: false } = self.phase else {
             return None;
         };
         let grace = until.saturating_duration_since(now).as_secs();
         let grace = u16::try_from(grace).unwrap_or(u16::MAX);
         let next = self.table.next_bound(told).map(|(id, source, binding)| {
             let frame = frame::drain(source.tag, grace, |body| binding.session.mac(body));
-            let notice = Notice {
-                to: source.address,
-                local: source.local,
-                frame: Reply::new(&frame),
-            };
+            let notice = Notice { to: source.address, local: source.local, frame: Reply::new(&frame) };
             (id, notice)
         });
-        self.phase = Phase::Draining {
-            until,
-            told: next.as_ref().map_or(told, |(id, _)| Some(*id)),
-            all_told: next.is_none(),
-        };
+        self.phase =
+            Phase::Draining { until, told: next.as_ref().map_or(told, |(id, _)| Some(*id)), all_told: next.is_none() };
         next.map(|(_, notice)| notice)
     }
 

@@ -33,10 +33,7 @@ fn a_forged_cookie_gets_no_answer() {
     let forged = Cookie([5; 16]);
     let bind = keys::bind(Tag([1; 6]), forged, &e, &relay, &db.instance, &db.credential).expect("good keys");
     assert_eq!(world.send(addr(HOME), &bind.frame), Out::Nothing);
-    assert_eq!(
-        world.send(addr(HOME), &frame::visit(Tag([1; 6]), forged, None)),
-        Out::Nothing
-    );
+    assert_eq!(world.send(addr(HOME), &frame::visit(Tag([1; 6]), forged, None)), Out::Nothing);
     assert_eq!(world.relay.counters().dropped(DropReason::BadCookie), 2);
 }
 
@@ -47,10 +44,7 @@ fn a_cookie_of_another_address_gets_no_answer() {
     let visit = frame::visit(Tag([1; 6]), cookie, None);
     assert_eq!(world.send(addr(HOME), &visit), Out::Nothing);
     let (other_port, _) = world.cookie(addr("192.0.2.7:4001"));
-    assert_eq!(
-        world.send(addr(HOME), &frame::visit(Tag([1; 6]), other_port, None)),
-        Out::Nothing
-    );
+    assert_eq!(world.send(addr(HOME), &frame::visit(Tag([1; 6]), other_port, None)), Out::Nothing);
 }
 
 #[test]
@@ -67,10 +61,7 @@ fn a_cookie_lives_for_at_least_one_minute_and_less_than_two() {
 #[test]
 fn somebody_elses_credential_does_not_bind_without_its_instance_key() {
     let mut world = World::open();
-    let stolen = crate::common::Agent {
-        instance: AgreementSecret::from_bytes([66; 32]),
-        ..agent(1, "db", 10)
-    };
+    let stolen = crate::common::Agent { instance: AgreementSecret::from_bytes([66; 32]), ..agent(1, "db", 10) };
     let (out, _) = world.try_bind(addr(HOME), &stolen);
     assert_eq!(out, Out::Nothing);
     assert_eq!(world.relay.occupancy().bound, 0);
@@ -118,10 +109,7 @@ fn nobody_can_be_reached_under_somebody_elses_routing_id() {
 fn no_flipped_bit_in_a_bind_binds() {
     let mut world = World::new(
         Access::Open,
-        Limits {
-            handshakes: peerage_relay_proto::Rate::new(1_000_000, 1_000_000),
-            ..Limits::open()
-        },
+        Limits { handshakes: peerage_relay_proto::Rate::new(1_000_000, 1_000_000), ..Limits::open() },
     );
     let (cookie, _) = world.cookie(addr(HOME));
     let (e, relay, db) = (world.fresh_key(), world.relay_key(), agent(1, "db", 10));
@@ -247,13 +235,9 @@ fn a_move_without_the_session_key_gets_no_answer() {
 fn a_visitor_keeps_its_id_over_a_change_of_address_if_it_knows_its_tag() {
     let mut world = World::open();
     let visitor = world.visit(HOME);
-    let reply = world
-        .try_visit(addr(ELSEWHERE), Some((visitor.id, visitor.tag)))
-        .expect_reply();
+    let reply = world.try_visit(addr(ELSEWHERE), Some((visitor.id, visitor.tag))).expect_reply();
     assert_eq!(visiting_in(&reply).1, visitor.id);
-    let thief = world
-        .try_visit(addr("203.0.113.5:9"), Some((visitor.id, Tag([0; 6]))))
-        .expect_reply();
+    let thief = world.try_visit(addr("203.0.113.5:9"), Some((visitor.id, Tag([0; 6])))).expect_reply();
     assert_ne!(visiting_in(&thief).1, visitor.id);
 }
 
@@ -261,9 +245,7 @@ fn a_visitor_keeps_its_id_over_a_change_of_address_if_it_knows_its_tag() {
 fn nobody_visits_under_a_bound_agents_id() {
     let mut world = World::open();
     let client = world.bind(HOME, &agent(1, "db", 10));
-    let reply = world
-        .try_visit(addr(ELSEWHERE), Some((client.id, client.tag)))
-        .expect_reply();
+    let reply = world.try_visit(addr(ELSEWHERE), Some((client.id, client.tag))).expect_reply();
     assert_ne!(visiting_in(&reply).1, client.id);
     assert_eq!(world.relay.occupancy().bound, 1);
 }
@@ -290,10 +272,7 @@ fn a_draining_relay_tells_every_binding_and_takes_no_newcomers() {
 
     let mut told = Vec::new();
     while let Some(notice) = world.relay.poll_transmit(world.now) {
-        let client = bound
-            .iter()
-            .find(|client| client.address == notice.to)
-            .expect("a binding");
+        let client = bound.iter().find(|client| client.address == notice.to).expect("a binding");
         let frame = notice.frame.as_bytes();
         assert!(client.session.as_ref().expect("bound").verifies(frame));
         assert!(matches!(Frame::parse(frame), Ok((_, Frame::Drain { grace: 30, .. }))));
@@ -301,23 +280,9 @@ fn a_draining_relay_tells_every_binding_and_takes_no_newcomers() {
     }
     assert_eq!(told.len(), 2, "each is told once");
 
-    assert_eq!(
-        world.send(addr("203.0.113.3:1"), &frame::hello(Tag([1; 6]))),
-        Out::Nothing
-    );
-    assert_eq!(
-        world.send(addr("203.0.113.2:1"), &frame::visit(Tag([1; 6]), cookie, None)),
-        Out::Nothing
-    );
-    assert!(
-        world.send_to_route(&visitor, db.id.routing_id()).was_forwarded(),
-        "it still forwards"
-    );
-    let alive = world
-        .send(bound[0].address, &frame::keepalive(bound[0].tag, [1; 8]))
-        .expect_reply();
-    assert!(matches!(
-        Frame::parse(&alive),
-        Ok((_, Frame::Alive { draining: true, .. }))
-    ));
+    assert_eq!(world.send(addr("203.0.113.3:1"), &frame::hello(Tag([1; 6]))), Out::Nothing);
+    assert_eq!(world.send(addr("203.0.113.2:1"), &frame::visit(Tag([1; 6]), cookie, None)), Out::Nothing);
+    assert!(world.send_to_route(&visitor, db.id.routing_id()).was_forwarded(), "it still forwards");
+    let alive = world.send(bound[0].address, &frame::keepalive(bound[0].tag, [1; 8])).expect_reply();
+    assert!(matches!(Frame::parse(&alive), Ok((_, Frame::Alive { draining: true, .. }))));
 }

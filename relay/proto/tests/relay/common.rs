@@ -60,11 +60,7 @@ pub fn agent_until(seed: u8, name: &str, key: u8, not_after: UnixTime) -> Agent 
     let instance = AgreementSecret::from_bytes([key; 32]);
     let not_before = WALL.minus(Duration::from_secs(300));
     let passport = authority.issue(&id, instance.public(), not_before, not_after);
-    Agent {
-        credential: Credential::join(authority.record(), passport),
-        id,
-        instance,
-    }
+    Agent { credential: Credential::join(authority.record(), passport), id, instance }
 }
 
 impl World {
@@ -74,18 +70,9 @@ impl World {
 
     pub fn new(access: Access, limits: Limits) -> Self {
         let start = Instant::now();
-        let config = Config {
-            key: AgreementSecret::from_bytes([77; 32]),
-            access,
-            limits,
-            seed: Zeroizing::new([88; 32]),
-        };
-        Self {
-            relay: Relay::new(config, start),
-            now: start,
-            wall: WALL,
-            drawn: 0,
-        }
+        let config =
+            Config { key: AgreementSecret::from_bytes([77; 32]), access, limits, seed: Zeroizing::new([88; 32]) };
+        Self { relay: Relay::new(config, start), now: start, wall: WALL, drawn: 0 }
     }
 
     pub fn pass(&mut self, time: Duration) {
@@ -107,12 +94,7 @@ impl World {
     }
 
     pub fn ingress(&self, from: SocketAddr) -> Ingress {
-        Ingress {
-            now: self.now,
-            wall: self.wall,
-            from,
-            local: None,
-        }
+        Ingress { now: self.now, wall: self.wall, from, local: None }
     }
 
     pub fn send(&mut self, from: SocketAddr, datagram: &[u8]) -> Out {
@@ -165,12 +147,7 @@ impl World {
     pub fn visit(&mut self, from: &str) -> Client {
         let reply = self.try_visit(addr(from), None).expect_reply();
         let (grant, id) = visiting_in(&reply);
-        Client {
-            address: grant.observed,
-            id,
-            tag: grant.tag,
-            session: None,
-        }
+        Client { address: grant.observed, id, tag: grant.tag, session: None }
     }
 
     pub fn send_to_route(&mut self, from: &Client, route: RoutingId) -> Out {
@@ -199,13 +176,7 @@ impl Client {
         assert_eq!(*to, self.address);
         let (tag, frame) = Frame::parse(bytes).expect("it is a frame");
         assert_eq!(tag, self.tag);
-        assert_eq!(
-            frame,
-            Frame::From {
-                source: from.id,
-                packet
-            }
-        );
+        assert_eq!(frame, Frame::From { source: from.id, packet });
     }
 }
 

@@ -8,14 +8,7 @@ use peerage_relay_proto::{Access, Limits, Rate};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_oneof, proptest};
 
 fn small(memory: usize) -> World {
-    World::new(
-        Access::Open,
-        Limits {
-            memory,
-            handshakes: Rate::new(1_000_000, 1_000_000),
-            ..Limits::open()
-        },
-    )
+    World::new(Access::Open, Limits { memory, handshakes: Rate::new(1_000_000, 1_000_000), ..Limits::open() })
 }
 
 /// The n-th of many addresses, each in a network of its own.
@@ -28,10 +21,7 @@ fn far(n: u32) -> SocketAddr {
 fn a_flood_of_hellos_from_a_hundred_thousand_sources_is_not_remembered() {
     let mut world = World::open();
     for n in 0..100_000 {
-        assert_eq!(
-            world.send(far(n), &frame::hello(Tag([1; 6]))).reply_len(),
-            frame::COOKIE
-        );
+        assert_eq!(world.send(far(n), &frame::hello(Tag([1; 6]))).reply_len(), frame::COOKIE);
     }
     assert_eq!(world.relay.occupancy().memory, 0);
 }
@@ -61,10 +51,7 @@ fn visitors_go_before_bindings_and_those_that_nobody_answered_go_first() {
         world.try_visit(far(n), None);
     }
     assert!(world.relay.counters().shed > 0, "visitors pushed out visitors");
-    assert!(
-        world.send_to(&bound, talking.id).was_forwarded(),
-        "but not the one in a flow"
-    );
+    assert!(world.send_to(&bound, talking.id).was_forwarded(), "but not the one in a flow");
     assert_eq!(world.relay.occupancy().bound, 1, "and no binding");
 }
 
@@ -95,21 +82,12 @@ fn bindings_push_out_all_visitors_and_are_then_refused_never_pushed_out() {
 
 #[test]
 fn one_networks_visitors_are_limited() {
-    let mut world = World::new(
-        Access::Open,
-        Limits {
-            visitors_per_network: 3,
-            ..Limits::open()
-        },
-    );
+    let mut world = World::new(Access::Open, Limits { visitors_per_network: 3, ..Limits::open() });
     let granted = (1..10)
         .filter(|n| world.try_visit(addr(&format!("192.0.2.{n}:1")), None).reply_len() == frame::VISITING)
         .count();
     assert_eq!(granted, 3);
-    assert_eq!(
-        world.try_visit(addr("198.51.100.1:1"), None).reply_len(),
-        frame::VISITING
-    );
+    assert_eq!(world.try_visit(addr("198.51.100.1:1"), None).reply_len(), frame::VISITING);
 }
 
 #[test]

@@ -48,17 +48,13 @@ fn first_contact_passes_ten_packets_a_second_until_the_destination_answers() {
     let bound = world.bind(HOME, &db);
     let visitor = world.visit(DIALER);
     let passed = |world: &mut World, n| {
-        (0..n)
-            .filter(|_| world.send_to_route(&visitor, db.id.routing_id()).was_forwarded())
-            .count()
+        (0..n).filter(|_| world.send_to_route(&visitor, db.id.routing_id()).was_forwarded()).count()
     };
     assert_eq!(passed(&mut world, 50), 10);
     world.pass(Duration::from_secs(1));
     assert_eq!(passed(&mut world, 50), 10);
     world.send_to(&bound, visitor.id);
-    let after = (0..50)
-        .filter(|_| world.send_to(&visitor, bound.id).was_forwarded())
-        .count();
+    let after = (0..50).filter(|_| world.send_to(&visitor, bound.id).was_forwarded()).count();
     assert_eq!(after, 50, "the flow is no longer first contact");
 }
 
@@ -80,9 +76,7 @@ fn a_source_cannot_tell_an_agent_that_exists_from_one_that_does_not() {
             seen.push(out.reply_len());
             seen.push(world.send_to(&visitor, agent_endpoint(&db)).reply_len());
             world.send_to_route(&visitor, RoutingId([round; 16]));
-            seen.push(usize::from(
-                world.send_to_route(&visitor, friend.id.routing_id()).was_forwarded(),
-            ));
+            seen.push(usize::from(world.send_to_route(&visitor, friend.id.routing_id()).was_forwarded()));
             world.pass(Duration::from_millis(130));
         }
         seen
@@ -128,19 +122,14 @@ fn an_idle_flow_is_first_contact_again() {
         }
     }
     assert_eq!(world.relay.occupancy().flows, 0);
-    let passed = (0..50)
-        .filter(|_| world.send_to(&visitor, bound.id).was_forwarded())
-        .count();
+    let passed = (0..50).filter(|_| world.send_to(&visitor, bound.id).was_forwarded()).count();
     assert_eq!(passed, 10);
 }
 
 #[test]
 fn a_frame_with_a_wrong_tag_goes_nowhere() {
     let (mut world, bound, visitor) = flow();
-    let forged = Client {
-        tag: Tag([0; 6]),
-        ..visitor
-    };
+    let forged = Client { tag: Tag([0; 6]), ..visitor };
     assert_eq!(world.send_to(&forged, bound.id), Out::Nothing);
     assert_eq!(world.relay.counters().dropped(DropReason::WrongTag), 1);
 }
@@ -196,20 +185,11 @@ fn a_batch_is_forwarded_in_place_by_one_decision() {
     let Decision::Forward(forward) = handled.decision else {
         panic!("forwarded");
     };
-    assert_eq!(
-        (forward.range, forward.segment, forward.to),
-        (0..len, 1216, bound.address)
-    );
+    assert_eq!((forward.range, forward.segment, forward.to), (0..len, 1216, bound.address));
     for segment in bytes.chunks(1216) {
         let (tag, frame) = Frame::parse(segment).expect("each is a frame");
         assert_eq!(tag, bound.tag);
-        assert_eq!(
-            frame,
-            Frame::From {
-                source: visitor.id,
-                packet: &[0x40; 1200]
-            }
-        );
+        assert_eq!(frame, Frame::From { source: visitor.id, packet: &[0x40; 1200] });
     }
 }
 
@@ -249,17 +229,8 @@ fn a_segment_in_a_batch_that_is_no_packet_is_dropped_alone() {
 
 #[test]
 fn what_exceeds_a_quota_is_dropped_at_whole_packets() {
-    let quota = Quota {
-        bytes: Some(Rate::new(1_000, 1_000)),
-        ..Quota::unlimited(10)
-    };
-    let mut world = World::new(
-        Access::Open,
-        Limits {
-            authority: quota,
-            ..Limits::open()
-        },
-    );
+    let quota = Quota { bytes: Some(Rate::new(1_000, 1_000)), ..Quota::unlimited(10) };
+    let mut world = World::new(Access::Open, Limits { authority: quota, ..Limits::open() });
     let db = agent(1, "db", 10);
     let bound = world.bind(HOME, &db);
     let visitor = world.visit(DIALER);
@@ -270,11 +241,7 @@ fn what_exceeds_a_quota_is_dropped_at_whole_packets() {
     let Decision::Forward(forward) = handled.decision else {
         panic!("some of it is forwarded");
     };
-    assert_eq!(
-        forward.range,
-        0..900,
-        "the destination's authority pays for the visitor"
-    );
+    assert_eq!(forward.range, 0..900, "the destination's authority pays for the visitor");
     assert_eq!(world.relay.counters().dropped(DropReason::Quota), 11);
 }
 
@@ -295,12 +262,7 @@ fn what_a_relay_says_gets_no_answer_from_a_relay() {
     let mut said = vec![
         world.send(addr("203.0.113.1:1"), &frame::hello(Tag([1; 6]))),
         world.try_bind(addr("203.0.113.1:1"), &agent(2, "other", 20)).0,
-        world
-            .try_bind(
-                addr("203.0.113.1:1"),
-                &crate::common::agent_until(2, "late", 21, crate::common::WALL),
-            )
-            .0,
+        world.try_bind(addr("203.0.113.1:1"), &crate::common::agent_until(2, "late", 21, crate::common::WALL)).0,
         world.try_visit(addr("203.0.113.2:1"), None),
         world.send(bound.address, &frame::keepalive(bound.tag, [1; 8])),
         world.send_to(&visitor, bound.id),
@@ -312,12 +274,7 @@ fn what_a_relay_says_gets_no_answer_from_a_relay() {
             Out::Nothing => panic!("each of these is answered"),
         };
         for reflected_to in [addr("203.0.113.99:3478"), bound.address, visitor.address] {
-            assert_eq!(
-                world.send(reflected_to, &bytes),
-                Out::Nothing,
-                "{:?}",
-                Frame::parse(&bytes)
-            );
+            assert_eq!(world.send(reflected_to, &bytes), Out::Nothing, "{:?}", Frame::parse(&bytes));
         }
     }
 }
@@ -330,12 +287,7 @@ fn stun_request() -> Vec<u8> {
 fn stun_is_answered_to_each_network_only_so_often() {
     let mut world = World::open();
     let answered = (0..500)
-        .filter(|n| {
-            world
-                .send(addr(&format!("203.0.113.{}:1", n % 200)), &stun_request())
-                .reply_len()
-                == 32
-        })
+        .filter(|n| world.send(addr(&format!("203.0.113.{}:1", n % 200)), &stun_request()).reply_len() == 32)
         .count();
     assert_eq!(answered, 100);
     assert_eq!(world.send(addr("198.51.100.1:1"), &stun_request()).reply_len(), 32);

@@ -141,11 +141,7 @@ pub fn bind(
     frame.extend_from_slice(&opening.seal(&head, credential));
     let mac = session.mac(&frame);
     frame.extend_from_slice(&mac);
-    Ok(Bind {
-        frame,
-        session,
-        refusal: opening.refusal(),
-    })
+    Ok(Bind { frame, session, refusal: opening.refusal() })
 }
 
 /// What one run of a relay derives from its 32 random bytes.

@@ -33,11 +33,7 @@ impl Vectors {
     }
 
     fn grant(&self, tag: &str, address: &str) -> Grant {
-        Grant {
-            tag: Tag(self.bytes(tag)),
-            lifetime: 90,
-            observed: self.text(address).parse().expect("an address"),
-        }
+        Grant { tag: Tag(self.bytes(tag)), lifetime: 90, observed: self.text(address).parse().expect("an address") }
     }
 
     fn session(&self) -> MacKey {
@@ -97,30 +93,18 @@ fn every_other_frame_is_written_as_the_vectors_say() {
 
     assert_eq!(hello(tag)[..], v.frame("hello"));
     assert_eq!(super::cookie(tag, cookie, boot)[..], v.frame("cookie"));
-    assert_eq!(
-        bound(tag, &v.grant("endpoint_tag", "address"), mac)[..],
-        v.frame("bound")
-    );
+    assert_eq!(bound(tag, &v.grant("endpoint_tag", "address"), mac)[..], v.frame("bound"));
     let refused = refused(tag, Refusal::Authority, |body| refusal.mac(body));
     assert_eq!(refused[..], v.frame("refused_authority"));
     assert_eq!(visit(tag, cookie, None)[..], v.frame("visit"));
-    assert_eq!(
-        visit(tag, cookie, Some((visitor, visitor_tag)))[..],
-        v.frame("visit_again")
-    );
-    assert_eq!(
-        visiting(tag, &v.grant("visitor_tag", "address6"), visitor)[..],
-        v.frame("visiting")
-    );
+    assert_eq!(visit(tag, cookie, Some((visitor, visitor_tag)))[..], v.frame("visit_again"));
+    assert_eq!(visiting(tag, &v.grant("visitor_tag", "address6"), visitor)[..], v.frame("visiting"));
     assert_eq!(moved(tag, cookie, endpoint, 7, mac)[..], v.frame("move"));
     assert_eq!(keepalive(endpoint_tag, nonce)[..], v.frame("keepalive"));
     assert_eq!(alive(endpoint_tag, nonce, 90, true)[..], v.frame("alive_draining"));
     assert_eq!(drain(endpoint_tag, 30, mac)[..], v.frame("drain"));
     let packet = unhex(v.text("packet"));
-    assert_eq!(
-        [&from_header(visitor_tag, endpoint)[..], &packet].concat(),
-        v.frame("from")
-    );
+    assert_eq!([&from_header(visitor_tag, endpoint)[..], &packet].concat(), v.frame("from"));
     let to = |destination: Destination, tag| {
         let mut out = vec![0; destination.header_len()];
         destination.write_header(tag, &mut out);
@@ -155,11 +139,7 @@ fn a_frame_that_is_cut_or_of_another_version_is_no_frame() {
         Frame::parse(&good).expect("the vector is a frame");
         let carries = matches!(good[1], 12..=14);
         let shortest = if carries { good.len() - 4 } else { good.len() };
-        let shortest = if name == "bind" {
-            BIND_HEAD + SEAL_TAG + 1 + MAC
-        } else {
-            shortest
-        };
+        let shortest = if name == "bind" { BIND_HEAD + SEAL_TAG + 1 + MAC } else { shortest };
         for length in 0..shortest {
             assert_eq!(Frame::parse(&good[..length]), Err(NotAFrame), "{name} cut to {length}");
         }
