@@ -89,9 +89,7 @@ impl DriverEvent {
             Event::Nat(report) => Some(Self::Nat(report)),
             Event::SessionUp { peer, instance, path, .. } => Some(Self::SessionUp { peer, instance, path }),
             Event::SessionDown { peer, reason, streams, .. } => Some(Self::SessionDown { peer, reason, streams }),
-            Event::PathChanged { peer, from, to, why, rtt, .. } => {
-                Some(Self::PathChanged { peer, from, to, why, rtt })
-            }
+            Event::PathChanged { peer, from, to, why, rtt, .. } => Some(Self::PathChanged { peer, from, to, why, rtt }),
             Event::PeerPorts { peer, ports } => Some(Self::PeerPorts { peer, ports }),
             Event::TrustRequested { invite, asker, request } => Some(Self::TrustRequested { invite, asker, request }),
             Event::Resolve { .. }

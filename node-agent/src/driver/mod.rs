@@ -95,7 +95,7 @@ pub fn start(
     Ok((handle, event_receiver, incoming_receiver))
 }
 
-/// The running driver; clones are the same driver.
+/// The running driver; clones are the same driver. It ends with the last of them, as [`Self::shutdown`] does.
 #[derive(Clone, Debug)]
 pub struct DriverHandle {
     shared: Arc<Shared>,

@@ -13,6 +13,9 @@ pub(super) const INITIAL_RTT: Duration = Duration::from_millis(100);
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without traffic ends after this. Sessions with open streams send a ping before ([`PING_INTERVAL`]).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A session that another one replaces lives at least this much longer: more than any round trip, so that a stream that
+/// was opened on it before its end was known is not cut off.
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// How often a session with open streams makes the peer answer, well within [`IDLE_TIMEOUT`].
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(25);
 /// One stream's receive window: 8 MB carries 640 Mb/s at 100 ms. quinn's default of 1.25 MB carries 100.

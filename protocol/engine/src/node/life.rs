@@ -11,7 +11,7 @@ use quinn_proto::{
 };
 use tracing::{debug, info};
 
-use super::config::PING_INTERVAL;
+use super::config::{DRAIN_GRACE, PING_INTERVAL};
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
 use super::pair::{Dial, MAX_PENDING, PairKey};
@@ -181,7 +181,7 @@ impl Node {
             arriving: Default::default(),
             peer_ports: Vec::new(),
             since: Since { mono: now.mono, wall: now.wall },
-            draining: false,
+            draining: None,
             suspect: false,
             next_ping: now.mono + PING_INTERVAL,
             expires: Some(expires),
@@ -210,16 +210,16 @@ impl Node {
             }
             let at_once = now.mono.saturating_duration_since(up.since.mono) < AT_ONCE && was_ours != new_initiator;
             match (at_once && !up.suspect, was_ours == lower_is_ours) {
-                (true, true) => self.drain(new),
-                (true, false) => up.draining = true,
+                (true, true) => self.drain(new, now.mono),
+                (true, false) => up.draining = Some(now.mono + DRAIN_GRACE),
                 (false, _) => self.close(old, CloseCode::Replaced, DownReason::Replaced, now.mono),
             }
         }
     }
 
-    fn drain(&mut self, key: SessionKey) {
+    fn drain(&mut self, key: SessionKey, now: Instant) {
         if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
-            up.draining = true;
+            up.draining = Some(now + DRAIN_GRACE);
         }
     }
 
@@ -228,7 +228,7 @@ impl Node {
     pub(super) fn preferred(&self, pair_key: &PairKey) -> Option<SessionKey> {
         let pair = self.pairs.get(pair_key)?;
         let usable = |key: &&SessionKey| {
-            self.sessions.get(key).and_then(Session::up).is_some_and(|up| !up.draining && !up.suspect)
+            self.sessions.get(key).and_then(Session::up).is_some_and(|up| up.draining.is_none() && !up.suspect)
         };
         pair.up.iter().rev().find(usable).copied()
     }

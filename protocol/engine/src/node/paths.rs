@@ -9,7 +9,7 @@ use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessag
 use peerage_model::snapshot;
 use tracing::{debug, info};
 
-use super::config::{HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
+use super::config::{DRAIN_GRACE, HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
 use super::pair::PairKey;
 use super::session::{Phase, Session};
@@ -222,9 +222,13 @@ impl Node {
                     session.connection.ping();
                 }
             }
-            let idle = up.draining && up.streams.is_empty();
+            let unused = up.streams.is_empty() && up.arriving.is_empty();
+            let drained = up.draining.is_some_and(|at| at <= now.mono);
+            if drained && !unused {
+                up.draining = Some(now.mono + DRAIN_GRACE);
+            }
             let over = up.expires.is_some_and(|at| at <= now.mono);
-            if idle {
+            if drained && unused {
                 self.close(key, CloseCode::Drained, DownReason::Drained, now.mono);
             } else if over {
                 self.expired(key, now);
@@ -256,11 +260,11 @@ impl Node {
         let quic = session.connection.poll_timeout();
         let ours = match &session.phase {
             Phase::Up(up) => {
-                let ping = (!up.streams.is_empty() || up.draining).then_some(up.next_ping);
-                [up.path.poll_timeout(), ping, up.expires]
+                let ping = (!up.streams.is_empty()).then_some(up.next_ping);
+                [up.path.poll_timeout(), ping, up.expires, up.draining]
             }
-            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None],
-            Phase::Closing => [None; 3],
+            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None],
+            Phase::Closing => [None; 4],
         };
         let at = ours.into_iter().chain([quic]).flatten().min();
         self.timers.set(&Timer::Session(key), at);

@@ -81,8 +81,9 @@ pub(super) struct Up {
     pub(super) arriving: BTreeMap<StreamId, Vec<u8>>,
     pub(super) peer_ports: Vec<Port>,
     pub(super) since: Since,
-    /// Takes no new streams, and ends when the last is over.
-    pub(super) draining: bool,
+    /// Takes no new streams; from then on it ends when it has none. Not earlier, because the peer may have opened one
+    /// before it knew of the session that takes this one's place.
+    pub(super) draining: Option<Instant>,
     /// Silent for so long that a fresh dial runs; takes no new streams.
     pub(super) suspect: bool,
     pub(super) next_ping: Instant,
