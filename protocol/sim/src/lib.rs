@@ -16,3 +16,15 @@ mod world;
 
 pub use rng::SplitMix64;
 pub use world::{Character, Origin, Outcome, Packet, Sim, StreamId, Tape};
+
+/// So many seconds, for tests to read well.
+#[must_use]
+pub const fn secs(n: u64) -> std::time::Duration {
+    std::time::Duration::from_secs(n)
+}
+
+/// So many milliseconds.
+#[must_use]
+pub const fn ms(n: u64) -> std::time::Duration {
+    std::time::Duration::from_millis(n)
+}

@@ -1,23 +1,13 @@
 //! Two agents meet: by relay at once, then directly where their NATs let them, and with a reason where not.
 
-use std::time::Duration;
-
 use peerage_engine::path::PathKind;
-use peerage_sim::Sim;
 use peerage_sim::nat::{NatKind, Possibility, can_be_direct};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-const fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+use peerage_sim::{Sim, ms, secs};
 
 #[test]
 fn two_home_routers_start_on_a_relay_and_punch_within_a_second() {
     let mut sim = Sim::pair(NatKind::home_router(), NatKind::home_router());
-    let up = sim.run_until(secs(5), |sim| sim.path("a", "b").is_some() && sim.path("b", "a").is_some());
+    let up = sim.run_until(secs(5), |sim| sim.both_up("a", "b"));
     assert!(up.is_some(), "a session comes up by itself");
     assert_eq!(sim.path("a", "b"), Some(PathKind::Relayed), "data flows before any punch succeeds");
     let direct = sim.run_until(secs(1), |sim| sim.both_direct("a", "b"));
@@ -30,7 +20,7 @@ fn every_pair_of_nats_goes_direct_where_it_can_and_says_why_where_not() {
     for (name_a, a) in NatKind::presets() {
         for (name_b, b) in NatKind::presets() {
             let mut sim = Sim::pair(a, b);
-            let up = sim.run_until(secs(5), |sim| sim.path("a", "b").is_some() && sim.path("b", "a").is_some());
+            let up = sim.run_until(secs(5), |sim| sim.both_up("a", "b"));
             assert!(up.is_some(), "{name_a} and {name_b}: no session");
             let direct = sim.run_until(secs(1), |sim| sim.both_direct("a", "b"));
             match can_be_direct(&a, &b) {

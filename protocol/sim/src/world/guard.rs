@@ -46,6 +46,10 @@ impl Guard {
         self.endpoints.insert(endpoint, name);
     }
 
+    pub(super) fn knows_stranger(&mut self, address: SocketAddr) {
+        self.endpoints.insert(address, address.to_string());
+    }
+
     pub(super) fn may_hear(&mut self, speaker: &str, listener: &str) {
         self.may_hear.insert((speaker.to_owned(), listener.to_owned()), None);
     }

@@ -251,15 +251,21 @@ impl Sim {
         ticket
     }
 
-    /// One may be answered by another although there is no trust: it holds a ticket. For the world's own check.
+    /// For the world's own check: one holds a ticket of another, so they may speak without trust.
     pub fn holds_ticket(&mut self, asker: &str, inviter: &str) {
         self.guard.may_hear(asker, inviter);
         self.guard.may_hear(inviter, asker);
     }
 
-    /// One may send to another, which need not answer: a dialer that was told of an agent that does not want it.
+    /// For the world's own check: one may send to another, which need not answer.
     pub fn may_speak(&mut self, speaker: &str, listener: &str) {
         self.guard.may_hear(speaker, listener);
+    }
+
+    /// For the world's own check: an agent may answer this stranger, because the spec says that it does.
+    pub fn may_answer(&mut self, speaker: &str, stranger: SocketAddr) {
+        self.guard.knows_stranger(stranger);
+        self.guard.may_hear(speaker, &stranger.to_string());
     }
 
     pub(super) fn owner(&mut self, name: &str) -> &mut Owner {

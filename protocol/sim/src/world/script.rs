@@ -1,7 +1,7 @@
 //! What tests do to the world, and what they ask of it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use peerage_engine::node::{AskKey, Event, Node, NodeStatus, SessionStatus};
@@ -228,6 +228,12 @@ impl Sim {
         self.clock.elapsed()
     }
 
+    /// Time as the engine takes it.
+    #[must_use]
+    pub fn instant(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// An agent's id.
     #[must_use]
     pub fn id(&self, name: &str) -> AgentId {
@@ -260,6 +266,12 @@ impl Sim {
     #[must_use]
     pub fn path(&self, label: &str, peer: &str) -> Option<PathKind> {
         self.sessions(label, peer).last().map(|s| s.path)
+    }
+
+    /// Whether both have a session with each other.
+    #[must_use]
+    pub fn both_up(&self, one: &str, other: &str) -> bool {
+        self.path(one, other).is_some() && self.path(other, one).is_some()
     }
 
     /// Whether both send to each other without a relay.
