@@ -1,0 +1,189 @@
+//! `peerage install`: what needs root, once, so that nothing else does.
+//!
+//! A systemd unit for the agent (its own user, no capability), a sysctl that lets it bind low ports and DNS' port 53, and
+//! names of peers for every program of the machine. Each file is ours alone and written only where it differs, so doing
+//! it again changes nothing, and `--uninstall` takes back exactly that. `/etc/resolv.conf` is not touched: where
+//! systemd-resolved does not run, the text says what to add.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use peerage_agent::control::{Code, Failure};
+use serde_json::json;
+
+use super::{Done, system};
+use crate::args::Install;
+use crate::output::Output;
+
+const UNIT: &str = "/etc/systemd/system/peerage.service";
+const SYSCTL: &str = "/etc/sysctl.d/60-peerage.conf";
+const RESOLVED: &str = "/etc/systemd/resolved.conf.d/peerage.conf";
+
+/// `peer.internal` is a search domain too, so that `db` alone is tried as `db.peer.internal`.
+const RESOLVED_TEXT: &str =
+    "# Made by `peerage install`.\n[Resolve]\nDNS=127.64.0.1\nDomains=peer.internal ~peer.internal\n";
+const SYSCTL_TEXT: &str = "# Made by `peerage install`: the agent answers DNS and listens for peers without privileges.\n\
+                           net.ipv4.ip_unprivileged_port_start = 0\n";
+
+/// A step, in the order in which it is done.
+enum Step {
+    File { path: &'static str, text: String },
+    Run { command: &'static [&'static str], only_if: Option<&'static str> },
+}
+
+pub fn install(options: &Install, output: Output) -> Done {
+    let program = std::env::current_exe().map_err(|error| system("find this program", &error))?;
+    let steps = if options.uninstall { removal() } else { plan(&program) };
+    if !options.dry_run && !rustix::process::geteuid().is_root() {
+        return Err(Failure::new(
+            Code::NotPermitted,
+            "this changes the machine, so it needs root",
+            "run it with sudo, or see what it would do: peerage install --dry-run",
+        ));
+    }
+    for step in &steps {
+        let done = if options.dry_run { step.describe(options.uninstall) } else { step.perform(options.uninstall)? };
+        if let Some((what, text)) = done {
+            output.answer(&json!({ "event": what, "detail": text }), |_| format!("{what:<9}  {text}"));
+        }
+    }
+    if !options.dry_run && !options.uninstall {
+        output.note("Set the agent up, then start it:\n  peerage up --state /var/lib/peerage --hostname NAME --relay KEY@HOST:PORT  (once, then stop it)\n  systemctl enable --now peerage");
+        if !Path::new("/run/systemd/resolve").exists() {
+            output.note("systemd-resolved does not run here: put `nameserver 127.64.0.1` and `search peer.internal` first in /etc/resolv.conf");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(program: &Path) -> Vec<Step> {
+    vec![
+        Step::File { path: SYSCTL, text: SYSCTL_TEXT.into() },
+        Step::Run { command: &["sysctl", "-q", "-p", SYSCTL], only_if: None },
+        Step::File { path: UNIT, text: unit(program) },
+        Step::Run { command: &["systemctl", "daemon-reload"], only_if: Some("/run/systemd/system") },
+        Step::File { path: RESOLVED, text: RESOLVED_TEXT.into() },
+        Step::Run { command: &["systemctl", "try-restart", "systemd-resolved"], only_if: Some("/run/systemd/resolve") },
+    ]
+}
+
+fn removal() -> Vec<Step> {
+    let file = |path| Step::File { path, text: String::new() };
+    vec![
+        Step::Run { command: &["systemctl", "disable", "--now", "peerage"], only_if: Some(UNIT) },
+        file(UNIT),
+        Step::Run { command: &["systemctl", "daemon-reload"], only_if: Some("/run/systemd/system") },
+        file(RESOLVED),
+        Step::Run { command: &["systemctl", "try-restart", "systemd-resolved"], only_if: Some("/run/systemd/resolve") },
+        file(SYSCTL),
+    ]
+}
+
+fn unit(program: &Path) -> String {
+    format!(
+        "# Made by `peerage install`.\n\
+         [Unit]\n\
+         Description=Peerage agent\n\
+         Documentation=https://github.com/peerage-dev/peerage\n\
+         Wants=network-online.target\n\
+         After=network-online.target\n\
+         \n\
+         [Service]\n\
+         ExecStart={} --state /var/lib/peerage up\n\
+         User=peerage\n\
+         DynamicUser=yes\n\
+         StateDirectory=peerage\n\
+         StateDirectoryMode=0700\n\
+         Restart=on-failure\n\
+         RestartSec=2\n\
+         CapabilityBoundingSet=\n\
+         NoNewPrivileges=yes\n\
+         ProtectSystem=strict\n\
+         ProtectHome=yes\n\
+         PrivateDevices=yes\n\
+         PrivateTmp=yes\n\
+         RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK\n\
+         LockPersonality=yes\n\
+         MemoryDenyWriteExecute=yes\n\
+         SystemCallArchitectures=native\n\
+         LimitNOFILE=65536\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target\n",
+        program.display()
+    )
+}
+
+impl Step {
+    fn describe(&self, uninstall: bool) -> Option<(&'static str, String)> {
+        match self {
+            Self::File { path, .. } if uninstall => Path::new(path).exists().then(|| ("would remove", (*path).into())),
+            Self::File { path, text } => Some(("would write", format!("{path}\n{text}"))),
+            Self::Run { command, only_if } => applies(*only_if).then(|| ("would run", command.join(" "))),
+        }
+    }
+
+    /// What was done, if anything had to be.
+    fn perform(&self, uninstall: bool) -> Result<Option<(&'static str, String)>, Failure> {
+        match self {
+            Self::File { path, .. } if uninstall => match fs::remove_file(path) {
+                Ok(()) => Ok(Some(("removed", (*path).into()))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(system(&format!("remove `{path}`"), &error)),
+            },
+            Self::File { path, text } => {
+                let written = write_where_it_differs(Path::new(path), text);
+                let written = written.map_err(|error| system(&format!("write `{path}`"), &error))?;
+                Ok(written.then(|| ("wrote", (*path).into())))
+            }
+            Self::Run { command, only_if } if applies(*only_if) => {
+                let [program, args @ ..] = command else { return Ok(None) };
+                let words = command.join(" ");
+                match Command::new(program).args(args).status() {
+                    Ok(status) if status.success() => Ok(Some(("ran", words))),
+                    Ok(status) => Ok(Some(("failed", format!("{words}: {status}")))),
+                    Err(error) => Ok(Some(("failed", format!("{words}: {error}")))),
+                }
+            }
+            Self::Run { .. } => Ok(None),
+        }
+    }
+}
+
+fn applies(only_if: Option<&str>) -> bool {
+    only_if.is_none_or(|path| Path::new(path).exists())
+}
+
+fn write_where_it_differs(path: &Path, text: &str) -> io::Result<bool> {
+    if fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(false);
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::write(path, text)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_once_and_again_only_when_it_differs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a/b.conf");
+        assert!(write_where_it_differs(&path, "x").expect("it writes"));
+        assert!(!write_where_it_differs(&path, "x").expect("it looks"));
+        assert!(write_where_it_differs(&path, "y").expect("it writes"));
+    }
+
+    #[test]
+    fn the_unit_runs_the_agent_without_a_capability() {
+        let unit = unit(Path::new("/usr/local/bin/peerage"));
+        assert!(unit.contains("ExecStart=/usr/local/bin/peerage --state /var/lib/peerage up\n"));
+        assert!(unit.contains("CapabilityBoundingSet=\n"));
+    }
+}

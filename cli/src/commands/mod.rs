@@ -1,0 +1,105 @@
+//! What each command does.
+
+mod install;
+mod look;
+mod run;
+mod traffic;
+mod trust;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use peerage_agent::control::failure::chain;
+use peerage_agent::control::{Code, Failure};
+use peerage_agent::state::Place;
+
+use crate::args::{Cli, Command};
+use crate::output::Output;
+
+/// What a command gives: the status to end with.
+pub type Done = Result<ExitCode, Failure>;
+
+/// Does what was typed.
+///
+/// # Errors
+/// The failure to say.
+pub fn run(cli: Cli, output: Output) -> Done {
+    let place = Place::find(cli.state.as_deref());
+    match cli.command {
+        Command::Completions { shell } => completions(shell),
+        Command::Install(options) => install::install(&options, output),
+        Command::Relay(options) => relay(options),
+        Command::Run { command } => run::run(&place?, command, output),
+        Command::Up(up) if up.detach => up::detach(&place?, output),
+        Command::Up(up) => runtime(true)?.block_on(up::foreground(place?, *up, output)),
+        Command::Down => runtime(false)?.block_on(up::down(&place?, output)),
+        other => runtime(false)?.block_on(ask(&place?, other, output)),
+    }
+}
+
+/// Commands that are questions to the daemon.
+async fn ask(place: &Place, command: Command, output: Output) -> Done {
+    match command {
+        Command::Status => look::status(place, output).await,
+        Command::Peers => look::peers(place, output).await,
+        Command::Doctor => look::doctor(place, output).await,
+        Command::Invite { expires } => trust::invite(place, expires, output).await,
+        Command::Handshake { ticket, reason, terms } => trust::handshake(place, ticket, reason, &terms, output).await,
+        Command::Requests => trust::requests(place, output).await,
+        Command::Approve { name, terms } => trust::approve(place, name, &terms, output).await,
+        Command::Reject { name } => trust::reject(place, name, output).await,
+        Command::Revoke { name, wait } => trust::revoke(place, name, wait, output).await,
+        Command::Expose { service, remove } => trust::expose(place, service, remove, output).await,
+        Command::Ping { name, count, interval } => traffic::ping(place, name, count, interval, output).await,
+        Command::Bench { name, seconds } => traffic::bench(place, name, seconds, output).await,
+        Command::Connect { name, port, message } => traffic::connect(place, name, port, message, output).await,
+        Command::Up(_)
+        | Command::Down
+        | Command::Run { .. }
+        | Command::Install(_)
+        | Command::Relay(_)
+        | Command::Completions { .. } => unreachable!("`run` has these"),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Done {
+    clap_complete::generate(shell, &mut Cli::command(), "peerage", &mut std::io::stdout());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn relay(options: peerage_relay::Options) -> Done {
+    log_to_stderr("info");
+    runtime(true)?.block_on(async {
+        let stop = up::stop_signal()?;
+        let result = peerage_relay::run(options, stop).await;
+        result.map(|()| ExitCode::SUCCESS).map_err(|error| {
+            Failure::new(Code::Internal, chain(&error), "`peerage relay --help` lists what can be set")
+        })
+    })
+}
+
+fn log_to_stderr(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PEERAGE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    // Set already in tests that start two: then the first stays.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Many threads for what carries traffic, one for a question.
+fn runtime(many: bool) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = match many {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
+    builder.enable_all().build().map_err(|error| system("start", &error))
+}
+
+/// A failure of the system under us.
+fn system(doing: &str, error: &std::io::Error) -> Failure {
+    Failure::new(
+        Code::Internal,
+        format!("cannot {doing}: {error}"),
+        "check the limits of this user (`ulimit -a`) and the disk",
+    )
+}

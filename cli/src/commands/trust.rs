@@ -1,0 +1,142 @@
+//! Tickets, requests, consent and its end; and what is offered.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use peerage_agent::control::view::{Approved, Asked, Exposed, Invited, Pending, Rejected, Revoked};
+use peerage_agent::control::{Request, Terms, client};
+use peerage_agent::state::Place;
+use peerage_agent::state::lookup::short;
+use peerage_agent::state::time::{now, rfc3339, span};
+use peerage_model::UnixTime;
+
+use super::Done;
+use crate::args::TermsArgs;
+use crate::output::{Output, Table};
+
+pub async fn invite(place: &Place, expires: Duration, output: Output) -> Done {
+    let invited: Invited = client::call(place, &Request::Invite { expires_s: expires.as_secs() }).await?;
+    if let Some(warning) = &invited.warning {
+        output.note(&format!("note: {warning}"));
+    }
+    // Only the ticket on stdout, so that it can be piped; the rest is for whoever watches.
+    output.answer(&invited, |invited| invited.ticket.clone());
+    output.note(&format!(
+        "Good once, until {} (in {}). On the other machine: peerage handshake TICKET \"why\"",
+        rfc3339(invited.expires),
+        span(now().until(invited.expires)),
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn handshake(place: &Place, ticket: String, reason: String, terms: &TermsArgs, output: Output) -> Done {
+    let request = Request::Handshake { ticket, reason, terms: terms_of(terms) };
+    let call = client::call::<Asked>(place, &request);
+    let asked = output.waiting("asking the other agent", call).await?;
+    output.answer(&asked, |asked| {
+        format!(
+            "Asked {}. Its owner now runs: peerage approve NAME\nHere it is `{}`, and may open: {}.",
+            short(&asked.peer),
+            asked.name,
+            asked.inbound
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn requests(place: &Place, output: Output) -> Done {
+    let requests: Vec<Pending> = client::call(place, &Request::Requests).await?;
+    output.list(&requests, |requests| {
+        if requests.is_empty() {
+            return "Nobody asks at the moment. To be asked: peerage invite".into();
+        }
+        let mut table = Table::new(&["NAME", "AUTHORITY", "SINCE", "ENDS IN", "REASON"]);
+        for request in requests {
+            table.row(vec![
+                request.name.clone(),
+                request.id.authority.to_string()[..8].to_owned(),
+                rfc3339(request.received),
+                span(now().until(request.expires)),
+                request.reason.clone(),
+            ]);
+        }
+        table.render()
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn approve(place: &Place, name: String, terms: &TermsArgs, output: Output) -> Done {
+    let request = Request::Approve { name, terms: terms_of(terms) };
+    let approved: Approved = client::call(place, &request).await?;
+    output.answer(&approved, |approved| {
+        let ports = match &approved.ports[..] {
+            [] => "nothing at the moment".to_owned(),
+            ports => ports.join(", "),
+        };
+        format!(
+            "Trusted: {}, called `{}` here{}.\nIt may open: {} (now: {ports}). Change that with: peerage approve {} --inbound PORT",
+            short(&approved.peer),
+            approved.name,
+            until(approved.expires),
+            approved.inbound,
+            approved.name
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn until(expires: Option<UnixTime>) -> String {
+    expires.map_or_else(String::new, |expires| format!(" until {}", rfc3339(expires)))
+}
+
+pub async fn reject(place: &Place, name: String, output: Output) -> Done {
+    let rejected: Rejected = client::call(place, &Request::Reject { name }).await?;
+    output.answer(&rejected, |rejected| format!("Rejected: {}. It is not told.", short(&rejected.peer)));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn revoke(place: &Place, name: String, wait: bool, output: Output) -> Done {
+    let request = Request::Revoke { name, wait };
+    let call = client::call::<Revoked>(place, &request);
+    let revoked = output.waiting("waiting for the streams to be reset", call).await?;
+    output.answer(&revoked, |revoked| {
+        let reset = match (revoked.streams_reset, revoked.reset_ms) {
+            (Some(streams), Some(took)) => format!(" {streams} open streams were reset after {took:.1} ms."),
+            (_, _) if wait => " There was no session.".into(),
+            (_, _) => String::new(),
+        };
+        format!("Revoked: {}.{reset}", short(&revoked.peer))
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn expose(place: &Place, service: Option<String>, remove: Option<String>, output: Output) -> Done {
+    let added = service.is_some();
+    let request = match (service, remove) {
+        (Some(service), _) => Request::Expose { service },
+        (None, remove) => Request::Unexpose { service: remove.unwrap_or_default() },
+    };
+    let exposed: Exposed = client::call(place, &request).await?;
+    output.answer(&exposed, |exposed| {
+        let mut table = Table::new(&["NAME", "PORT", "TARGET"]);
+        for service in &exposed.services {
+            let port = format!("{}/{}", service.port, service.protocol);
+            table.row(vec![service.name.to_string(), port, service.target.to_string()]);
+        }
+        let who = match &exposed.open_to[..] {
+            [] => "no peer may open it yet; approve one, or: peerage approve NAME --inbound PORT".into(),
+            peers => format!("open to: {}", peers.join(", ")),
+        };
+        if added { format!("{}{who}", table.render()) } else { table.render() }
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn terms_of(args: &TermsArgs) -> Terms {
+    Terms {
+        alias: args.alias.clone(),
+        inbound: (!args.inbound.is_empty()).then(|| args.inbound.clone()),
+        expires_s: args.expires.map(|expires| expires.as_secs()),
+        path: args.path.map(Into::into),
+    }
+}

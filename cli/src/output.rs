@@ -1,0 +1,155 @@
+//! How things are said: text for people, or one JSON object a line; failures with a hint; progress where it takes long.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use peerage_agent::control::{Code, Failure};
+use serde::Serialize;
+use serde_json::json;
+
+/// Nothing that is done sooner needs to be explained.
+const QUIET: Duration = Duration::from_secs(1);
+/// Exit status of a command that needs a daemon and found none.
+const NOT_RUNNING: u8 = 3;
+
+/// Where and how to say things.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether JSON was asked for.
+    pub fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// One answer: the object, or what `text` makes of it.
+    pub fn answer<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
+        match self.json {
+            true => line(&serde_json::to_string(value).expect("views have text for keys")),
+            false => line(&text(value)),
+        }
+    }
+
+    /// Several: each an object on its own line, or what `text` makes of all.
+    pub fn list<T: Serialize>(self, values: &[T], text: impl FnOnce(&[T]) -> String) {
+        match self.json {
+            true => values.iter().for_each(|value| self.answer(value, |_| String::new())),
+            false => line(&text(values)),
+        }
+    }
+
+    /// Something beside the answer, for people only.
+    pub fn note(self, text: &str) {
+        if !self.json {
+            // Nobody is left to tell when stderr is closed.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    /// Says what went wrong, and with which status to end.
+    pub fn fail(self, failure: &Failure) -> ExitCode {
+        match self.json {
+            true => line(&json!({ "error": failure }).to_string()),
+            false => {
+                let _ = writeln!(io::stderr(), "error: {}", failure.message);
+                if !failure.hint.is_empty() {
+                    let _ = writeln!(io::stderr(), "hint: {}", failure.hint);
+                }
+            }
+        }
+        match failure.code {
+            Code::NotRunning => ExitCode::from(NOT_RUNNING),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
+    /// Waits for `work`, and says what for when a person at a terminal would start to wonder.
+    pub async fn waiting<T>(self, what: &str, work: impl Future<Output = T>) -> T {
+        if self.json || !io::stderr().is_terminal() {
+            return work.await;
+        }
+        let begun = Instant::now();
+        let mut work = std::pin::pin!(work);
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + QUIET, QUIET);
+        let mut shown = false;
+        loop {
+            tokio::select! {
+                result = &mut work => {
+                    if shown {
+                        let _ = write!(io::stderr(), "\r\x1b[K");
+                    }
+                    return result;
+                }
+                _ = ticks.tick() => {
+                    shown = true;
+                    let _ = write!(io::stderr(), "\r\x1b[K{what} … {} s", begun.elapsed().as_secs());
+                }
+            }
+        }
+    }
+}
+
+/// A usage error as JSON.
+pub fn say_usage(text: &str) {
+    let message = text.trim().trim_start_matches("error: ");
+    line(&json!({ "error": { "code": "usage", "message": message, "hint": "see `peerage help`" } }).to_string());
+}
+
+fn line(text: &str) {
+    let mut stdout = io::stdout().lock();
+    let text = text.trim_end_matches('\n');
+    // A reader that has gone (`| head`) wants no more; that is no failure of ours.
+    if !text.is_empty() && writeln!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Columns that line up, without a line around them.
+#[derive(Debug)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub fn new(head: &[&str]) -> Self {
+        Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
+    }
+
+    pub fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    pub fn render(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+        let mut out = String::new();
+        for row in &self.rows {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            let joined: Vec<String> = cells.collect();
+            out.push_str(joined.join("  ").trim_end());
+            out.push('\n');
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(&["NAME", "PATH"]);
+        table.row(vec!["db-tool-server".into(), "direct".into()]);
+        table.row(vec!["é".into(), String::new()]);
+        assert_eq!(table.render(), "NAME            PATH\ndb-tool-server  direct\né\n");
+    }
+}
