@@ -45,11 +45,11 @@ struct Arguments {
 fn main() {
     let arguments = Arguments::parse();
     println!("# {} cores, kernel {}", cores(), kernel().trim());
+    memory(); // first, so that nothing freed is used again
     for (packet, segments) in [(1_200, 40), (1_436, 40), (1_200, 10), (1_200, 1)] {
         flow(&arguments, packet, segments);
     }
     decisions();
-    memory();
 }
 
 fn cores() -> usize {

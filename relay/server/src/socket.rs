@@ -21,6 +21,13 @@ pub(crate) struct Envelope {
     pub(crate) segment: usize,
 }
 
+impl Envelope {
+    /// Whether one system call can send both.
+    pub(crate) fn is_to_the_same(&self, other: &Self) -> bool {
+        self.to == other.to && self.local == other.local && self.ecn == other.ecn
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct BatchSocket {
     socket: UdpSocket,

@@ -19,6 +19,11 @@ use crate::socket::{BatchSocket, Envelope};
 /// The most that GRO joins.
 const BUFFER: usize = 65_536;
 
+/// The most that GSO takes: an IPv4 packet with its headers has 65 535 bytes.
+const MAX_JOINED: usize = 65_000;
+/// What came in joined to more than this leaves as it is: the copy would cost more than the system call.
+const JOINED_PART: usize = 16_384;
+
 /// What all workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -54,8 +59,8 @@ pub(crate) fn wall_time() -> UnixTime {
 /// Something to send, decided while the lock was held.
 enum Outgoing {
     Reply(Envelope, Reply),
-    /// Bytes of the buffer with this number.
-    Forward(Envelope, usize, Range<usize>),
+    /// Bytes of the memory that was received into.
+    Forward(Envelope, Range<usize>),
 }
 
 /// Runs until the socket fails.
@@ -63,6 +68,7 @@ pub(crate) async fn serve(socket: &BatchSocket, shared: &Shared) -> io::Result<(
     let mut memory = vec![0_u8; BATCH_SIZE * BUFFER];
     let mut meta = [RecvMeta::default(); BATCH_SIZE];
     let mut outgoing = Vec::with_capacity(2 * BATCH_SIZE);
+    let mut joined = Vec::with_capacity(BUFFER);
     loop {
         let received = {
             let mut slices = memory.chunks_exact_mut(BUFFER);
@@ -71,15 +77,58 @@ pub(crate) async fn serve(socket: &BatchSocket, shared: &Shared) -> io::Result<(
             socket.recv(&mut slices, &mut meta).await?
         };
         decide(shared, &mut memory, &meta[..received], &mut outgoing);
-        for what in outgoing.drain(..) {
-            let sent = match what {
-                Outgoing::Reply(envelope, reply) => socket.send(envelope, reply.as_bytes()).await,
-                Outgoing::Forward(envelope, number, range) => {
-                    let start = number * BUFFER;
-                    socket.send(envelope, &memory[start + range.start..start + range.end]).await
+        send_all(socket, shared, &memory, &outgoing, &mut joined).await;
+        outgoing.clear();
+    }
+}
+
+async fn send_all(socket: &BatchSocket, shared: &Shared, memory: &[u8], outgoing: &[Outgoing], joined: &mut Vec<u8>) {
+    let mut rest = outgoing;
+    while let Some((first, more)) = rest.split_first() {
+        rest = more;
+        let sent = match first {
+            Outgoing::Reply(envelope, reply) => socket.send(*envelope, reply.as_bytes()).await,
+            Outgoing::Forward(envelope, range) => {
+                let followers = joinable(*envelope, range, more);
+                if followers == 0 {
+                    socket.send(*envelope, &memory[range.clone()]).await
+                } else {
+                    let all = &outgoing[outgoing.len() - more.len() - 1..][..=followers];
+                    rest = &more[followers..];
+                    join(memory, all, joined);
+                    socket.send(*envelope, joined).await
                 }
-            };
-            shared.count_send(sent);
+            }
+        };
+        shared.count_send(sent);
+    }
+}
+
+/// How many of what follows can leave in one GSO batch with a packet to `envelope`. Where the kernel did not join what
+/// came in, joining what goes out costs a copy of each packet (0.1 µs) and saves a system call (some µs).
+fn joinable(envelope: Envelope, first: &Range<usize>, more: &[Outgoing]) -> usize {
+    let mut last = first.len();
+    let mut bytes = last;
+    let follows = |what: &&Outgoing| match *what {
+        Outgoing::Forward(next, range) => {
+            // Only the last packet of a batch may be shorter.
+            let whole = last.is_multiple_of(envelope.segment);
+            last = range.len();
+            bytes += last;
+            let single = range.len() <= next.segment && range.len() <= envelope.segment;
+            let fits = bytes <= MAX_JOINED && range.len() <= JOINED_PART;
+            whole && fits && next.is_to_the_same(&envelope) && (single || next.segment == envelope.segment)
+        }
+        Outgoing::Reply(..) => false,
+    };
+    if first.len() > JOINED_PART { 0 } else { more.iter().take_while(follows).count() }
+}
+
+fn join(memory: &[u8], parts: &[Outgoing], joined: &mut Vec<u8>) {
+    joined.clear();
+    for part in parts {
+        if let Outgoing::Forward(_, range) = part {
+            joined.extend_from_slice(&memory[range.clone()]);
         }
     }
 }
@@ -101,8 +150,9 @@ fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut 
                 Decision::Drop => {}
                 Decision::Reply(reply) => outgoing.push(Outgoing::Reply(envelope_back(&ingress, &reply), reply)),
                 Decision::Forward(forward) => {
-                    let range = at + forward.range.start..at + forward.range.end;
-                    outgoing.push(Outgoing::Forward(envelope_on(&forward, meta), number, range));
+                    let from = number * BUFFER + at;
+                    let range = from + forward.range.start..from + forward.range.end;
+                    outgoing.push(Outgoing::Forward(envelope_on(&forward, meta), range));
                 }
             }
             at += handled.consumed;
@@ -130,5 +180,41 @@ pub(crate) async fn announce_drain(socket: &BatchSocket, shared: &Shared, grace:
         let bytes = notice.frame.as_bytes();
         let envelope = Envelope { to: notice.to, local: notice.local, ecn: None, segment: bytes.len() };
         shared.count_send(socket.send(envelope, bytes).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope(to: u16, segment: usize) -> Envelope {
+        Envelope { to: SocketAddr::from(([192, 0, 2, 1], to)), local: None, ecn: None, segment }
+    }
+
+    fn part(to: u16, segment: usize, len: usize) -> Outgoing {
+        Outgoing::Forward(envelope(to, segment), 0..len)
+    }
+
+    fn joined_with_a_packet_of_100(more: &[Outgoing]) -> usize {
+        joinable(envelope(1, 100), &(0..100), more)
+    }
+
+    #[test]
+    fn equal_packets_to_one_address_leave_together_and_the_last_may_be_shorter() {
+        assert_eq!(joined_with_a_packet_of_100(&[part(1, 100, 100), part(1, 100, 300), part(1, 40, 40)]), 3);
+        assert_eq!(joined_with_a_packet_of_100(&[part(1, 40, 40), part(1, 100, 100)]), 1);
+    }
+
+    #[test]
+    fn what_goes_elsewhere_is_longer_or_is_cut_otherwise_leaves_by_itself() {
+        assert_eq!(joined_with_a_packet_of_100(&[part(2, 100, 100)]), 0);
+        assert_eq!(joined_with_a_packet_of_100(&[part(1, 120, 120)]), 0);
+        assert_eq!(joined_with_a_packet_of_100(&[part(1, 50, 100)]), 0);
+    }
+
+    #[test]
+    fn no_batch_is_longer_than_gso_takes() {
+        let more: Vec<_> = (0..700).map(|_| part(1, 100, 100)).collect();
+        assert_eq!(joined_with_a_packet_of_100(&more), MAX_JOINED / 100 - 1);
     }
 }
