@@ -1,5 +1,6 @@
 //! Ping, bench and connect.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use peerage_agent::control::view::{Pong, Throughput};
@@ -10,6 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Done, system};
 use crate::output::Output;
+
+/// Bytes read at a time.
+const CHUNK: usize = 64 * 1024;
 
 pub async fn ping(place: &Place, name: String, count: u32, interval_ms: u64, output: Output) -> Done {
     let request = Request::Ping { name: name.clone(), count, interval_ms };
@@ -65,6 +69,9 @@ pub async fn bench(place: &Place, name: String, seconds: u32, output: Output) ->
 }
 
 pub async fn connect(place: &Place, name: String, port: u16, message: Option<String>, output: Output) -> Done {
+    // A person who types sees nothing move until the other side speaks; anybody else is told what takes long.
+    let typing = message.is_none() && std::io::stdin().is_terminal();
+    let reaching = format!("reaching {name}");
     let request = Request::Connect { name, port };
     let (connection, stream): (u64, _) = client::raw(place, &request).await?;
     let (mut from_peer, mut to_peer) = tokio::io::split(stream);
@@ -77,7 +84,11 @@ pub async fn connect(place: &Place, name: String, port: u16, message: Option<Str
         let _ = to_peer.shutdown().await;
         sent
     });
-    let copied = copy_out(&mut from_peer).await;
+    let mut first = vec![0; CHUNK];
+    let read = from_peer.read(&mut first);
+    let read = if typing { read.await } else { output.waiting(&reaching, read).await };
+    first.truncate(read.unwrap_or(0));
+    let copied = copy_out(first, &mut from_peer).await;
     sending.abort();
     let outcome: Result<Value, Failure> = client::call(place, &Request::Outcome { connection }).await;
     let code = match (copied, outcome) {
@@ -89,19 +100,18 @@ pub async fn connect(place: &Place, name: String, port: u16, message: Option<Str
     std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 })
 }
 
-async fn copy_out(from: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<()> {
+/// Writes `first` and what follows until the peer is done. A reset says no more here than its outcome does.
+async fn copy_out(first: Vec<u8>, from: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<()> {
     let mut stdout = tokio::io::stdout();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match from.read(&mut buffer).await {
-            // A reset says no more here than its outcome does.
-            Ok(0) | Err(_) => return stdout.flush().await,
-            Ok(count) => {
-                stdout.write_all(&buffer[..count]).await?;
-                stdout.flush().await?;
-            }
-        }
+    let mut buffer = first;
+    while !buffer.is_empty() {
+        stdout.write_all(&buffer).await?;
+        stdout.flush().await?;
+        buffer.resize(CHUNK, 0);
+        let count = from.read(&mut buffer).await.unwrap_or(0);
+        buffer.truncate(count);
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -162,11 +162,16 @@ impl From<DialError> for Failure {
             DialError::NotTrusted { .. } => {
                 (Code::NotTrusted, "ask for trust with a ticket: `peerage handshake TICKET \"why\"`".to_owned())
             }
-            DialError::Unreachable { hint, .. } => (Code::Unreachable, hint.clone()),
+            DialError::Unreachable { .. } => (
+                Code::Unreachable,
+                "`peerage doctor` looks at this side; its owner can look at `peerage status` there".into(),
+            ),
             DialError::Refused { .. } => {
                 (Code::Refused, "the other side decides with `expose` and `approve --inbound`; ask its owner".into())
             }
-            DialError::Ended { .. } => (Code::SessionEnded, "try again; `peerage status` says why it ended".into()),
+            DialError::Ended { .. } => {
+                (Code::SessionEnded, "`peerage peers` says how it stands with that peer; try again".into())
+            }
         };
         Self::new(code, chain(&error), hint)
     }

@@ -1,5 +1,6 @@
 //! The daemon's heart: the state, the tunnel and the edge, kept in step.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,10 +35,20 @@ pub(super) struct Agent {
     pub(super) stop: watch::Sender<bool>,
     /// How the latest `connect`s ended.
     pub(super) outcomes: Outcomes,
+    /// Peers as their sessions show them.
+    contacts: Mutex<BTreeMap<AgentId, Contact>>,
     instance_key: AgreementSecret,
     passport_until: Mutex<UnixTime>,
     problems: Mutex<Vec<String>>,
     store: Mutex<Store>,
+}
+
+/// What was seen of a peer. Both sides may dial at once, and a name may have replicas, so sessions are counted: people are
+/// told of the first and the last.
+#[derive(Debug, Default)]
+struct Contact {
+    sessions: usize,
+    last_end: Option<String>,
 }
 
 /// What an agent is made from.
@@ -64,6 +75,7 @@ impl Agent {
             ended: broadcast::Sender::new(EVENTS),
             stop: watch::Sender::new(false),
             outcomes: Outcomes::default(),
+            contacts: Mutex::default(),
             instance_key: parts.instance_key,
             passport_until: Mutex::new(parts.passport_until),
             problems: Mutex::default(),
@@ -112,6 +124,7 @@ impl Agent {
             trust::compile(store.authority(), &self.us, store.document(), store.invites(), now);
         self.edge.apply(&snapshot.peers, &store.document().services);
         self.metrics.peers.set(i64::try_from(snapshot.peers.len()).unwrap_or(i64::MAX));
+        self.contacts().retain(|peer, contact| contact.sessions > 0 || snapshot.peers.iter().any(|p| p.id == *peer));
         self.link.apply(snapshot);
         let texts =
             problems.iter().map(|problem| format!("trust in {:?} is not acted on: {}", problem.peer, problem.why));
@@ -182,10 +195,7 @@ impl Agent {
             }
             LinkEvent::Nat(nat) => self.say(Event::Nat { nat }),
             LinkEvent::SessionUp { peer, path, instance: _ } => self.session_up(peer, path).await,
-            LinkEvent::SessionDown { peer, reason } => {
-                let _ = self.ended.send((peer.clone(), 0));
-                self.say(Event::Disconnected { peer: self.alias(&peer), id: peer.to_string(), reason });
-            }
+            LinkEvent::SessionDown { peer, reason } => self.session_down(peer, reason),
             LinkEvent::PathChanged { peer, from, to, why, rtt } => {
                 tracing::info!(target: "events::path_changed", %peer, from, to, ?rtt);
                 let peer = self.alias(&peer);
@@ -208,6 +218,13 @@ impl Agent {
 
     async fn session_up(self: &Arc<Self>, peer: AgentId, path: String) {
         self.metrics.sessions_opened.inc();
+        let first = {
+            let mut contacts = self.contacts();
+            let contact = contacts.entry(peer.clone()).or_default();
+            contact.sessions += 1;
+            contact.last_end = None;
+            contact.sessions == 1
+        };
         let waiting = self.store().document().sent.iter().any(|sent| sent.peer == peer);
         let mut approved = false;
         if waiting {
@@ -220,7 +237,33 @@ impl Agent {
                 true
             });
         }
-        self.say(Event::Connected { peer: self.alias(&peer), id: peer.to_string(), path, approved });
+        if first || approved {
+            self.say(Event::Connected { peer: self.alias(&peer), id: peer.to_string(), path, approved });
+        }
+    }
+
+    fn session_down(&self, peer: AgentId, reason: String) {
+        // Nobody waiting for a revocation is the usual case.
+        let _ = self.ended.send((peer.clone(), 0));
+        let last = {
+            let mut contacts = self.contacts();
+            let contact = contacts.entry(peer.clone()).or_default();
+            contact.sessions = contact.sessions.saturating_sub(1);
+            contact.last_end = Some(reason.clone());
+            contact.sessions == 0
+        };
+        if last {
+            self.say(Event::Disconnected { peer: self.alias(&peer), id: peer.to_string(), reason });
+        }
+    }
+
+    /// Why the last session with a peer ended, where there is none.
+    pub(super) fn last_end(&self, peer: &AgentId) -> Option<String> {
+        self.contacts().get(peer).and_then(|contact| contact.last_end.clone())
+    }
+
+    fn contacts(&self) -> MutexGuard<'_, BTreeMap<AgentId, Contact>> {
+        self.contacts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn asked(

@@ -90,9 +90,11 @@ fn why_not_connected(agent: &Agent, trust: &Trust, state: PeerState) -> Option<S
             Some(format!("its owner has not approved yet: `peerage approve {}` over there", agent.us.name))
         }
         PeerState::Unusable => Some("the trust has ended; ask for a new ticket".into()),
-        PeerState::NotConnected => match agent.edge.outbound.failures.all().remove(&trust.peer) {
-            Some(failure) => Some(failure.text),
-            None => Some("idle; it connects when a program asks for it".into()),
-        },
+        PeerState::NotConnected => {
+            let failure = agent.edge.outbound.failures.all().remove(&trust.peer).map(|failure| failure.text);
+            // Why it ended says more than that it could not be reached after that.
+            let why = agent.last_end(&trust.peer).or(failure);
+            Some(why.unwrap_or_else(|| "idle; it connects when a program asks for it".into()))
+        }
     }
 }

@@ -1,0 +1,234 @@
+//! The command line as a newcomer uses it: a relay and two agents, real processes and sockets, all on loopback.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Far above what anything here takes; only a failure waits so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct World {
+    dir: tempfile::TempDir,
+    relay: Child,
+    relay_at: String,
+    agents: Vec<PathBuf>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut relay = peerage()
+            .args(["relay", "--listen", "127.0.0.1:0", "--advertise", "127.0.0.1", "--open", "--grace", "0"])
+            .arg("--key-file")
+            .arg(dir.path().join("relay.key"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let mut line = String::new();
+        let stdout = relay.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("it says where it is");
+        Self { dir, relay, relay_at: line.trim().to_owned(), agents: Vec::new() }
+    }
+
+    /// Starts an agent in the background, as `up --detach` does, and waits until its relay knows it.
+    fn up(&mut self, name: &str, args: &[&str]) -> Agent {
+        let state = self.dir.path().join(name);
+        self.agents.push(state.clone());
+        let agent = Agent { state };
+        let relay = self.relay_at.clone();
+        let mut all = vec!["up", "--detach", "--hostname", name, "--relay", &relay];
+        all.extend(args);
+        agent.ok(&all);
+        agent.until(|status| status["relays"][0]["up"] == true);
+        agent
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for state in &self.agents {
+            // One that a test has stopped is not there any more.
+            let _ = peerage().arg("--state").arg(state).arg("down").output();
+        }
+        let _ = self.relay.kill();
+        let _ = self.relay.wait();
+    }
+}
+
+struct Agent {
+    state: PathBuf,
+}
+
+impl Agent {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = peerage();
+        command.arg("--state").arg(&self.state).args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("it starts")
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat());
+        let said = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{args:?} said {said:?}: {error}"))
+    }
+
+    /// Looks at the status until it is as `wanted`.
+    fn until(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let status = self.json(&["status"]);
+            if wanted(&status) {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the status never became right: {status:#}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn until_connected(&self) -> Value {
+        self.until(|status| status["peers"][0]["state"] == "connected" && status["peers"][0]["ports"][0].is_string())
+    }
+}
+
+fn peerage() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peerage"));
+    command.env_remove("PEERAGE_STATE").env("PEERAGE_LOG", "warn");
+    command
+}
+
+/// A server that answers each connection with `text` once it has read to the end.
+fn server(text: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("it accepts");
+            thread::spawn(move || {
+                let mut asked = Vec::new();
+                // A reset is one way for a connection to end.
+                if stream.read_to_end(&mut asked).is_ok() {
+                    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.write_all(&asked));
+                }
+            });
+        }
+    });
+    port
+}
+
+/// Two agents that trust each other; the first exposes `db`'s port 80.
+fn acquainted() -> (World, Agent, Agent) {
+    let mut world = World::new();
+    let service = format!("mcp=80:{}", server("hello "));
+    let db = world.up("db", &["--expose", &service]);
+    let planner = world.up("planner", &[]);
+    let ticket = db.ok(&["invite", "--expires", "10m"]);
+    planner.ok(&["handshake", ticket.trim(), "to read reports"]);
+    assert!(db.ok(&["requests"]).contains("to read reports"));
+    db.ok(&["approve", "planner"]);
+    planner.until_connected();
+    (world, db, planner)
+}
+
+#[test]
+fn from_a_ticket_to_a_port_of_the_other_agent() {
+    let (_world, db, planner) = acquainted();
+    assert_eq!(planner.ok(&["connect", "db", "--message", "world"]), "hello world");
+    assert!(planner.ok(&["ping", "db", "--count", "2", "--interval", "0"]).contains("2 answered"));
+    assert_eq!(planner.json(&["bench", "db", "--seconds", "1"])["done"], true);
+    let refused = planner.json(&["connect", "db", "--port", "81", "--message", "x"]);
+    assert_eq!(refused["error"]["code"], "refused", "only what is exposed is open");
+    let refused = db.json(&["connect", "planner", "--message", "x"]);
+    assert_eq!(refused["error"]["code"], "refused", "asking opened nothing of the asker's");
+}
+
+#[test]
+fn a_ticket_works_once() {
+    let mut world = World::new();
+    let (db, a, b) = (world.up("db", &[]), world.up("a", &[]), world.up("b", &[]));
+    let ticket = db.ok(&["invite"]);
+    a.ok(&["handshake", ticket.trim(), "first"]);
+    let second = b.json(&["handshake", ticket.trim(), "second"]);
+    assert_eq!(second["error"]["code"], "unreachable", "nobody answers a used ticket");
+    assert_eq!(b.json(&["status"])["peers"].as_array().map(Vec::len), Some(0), "and no consent is left over");
+    db.ok(&["reject", "a"]);
+    assert!(db.ok(&["requests"]).contains("Nobody asks"));
+}
+
+#[test]
+fn revoking_resets_an_open_stream_within_a_second() {
+    let (_world, db, planner) = acquainted();
+    let mut connection = planner.command(&["connect", "db"]);
+    let mut connection =
+        connection.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    db.until(|status| status["peers"][0]["streams"].as_u64() > Some(0));
+    let revoked = db.json(&["revoke", "planner", "--wait"]);
+    assert!(revoked["reset_ms"].as_f64().is_some_and(|took| took < 1000.0), "{revoked}");
+    assert!(revoked["streams_reset"].as_u64() > Some(0), "{revoked}");
+    let status = connection.wait().expect("its stream was reset");
+    assert!(!status.success(), "the other side learned it, too");
+    let why = planner.until(|status| status["peers"][0]["state"] == "not_connected");
+    assert_eq!(why["peers"][0]["why"], "the peer revoked its trust");
+}
+
+#[test]
+fn everything_is_there_again_after_a_restart() {
+    let (mut world, db, planner) = acquainted();
+    db.ok(&["down"]);
+    let again = world.up("db", &[]);
+    again.until(|status| status["peers"][0]["name"] == "planner" && status["services"][0]["name"] == "mcp");
+    assert_eq!(planner.ok(&["connect", "db", "--message", "again"]), "hello again");
+}
+
+#[test]
+fn a_second_agent_on_a_state_and_none_at_all_have_their_own_codes() {
+    let mut world = World::new();
+    let db = world.up("db", &[]);
+    for args in [&["up"][..], &["up", "--detach"]] {
+        assert_eq!(db.json(args)["error"]["code"], "already_running", "{args:?}");
+    }
+    db.ok(&["down"]);
+    let output = db.run(&["status"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("hint: start one with `peerage up`"));
+    assert_eq!(db.json(&["status"])["error"]["code"], "not_running");
+}
+
+#[test]
+fn what_cannot_be_understood_is_status_2_in_text_and_in_json() {
+    let output = peerage().arg("fly").output().expect("it starts");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
+    let output = peerage().args(["fly", "--json"]).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(2));
+    let said: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(said["error"]["code"], "usage");
+}
+
+#[test]
+fn a_damaged_state_is_named_and_not_replaced() {
+    let mut world = World::new();
+    let db = world.up("db", &[]);
+    db.ok(&["down"]);
+    let file = db.state.join("state.json");
+    fs::write(&file, "{").expect("it is ours");
+    let said = db.json(&["up", "--detach"]);
+    assert_eq!(said["error"]["code"], "state_unusable");
+    assert!(said["error"]["message"].as_str().is_some_and(|text| text.contains("state.json")), "{said}");
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), "{");
+}
