@@ -171,7 +171,7 @@ impl Node {
                 Via::Direct(from) => Hop::Direct(from),
             };
             if let Some(up) = session.up_mut() {
-                up.suspect = false;
+                up.suspect = None;
                 up.path.on_tunnel_heard(now.mono, hop, rtt);
             }
         }

@@ -182,7 +182,7 @@ impl Node {
             peer_ports: Vec::new(),
             since: Since { mono: now.mono, wall: now.wall },
             draining: None,
-            suspect: false,
+            suspect: None,
             next_ping: now.mono + PING_INTERVAL,
             expires: Some(expires),
         }));
@@ -206,13 +206,20 @@ impl Node {
                 continue;
             };
             if up.credential.instance() != instance {
+                // A replica, or a process that is gone: the answer, or its absence, tells.
+                session.connection.ping();
+                self.ready.insert(old);
                 continue;
             }
             let at_once = now.mono.saturating_duration_since(up.since.mono) < AT_ONCE && was_ours != new_initiator;
-            match (at_once && !up.suspect, was_ours == lower_is_ours) {
+            match (at_once && up.suspect.is_none(), was_ours == lower_is_ours) {
                 (true, true) => self.drain(new, now.mono),
                 (true, false) => up.draining = Some(now.mono + DRAIN_GRACE),
-                (false, _) => self.close(old, CloseCode::Replaced, DownReason::Replaced, now.mono),
+                (false, _) if up.suspect.is_some() => {
+                    self.close(old, CloseCode::Replaced, DownReason::Replaced, now.mono);
+                }
+                // It was heard a moment ago, so its streams may live; the peer closes it if it thinks otherwise.
+                (false, _) => up.draining = Some(now.mono + DRAIN_GRACE),
             }
         }
     }
@@ -228,7 +235,7 @@ impl Node {
     pub(super) fn preferred(&self, pair_key: &PairKey) -> Option<SessionKey> {
         let pair = self.pairs.get(pair_key)?;
         let usable = |key: &&SessionKey| {
-            self.sessions.get(key).and_then(Session::up).is_some_and(|up| up.draining.is_none() && !up.suspect)
+            self.sessions.get(key).and_then(Session::up).is_some_and(|up| up.draining.is_none() && up.suspect.is_none())
         };
         pair.up.iter().rev().find(usable).copied()
     }

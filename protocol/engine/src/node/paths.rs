@@ -22,6 +22,9 @@ use crate::stun::{CheckKeys, EXPORTER_LABEL, Role};
 /// forged checks costs two hundredths of a core and delays upgrades, not data.
 const CHECKS_PER_SECOND: u32 = 20_000;
 
+/// How long a session may stay silent after three silent timeouts while its peer answers on another one.
+const DOUBT: Duration = Duration::from_secs(5);
+
 /// How many forged checks may still be looked at this second.
 #[derive(Debug)]
 pub(super) struct CheckBudget {
@@ -198,9 +201,18 @@ impl Node {
             return;
         };
         if let Some(up) = session.up_mut() {
-            up.suspect = true;
+            up.suspect = Some(now.mono + DOUBT);
         }
-        self.redial(&peer, now);
+        if self.preferred(&PairKey::Peer(peer.clone())).is_none() {
+            self.redial(&peer, now);
+        }
+    }
+
+    /// Whether the same agent answers on another session. One that stays silent meanwhile is with a process that is
+    /// gone, and whoever uses its streams is better off knowing.
+    fn is_succeeded(&self, key: SessionKey) -> bool {
+        let pair = self.sessions.get(&key).map(|session| &session.pair);
+        pair.and_then(|pair| self.preferred(pair)).is_some_and(|other| other != key)
     }
 
     /// A session's deadline came.
@@ -228,7 +240,13 @@ impl Node {
                 up.draining = Some(now.mono + DRAIN_GRACE);
             }
             let over = up.expires.is_some_and(|at| at <= now.mono);
-            if drained && unused {
+            let doubted = up.suspect.is_some_and(|at| at <= now.mono);
+            if doubted {
+                up.suspect = Some(now.mono + DOUBT);
+            }
+            if doubted && self.is_succeeded(key) {
+                self.close(key, CloseCode::Replaced, DownReason::TimedOut, now.mono);
+            } else if drained && unused {
                 self.close(key, CloseCode::Drained, DownReason::Drained, now.mono);
             } else if over {
                 self.expired(key, now);
@@ -261,10 +279,10 @@ impl Node {
         let ours = match &session.phase {
             Phase::Up(up) => {
                 let ping = (!up.streams.is_empty()).then_some(up.next_ping);
-                [up.path.poll_timeout(), ping, up.expires, up.draining]
+                [up.path.poll_timeout(), ping, up.expires, up.draining, up.suspect]
             }
-            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None],
-            Phase::Closing => [None; 4],
+            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None],
+            Phase::Closing => [None; 5],
         };
         let at = ours.into_iter().chain([quic]).flatten().min();
         self.timers.set(&Timer::Session(key), at);

@@ -84,8 +84,8 @@ pub(super) struct Up {
     /// Takes no new streams; from then on it ends when it has none. Not earlier, because the peer may have opened one
     /// before it knew of the session that takes this one's place.
     pub(super) draining: Option<Instant>,
-    /// Silent for so long that a fresh dial runs; takes no new streams.
-    pub(super) suspect: bool,
+    /// Silent for so long that a fresh dial runs: takes no new streams, and is looked at then.
+    pub(super) suspect: Option<Instant>,
     pub(super) next_ping: Instant,
     /// When trust or passport end, as far as the wall clock said.
     pub(super) expires: Option<Instant>,
