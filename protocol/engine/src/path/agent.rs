@@ -80,6 +80,8 @@ pub struct PathAgent {
     hop: Hop,
     since: Instant,
     dual: Option<(Hop, Instant)>,
+    /// While the peer sends by relay and we directly: until when our packets go both ways.
+    answer_by_relay: Option<Instant>,
     liveness: Liveness,
     relay_rtt: Option<Duration>,
     /// The tunnel's own round trip over the path in use.
@@ -108,6 +110,7 @@ impl PathAgent {
             hop: Hop::Relayed,
             since: now,
             dual: None,
+            answer_by_relay: None,
             liveness: Liveness::new(),
             relay_rtt: None,
             tunnel_rtt: None,
@@ -234,7 +237,13 @@ impl PathAgent {
 
     /// The peer uses a path that we do not. If we hold it back after silence, its packets are the proof that the tunnel
     /// passes again; without this the holds of both ends could run out of step and each find the other on the relay.
+    ///
+    /// Or it went back to the relay, perhaps because nothing of ours reaches it directly. A side that only acknowledges
+    /// never notices that by its own silence, so its answers go both ways for as long as the peer comes by relay.
     fn on_heard_beside(&mut self, now: Instant, hop: Hop) {
+        if hop == Hop::Relayed && self.dual.is_none() {
+            self.answer_by_relay = Some(now + DUAL_SEND);
+        }
         if let Hop::Direct(address) = hop
             && let Some(remote) = self.checklist.get_mut(address)
             && remote.is_held()
@@ -283,8 +292,9 @@ impl PathAgent {
 
     /// Where tunnel packets go at `now`.
     pub fn route(&self, now: Instant) -> Route {
-        let duplicate = self.dual.filter(|(_, until)| now < *until).map(|(hop, _)| hop);
-        Route { primary: self.hop, duplicate }
+        let switched = self.dual.filter(|(_, until)| now < *until).map(|(hop, _)| hop);
+        let answering = self.answer_by_relay.filter(|until| now < *until).map(|_| Hop::Relayed);
+        Route { primary: self.hop, duplicate: switched.or(answering).filter(|hop| *hop != self.hop) }
     }
 
     /// Whether application data may go now: with [`PathMode::DirectOnly`] it waits for a direct path.
