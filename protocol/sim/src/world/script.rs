@@ -187,10 +187,10 @@ impl Sim {
         self.agents[number].cut_off = cut_off;
     }
 
-    /// Moves an agent's wall clock.
-    pub fn jump_clock(&mut self, label: &str, seconds: i64) {
+    /// An agent's wall clock jumps, to so many seconds ahead of everybody's.
+    pub fn set_clock(&mut self, label: &str, ahead: i64) {
         let number = self.number(label);
-        self.agents[number].skew += seconds;
+        self.agents[number].skew = ahead;
     }
 
     /// Somebody sits in the core and does this to every packet; each result goes on after its delay.
@@ -262,10 +262,15 @@ impl Sim {
         sessions
     }
 
+    /// The session with most streams, and of equals the newest.
+    fn main_session(&self, label: &str, peer: &str) -> Option<SessionStatus> {
+        self.sessions(label, peer).into_iter().max_by_key(|s| s.streams)
+    }
+
     /// How an agent's packets to another travel; `None` without a session.
     #[must_use]
     pub fn path(&self, label: &str, peer: &str) -> Option<PathKind> {
-        self.sessions(label, peer).last().map(|s| s.path)
+        self.main_session(label, peer).map(|s| s.path)
     }
 
     /// Whether both have a session with each other.
@@ -284,7 +289,7 @@ impl Sim {
     /// What an agent says about why its path is not better.
     #[must_use]
     pub fn why_not_better(&self, label: &str, peer: &str) -> Option<String> {
-        self.sessions(label, peer).last()?.why_not_better.clone()
+        self.main_session(label, peer)?.why_not_better
     }
 
     /// What happened at an agent, with the time since the start; streams are not in it.

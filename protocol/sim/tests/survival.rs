@@ -1,0 +1,221 @@
+//! What tunnels survive: moved agents, forgetful NATs, lost and restarted relays, restarted peers, jumping clocks.
+
+use peerage_engine::node::{DownReason, Event};
+use peerage_engine::path::PathKind;
+use peerage_model::snapshot::PathMode;
+use peerage_sim::nat::NatKind;
+use peerage_sim::{Outcome, Sim, ms, secs};
+
+/// `a` and `b` behind home routers, on a direct path, with a stream between them.
+fn direct_pair(seed: u64) -> (Sim, peerage_sim::StreamId) {
+    let mut sim = Sim::seeded_pair(seed, NatKind::home_router(), NatKind::home_router());
+    let direct = sim.run_until(secs(10), |sim| sim.both_direct("a", "b"));
+    assert!(direct.is_some(), "two home routers meet");
+    let stream = sim.open("a", "b");
+    sim.write(stream, &[1; 10_000]);
+    sim.run_for(secs(2));
+    assert_eq!(sim.returned(stream).len(), 10_000);
+    (sim, stream)
+}
+
+/// The stream goes on: more bytes arrive and come back within `limit`.
+fn goes_on(sim: &mut Sim, stream: peerage_sim::StreamId, limit: std::time::Duration) {
+    let wanted = sim.returned(stream).len() + 5_000;
+    sim.write(stream, &[2; 5_000]);
+    let took = sim.run_until(limit, |sim| sim.returned(stream).len() == wanted);
+    let outcome = sim.outcome(stream);
+    assert!(took.is_some(), "the stream does not go on within {limit:?}: {outcome:?}");
+}
+
+#[test]
+fn when_the_direct_path_dies_the_stream_goes_on_by_relay_within_a_second() {
+    let (mut sim, stream) = direct_pair(1);
+    sim.block_direct(true);
+    goes_on(&mut sim, stream, secs(1));
+    assert_eq!(sim.path("a", "b"), Some(PathKind::Relayed));
+    assert!(sim.why_not_better("a", "b").is_some());
+    sim.block_direct(false);
+    let back = sim.run_until(secs(60), |sim| sim.both_direct("a", "b"));
+    assert!(back.is_some(), "the direct path is found again");
+    goes_on(&mut sim, stream, secs(1));
+}
+
+#[test]
+fn a_stream_survives_a_nat_that_forgets_everything() {
+    let (mut sim, stream) = direct_pair(2);
+    sim.flush_nat("a");
+    goes_on(&mut sim, stream, secs(2));
+    // Nothing can reach `b` before it sends something itself: its keepalive, every 15 s directly and 25 s to relays.
+    sim.flush_nat("b");
+    goes_on(&mut sim, stream, secs(27));
+}
+
+#[test]
+fn a_stream_survives_an_agent_that_wakes_up_in_another_network() {
+    for who in ["a", "b"] {
+        let (mut sim, stream) = direct_pair(3);
+        sim.move_to(who, NatKind::symmetric_random());
+        goes_on(&mut sim, stream, secs(3));
+    }
+}
+
+#[test]
+fn a_relayed_stream_survives_the_loss_of_its_relay() {
+    for seed in 0..4 {
+        let mut sim = Sim::seeded_pair(seed, NatKind::symmetric_random(), NatKind::symmetric_random());
+        sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+        let stream = sim.open("a", "b");
+        sim.write(stream, b"hello");
+        sim.run_for(secs(2));
+        sim.stop_relay("r1");
+        let on_the_other = sim.request("a", "b", b"still there?");
+        sim.run_for(secs(10));
+        let again = sim.request("a", "b", b"and now?");
+        sim.run_for(secs(3));
+        assert_eq!(sim.returned(again), b"and now?", "seed {seed}: {:?}", sim.outcome(on_the_other));
+    }
+}
+
+#[test]
+fn a_relay_that_restarts_is_used_again() {
+    let mut sim = Sim::pair(NatKind::symmetric_random(), NatKind::symmetric_random());
+    sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+    let stream = sim.open("a", "b");
+    sim.write(stream, b"hello");
+    sim.run_for(secs(2));
+    for relay in ["r1", "r2"] {
+        sim.stop_relay(relay);
+        sim.start_relay(relay);
+    }
+    goes_on(&mut sim, stream, secs(5));
+}
+
+#[test]
+fn both_relays_may_be_gone_while_a_direct_path_carries() {
+    let (mut sim, stream) = direct_pair(4);
+    sim.stop_relay("r1");
+    sim.stop_relay("r2");
+    sim.run_for(secs(200));
+    goes_on(&mut sim, stream, secs(1));
+}
+
+#[test]
+fn a_restarted_peer_is_found_again_within_two_seconds() {
+    for seed in 0..10 {
+        let (mut sim, _) = direct_pair(seed);
+        let former = sim.sessions("a", "b")[0].instance;
+        sim.restart("b");
+        let found = sim.run_until(secs(2), |sim| sim.sessions("a", "b").iter().any(|s| s.instance != former));
+        assert!(found.is_some(), "seed {seed}: not found");
+        let request = sim.request("a", "b", b"are you back?");
+        let answered = sim.run_until(secs(1), |sim| !sim.returned(request).is_empty());
+        assert!(answered.is_some(), "seed {seed}: {:?}", sim.outcome(request));
+    }
+}
+
+#[test]
+fn streams_of_a_process_that_is_gone_are_reset_while_its_successor_answers() {
+    for seed in 0..10 {
+        let (mut sim, stream) = direct_pair(seed);
+        sim.restart("b");
+        sim.write(stream, b"anybody there?");
+        let reset = sim.run_until(secs(8), |sim| sim.outcome(stream) != &Outcome::Open);
+        assert!(reset.is_some(), "seed {seed}: the stream hangs");
+    }
+}
+
+#[test]
+fn a_peer_that_shuts_down_says_so() {
+    let (mut sim, stream) = direct_pair(5);
+    sim.shut_down("b");
+    sim.run_for(ms(50));
+    assert!(sim.saw("a", |e| matches!(e, Event::SessionDown { reason: DownReason::PeerLeft, .. })));
+    assert_ne!(sim.outcome(stream), &Outcome::Open);
+}
+
+#[test]
+fn when_both_dial_at_once_one_session_stays_and_no_stream_is_lost() {
+    for seed in 0..10 {
+        let mut sim = Sim::strangers(seed, NatKind::home_router(), NatKind::home_router());
+        sim.run_for(secs(3));
+        sim.trust("a", "b");
+        let there = sim.request("a", "b", &[1; 3_000]);
+        let back = sim.request("b", "a", &[2; 3_000]);
+        sim.run_for(secs(20));
+        for stream in [there, back] {
+            assert_eq!(sim.outcome(stream), &Outcome::Finished, "seed {seed}");
+            assert_eq!(sim.returned(stream).len(), 3_000);
+        }
+        assert_eq!((sim.sessions("a", "b").len(), sim.sessions("b", "a").len()), (1, 1), "seed {seed}");
+    }
+}
+
+#[test]
+fn replicas_of_one_name_all_keep_their_sessions() {
+    let mut sim = Sim::pair(NatKind::home_router(), NatKind::home_router());
+    sim.add_replica("b#2", "b", NatKind::full_cone());
+    sim.run_for(secs(15));
+    assert_eq!(sim.sessions("a", "b").len(), 2, "one for each instance");
+    sim.run_for(secs(100));
+    assert_eq!((sim.sessions("b", "a").len(), sim.sessions("b#2", "a").len()), (1, 1));
+    sim.kill("b#2");
+    sim.run_for(ms(100));
+    let request = sim.request("a", "b", b"one of you");
+    sim.run_for(secs(5));
+    if sim.returned(request).is_empty() {
+        let again = sim.request("a", "b", b"the other");
+        sim.run_for(secs(2));
+        assert_eq!(sim.returned(again), b"the other");
+    }
+}
+
+#[test]
+fn sessions_survive_clocks_that_jump_by_minutes() {
+    // Passports begin five minutes back, so that is how far a clock may be behind.
+    for seconds in [-290, -61, 61, 550] {
+        let (mut sim, stream) = direct_pair(6);
+        sim.set_clock("a", seconds);
+        goes_on(&mut sim, stream, secs(1));
+        sim.run_for(secs(30));
+        sim.restart("b");
+        sim.run_for(secs(5));
+        let request = sim.request("a", "b", b"again");
+        sim.run_for(secs(3));
+        assert_eq!(sim.returned(request), b"again", "clock off by {seconds} s");
+    }
+}
+
+#[test]
+fn a_session_with_an_idle_stream_outlives_the_idle_timeout() {
+    let (mut sim, stream) = direct_pair(7);
+    sim.run_for(secs(600));
+    goes_on(&mut sim, stream, secs(1));
+}
+
+#[test]
+fn relay_only_sends_no_packet_past_the_relay() {
+    let mut sim = Sim::strangers(1, NatKind::none(), NatKind::none());
+    sim.trust("a", "b");
+    sim.set_path_mode("a", "b", PathMode::RelayOnly);
+    let tape = sim.record();
+    let stream = sim.request("a", "b", &[1; 10_000]);
+    sim.run_for(secs(20));
+    assert_eq!(sim.outcome(stream), &Outcome::Finished);
+    assert_eq!(sim.path("a", "b"), Some(PathKind::Relayed));
+    let relays = sim.relay_addresses();
+    let own = sim.address("a");
+    assert_eq!(tape.only(|p| p.from == own && !relays.contains(&p.to)), []);
+}
+
+#[test]
+fn neighbours_behind_one_router_meet_inside() {
+    let mut sim = Sim::new(1);
+    sim.add_relay("r1");
+    sim.add_relay("r2");
+    sim.add_agent("a", NatKind::symmetric_random());
+    sim.add_neighbour("b", "a");
+    sim.trust("a", "b");
+    let direct = sim.run_until(secs(10), |sim| sim.both_direct("a", "b"));
+    assert!(direct.is_some());
+    assert_eq!(sim.path("a", "b"), Some(PathKind::Local));
+}
