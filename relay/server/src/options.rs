@@ -12,7 +12,7 @@ use peerage_relay_proto::{Access, Limits, Rate};
 /// Runs a relay: it forwards sealed packets between agents, and holds no key that opens one.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Address and UDP port to listen on; [::] is every IPv6 and IPv4 address
+    /// Address and UDP port to listen on; the default is every IPv6 and IPv4 address
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:3478", env = "PEERAGE_RELAY_LISTEN")]
     pub listen: SocketAddr,
 
@@ -24,7 +24,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE", default_value = "relay.key", env = "PEERAGE_RELAY_KEY_FILE")]
     pub key_file: PathBuf,
 
-    /// Authority whose agents may bind here; repeat for more
+    /// Authority whose agents may bind here; repeat for more, or give --open
     #[arg(
         long = "allow-authority",
         value_name = "FINGERPRINT",
