@@ -1,7 +1,7 @@
 //! Signed bytes: what travels is exactly what was signed.
 //!
 //! A signed object is the CBOR array [payload, signature]. The Ed25519 signature (RFC 8032) covers
-//! "peerage <kind> v1" ‖ 0x00 ‖ payload, so a signature of one kind never passes for another.
+//! `"peerage KIND v1"` ‖ 0x00 ‖ payload, so a signature of one kind never passes for another.
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use minicbor::{Decode, Encode};
