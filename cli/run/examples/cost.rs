@@ -35,40 +35,21 @@ fn main() -> io::Result<()> {
     for path in &paths {
         File::create(path)?;
     }
-    report(
-        "open and close, read-only",
-        paths.iter().map(|path| timed(|| File::open(path).map(drop))),
-    );
+    report("open and close, read-only", paths.iter().map(|path| timed(|| File::open(path).map(drop))));
     let mut as_compiler = OpenOptions::new();
     as_compiler.read(true).custom_flags(libc::O_NOCTTY);
-    report(
-        "the same with O_NOCTTY",
-        paths.iter().map(|path| timed(|| as_compiler.open(path).map(drop))),
-    );
+    report("the same with O_NOCTTY", paths.iter().map(|path| timed(|| as_compiler.open(path).map(drop))));
     std::fs::remove_dir_all(&directory)?;
 
     let plain: SocketAddr = LISTENER.parse().expect("an address and a port");
-    report(
-        "connect, blocking, not redirected",
-        (0..CONNECTS).map(|_| timed_connect(plain, false)),
-    );
-    report(
-        "connect, blocking, to the argument",
-        (0..CONNECTS).map(|_| timed_connect(target, false)),
-    );
-    report(
-        "connect, non-blocking, to the argument",
-        (0..CONNECTS).map(|_| timed_connect(target, true)),
-    );
+    report("connect, blocking, not redirected", (0..CONNECTS).map(|_| timed_connect(plain, false)));
+    report("connect, blocking, to the argument", (0..CONNECTS).map(|_| timed_connect(target, false)));
+    report("connect, non-blocking, to the argument", (0..CONNECTS).map(|_| timed_connect(target, true)));
     Ok(())
 }
 
 fn timed_connect(to: SocketAddr, nonblocking: bool) -> io::Result<Duration> {
-    let flags = if nonblocking {
-        SocketFlags::NONBLOCK
-    } else {
-        SocketFlags::empty()
-    };
+    let flags = if nonblocking { SocketFlags::NONBLOCK } else { SocketFlags::empty() };
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     timed(|| match rustix::net::connect(&socket, &to) {
         Err(Errno::INPROGRESS) if nonblocking => Ok(()),
@@ -83,9 +64,8 @@ fn timed(work: impl FnOnce() -> io::Result<()>) -> io::Result<Duration> {
 }
 
 fn report(what: &str, samples: impl Iterator<Item = io::Result<Duration>>) {
-    let mut samples: Vec<Duration> = samples
-        .collect::<io::Result<_>>()
-        .expect("loopback and the temporary directory work");
+    let mut samples: Vec<Duration> =
+        samples.collect::<io::Result<_>>().expect("loopback and the temporary directory work");
     let all: Duration = samples.iter().sum();
     samples.sort_unstable();
     let micros = |duration: Duration| duration.as_secs_f64() * 1e6;

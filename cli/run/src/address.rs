@@ -75,10 +75,7 @@ mod tests {
         let mut bytes = (libc::AF_INET as u16).to_ne_bytes().to_vec();
         bytes.extend([0, 80, 127, 64, 3, 7]);
         bytes.extend([0; 8]);
-        assert_eq!(
-            Target::from_memory(&bytes),
-            Target::Ip(SocketAddr::from(([127, 64, 3, 7], 80)))
-        );
+        assert_eq!(Target::from_memory(&bytes), Target::Ip(SocketAddr::from(([127, 64, 3, 7], 80))));
     }
 
     #[test]
@@ -87,9 +84,7 @@ mod tests {
         bytes.extend([0, 80, 0, 0, 0, 0]);
         bytes.extend(Ipv4Addr::new(127, 64, 3, 7).to_ipv6_mapped().octets());
         bytes.extend([0; 4]);
-        let Target::Ip(asked) = Target::from_memory(&bytes) else {
-            panic!("an address")
-        };
+        let Target::Ip(asked) = Target::from_memory(&bytes) else { panic!("an address") };
         assert_eq!(canonical(asked), SocketAddr::from(([127, 64, 3, 7], 80)));
         let to = in_family_of(asked, SocketAddr::from(([127, 0, 0, 1], 8080))).expect("mapped");
         assert_eq!(to.to_string(), "[::ffff:127.0.0.1]:8080");

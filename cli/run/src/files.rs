@@ -121,10 +121,7 @@ fn first_word(line: &[u8]) -> &[u8] {
 
 /// Letters, digits, `-`, `_` and `.`: what RFC 1123 allows, and the underscore that DNS labels use.
 fn is_host_name(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 #[cfg(test)]
@@ -133,45 +130,23 @@ mod tests {
 
     #[test]
     fn only_the_exact_paths_are_ours() {
-        assert_eq!(
-            ResolverFile::from_memory(b"/etc/hosts\0junk"),
-            Some(ResolverFile::Hosts)
-        );
-        assert_eq!(
-            ResolverFile::from_memory(b"/etc/resolv.conf\0"),
-            Some(ResolverFile::Resolv)
-        );
-        assert_eq!(
-            ResolverFile::from_memory(b"/etc/nsswitch.conf\0"),
-            Some(ResolverFile::Nsswitch)
-        );
-        for other in [
-            &b"/etc/hosts.allow\0"[..],
-            b"/etc/host\0",
-            b"",
-            b"/etc/hosts",
-            b"etc/hosts\0",
-        ] {
+        assert_eq!(ResolverFile::from_memory(b"/etc/hosts\0junk"), Some(ResolverFile::Hosts));
+        assert_eq!(ResolverFile::from_memory(b"/etc/resolv.conf\0"), Some(ResolverFile::Resolv));
+        assert_eq!(ResolverFile::from_memory(b"/etc/nsswitch.conf\0"), Some(ResolverFile::Nsswitch));
+        for other in [&b"/etc/hosts.allow\0"[..], b"/etc/host\0", b"", b"/etc/hosts", b"etc/hosts\0"] {
             assert_eq!(ResolverFile::from_memory(other), None);
         }
     }
 
     #[test]
     fn our_names_stand_before_the_original() {
-        let names = Names {
-            hosts: vec![("db".to_owned(), IpAddr::from([127, 64, 3, 7]))],
-        };
-        assert_eq!(
-            hosts(b"127.0.0.1 localhost\n", &names),
-            b"127.64.3.7\tdb\n127.0.0.1 localhost\n"
-        );
+        let names = Names { hosts: vec![("db".to_owned(), IpAddr::from([127, 64, 3, 7]))] };
+        assert_eq!(hosts(b"127.0.0.1 localhost\n", &names), b"127.64.3.7\tdb\n127.0.0.1 localhost\n");
     }
 
     #[test]
     fn a_name_cannot_smuggle_in_a_second_entry() {
-        let names = Names {
-            hosts: vec![("x\n10.0.0.1 bank.example".to_owned(), IpAddr::from([127, 64, 3, 7]))],
-        };
+        let names = Names { hosts: vec![("x\n10.0.0.1 bank.example".to_owned(), IpAddr::from([127, 64, 3, 7]))] };
         assert_eq!(hosts(b"", &names), b"");
     }
 
@@ -185,10 +160,7 @@ mod tests {
 
     #[test]
     fn resolv_conf_without_a_server_keeps_the_servers_default() {
-        assert_eq!(
-            resolv(b"search a\n"),
-            b"nameserver 127.64.0.1\nnameserver 127.0.0.1\nsearch a\n"
-        );
+        assert_eq!(resolv(b"search a\n"), b"nameserver 127.64.0.1\nnameserver 127.0.0.1\nsearch a\n");
     }
 
     #[test]
@@ -203,10 +175,7 @@ mod tests {
 
     #[test]
     fn the_condition_of_files_goes_with_it() {
-        assert_eq!(
-            nsswitch(b"hosts:\tfiles [ NOTFOUND=return ] dns\n"),
-            b"hosts: files dns\n"
-        );
+        assert_eq!(nsswitch(b"hosts:\tfiles [ NOTFOUND=return ] dns\n"), b"hosts: files dns\n");
     }
 
     #[test]

@@ -64,12 +64,7 @@ fn table() -> Vec<(i64, Then)> {
 
 /// The whole program, ready for `seccomp(SECCOMP_SET_MODE_FILTER)`.
 pub(crate) fn program() -> Vec<sock_filter> {
-    let mut program = vec![
-        load(ARCH),
-        jump_if_equal(AUDIT_ARCH, 1, 0),
-        answer(libc::SECCOMP_RET_ALLOW),
-        load(NR),
-    ];
+    let mut program = vec![load(ARCH), jump_if_equal(AUDIT_ARCH, 1, 0), answer(libc::SECCOMP_RET_ALLOW), load(NR)];
     for (number, then) in table() {
         let block = block(then);
         let skip = u8::try_from(block.len()).expect("a block has a handful of instructions");
@@ -85,14 +80,9 @@ fn block(then: Then) -> Vec<sock_filter> {
     match then {
         Then::Notify => vec![ask],
         Then::Unsupported => vec![answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32)],
-        Then::IfAddressed => vec![
-            load(argument(4)),
-            jump_if_equal(0, 0, 2),
-            load(argument(4) + 4),
-            jump_if_equal(0, 1, 0),
-            ask,
-            allow,
-        ],
+        Then::IfAddressed => {
+            vec![load(argument(4)), jump_if_equal(0, 0, 2), load(argument(4) + 4), jump_if_equal(0, 1, 0), ask, allow]
+        }
         Then::IfOpenFlags(index) => vec![
             load(argument(index)),
             statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, NOT_A_RESOLVER),
@@ -104,12 +94,7 @@ fn block(then: Then) -> Vec<sock_filter> {
 }
 
 fn statement(code: u32, k: u32) -> sock_filter {
-    sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf: 0,
-        k,
-    }
+    sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
 fn load(offset: u32) -> sock_filter {
@@ -121,12 +106,7 @@ fn answer(action: u32) -> sock_filter {
 }
 
 fn jump_if_equal(k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter {
-        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-        jt,
-        jf,
-        k,
-    }
+    sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt, jf, k }
 }
 
 #[cfg(test)]
@@ -135,27 +115,18 @@ mod tests {
 
     #[test]
     fn a_connect_asks() {
-        assert_eq!(
-            verdict(AUDIT_ARCH, libc::SYS_connect, [3, 0x7fff_0000, 16, 0, 0, 0]),
-            libc::SECCOMP_RET_USER_NOTIF
-        );
+        assert_eq!(verdict(AUDIT_ARCH, libc::SYS_connect, [3, 0x7fff_0000, 16, 0, 0, 0]), libc::SECCOMP_RET_USER_NOTIF);
     }
 
     #[test]
     fn a_send_on_a_connected_socket_does_not_ask() {
-        assert_eq!(
-            verdict(AUDIT_ARCH, libc::SYS_sendto, [3, 1, 1, 0, 0, 0]),
-            libc::SECCOMP_RET_ALLOW
-        );
+        assert_eq!(verdict(AUDIT_ARCH, libc::SYS_sendto, [3, 1, 1, 0, 0, 0]), libc::SECCOMP_RET_ALLOW);
     }
 
     #[test]
     fn a_send_to_an_address_asks_whichever_half_of_the_pointer_is_set() {
         for pointer in [0x1000, 0x7fff_0000_0000, 0x7fff_1234_5678] {
-            assert_eq!(
-                verdict(AUDIT_ARCH, libc::SYS_sendto, [3, 1, 1, 0, pointer, 16]),
-                libc::SECCOMP_RET_USER_NOTIF
-            );
+            assert_eq!(verdict(AUDIT_ARCH, libc::SYS_sendto, [3, 1, 1, 0, pointer, 16]), libc::SECCOMP_RET_USER_NOTIF);
         }
     }
 
@@ -168,13 +139,7 @@ mod tests {
             libc::SECCOMP_RET_USER_NOTIF,
             "musl's O_LARGEFILE"
         );
-        for flags in [
-            libc::O_WRONLY,
-            libc::O_RDWR,
-            libc::O_DIRECTORY,
-            libc::O_NOCTTY,
-            libc::O_PATH,
-        ] {
+        for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_DIRECTORY, libc::O_NOCTTY, libc::O_PATH] {
             assert_eq!(open(flags), libc::SECCOMP_RET_ALLOW, "flags {flags:#o}");
         }
     }
@@ -202,9 +167,7 @@ mod tests {
         data.extend((number as u32).to_le_bytes());
         data.extend(arch.to_le_bytes());
         data.extend(0u64.to_le_bytes());
-        arguments
-            .iter()
-            .for_each(|argument| data.extend(argument.to_le_bytes()));
+        arguments.iter().for_each(|argument| data.extend(argument.to_le_bytes()));
         let word = |at: u32| {
             let at = at as usize;
             u32::from_le_bytes(data[at..at + 4].try_into().expect("four bytes"))

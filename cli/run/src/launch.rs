@@ -54,10 +54,7 @@ pub fn run(mut program: Program) -> Result<ExitStatus, RunError> {
 }
 
 fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> RunError + Copy {
-    move |cause| RunError::System {
-        doing,
-        cause: cause.into(),
-    }
+    move |cause| RunError::System { doing, cause: cause.into() }
 }
 
 /// Held while a program runs.
@@ -67,11 +64,7 @@ static RUNNING: AtomicBool = AtomicBool::new(false);
 
 impl OnlyRun {
     fn begin() -> Result<Self, RunError> {
-        if RUNNING.swap(true, Ordering::AcqRel) {
-            Err(RunError::Busy)
-        } else {
-            Ok(Self)
-        }
+        if RUNNING.swap(true, Ordering::AcqRel) { Err(RunError::Busy) } else { Ok(Self) }
     }
 }
 
@@ -87,11 +80,7 @@ fn start(program: &mut Program, stop: &Arc<OwnedFd>) -> Result<Pid, RunError> {
     let ((report, report_end), (go_end, go)) = (pipe()?, pipe()?);
     let own_report_end = report_end.try_clone().map_err(system("make a pipe"))?;
     sys::install_in_child(&mut program.command, filter::program(), report_end, go_end);
-    let world = World {
-        names: program.names.clone(),
-        redirect: program.redirect.clone(),
-        dns: program.dns,
-    };
+    let world = World { names: program.names.clone(), redirect: program.redirect.clone(), dns: program.dns };
     let supervisor = supervise(report, go, world, Arc::clone(stop))?;
 
     match program.command.spawn() {
@@ -100,10 +89,7 @@ fn start(program: &mut Program, stop: &Arc<OwnedFd>) -> Result<Pid, RunError> {
             let _ = rustix::io::write(&own_report_end, &Report::NotStarted.to_bytes());
             let refused = supervisor.join().unwrap_or(Ok(()));
             refused?;
-            Err(RunError::Start {
-                program: program.command.get_program().to_owned(),
-                cause,
-            })
+            Err(RunError::Start { program: program.command.get_program().to_owned(), cause })
         }
     }
 }
@@ -126,40 +112,24 @@ fn supervise(
             }
         };
         let supervisor = Supervisor::new(listener, world);
-        File::from(go)
-            .write_all(&[1])
-            .map_err(system("tell the program to start"))?;
-        supervisor
-            .serve(stop.as_fd())
-            .map_err(system("receive the program's calls"))
-            .inspect_err(|error| {
-                tracing::error!(%error, "the program runs on without its supervisor");
-            })
+        File::from(go).write_all(&[1]).map_err(system("tell the program to start"))?;
+        supervisor.serve(stop.as_fd()).map_err(system("receive the program's calls")).inspect_err(|error| {
+            tracing::error!(%error, "the program runs on without its supervisor");
+        })
     };
-    thread::Builder::new()
-        .name("run-supervise".to_owned())
-        .spawn(meet_and_serve)
-        .map_err(system("start a thread"))
+    thread::Builder::new().name("run-supervise".to_owned()).spawn(meet_and_serve).map_err(system("start a thread"))
 }
 
 /// `None`: there is no new process, for reasons that its parent knows.
 fn meet(mut report: File) -> Result<Option<sys::Listener>, RunError> {
     let mut bytes = sys::RawReport::default();
-    report
-        .read_exact(&mut bytes)
-        .map_err(system("hear from the new process"))?;
+    report.read_exact(&mut bytes).map_err(system("hear from the new process"))?;
     match Report::from_bytes(bytes) {
-        Report::Ready {
-            process,
-            listener,
-            sample,
-        } => supervisor::adopt(process, listener, sample)
-            .map(Some)
-            .map_err(|cause| RunError::Inspect { cause }),
+        Report::Ready { process, listener, sample } => {
+            supervisor::adopt(process, listener, sample).map(Some).map_err(|cause| RunError::Inspect { cause })
+        }
         Report::FilterRefused(libc::EBUSY) => Err(RunError::Supervised),
-        Report::FilterRefused(errno) => Err(RunError::Filter {
-            cause: io::Error::from_raw_os_error(errno),
-        }),
+        Report::FilterRefused(errno) => Err(RunError::Filter { cause: io::Error::from_raw_os_error(errno) }),
         Report::NotStarted => Ok(None),
     }
 }
@@ -261,14 +231,8 @@ impl Signals {
             // Ends when the handlers are gone, which closes the pipe.
             move || forward(File::from(caught), &main)
         };
-        thread::Builder::new()
-            .name("run-signals".to_owned())
-            .spawn(forward)
-            .map_err(system("start a thread"))?;
-        Ok(Self {
-            _handlers: SignalHandlers::install(pipe),
-            main,
-        })
+        thread::Builder::new().name("run-signals".to_owned()).spawn(forward).map_err(system("start a thread"))?;
+        Ok(Self { _handlers: SignalHandlers::install(pipe), main })
     }
 
     fn forward_to(&self, main: Pid) {

@@ -32,10 +32,7 @@ mod launch;
 mod pool;
 mod process;
 mod supervisor;
-#[expect(
-    unsafe_code,
-    reason = "seccomp, process_vm_readv, pre_exec and sigaction have no safe face"
-)]
+#[expect(unsafe_code, reason = "seccomp, process_vm_readv, pre_exec and sigaction have no safe face")]
 mod sys;
 
 use std::ffi::OsString;
@@ -137,14 +134,7 @@ pub struct Program {
 impl Program {
     /// A program that waits for its leftovers and asks no DNS of ours.
     pub fn new(command: Command, names: Arc<dyn Directory>, redirect: Arc<dyn Redirect>) -> Self {
-        Self {
-            command,
-            names,
-            redirect,
-            dns: None,
-            leftovers: Leftovers::default(),
-            on_waiting: None,
-        }
+        Self { command, names, redirect, dns: None, leftovers: Leftovers::default(), on_waiting: None }
     }
 }
 
@@ -234,10 +224,7 @@ impl RunError {
 /// The status to exit with so that the caller sees what the program's own caller would have:
 /// its code, or 128 and the signal that ended it.
 pub fn exit_code(status: ExitStatus) -> u8 {
-    let code = status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal))
-        .unwrap_or(1);
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     // wait(2) gives eight bits, and signals end at 64.
     u8::try_from(code).unwrap_or(u8::MAX)
 }
@@ -255,9 +242,7 @@ mod tests {
     #[test]
     fn live_names_show_the_latest() {
         let live = LiveNames::default();
-        let names = Names {
-            hosts: vec![("db".to_owned(), IpAddr::from([127, 64, 0, 9]))],
-        };
+        let names = Names { hosts: vec![("db".to_owned(), IpAddr::from([127, 64, 0, 9]))] };
         live.set(names.clone());
         assert_eq!(live.names(), names);
     }

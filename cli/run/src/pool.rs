@@ -45,15 +45,12 @@ impl Pool {
         }
         drop(state);
         let shared = Arc::clone(&self.shared);
-        thread::Builder::new()
-            .name("run-connect".to_owned())
-            .stack_size(STACK)
-            .spawn(move || {
+        thread::Builder::new().name("run-connect".to_owned()).stack_size(STACK).spawn(move || {
+            job();
+            while let Some(job) = shared.next() {
                 job();
-                while let Some(job) = shared.next() {
-                    job();
-                }
-            })?;
+            }
+        })?;
         Ok(())
     }
 }
@@ -89,8 +86,7 @@ mod tests {
         let (done, finished) = mpsc::channel();
         for number in 0..8 {
             let done = done.clone();
-            pool.run(Box::new(move || done.send(number).expect("the test listens")))
-                .expect("a thread");
+            pool.run(Box::new(move || done.send(number).expect("the test listens"))).expect("a thread");
         }
         drop(done);
         assert_eq!(finished.iter().count(), 8);

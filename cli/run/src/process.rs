@@ -20,11 +20,7 @@ pub(crate) fn has_caught_signal(thread: Pid) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{}/status", thread.as_raw_nonzero())) else {
         return false;
     };
-    let mask = |name| {
-        field(&status, name)
-            .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-            .unwrap_or(0)
-    };
+    let mask = |name| field(&status, name).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
     (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") & mask("SigCgt:") != 0
 }
 
@@ -37,13 +33,7 @@ pub(crate) fn open_in_root(thread: Pid, path: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = format!("/proc/{}/root", thread.as_raw_nonzero());
     let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
-    rustix::fs::openat2(
-        root,
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )
+    rustix::fs::openat2(root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
 }
 
 /// Every process below `ancestor`, children before their children.
@@ -98,9 +88,6 @@ mod tests {
     #[test]
     fn the_root_of_this_process_holds_its_files() {
         assert!(open_in_root(rustix::process::getpid(), "etc/passwd").is_ok());
-        assert_eq!(
-            open_in_root(rustix::process::getpid(), "etc/no-such-file").err(),
-            Some(Errno::NOENT)
-        );
+        assert_eq!(open_in_root(rustix::process::getpid(), "etc/no-such-file").err(), Some(Errno::NOENT));
     }
 }

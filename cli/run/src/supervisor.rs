@@ -47,20 +47,14 @@ const SLICE: Duration = Duration::from_millis(100);
 
 impl Supervisor {
     pub(crate) fn new(listener: Listener, world: World) -> Self {
-        Self {
-            listener: Arc::new(listener),
-            world,
-            pool: Pool::default(),
-        }
+        Self { listener: Arc::new(listener), world, pool: Pool::default() }
     }
 
     /// Answers until the last process under the filter has ended, or `stop` becomes readable.
     pub(crate) fn serve(&self, stop: BorrowedFd<'_>) -> io::Result<()> {
         loop {
-            let mut ready = [
-                PollFd::new(self.listener.fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(stop, PollFlags::IN),
-            ];
+            let mut ready =
+                [PollFd::new(self.listener.fd(), PollFlags::IN), PollFd::from_borrowed_fd(stop, PollFlags::IN)];
             match rustix::event::poll(&mut ready, None) {
                 Err(Errno::INTR) => continue,
                 result => result?,
@@ -108,9 +102,7 @@ impl Supervisor {
             Ok(Some(file)) => {
                 let close_on_exec = flags & libc::O_CLOEXEC as u32 != 0;
                 let given = self.listener.answer_with_file(call.id, &file, close_on_exec);
-                given
-                    .err()
-                    .map(|error| Reply::Error(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+                given.err().map(|error| Reply::Error(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
             }
             Ok(None) => Some(Reply::Continue),
             Err(error) => {
@@ -203,9 +195,7 @@ impl Supervisor {
             }
         }
         self.in_pool(*call, move |_| {
-            Some(result(
-                rustix::net::sendto(&socket, &bytes, flags, &to).map(|sent| sent as i64),
-            ))
+            Some(result(rustix::net::sendto(&socket, &bytes, flags, &to).map(|sent| sent as i64)))
         })
     }
 

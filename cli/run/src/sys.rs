@@ -47,11 +47,7 @@ const SYNC_WAKE_UP: u64 = 1;
 impl Listener {
     /// Takes over a descriptor that the filter's installation returned.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        let mut sizes = libc::seccomp_notif_sizes {
-            seccomp_notif: 0,
-            seccomp_notif_resp: 0,
-            seccomp_data: 0,
-        };
+        let mut sizes = libc::seccomp_notif_sizes { seccomp_notif: 0, seccomp_notif_resp: 0, seccomp_data: 0 };
         // SAFETY: `sizes` is the struct this operation writes, and outlives the call.
         check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_NOTIF_SIZES, 0, &raw mut sizes) })?;
         if usize::from(sizes.seccomp_notif) > size_of::<NotificationBuffer>() {
@@ -72,21 +68,14 @@ impl Listener {
         // SAFETY: integers only, for which all zeroes is a value; the kernel demands zeroes.
         let mut buffer: NotificationBuffer = unsafe { std::mem::zeroed() };
         // SAFETY: the buffer is at least as large as the kernel's struct (checked in `new`).
-        check(i64::from(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut buffer)
-        }))?;
+        check(i64::from(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut buffer) }))?;
         let NotificationBuffer { known, later: _ } = buffer;
         let Some(thread) = i32::try_from(known.pid).ok().and_then(Pid::from_raw) else {
             // Zero: a thread that our pid namespace cannot see, so nothing of it can be read.
             self.answer(known.id, Reply::Continue);
             return Err(Errno::NOENT.into());
         };
-        Ok(Notification {
-            id: known.id,
-            thread,
-            number: i64::from(known.data.nr),
-            arguments: known.data.args,
-        })
+        Ok(Notification { id: known.id, thread, number: i64::from(known.data.nr), arguments: known.data.args })
     }
 
     /// Whether the call still waits. Whatever was learned of the thread before this said yes, was its own.
@@ -134,23 +123,14 @@ pub(crate) const MOST_MEMORY: usize = (PIECES - 1) * PAGE as usize;
 pub(crate) fn read_memory(thread: Pid, address: u64, into: &mut [u8]) -> io::Result<usize> {
     // The kernel copies whole pieces or nothing of them, so no piece may reach into a page
     // that perhaps does not exist.
-    let mut pieces = [libc::iovec {
-        iov_base: std::ptr::null_mut(),
-        iov_len: 0,
-    }; PIECES];
+    let mut pieces = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; PIECES];
     let (mut count, mut at, mut left) = (0, address, into.len().min(MOST_MEMORY));
     while left > 0 && count < PIECES {
         let len = left.min((PAGE - at % PAGE) as usize);
-        pieces[count] = libc::iovec {
-            iov_base: at as usize as *mut libc::c_void,
-            iov_len: len,
-        };
+        pieces[count] = libc::iovec { iov_base: at as usize as *mut libc::c_void, iov_len: len };
         (count, at, left) = (count + 1, at.wrapping_add(len as u64), left - len);
     }
-    let local = libc::iovec {
-        iov_base: into.as_mut_ptr().cast(),
-        iov_len: into.len(),
-    };
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     // SAFETY: `local` spans exactly `into`; the remote pointers are only meaningful in the other
     // process, whose memory the kernel checks.
     let read = unsafe {
@@ -188,15 +168,9 @@ pub(crate) type RawReport = [u8; 24];
 impl Report {
     pub(crate) fn to_bytes(self) -> RawReport {
         let words = match self {
-            Self::Ready {
-                process,
-                listener,
-                sample,
-            } => [
-                1,
-                (process.as_raw_nonzero().get() as u64) << 32 | listener as u64,
-                sample,
-            ],
+            Self::Ready { process, listener, sample } => {
+                [1, (process.as_raw_nonzero().get() as u64) << 32 | listener as u64, sample]
+            }
             Self::FilterRefused(errno) => [2, errno as u64, 0],
             Self::NotStarted => [3, 0, 0],
         };
@@ -210,11 +184,7 @@ impl Report {
     pub(crate) fn from_bytes(bytes: RawReport) -> Self {
         let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
         match (word(0), Pid::from_raw((word(8) >> 32) as i32)) {
-            (1, Some(process)) => Self::Ready {
-                process,
-                listener: word(8) as u32 as RawFd,
-                sample: word(16),
-            },
+            (1, Some(process)) => Self::Ready { process, listener: word(8) as u32 as RawFd, sample: word(16) },
             (2, _) => Self::FilterRefused(word(8) as i32),
             _ => Self::NotStarted,
         }
@@ -233,11 +203,9 @@ pub(crate) fn install_in_child(command: &mut Command, filter: Vec<libc::sock_fil
             return Err(Errno::SRCH.into());
         }
         let message = match install(&filter) {
-            Ok(listener) => Report::Ready {
-                process: rustix::process::getpid(),
-                listener,
-                sample: SAMPLE.as_ptr() as u64,
-            },
+            Ok(listener) => {
+                Report::Ready { process: rustix::process::getpid(), listener, sample: SAMPLE.as_ptr() as u64 }
+            }
             Err(errno) => Report::FilterRefused(errno.raw_os_error()),
         };
         rustix::io::write(&report, &message.to_bytes())?;
@@ -255,24 +223,14 @@ pub(crate) fn install_in_child(command: &mut Command, filter: Vec<libc::sock_fil
 /// No new privileges (which makes a filter permissible without root), then the filter itself.
 fn install(filter: &[libc::sock_filter]) -> Result<RawFd, Errno> {
     rustix::thread::set_no_new_privs(true)?;
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_ptr().cast_mut(),
-    };
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // Wait-killable (Linux 5.19): once we have a call, only death interrupts it, so that nothing is
     // done twice and no `open` ends with EINTR.
     let flags = [libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, 0];
     for also in flags {
         let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | also;
         // SAFETY: `program` and the instructions it points to outlive the call; the kernel only reads them.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                flags,
-                &raw const program,
-            )
-        };
+        let fd = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
         match Errno::from_io_error(&io::Error::last_os_error()) {
             _ if fd >= 0 => return Ok(fd as RawFd),
             Some(Errno::INVAL) if also != 0 => {}
@@ -313,10 +271,7 @@ pub(crate) struct Caught {
 
 impl Caught {
     pub(crate) fn from_bytes(bytes: [u8; 2]) -> Self {
-        Self {
-            signal: i32::from(bytes[0]),
-            from_process: bytes[1] == 1,
-        }
+        Self { signal: i32::from(bytes[0]), from_process: bytes[1] == 1 }
     }
 }
 
@@ -329,11 +284,7 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _contex
     unsafe {
         let errno = libc::__errno_location();
         let before = *errno;
-        libc::write(
-            SIGNAL_PIPE.load(Ordering::Relaxed),
-            message.as_ptr().cast(),
-            message.len(),
-        );
+        libc::write(SIGNAL_PIPE.load(Ordering::Relaxed), message.as_ptr().cast(), message.len());
         *errno = before;
     }
 }
@@ -419,11 +370,7 @@ fn borrowed(fd: &OwnedFd) -> BorrowedFd<'_> {
 }
 
 fn check(result: i64) -> io::Result<i64> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]
@@ -446,11 +393,7 @@ mod tests {
     fn a_report_survives_its_pipe() {
         let process = rustix::process::getpid();
         for report in [
-            Report::Ready {
-                process,
-                listener: 7,
-                sample: 0x7fff_1234_5678,
-            },
+            Report::Ready { process, listener: 7, sample: 0x7fff_1234_5678 },
             Report::FilterRefused(22),
             Report::NotStarted,
         ] {

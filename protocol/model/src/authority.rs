@@ -67,18 +67,11 @@ impl AuthorityRecord {
     pub fn verify(bytes: &[u8], now: UnixTime) -> Result<Self, RecordError> {
         let signed: Signed = minicbor::decode(bytes).map_err(|_| RecordError::Malformed)?;
         let claimed: Body = minicbor::decode(signed.unverified_payload()).map_err(|_| RecordError::Malformed)?;
-        signed
-            .verify(Kind::AuthorityRecord, &claimed.root)
-            .map_err(RecordError::Signature)?;
+        signed.verify(Kind::AuthorityRecord, &claimed.root).map_err(RecordError::Signature)?;
         if claimed.not_after < now {
-            return Err(RecordError::Expired {
-                not_after: claimed.not_after,
-            });
+            return Err(RecordError::Expired { not_after: claimed.not_after });
         }
-        Ok(Self {
-            body: claimed,
-            signed: bytes.to_vec(),
-        })
+        Ok(Self { body: claimed, signed: bytes.to_vec() })
     }
 
     /// Whose record this is.
@@ -152,13 +145,7 @@ impl Authority {
             out
         };
         let root = SigningKey::from_bytes(&part(0));
-        Self::with_record(
-            root,
-            SigningKey::from_bytes(&part(1)),
-            AgreementSecret::from_bytes(*part(2)),
-            1,
-            now,
-        )
+        Self::with_record(root, SigningKey::from_bytes(&part(1)), AgreementSecret::from_bytes(*part(2)), 1, now)
     }
 
     /// The same authority with new daily keys, from 64 random bytes. The old record stays valid until its end, so
@@ -171,13 +158,7 @@ impl Authority {
         agreement.copy_from_slice(&random[32..]);
         let sequence = self.record.sequence() + 1;
         let agreement = AgreementSecret::from_bytes(agreement);
-        Self::with_record(
-            self.root.clone(),
-            SigningKey::from_bytes(&signing),
-            agreement,
-            sequence,
-            now,
-        )
+        Self::with_record(self.root.clone(), SigningKey::from_bytes(&signing), agreement, sequence, now)
     }
 
     fn with_record(
@@ -195,12 +176,7 @@ impl Authority {
             not_after: now.plus(RECORD_LIFETIME),
         };
         let signed = cbor::to_vec(&Signed::new(Kind::AuthorityRecord, cbor::to_vec(&body), &root));
-        Self {
-            root,
-            signing,
-            agreement,
-            record: AuthorityRecord { body, signed },
-        }
+        Self { root, signing, agreement, record: AuthorityRecord { body, signed } }
     }
 
     /// The record to hand out.
@@ -224,10 +200,7 @@ impl Authority {
     /// The id of this authority's agent called `name`.
     #[must_use]
     pub fn agent(&self, name: crate::AgentName) -> AgentId {
-        AgentId {
-            authority: self.fingerprint(),
-            name,
-        }
+        AgentId { authority: self.fingerprint(), name }
     }
 
     /// Signs a passport for one running instance.
@@ -261,12 +234,7 @@ impl Authority {
         if !same {
             return Err(RecordError::Malformed);
         }
-        Ok(Self {
-            root,
-            signing,
-            agreement: secrets.agreement.clone(),
-            record,
-        })
+        Ok(Self { root, signing, agreement: secrets.agreement.clone(), record })
     }
 }
 

@@ -165,50 +165,24 @@ mod tests {
     #[test]
     fn each_message_reads_back_as_written() {
         let address = "[2001:db8::7]:4433".parse().expect("an address");
-        let candidate = Candidate {
-            kind: CandidateKind::ServerReflexive,
-            address,
-        };
+        let candidate = Candidate { kind: CandidateKind::ServerReflexive, address };
         for message in [
             ControlMessage::Hello(Hello::default()),
-            ControlMessage::Candidates(Candidates {
-                generation: 3,
-                list: vec![candidate; 16],
-                nat: None,
-            }),
-            ControlMessage::Renewal(Renewal {
-                credential: vec![1; 400],
-            }),
+            ControlMessage::Candidates(Candidates { generation: 3, list: vec![candidate; 16], nat: None }),
+            ControlMessage::Renewal(Renewal { credential: vec![1; 400] }),
         ] {
             let framed = message.encode_framed();
-            assert_eq!(
-                usize::from(u16::from_be_bytes([framed[0], framed[1]])),
-                framed.len() - 2
-            );
+            assert_eq!(usize::from(u16::from_be_bytes([framed[0], framed[1]])), framed.len() - 2);
             assert_eq!(ControlMessage::decode(&framed[2..]), Ok(Some(message)));
         }
     }
 
     #[test]
     fn an_unknown_kind_is_skipped_and_an_overlong_list_is_an_error() {
-        assert_eq!(
-            ControlMessage::decode(&cbor::to_vec(&(99u8, Hello::default()))),
-            Ok(None)
-        );
+        assert_eq!(ControlMessage::decode(&cbor::to_vec(&(99u8, Hello::default()))), Ok(None));
         let address = "192.0.2.1:1".parse().expect("an address");
-        let list = vec![
-            Candidate {
-                kind: CandidateKind::Host,
-                address
-            };
-            MAX_CANDIDATES + 1
-        ];
-        let long = ControlMessage::Candidates(Candidates {
-            generation: 0,
-            list,
-            nat: None,
-        })
-        .encode_framed();
+        let list = vec![Candidate { kind: CandidateKind::Host, address }; MAX_CANDIDATES + 1];
+        let long = ControlMessage::Candidates(Candidates { generation: 0, list, nat: None }).encode_framed();
         assert_eq!(ControlMessage::decode(&long[2..]), Err(BadMessage));
     }
 }

@@ -116,12 +116,9 @@ macro_rules! hex_text {
             type Err = InvalidId;
 
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                let bytes = HEXLOWER.decode(text.as_bytes()).map_err(|_| InvalidId {
-                    expected: size_of::<Self>() * 2,
-                })?;
-                Ok(Self(bytes.try_into().map_err(|_| InvalidId {
-                    expected: size_of::<Self>() * 2,
-                })?))
+                let bytes =
+                    HEXLOWER.decode(text.as_bytes()).map_err(|_| InvalidId { expected: size_of::<Self>() * 2 })?;
+                Ok(Self(bytes.try_into().map_err(|_| InvalidId { expected: size_of::<Self>() * 2 })?))
             }
         }
     };

@@ -38,10 +38,7 @@ impl AgreementSecret {
     /// The public half.
     #[must_use]
     pub fn public(&self) -> AgreementKey {
-        let public = self
-            .parsed()
-            .compute_public_key()
-            .expect("a private key that parsed has a public half");
+        let public = self.parsed().compute_public_key().expect("a private key that parsed has a public half");
         let mut out = [0; 32];
         out.copy_from_slice(public.as_ref());
         AgreementKey(out)
@@ -83,11 +80,7 @@ mod tests {
     use data_encoding::HEXLOWER;
 
     fn key(hex: &str) -> [u8; 32] {
-        HEXLOWER
-            .decode(hex.as_bytes())
-            .expect("hex")
-            .try_into()
-            .expect("32 bytes")
+        HEXLOWER.decode(hex.as_bytes()).expect("hex").try_into().expect("32 bytes")
     }
 
     #[test]
@@ -95,10 +88,7 @@ mod tests {
         let alice =
             AgreementSecret::from_bytes(key("77076d0a7318a57d3c16c17251b26645c6c2f6c0d3d6e0d1e9a6e0d5e3c0b2a1"));
         let bob = AgreementSecret::from_bytes(key("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"));
-        assert_eq!(
-            bob.public().0,
-            key("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
-        );
+        assert_eq!(bob.public().0, key("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"));
         let ours = alice.agree(&bob.public()).expect("good keys agree");
         let theirs = bob.agree(&alice.public()).expect("good keys agree");
         assert_eq!(ours, theirs);

@@ -42,17 +42,13 @@ fn check_label(label: &str) -> Result<(), InvalidName> {
         return Err(InvalidName::EmptyLabel);
     }
     if label.len() > MAX_LABEL {
-        return Err(InvalidName::LabelTooLong {
-            label: label.chars().take(MAX_LABEL).collect(),
-        });
+        return Err(InvalidName::LabelTooLong { label: label.chars().take(MAX_LABEL).collect() });
     }
     let bytes = label.as_bytes();
     let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
     let edge_is_hyphen = bytes.first() == Some(&b'-') || bytes.last() == Some(&b'-');
     if !bytes.iter().all(inner) || edge_is_hyphen {
-        return Err(InvalidName::BadLabel {
-            label: label.to_owned(),
-        });
+        return Err(InvalidName::BadLabel { label: label.to_owned() });
     }
     Ok(())
 }
@@ -153,26 +149,10 @@ mod tests {
 
     #[test]
     fn names_that_dns_would_not_carry_are_refused() {
-        for bad in [
-            "",
-            ".",
-            "a..b",
-            "-a",
-            "a-",
-            "A",
-            "a_b",
-            "a b",
-            "é",
-            "a.",
-            &"x".repeat(64),
-        ] {
+        for bad in ["", ".", "a..b", "-a", "a-", "A", "a_b", "a b", "é", "a.", &"x".repeat(64)] {
             assert!(bad.parse::<AgentName>().is_err(), "{bad:?} was accepted");
         }
         let long = vec!["abcdefgh"; 15].join(".");
-        assert!(
-            long.parse::<AgentName>().is_err(),
-            "{} characters were accepted",
-            long.len()
-        );
+        assert!(long.parse::<AgentName>().is_err(), "{} characters were accepted", long.len());
     }
 }

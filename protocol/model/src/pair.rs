@@ -92,18 +92,12 @@ mod tests {
     use crate::id::Fingerprint;
 
     fn id(authority: u8, name: &str) -> AgentId {
-        AgentId {
-            authority: Fingerprint([authority; 32]),
-            name: name.parse().expect("a name"),
-        }
+        AgentId { authority: Fingerprint([authority; 32]), name: name.parse().expect("a name") }
     }
 
     #[test]
     fn both_sides_derive_the_same_secret_whichever_order_they_name_the_agents() {
-        let (ours, theirs) = (
-            AgreementSecret::from_bytes([1; 32]),
-            AgreementSecret::from_bytes([2; 32]),
-        );
+        let (ours, theirs) = (AgreementSecret::from_bytes([1; 32]), AgreementSecret::from_bytes([2; 32]));
         let (a, b) = (id(1, "a"), id(2, "b"));
         let here = PairSecret::between(&ours, &theirs.public(), &a, &b).expect("good keys");
         let there = PairSecret::between(&theirs, &ours.public(), &b, &a).expect("good keys");

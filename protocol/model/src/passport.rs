@@ -72,12 +72,7 @@ impl Passport {
         not_before: UnixTime,
         not_after: UnixTime,
     ) -> Vec<u8> {
-        let body = Self {
-            agent: agent.clone(),
-            instance,
-            not_before,
-            not_after,
-        };
+        let body = Self { agent: agent.clone(), instance, not_before, not_after };
         cbor::to_vec(&Signed::new(Kind::Passport, cbor::to_vec(&body), key))
     }
 }
@@ -102,10 +97,7 @@ impl Credential {
     /// Joins a record and a signed passport into the bytes that travel.
     #[must_use]
     pub fn join(record: &AuthorityRecord, passport: Vec<u8>) -> Vec<u8> {
-        cbor::to_vec(&Wire {
-            record: record.as_bytes().to_vec(),
-            passport,
-        })
+        cbor::to_vec(&Wire { record: record.as_bytes().to_vec(), passport })
     }
 
     /// Reads and verifies both signatures and the passport's time. Whether this agent is *trusted* is not decided here.
@@ -119,28 +111,18 @@ impl Credential {
         let wire: Wire = minicbor::decode(bytes).map_err(|_| CredentialError::Malformed)?;
         let record = AuthorityRecord::verify(&wire.record, now).map_err(CredentialError::Record)?;
         let signed: Signed = minicbor::decode(&wire.passport).map_err(|_| CredentialError::Malformed)?;
-        let payload = signed
-            .verify(Kind::Passport, record.signing_key())
-            .map_err(CredentialError::Signature)?;
+        let payload = signed.verify(Kind::Passport, record.signing_key()).map_err(CredentialError::Signature)?;
         let passport: Passport = minicbor::decode(payload).map_err(|_| CredentialError::Malformed)?;
         if passport.agent.authority != record.fingerprint() {
             return Err(CredentialError::ForeignAuthority);
         }
         if now < passport.not_before {
-            return Err(CredentialError::NotYet {
-                not_before: passport.not_before,
-            });
+            return Err(CredentialError::NotYet { not_before: passport.not_before });
         }
         if passport.not_after <= now {
-            return Err(CredentialError::Expired {
-                not_after: passport.not_after,
-            });
+            return Err(CredentialError::Expired { not_after: passport.not_after });
         }
-        Ok(Self {
-            record,
-            passport,
-            bytes: bytes.to_vec(),
-        })
+        Ok(Self { record, passport, bytes: bytes.to_vec() })
     }
 
     /// Who it speaks for.
@@ -203,11 +185,7 @@ mod tests {
     fn a_fresh_credential_verifies_and_names_its_agent() {
         let authority = authority(1);
         let bytes = credential(&authority, NOW.minus(BACKDATED), NOW.plus(LIFETIME));
-        assert!(
-            bytes.len() < 450,
-            "{} bytes must fit one handshake packet with room to spare",
-            bytes.len()
-        );
+        assert!(bytes.len() < 450, "{} bytes must fit one handshake packet with room to spare", bytes.len());
         let verified = Credential::verify(&bytes, NOW).expect("it is good");
         assert_eq!(verified.agent().name.as_str(), "db");
         assert_eq!(verified.agent().authority, authority.fingerprint());
@@ -229,10 +207,7 @@ mod tests {
         let key = AgreementSecret::from_bytes([9; 32]).public();
         let forged = theirs.issue(&agent, key, NOW, NOW.plus(LIFETIME));
         let under_ours = Credential::verify(&Credential::join(ours.record(), forged.clone()), NOW);
-        assert!(
-            matches!(under_ours, Err(CredentialError::Signature(_))),
-            "{under_ours:?}"
-        );
+        assert!(matches!(under_ours, Err(CredentialError::Signature(_))), "{under_ours:?}");
         let under_theirs = Credential::verify(&Credential::join(theirs.record(), forged), NOW);
         assert_eq!(under_theirs, Err(CredentialError::ForeignAuthority));
     }
@@ -246,10 +221,7 @@ mod tests {
             assert!(Credential::verify(&bad, NOW).is_err(), "bit {bit} flipped was accepted");
         }
         for length in 0..good.len() {
-            assert!(
-                Credential::verify(&good[..length], NOW).is_err(),
-                "{length} bytes were accepted"
-            );
+            assert!(Credential::verify(&good[..length], NOW).is_err(), "{length} bytes were accepted");
         }
     }
 }

@@ -82,10 +82,7 @@ impl StreamHeader {
             5 => StreamKind::Discard,
             _ => return Err(BadHeader),
         };
-        Ok(Self {
-            kind,
-            port: u16::from_be_bytes([high, low]),
-        })
+        Ok(Self { kind, port: u16::from_be_bytes([high, low]) })
     }
 }
 
@@ -123,10 +120,7 @@ mod tests {
 
     #[test]
     fn a_header_is_four_bytes_and_reads_back() {
-        let header = StreamHeader {
-            kind: StreamKind::Tcp,
-            port: 8080,
-        };
+        let header = StreamHeader { kind: StreamKind::Tcp, port: 8080 };
         assert_eq!(header.encode(), [1, 1, 0x1f, 0x90]);
         assert_eq!(StreamHeader::decode(header.encode()), Ok(header));
     }

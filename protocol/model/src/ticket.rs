@@ -98,10 +98,7 @@ impl Ticket {
     /// Whom the ticket leads to.
     #[must_use]
     pub fn inviter(&self) -> AgentId {
-        AgentId {
-            authority: self.record.fingerprint(),
-            name: self.name.clone(),
-        }
+        AgentId { authority: self.record.fingerprint(), name: self.name.clone() }
     }
 
     /// Reads a ticket from text, ignoring white space that mail and chat programs put in.
@@ -114,9 +111,7 @@ impl Ticket {
         }
         let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
         let body = compact.strip_prefix(PREFIX).ok_or(TicketError::Malformed)?;
-        let bytes = BASE64URL_NOPAD
-            .decode(body.as_bytes())
-            .map_err(|_| TicketError::Malformed)?;
+        let bytes = BASE64URL_NOPAD.decode(body.as_bytes()).map_err(|_| TicketError::Malformed)?;
         let split = bytes.len().checked_sub(4).ok_or(TicketError::Malformed)?;
         let (payload, checksum) = bytes.split_at(split);
         if sha256(&[payload])[..4] != *checksum {
@@ -130,13 +125,7 @@ impl Ticket {
             return Err(TicketError::Expired);
         }
         let record = AuthorityRecord::verify(&wire.record, now).map_err(TicketError::Record)?;
-        Ok(Self {
-            record,
-            name: wire.name,
-            relays: wire.relays,
-            secret: wire.secret,
-            expires: wire.expires,
-        })
+        Ok(Self { record, name: wire.name, relays: wire.relays, secret: wire.secret, expires: wire.expires })
     }
 }
 
@@ -164,10 +153,7 @@ mod tests {
 
     fn ticket() -> Ticket {
         let authority = Authority::new(&Zeroizing::new([3; 96]), NOW);
-        let relay = format!(
-            "{}@relay.example.com:3478",
-            data_encoding::BASE32_NOPAD.encode(&[5; 32])
-        );
+        let relay = format!("{}@relay.example.com:3478", data_encoding::BASE32_NOPAD.encode(&[5; 32]));
         Ticket {
             record: authority.record().clone(),
             name: "db-tool-server".parse().expect("a name"),
@@ -181,11 +167,8 @@ mod tests {
     fn a_ticket_survives_its_text_even_when_mail_breaks_the_lines() {
         let ticket = ticket();
         let text = ticket.to_string();
-        let folded: String = text
-            .as_bytes()
-            .chunks(60)
-            .map(|c| format!("{}\r\n ", String::from_utf8_lossy(c)))
-            .collect();
+        let folded: String =
+            text.as_bytes().chunks(60).map(|c| format!("{}\r\n ", String::from_utf8_lossy(c))).collect();
         assert_eq!(Ticket::parse(&folded, NOW), Ok(ticket));
     }
 

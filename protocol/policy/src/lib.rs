@@ -59,31 +59,20 @@ pub fn check_inbound(peer: &Peer, offered: &[Port], number: u16, protocol: Proto
     if let Some(at) = ended(peer, now) {
         return Verdict::Deny(DenyReason::Expired { at });
     }
-    let asked = offered
-        .iter()
-        .find(|port| port.number == number && port.protocol == protocol);
+    let asked = offered.iter().find(|port| port.number == number && port.protocol == protocol);
     let Some(port) = asked else {
         return Verdict::Deny(DenyReason::NotOffered);
     };
     match peer.inbound.contains(&port.name) {
-        true => Verdict::Allow(Allowed {
-            trust: peer.trust,
-            port: port.name.clone(),
-        }),
-        false => Verdict::Deny(DenyReason::NotAllowed {
-            port: port.name.clone(),
-        }),
+        true => Verdict::Allow(Allowed { trust: peer.trust, port: port.name.clone() }),
+        false => Verdict::Deny(DenyReason::NotAllowed { port: port.name.clone() }),
     }
 }
 
 /// The ports of ours that `peer` may open, for telling it.
 #[must_use]
 pub fn open_to(peer: &Peer, offered: &[Port]) -> Vec<Port> {
-    offered
-        .iter()
-        .filter(|port| peer.inbound.contains(&port.name))
-        .cloned()
-        .collect()
+    offered.iter().filter(|port| peer.inbound.contains(&port.name)).cloned().collect()
 }
 
 /// When the trust ended, if it has.
@@ -107,10 +96,7 @@ mod tests {
     fn peer(inbound: &[&str]) -> Peer {
         Peer {
             trust: TrustId([1; 16]),
-            id: AgentId {
-                authority: Fingerprint([2; 32]),
-                name: "planner".parse().expect("a name"),
-            },
+            id: AgentId { authority: Fingerprint([2; 32]), name: "planner".parse().expect("a name") },
             secrets: Vec::new(),
             alias: label("planner"),
             inbound: inbound.iter().map(|p| label(p)).collect(),
@@ -123,29 +109,15 @@ mod tests {
 
     fn offered() -> Vec<Port> {
         vec![
-            Port {
-                name: label("mcp"),
-                number: 80,
-                protocol: Protocol::Tcp,
-            },
-            Port {
-                name: label("admin"),
-                number: 9000,
-                protocol: Protocol::Tcp,
-            },
+            Port { name: label("mcp"), number: 80, protocol: Protocol::Tcp },
+            Port { name: label("admin"), number: 9000, protocol: Protocol::Tcp },
         ]
     }
 
     #[test]
     fn a_port_named_in_the_trust_is_open_and_the_verdict_names_the_trust() {
         let verdict = check_inbound(&peer(&["mcp"]), &offered(), 80, Protocol::Tcp, NOW);
-        assert_eq!(
-            verdict,
-            Verdict::Allow(Allowed {
-                trust: TrustId([1; 16]),
-                port: label("mcp")
-            })
-        );
+        assert_eq!(verdict, Verdict::Allow(Allowed { trust: TrustId([1; 16]), port: label("mcp") }));
     }
 
     #[test]

@@ -16,10 +16,7 @@ fn the_exit_code_is_the_programs() {
 
 #[test]
 fn death_by_a_signal_is_128_and_the_signal() {
-    assert_eq!(
-        Runner::bare().output(&["sh", "-c", "kill -9 $$"]).status.code(),
-        Some(137)
-    );
+    assert_eq!(Runner::bare().output(&["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
 }
 
 #[test]
@@ -40,27 +37,14 @@ fn a_second_supervisor_inside_the_first_says_what_to_do() {
     let inner = env!("CARGO_BIN_EXE_peerage-run-as");
     let output = run.command(&[inner, "--", "true"]).output().expect("the runner starts");
     assert_eq!(output.status.code(), Some(125));
-    assert!(
-        text(&output.stderr).contains("start the command directly"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("start the command directly"), "{}", text(&output.stderr));
 }
 
 #[test]
 fn standard_streams_are_the_programs() {
-    let mut child = Runner::bare()
-        .command(&["cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the runner");
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(b"through")
-        .expect("cat reads");
+    let mut child =
+        Runner::bare().command(&["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the runner");
+    child.stdin.take().expect("piped").write_all(b"through").expect("cat reads");
     assert_eq!(text(&child.wait_with_output().expect("cat ends").stdout), "through");
 }
 
@@ -84,11 +68,7 @@ fn the_program_dies_with_its_supervisor() {
     child.wait().expect("killed");
     let mut ended = [PollFd::new(&ends, PollFlags::IN)];
     let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
-    assert_eq!(
-        rustix::event::poll(&mut ended, Some(&patience)),
-        Ok(1),
-        "the program lives on"
-    );
+    assert_eq!(rustix::event::poll(&mut ended, Some(&patience)), Ok(1), "the program lives on");
 }
 
 #[test]
@@ -107,21 +87,14 @@ fn a_process_left_behind_ends_when_asked_to() {
     let begin = Instant::now();
     let output = run.output(&["sh", "-c", "setsid sleep 600 &"]);
     assert!(output.status.success());
-    assert!(
-        begin.elapsed() < Duration::from_secs(60),
-        "it did not wait for the sleep"
-    );
+    assert!(begin.elapsed() < Duration::from_secs(60), "it did not wait for the sleep");
 }
 
 #[test]
 fn a_signal_ends_those_left_behind() {
     let (mut child, mut lines) = start(
         &Runner::bare(),
-        &[
-            "sh",
-            "-c",
-            "setsid sh -c 'trap \"exit 0\" TERM; echo ready; while :; do sleep 0.05; done' &",
-        ],
+        &["sh", "-c", "setsid sh -c 'trap \"exit 0\" TERM; echo ready; while :; do sleep 0.05; done' &"],
     );
     assert_eq!(next(&mut lines), "ready");
     // Before or after the shell has ended, somebody gets it; only the daemon must not be missed.

@@ -27,10 +27,7 @@ fn getaddrinfo_gives_the_peers_stable_address() {
 #[test]
 fn a_static_program_reaches_a_peer_by_name() {
     let run = Runner::with_peer("db-tool-server", peer_address(4), http_server("from the peer"));
-    assert_eq!(
-        run.prints(&["busybox", "wget", "-q", "-O", "-", "http://db-tool-server/"]),
-        "from the peer"
-    );
+    assert_eq!(run.prints(&["busybox", "wget", "-q", "-O", "-", "http://db-tool-server/"]), "from the peer");
 }
 
 #[test]
@@ -89,10 +86,7 @@ to = struct.pack('=H', socket.AF_INET) + struct.pack('>H', 80) + bytes([127, 64,
 s = socket.socket()
 print(connect(999, to, 16), connect(0, to, 16), connect(s.fileno(), None, 16), connect(s.fileno(), to, 3))
 print(connect(s.fileno(), to, 16), connect(s.fileno(), to, 16))";
-    assert_eq!(
-        run.prints(&["python3", "-c", script]),
-        "EBADF ENOTSOCK EFAULT EINVAL\nok EISCONN\n"
-    );
+    assert_eq!(run.prints(&["python3", "-c", script]), "EBADF ENOTSOCK EFAULT EINVAL\nok EISCONN\n");
 }
 
 #[test]
@@ -139,10 +133,7 @@ open(sys.argv[1], 'w').write('')
 print(before, during, look())";
     std::fs::write(&names, "").expect("a temporary file");
     make_writable(&names);
-    assert_eq!(
-        run.prints(&["python3", "-c", script, &names]),
-        "unknown 127.64.200.13 unknown\n"
-    );
+    assert_eq!(run.prints(&["python3", "-c", script, &names]), "unknown 127.64.200.13 unknown\n");
     std::fs::remove_file(&names).expect("still there");
 }
 
@@ -163,10 +154,7 @@ fn a_resolver_that_speaks_dns_itself_asks_the_agent() {
     let run = Runner::bare().option("--dns", dns_server(Ipv4Addr::new(127, 64, 9, 9)).to_string());
     let script = "import socket; print(socket.gethostbyname('known-to-dns-only.example'))";
     assert_eq!(run.prints(&["python3", "-c", script]), "127.64.9.9\n");
-    assert!(
-        run.prints(&["cat", "/etc/resolv.conf"])
-            .starts_with("nameserver 127.64.0.1\n")
-    );
+    assert!(run.prints(&["cat", "/etc/resolv.conf"]).starts_with("nameserver 127.64.0.1\n"));
 }
 
 #[test]
@@ -178,10 +166,7 @@ fn without_an_agents_dns_the_resolver_configuration_is_the_original() {
 #[test]
 fn files_answer_first_for_hosts() {
     let shown = run_cat("/etc/nsswitch.conf");
-    let hosts = shown
-        .lines()
-        .find(|line| line.starts_with("hosts:"))
-        .expect("a hosts line");
+    let hosts = shown.lines().find(|line| line.starts_with("hosts:")).expect("a hosts line");
     assert!(hosts.starts_with("hosts: files"), "{hosts}");
 }
 

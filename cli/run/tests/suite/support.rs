@@ -21,9 +21,7 @@ pub struct Runner {
 impl Runner {
     /// One peer, named `name`, whose port 80 really is `real`.
     pub fn with_peer(name: &str, address: IpAddr, real: SocketAddr) -> Self {
-        Self { options: Vec::new() }
-            .option("--name", format!("{name}={address}"))
-            .map(address, 80, real)
+        Self { options: Vec::new() }.option("--name", format!("{name}={address}")).map(address, 80, real)
     }
 
     pub fn bare() -> Self {
@@ -56,12 +54,7 @@ impl Runner {
         let output = self.command(command).output().expect("the runner starts");
         if rustix::process::geteuid().is_root() {
             let plain = self.as_nobody(command).output().expect("setpriv is part of util-linux");
-            assert_eq!(
-                plain.status,
-                output.status,
-                "as nobody: {}",
-                String::from_utf8_lossy(&plain.stderr)
-            );
+            assert_eq!(plain.status, output.status, "as nobody: {}", String::from_utf8_lossy(&plain.stderr));
             assert_eq!(text(&plain.stdout), text(&output.stdout), "as nobody");
         }
         output
@@ -80,12 +73,7 @@ impl Runner {
     /// What the command prints; it must succeed.
     pub fn prints(&self, command: &[&str]) -> String {
         let output = self.output(command);
-        assert!(
-            output.status.success(),
-            "{command:?}: {}\n{}",
-            output.status,
-            text(&output.stderr)
-        );
+        assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output.stderr));
         text(&output.stdout)
     }
 }
@@ -111,10 +99,7 @@ pub fn http_server(body: &'static str) -> SocketAddr {
                 }
                 let len = body.len();
                 // The client may have what it wants already.
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}"
-                );
+                let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}");
             });
         }
     });
@@ -123,10 +108,7 @@ pub fn http_server(body: &'static str) -> SocketAddr {
 
 /// An address where nobody listens: bound once, so free, and closed again.
 pub fn closed_port() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .expect("loopback")
-        .local_addr()
-        .expect("bound")
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback").local_addr().expect("bound")
 }
 
 /// A DNS server that answers every A question with `answer`.
@@ -150,12 +132,7 @@ fn dns_reply(query: &[u8], answer: Ipv4Addr) -> Vec<u8> {
         end += usize::from(query[end]) + 1;
     }
     let is_a = query[end + 1..end + 3] == [0, 1];
-    let mut reply = [
-        &query[..2],
-        &[0x85, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0],
-        &query[HEADER..end + 5],
-    ]
-    .concat();
+    let mut reply = [&query[..2], &[0x85, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0], &query[HEADER..end + 5]].concat();
     if is_a {
         // The name is a pointer to the question's; type A, class IN, 5 s, four bytes.
         reply.extend([0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4]);

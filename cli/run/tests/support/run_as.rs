@@ -21,11 +21,7 @@ struct Fixed {
 impl Directory for Fixed {
     fn names(&self) -> Names {
         let mut hosts = self.names.clone();
-        if let Some(text) = self
-            .names_file
-            .as_ref()
-            .and_then(|path| std::fs::read_to_string(path).ok())
-        {
+        if let Some(text) = self.names_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok()) {
             hosts.extend(text.lines().map(name));
         }
         Names { hosts }
@@ -43,21 +39,14 @@ fn main() -> ExitCode {
     let (mut dns, mut leftovers) = (None, Leftovers::Wait);
     let mut arguments = std::env::args_os().skip(1);
     while let Some(option) = arguments.next() {
-        let mut value = || {
-            arguments
-                .next()
-                .and_then(|value| value.into_string().ok())
-                .expect("an option's value")
-        };
+        let mut value = || arguments.next().and_then(|value| value.into_string().ok()).expect("an option's value");
         match option.to_str() {
             Some("--name") => fixed.names.push(name(&value())),
             Some("--names-file") => fixed.names_file = Some(value().into()),
             Some("--map") => {
                 let value = value();
                 let (from, to) = value.split_once('=').expect("FROM=TO");
-                fixed
-                    .map
-                    .insert(from.parse().expect("an address"), to.parse().expect("an address"));
+                fixed.map.insert(from.parse().expect("an address"), to.parse().expect("an address"));
             }
             Some("--dns") => dns = Some(value().parse().expect("an address")),
             Some("--end-leftovers") => leftovers = Leftovers::End,
@@ -74,9 +63,7 @@ fn main() -> ExitCode {
     match peerage_run::run(program) {
         Ok(status) => peerage_run::exit_code(status).into(),
         Err(error) => {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
             eprintln!("{error}{cause}\nhint: {}", error.hint());
             error.exit_code().into()
         }

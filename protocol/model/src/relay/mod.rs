@@ -91,16 +91,10 @@ impl FromStr for RelayInfo {
 
     fn from_str(text: &str) -> Result<Self, InvalidRelay> {
         let (key, place) = text.split_once('@').ok_or(InvalidRelay::Shape)?;
-        let key = BASE32_NOPAD
-            .decode(key.to_ascii_uppercase().as_bytes())
-            .map_err(|_| InvalidRelay::Key)?;
+        let key = BASE32_NOPAD.decode(key.to_ascii_uppercase().as_bytes()).map_err(|_| InvalidRelay::Key)?;
         let key = AgreementKey(key.try_into().map_err(|_| InvalidRelay::Key)?);
         let (host, port) = split_port(place)?;
-        Ok(Self {
-            key,
-            host: host.parse()?,
-            port,
-        })
+        Ok(Self { key, host: host.parse()?, port })
     }
 }
 
