@@ -126,6 +126,8 @@ pub enum Command {
     Install(Install),
     /// Run a relay
     Relay(peerage_relay::Options),
+    /// Show two agents behind emulated NATs finding each other by name, on this machine
+    Demo(peerage_demo::Options),
     /// Print a completion script for a shell
     Completions {
         /// For which shell

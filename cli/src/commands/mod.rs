@@ -30,6 +30,7 @@ pub fn run(cli: Cli, output: Output) -> Done {
         Command::Completions { shell } => completions(shell),
         Command::Install(options) => install::install(&options, output),
         Command::Relay(options) => relay(options),
+        Command::Demo(options) => Ok(peerage_demo::run(&options, output.is_json())),
         Command::Run { command } => run::run(&place?, command, output),
         Command::Up(up) if up.detach => up::detach(&place?, output),
         Command::Up(up) => runtime(true)?.block_on(up::foreground(place?, *up, output)),
@@ -59,6 +60,7 @@ async fn ask(place: &Place, command: Command, output: Output) -> Done {
         | Command::Run { .. }
         | Command::Install(_)
         | Command::Relay(_)
+        | Command::Demo(_)
         | Command::Completions { .. } => unreachable!("`run` has these"),
     }
 }
