@@ -56,11 +56,7 @@ pub fn compile(own: &Authority, us: &AgentId, document: &Document, invites: &Inv
     for trust in &document.trusts {
         match usable(own, us, trust, &revoked, now) {
             Ok(secrets) => peers.push(peer(trust, secrets, &document.services)),
-            Err(why) => problems.push(Problem {
-                trust: trust.id,
-                peer: trust.peer.clone(),
-                why,
-            }),
+            Err(why) => problems.push(Problem { trust: trust.id, peer: trust.peer.clone(), why }),
         }
     }
     let snapshot = Snapshot {
@@ -111,11 +107,7 @@ fn usable(
     let secret =
         |record: &AuthorityRecord| PairSecret::between(own.agreement(), record.agreement_key(), us, &trust.peer);
     let secrets: Vec<PairSecret> = records.iter().filter_map(|record| secret(record).ok()).collect();
-    if secrets.is_empty() {
-        Err(Unusable::WeakKey)
-    } else {
-        Ok(secrets)
-    }
+    if secrets.is_empty() { Err(Unusable::WeakKey) } else { Ok(secrets) }
 }
 
 fn peer(trust: &Trust, secrets: Vec<PairSecret>, services: &[Service]) -> Peer {
@@ -138,26 +130,14 @@ fn inbound(inbound: &Inbound, services: &[Service]) -> Vec<Label> {
         Inbound::Everything => true,
         Inbound::Only(names) => names.contains(&service.name),
     };
-    services
-        .iter()
-        .filter(meant)
-        .map(|service| service.name.clone())
-        .collect()
+    services.iter().filter(meant).map(|service| service.name.clone()).collect()
 }
 
 fn open_invites(document: &Document, secrets: &InviteSecrets, now: UnixTime) -> Vec<Invite> {
-    let open = document
-        .invites
-        .iter()
-        .filter(|invite| invite.expires > now)
-        .take(change::MAX_INVITES);
+    let open = document.invites.iter().filter(|invite| invite.expires > now).take(change::MAX_INVITES);
     open.filter_map(|invite| {
         let secret = secrets.get(&invite.id)?.clone();
-        Some(Invite {
-            id: invite.id,
-            secret,
-            expires: invite.expires,
-        })
+        Some(Invite { id: invite.id, secret, expires: invite.expires })
     })
     .collect()
 }
@@ -214,27 +194,15 @@ mod tests {
     fn an_empty_state_talks_to_nobody() {
         let own = authority(1);
         let compiled = compiled(&own, &agent(&own, "a"), &Document::default());
-        assert_eq!(
-            compiled,
-            Compiled {
-                snapshot: Snapshot::default(),
-                problems: Vec::new()
-            }
-        );
+        assert_eq!(compiled, Compiled { snapshot: Snapshot::default(), problems: Vec::new() });
     }
 
     #[test]
     fn two_agents_that_trust_each_other_get_the_same_secret() {
         let (ours, theirs) = (authority(1), authority(2));
         let (us, them) = (agent(&ours, "a"), agent(&theirs, "b"));
-        let here = Document {
-            trusts: vec![trust(&them, &[&theirs])],
-            ..Document::default()
-        };
-        let there = Document {
-            trusts: vec![trust(&us, &[&ours])],
-            ..Document::default()
-        };
+        let here = Document { trusts: vec![trust(&them, &[&theirs])], ..Document::default() };
+        let there = Document { trusts: vec![trust(&us, &[&ours])], ..Document::default() };
         let here = compiled(&ours, &us, &here).snapshot;
         let there = compiled(&theirs, &them, &there).snapshot;
         assert_eq!(here.peers[0].secrets, there.peers[0].secrets);
@@ -245,14 +213,8 @@ mod tests {
     fn two_agents_of_one_authority_need_no_record() {
         let own = authority(1);
         let (a, b) = (agent(&own, "a"), agent(&own, "b"));
-        let here = Document {
-            trusts: vec![trust(&b, &[])],
-            ..Document::default()
-        };
-        let there = Document {
-            trusts: vec![trust(&a, &[])],
-            ..Document::default()
-        };
+        let here = Document { trusts: vec![trust(&b, &[])], ..Document::default() };
+        let there = Document { trusts: vec![trust(&a, &[])], ..Document::default() };
         assert_eq!(
             compiled(&own, &a, &here).snapshot.peers[0].secrets,
             compiled(&own, &b, &there).snapshot.peers[0].secrets
@@ -264,10 +226,7 @@ mod tests {
         let (ours, old) = (authority(1), authority(2));
         let new = old.rotate(&Zeroizing::new([9; 64]), NOW);
         let (us, them) = (agent(&ours, "a"), agent(&old, "b"));
-        let document = Document {
-            trusts: vec![trust(&them, &[&old, &new])],
-            ..Document::default()
-        };
+        let document = Document { trusts: vec![trust(&them, &[&old, &new])], ..Document::default() };
         let secrets = &compiled(&ours, &us, &document).snapshot.peers[0].secrets;
         let with = |other: &Authority| {
             PairSecret::between(ours.agreement(), other.record().agreement_key(), &us, &them).expect("good keys")
@@ -279,18 +238,10 @@ mod tests {
     fn a_record_of_another_authority_or_past_its_end_gives_no_secret() {
         let (ours, theirs) = (authority(1), authority(2));
         let (us, them) = (agent(&ours, "a"), agent(&theirs, "b"));
-        let foreign = Document {
-            trusts: vec![trust(&them, &[&authority(3)])],
-            ..Document::default()
-        };
+        let foreign = Document { trusts: vec![trust(&them, &[&authority(3)])], ..Document::default() };
         assert_eq!(only_problem(&ours, &us, &foreign), Unusable::NoRecord);
-        let good = Document {
-            trusts: vec![trust(&them, &[&theirs])],
-            ..Document::default()
-        };
-        let late = NOW
-            .plus(peerage_model::authority::RECORD_LIFETIME)
-            .plus(Duration::from_secs(1));
+        let good = Document { trusts: vec![trust(&them, &[&theirs])], ..Document::default() };
+        let late = NOW.plus(peerage_model::authority::RECORD_LIFETIME).plus(Duration::from_secs(1));
         let late = compile(&ours, &us, &good, &InviteSecrets::new(), late);
         assert_eq!(late.problems[0].why, Unusable::NoRecord);
     }
@@ -300,25 +251,11 @@ mod tests {
         let (ours, theirs) = (authority(1), authority(2));
         let (us, them) = (agent(&ours, "a"), agent(&theirs, "b"));
         let listed = trust(&them, &[&theirs]);
-        let revoked = vec![Revoked {
-            id: listed.id,
-            peer: them.clone(),
-            at: NOW,
-        }];
-        let document = Document {
-            trusts: vec![listed.clone()],
-            revoked,
-            ..Document::default()
-        };
+        let revoked = vec![Revoked { id: listed.id, peer: them.clone(), at: NOW }];
+        let document = Document { trusts: vec![listed.clone()], revoked, ..Document::default() };
         assert_eq!(only_problem(&ours, &us, &document), Unusable::Revoked);
-        let ended = Trust {
-            expires: Some(NOW),
-            ..listed
-        };
-        let document = Document {
-            trusts: vec![ended],
-            ..Document::default()
-        };
+        let ended = Trust { expires: Some(NOW), ..listed };
+        let document = Document { trusts: vec![ended], ..Document::default() };
         assert_eq!(only_problem(&ours, &us, &document), Unusable::Expired);
     }
 
@@ -326,25 +263,15 @@ mod tests {
     fn inbound_names_only_what_is_exposed() {
         let (ours, theirs) = (authority(1), authority(2));
         let (us, them) = (agent(&ours, "a"), agent(&theirs, "b"));
-        let services = vec![
-            "mcp=80:8080".parse().expect("it is"),
-            "dns=53/udp".parse().expect("it is"),
-        ];
+        let services = vec!["mcp=80:8080".parse().expect("it is"), "dns=53/udp".parse().expect("it is")];
         let label = |text: &str| text.parse::<Label>().expect("a label");
         for (inbound, expected) in [
             (Inbound::Everything, vec![label("mcp"), label("dns")]),
             (Inbound::Only(vec![label("dns"), label("gone")]), vec![label("dns")]),
             (Inbound::NOTHING, vec![]),
         ] {
-            let trusts = vec![Trust {
-                inbound,
-                ..trust(&them, &[&theirs])
-            }];
-            let document = Document {
-                trusts,
-                services: services.clone(),
-                ..Document::default()
-            };
+            let trusts = vec![Trust { inbound, ..trust(&them, &[&theirs]) }];
+            let document = Document { trusts, services: services.clone(), ..Document::default() };
             let snapshot = compiled(&ours, &us, &document).snapshot;
             assert_eq!(snapshot.peers[0].inbound, expected);
             assert_eq!(snapshot.ports[1].protocol, Protocol::Udp);
@@ -354,15 +281,10 @@ mod tests {
     #[test]
     fn only_open_invitations_with_a_secret_are_answered() {
         let own = authority(1);
-        let invite = |id: u8, expires: UnixTime| Invitation {
-            id: TrustId([id; 16]),
-            expires,
-        };
+        let invite = |id: u8, expires: UnixTime| Invitation { id: TrustId([id; 16]), expires };
         let later = NOW.plus(Duration::from_secs(1));
-        let document = Document {
-            invites: vec![invite(1, later), invite(2, NOW), invite(3, later)],
-            ..Document::default()
-        };
+        let document =
+            Document { invites: vec![invite(1, later), invite(2, NOW), invite(3, later)], ..Document::default() };
         let secrets = [1, 2].map(|id| (TrustId([id; 16]), PairSecret::from_bytes([id; 32])));
         let compiled = compile(&own, &agent(&own, "a"), &document, &InviteSecrets::from(secrets), NOW);
         let answered: Vec<TrustId> = compiled.snapshot.invites.iter().map(|invite| invite.id).collect();
@@ -373,15 +295,9 @@ mod tests {
     fn a_denied_instance_stays_denied_until_its_passport_has_ended() {
         let own = authority(1);
         let instance = peerage_model::InstanceId([3; 8]);
-        let denied = |until| Denied {
-            authority: own.fingerprint(),
-            instance,
-            until,
-        };
-        let document = Document {
-            denied: vec![denied(NOW), denied(NOW.plus(Duration::from_secs(1)))],
-            ..Document::default()
-        };
+        let denied = |until| Denied { authority: own.fingerprint(), instance, until };
+        let document =
+            Document { denied: vec![denied(NOW), denied(NOW.plus(Duration::from_secs(1)))], ..Document::default() };
         assert_eq!(compiled(&own, &agent(&own, "a"), &document).snapshot.denied.len(), 1);
     }
 }

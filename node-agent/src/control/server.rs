@@ -28,6 +28,9 @@ const MAX_CALLERS: usize = 256;
 /// How long a caller may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a failed connection's reason may take: it is on its way already, or lost.
+const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What a request leads to.
 pub enum Reply {
     /// One answer.
@@ -136,9 +139,21 @@ async fn serve_one<H: Handler>(stream: UnixStream, handler: Arc<H>) -> io::Resul
         Ok(Reply::Stream(events)) => relay_events(&mut stream, events).await,
         Ok(Reply::Raw(value, mut tunnel, ended)) => {
             say(&mut stream, Said::Ok(value)).await?;
-            ended(copy_bidirectional(&mut stream, &mut tunnel).await.map(drop));
+            ended(carry(&mut stream, &mut tunnel).await);
             Ok(())
         }
+    }
+}
+
+/// Carries bytes both ways. A refused stream may fail a write before its reason has been read, so that is looked for.
+async fn carry(stream: &mut BufReader<UnixStream>, tunnel: &mut TunnelStream) -> io::Result<()> {
+    let Err(error) = copy_bidirectional(stream, tunnel).await else { return Ok(()) };
+    if error.get_ref().is_some() {
+        return Err(error);
+    }
+    match timeout(REASON_PATIENCE, tunnel.read_u8()).await {
+        Ok(Err(reason)) if reason.get_ref().is_some() => Err(reason),
+        Ok(_) | Err(_) => Err(error),
     }
 }
 
@@ -186,7 +201,10 @@ async fn read_request(stream: &mut BufReader<UnixStream>) -> io::Result<Result<R
 }
 
 /// Reads one line of a caller.
-fn parse_request(line: &[u8]) -> Result<Request, Failure> {
+///
+/// # Errors
+/// What the caller is told: no JSON object, another version, no such request.
+pub fn parse_request(line: &[u8]) -> Result<Request, Failure> {
     let value: Value =
         serde_json::from_slice(line).map_err(|_| Failure::bad_request("a request is one JSON object"))?;
     match value.get("v").and_then(Value::as_u64) {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::control::Failure;
+use crate::control::{Code, Failure};
 use crate::tunnel::DialError;
 
 /// Reasons kept; a caller asks at once.
@@ -31,10 +31,16 @@ impl Outcomes {
         kept.next
     }
 
-    /// Notes how it ended. Only what the tunnel says counts: a caller that hangs up knows why.
+    /// Notes how it ended. A caller that hung up itself does not ask.
     pub(super) fn end(&self, connection: u64, result: &io::Result<()>) {
         let Err(error) = result else { return };
-        let Some(failure) = of_tunnel(error) else { return };
+        let failure = of_tunnel(error).unwrap_or_else(|| {
+            Failure::new(
+                Code::SessionEnded,
+                format!("the connection ended early: {error}"),
+                "the service at the other side closed it, or went away; its log may say why",
+            )
+        });
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.failures.insert(connection, failure);
         while kept.failures.len() > KEPT {
