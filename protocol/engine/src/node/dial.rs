@@ -29,7 +29,7 @@ impl Node {
     }
 
     fn connect(&mut self, pair_key: &PairKey, now: Now) -> Option<SessionKey> {
-        let pair = self.pairs.get(pair_key)?;
+        let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(now.wall))?;
         let (agent, relays) = pair.destination()?;
         let destination = agent.routing_id();
         let via = self.relays.towards(&destination, relays, now.mono);

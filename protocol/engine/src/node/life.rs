@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use peerage_model::control::{ControlMessage, Hello};
-use peerage_model::{AgentId, Credential, InstanceId};
+use peerage_model::{AgentId, Credential, InstanceId, UnixTime};
 use quinn_proto::{
     Connection, ConnectionError, ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent, VarInt,
 };
@@ -29,7 +29,7 @@ impl Node {
     /// Answers a first packet whose knock is good.
     pub(super) fn accept(&mut self, incoming: QuicIncoming, first_id: [u8; KNOCK_LEN], route: RelayRoute, now: Now) {
         let matched = self.knocks().check(&first_id, now.wall);
-        let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret)?, m)));
+        let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret, now.wall)?, m)));
         let Some((config, matched)) = admitted else {
             self.endpoint.ignore(incoming);
             return;
@@ -53,8 +53,14 @@ impl Node {
         }
     }
 
-    fn server_for(&mut self, pair_key: &PairKey, secret: usize) -> Option<Arc<quinn_proto::ServerConfig>> {
-        let pair = self.pairs.get(pair_key)?;
+    fn server_for(
+        &mut self,
+        pair_key: &PairKey,
+        secret: usize,
+        wall: UnixTime,
+    ) -> Option<Arc<quinn_proto::ServerConfig>> {
+        // An ended trust or invitation must not even show that we are here.
+        let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(wall))?;
         if pair.pending.len() >= MAX_PENDING {
             debug!(pair = ?pair_key, "too many handshakes at a time");
             return None;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{Invite, Peer};
-use peerage_model::{AgentId, PairSecret, TrustId};
+use peerage_model::{AgentId, PairSecret, TrustId, UnixTime};
 
 use super::event::{AskKey, SessionKey, StreamKey};
 use crate::noise::{ConfigError, Pairing};
@@ -120,6 +120,15 @@ impl Pair {
         match &self.purpose {
             Purpose::Peer(peer) => Some(peer),
             Purpose::Invite(_) | Purpose::Ask { .. } => None,
+        }
+    }
+
+    /// Whether its time is over: it is neither dialled nor answered any more.
+    pub(super) fn has_ended(&self, wall: UnixTime) -> bool {
+        match &self.purpose {
+            Purpose::Peer(peer) => peerage_policy::ended(peer, wall).is_some(),
+            Purpose::Invite(invite) => invite.expires <= wall,
+            Purpose::Ask { .. } => false,
         }
     }
 

@@ -226,6 +226,7 @@ impl Node {
             return;
         }
         let Some(session) = self.sessions.get_mut(&key) else { return };
+        let refused = session.is_unconfirmed() && session.born + HANDSHAKE_TIMEOUT <= now.mono;
         if let Phase::Up(up) = &mut session.phase {
             up.path.handle_timeout(now.mono);
             if up.next_ping <= now.mono {
@@ -244,7 +245,9 @@ impl Node {
             if doubted {
                 up.suspect = Some(now.mono + DOUBT);
             }
-            if doubted && self.is_succeeded(key) {
+            if refused {
+                self.close(key, CloseCode::Drained, DownReason::TimedOut, now.mono);
+            } else if doubted && self.is_succeeded(key) {
                 self.close(key, CloseCode::Replaced, DownReason::TimedOut, now.mono);
             } else if drained && unused {
                 self.close(key, CloseCode::Drained, DownReason::Drained, now.mono);
@@ -279,10 +282,11 @@ impl Node {
         let ours = match &session.phase {
             Phase::Up(up) => {
                 let ping = (!up.streams.is_empty()).then_some(up.next_ping);
-                [up.path.poll_timeout(), ping, up.expires, up.draining, up.suspect]
+                let refused = session.is_unconfirmed().then_some(session.born + HANDSHAKE_TIMEOUT);
+                [up.path.poll_timeout(), ping, up.expires, up.draining, up.suspect, refused]
             }
-            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None],
-            Phase::Closing => [None; 5],
+            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None, None],
+            Phase::Closing => [None; 6],
         };
         let at = ours.into_iter().chain([quic]).flatten().min();
         self.timers.set(&Timer::Session(key), at);

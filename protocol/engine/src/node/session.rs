@@ -138,6 +138,12 @@ impl Session {
         }
     }
 
+    /// Whether the peer has not shown yet that it takes us: a client has its keys before the server has judged it, and
+    /// a server that refuses is silent.
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        self.initiator && self.connection.stats().frame_rx.handshake_done == 0
+    }
+
     /// Whether something proven came since the last call. quinn-proto counts a frame only after its packet decrypted
     /// and turned out to be no duplicate, so nothing that a relay or stranger invents or repeats counts.
     pub(super) fn heard_something(&mut self) -> bool {
