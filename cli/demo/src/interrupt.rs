@@ -26,6 +26,7 @@ pub(crate) fn watch(teardown: Arc<Teardown>, report: Arc<Report>) -> io::Result<
         });
         report.lines("\ninterrupted: taking everything down");
         report.object(serde_json::json!({"event": "interrupted", "signal": number}));
+        report.close();
         teardown.now();
         std::process::exit(128 + number);
     })?;

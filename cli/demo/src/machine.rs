@@ -25,6 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Longer words (tickets) are shortened where they are shown.
 const SHOWN: usize = 80;
 
+/// What curl reads on these machines, so that the lines stay as short as they would be typed: no progress meter, and
+/// the figures of each request on stderr, apart from the answer.
+const CURLRC: &str = r#"# Made by `peerage demo`.
+silent
+show-error
+write-out = "%{stderr}status=%{http_code} first_byte=%{time_starttransfer} total=%{time_total} bytes=%{size_download}\n"
+"#;
+
 /// One machine of the demo.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -47,12 +55,17 @@ impl Machine {
     pub(crate) fn new(name: &str, host: Host, teardown: &Arc<Teardown>) -> Result<Self, Problem> {
         let home = teardown.home().join(name);
         std::fs::create_dir(&home)?;
+        std::fs::write(home.join(".curlrc"), CURLRC)?;
         let program = std::env::current_exe()?;
         Ok(Self { name: name.to_owned(), host, home, program, teardown: Arc::clone(teardown) })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
     }
 
     /// The agent's state.
@@ -148,11 +161,15 @@ impl Machine {
         let mut command = Command::new(&self.program);
         // A group of its own, so that Ctrl-C asks the demo alone, which then ends everything in order.
         command.args(words).stdin(Stdio::null()).process_group(0);
-        command.current_dir(&self.home).env("HOME", &self.home).env(STATE_VARIABLE, self.home.join("state"));
-        // Nothing here is meant for the person's own proxies.
-        for variable in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
-            command.env_remove(variable);
+        // What the person's own agents, relays and proxies are told is not meant for these.
+        let ours = |name: &str| name.starts_with("PEERAGE_") && name != "PEERAGE_LOG";
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| ours(name) || name.to_ascii_lowercase().ends_with("_proxy")) {
+                command.env_remove(name);
+            }
         }
+        command.current_dir(&self.home).env("HOME", &self.home).env("CURL_HOME", &self.home);
+        command.env(STATE_VARIABLE, self.home.join("state"));
         command
     }
 
@@ -255,9 +272,10 @@ pub(crate) fn both(output: &Output) -> String {
     format!("{} ({})", said.trim(), output.status)
 }
 
-/// The command line as it would be typed.
+/// The command line as a person would type it, who reads and needs no JSON.
 fn shown(words: &[&str]) -> String {
-    words.iter().fold("peerage".to_owned(), |line, word| format!("{line} {}", quoted(word)))
+    let typed = words.iter().skip_while(|word| **word == "--json");
+    typed.fold("peerage".to_owned(), |line, word| format!("{line} {}", quoted(word)))
 }
 
 fn quoted(word: &str) -> String {

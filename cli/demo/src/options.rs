@@ -56,6 +56,15 @@ impl NatPreset {
         }
     }
 
+    /// Whether this is what an agent behind it may find out. Relays with one address each cannot tell the cones apart.
+    pub(crate) fn is_found_as(self, word: &str) -> bool {
+        match self {
+            Self::None => matches!(word, "open internet" | "firewalled"),
+            Self::FullCone | Self::RestrictedCone | Self::PortRestricted => word.contains("cone"),
+            Self::Symmetric => word == "symmetric",
+        }
+    }
+
     /// For the picture.
     pub(crate) const fn words(self) -> &'static str {
         match self {

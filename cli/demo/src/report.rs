@@ -6,7 +6,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -22,9 +22,12 @@ pub(crate) struct Report {
     json: bool,
     colour: bool,
     begun: Instant,
-    /// One line at a time.
-    turn: Mutex<()>,
+    /// One line at a time; false once nothing more shall be said.
+    open: Mutex<bool>,
 }
+
+/// What commands print is cut after this many characters.
+const WIDTH: usize = 160;
 
 /// How a text is painted.
 #[derive(Clone, Copy)]
@@ -38,7 +41,7 @@ enum Paint {
 impl Report {
     pub(crate) fn new(json: bool) -> Self {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { json, colour, begun: Instant::now(), turn: Mutex::new(()) }
+        Self { json, colour, begun: Instant::now(), open: Mutex::new(true) }
     }
 
     /// A step begins.
@@ -55,7 +58,11 @@ impl Report {
 
     /// Something that a command printed.
     pub(crate) fn output(&self, line: &str) {
-        self.text(&format!("     {}", self.painted(Paint::Dim, line)));
+        let mut shown: String = line.chars().take(WIDTH).collect();
+        if shown.len() < line.len() {
+            shown.push('…');
+        }
+        self.text(&format!("     {}", self.painted(Paint::Dim, &shown)));
     }
 
     /// Something that was seen to work.
@@ -86,6 +93,15 @@ impl Report {
         self.line(&event.to_string());
     }
 
+    /// Nothing is said from here on: what fails now fails because everything is being taken down.
+    pub(crate) fn close(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        !*self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says which step failed and what to do.
     pub(crate) fn failed(&self, step: &str, problem: &Problem) -> ExitCode {
         self.text(&format!("\n{} {step}", self.painted(Paint::Bad, "✗ failed:")));
@@ -94,7 +110,7 @@ impl Report {
         let logs: Vec<(&Path, Vec<String>)> = problem.logs.iter().map(|log| (log.as_path(), tail(log))).collect();
         for (log, lines) in &logs {
             self.text(&format!("   the last lines of {}:", log.file_name().unwrap_or_default().display()));
-            lines.iter().for_each(|line| self.output(line));
+            lines.iter().for_each(|line| self.text(&format!("     {}", self.painted(Paint::Dim, line))));
         }
         self.text(&format!("   {}  {}", self.painted(Paint::Bold, "hint"), problem.hint));
         let logs: Vec<Value> =
@@ -113,7 +129,10 @@ impl Report {
     }
 
     fn line(&self, line: &str) {
-        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*open {
+            return;
+        }
         let mut out = io::stdout().lock();
         // A reader that has gone away (`peerage demo | head`) is no reason to break off: things must be taken down.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());

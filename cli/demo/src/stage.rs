@@ -82,8 +82,8 @@ pub(crate) struct Stage {
     /// Whether the two NATs leave a direct way.
     pub(crate) possibility: Possibility,
     pub(crate) teardown: Arc<Teardown>,
-    /// After everything that runs in it.
-    _lab: Lab,
+    /// Last: what runs ends before the world it runs in.
+    lab: Lab,
 }
 
 impl Stage {
@@ -105,7 +105,13 @@ impl Stage {
         let laptop = host("laptop", inside(options.nat_a, LAPTOP, PUBLIC[0]), options.nat_a.kind(), &access)?;
         let server = host("server", inside(options.nat_b, SERVER, PUBLIC[1]), options.nat_b.kind(), &access)?;
         let possibility = can_be_direct(&options.nat_a.kind(), &options.nat_b.kind());
-        Ok(Self { relays, laptop, server, possibility, teardown, _lab: lab })
+        Ok(Self { relays, laptop, server, possibility, teardown, lab })
+    }
+
+    /// Bytes that went from the server's machine to the laptop without passing a relay, headers included: counted by the
+    /// emulated internet itself, whatever agents say.
+    pub(crate) fn bytes_past_relays(&self) -> u64 {
+        self.lab.traffic(self.server.host(), self.laptop.host()).bytes
     }
 
     /// Whether the agents must find a direct way. Predicting or guessing ports is not asked of them.

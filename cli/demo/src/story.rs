@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::figures::Figures;
 use crate::interrupt;
-use crate::machine::{Machine, Output, Running, both};
-use crate::options::Options;
+use crate::machine::{Following, Machine, Output, Running, both};
+use crate::options::{NatPreset, Options};
 use crate::problem::Problem;
 use crate::report::Report;
 use crate::stage::{RELAYS, Stage, picture};
@@ -35,7 +35,7 @@ const STEPS: [(&str, Step); 9] = [
     ("An MCP server starts, on the loopback of its machine", Demo::start_server),
     ("Two agents start, each behind a NAT, and find out which kind", Demo::start_agents),
     ("The laptop asks for trust, and the server's owner gives it", Demo::make_trust),
-    ("A plain curl reaches the server by its name, at once, by relay", Demo::first_byte),
+    ("A plain curl reaches the server by its name, at once", Demo::first_byte),
     ("The path becomes direct underneath, if the NATs leave a way", Demo::upgrade),
     ("An MCP client works as if the server were next to it", Demo::use_mcp),
     ("A download shows what the tunnel carries", Demo::throughput),
@@ -51,8 +51,12 @@ pub(super) struct Demo {
     relays: Vec<String>,
     /// The laptop's events.
     timeline: Arc<Timeline>,
+    /// The presets of the laptop's and the server's NAT.
+    nats: [NatPreset; 2],
     /// A ping that has run since the first connection.
-    ping: Option<crate::machine::Following>,
+    ping: Option<Following>,
+    /// The round trip before the path changed, in milliseconds.
+    relayed_rtt: Option<f64>,
     running: Vec<Running>,
     /// Last: what runs ends before the world it runs in.
     stage: Stage,
@@ -71,12 +75,16 @@ pub(crate) fn play(options: &Options, report: &Arc<Report>) -> ExitCode {
         Ok(stage)
     });
     let mut demo = match prepared {
-        Ok(stage) => Demo::new(stage, Arc::clone(report)),
+        Ok(stage) => Demo::new(stage, [options.nat_a, options.nat_b], Arc::clone(report)),
         Err(problem) => return report.failed("The demo finds what it needs", &problem),
     };
     for (number, (title, step)) in (1..).zip(STEPS) {
         report.step(number, STEPS.len(), title);
         if let Err(problem) = step(&mut demo) {
+            while report.is_closed() {
+                // Interrupted: the thread that was told so ends the process.
+                std::thread::park();
+            }
             let code = report.failed(title, &problem);
             demo.say_where_logs_are(options.keep);
             return code;
@@ -89,13 +97,15 @@ pub(crate) fn play(options: &Options, report: &Arc<Report>) -> ExitCode {
 }
 
 impl Demo {
-    fn new(stage: Stage, report: Arc<Report>) -> Self {
+    fn new(stage: Stage, nats: [NatPreset; 2], report: Arc<Report>) -> Self {
         Self {
             report,
             figures: Figures::default(),
             relays: Vec::new(),
             timeline: Arc::default(),
+            nats,
             ping: None,
+            relayed_rtt: None,
             running: Vec::new(),
             stage,
         }
@@ -142,13 +152,19 @@ impl Demo {
         for (machine, words) in [(&self.stage.server, server), (&self.stage.laptop, laptop)] {
             self.running.push(machine.start(&self.report, &words, "agent")?);
         }
-        for machine in [&self.stage.server, &self.stage.laptop] {
-            let status =
-                wait_for(&mut self.running, "the agent to be bound at its relays", &machine.log("agent"), || {
-                    let status = machine.ask_quietly(&["status"]).ok()?.pop()?;
-                    let bound = |relay: &Value| relay["up"] == true && relay["observed"].is_string();
-                    status["relays"].as_array()?.iter().all(bound).then_some(status)
-                })?;
+        for (machine, nat) in [&self.stage.laptop, &self.stage.server].into_iter().zip(self.nats) {
+            let expected = "the agent to be bound at its relays and to know its NAT";
+            let status = wait_for(&mut self.running, expected, &machine.log("agent"), || {
+                let status = machine.ask_quietly(&["status"]).ok()?.pop()?;
+                let bound = |relay: &Value| relay["up"] == true && relay["observed"].is_string();
+                let known = status["nat"]["kind"] != "unknown";
+                (known && status["relays"].as_array()?.iter().all(bound)).then_some(status)
+            })?;
+            let found = status["nat"]["kind"].as_str().unwrap_or_default();
+            if !nat.is_found_as(found) {
+                let expected = format!("{} to be recognised", nat.words());
+                return Err(Problem::new(expected, found, "see the agents' logs").see(self.logs()));
+            }
             say_nat(&self.report, &mut self.figures, machine.name(), &status);
         }
         self.timeline = Timeline::listen(self.stage.laptop.place(), &self.report)?;
@@ -185,9 +201,9 @@ fn say_nat(report: &Report, figures: &mut Figures, machine: &str, status: &Value
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (kind, detail) = (text(&status["nat"]["kind"]), text(&status["nat"]["detail"]));
     let observed = text(&status["relays"][0]["observed"]);
-    let more = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+    let said = if detail.is_empty() { &kind } else { &detail };
     report.saw(
-        &format!("{machine} is bound at its relays, which see it at {observed}; NAT: {kind}{more}"),
+        &format!("{machine} is bound at its relays, which see it at {observed}; NAT: {said}"),
         json!({"event": "nat", "machine": machine, "kind": kind, "detail": detail, "observed": observed}),
     );
     figures.add(format!("NAT of {machine}"), kind);

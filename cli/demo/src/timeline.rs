@@ -59,6 +59,11 @@ impl Timeline {
     fn keep(&self, event: Event, report: &Report) {
         let at = Instant::now();
         let mut kept = self.kept();
+        // Where both dialled there are two sessions for a moment, and the second says what is known.
+        let known = kept.iter().filter_map(|(_, event)| path_after(event)).next_back();
+        if known.is_some() && known == path_after(&event) {
+            return;
+        }
         let connected = kept.iter().find(|(_, event)| matches!(event, Event::Connected { .. })).map(|(at, _)| *at);
         tell(&event, connected.map(|connected| at - connected), report);
         kept.push((at, event));
@@ -100,7 +105,7 @@ fn tell(event: &Event, connected: Option<Duration>, report: &Report) {
         }
         Event::StreamsReset { peer, count, why } => {
             report.saw(
-                &format!("the laptop's agent: {count} open streams with {peer} were reset ({why})"),
+                &format!("the laptop's agent reset its streams with {peer}: {why} (open: {count})"),
                 json!({"event": "streams_reset", "peer": peer, "count": count, "why": why}),
             );
         }

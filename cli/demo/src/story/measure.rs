@@ -11,8 +11,6 @@ use crate::figures::median;
 use crate::machine::Output;
 use crate::problem::Problem;
 
-/// What curl tells about one request, on stderr, so that stdout is the answer alone.
-const FIGURES: &str = r"%{stderr}%{time_starttransfer} %{time_total} %{size_download} %{http_code}\n";
 /// Echoes while the path changes: as many as come in two seconds.
 const PINGS: &str = "60";
 const PING_INTERVAL: &str = "20";
@@ -39,7 +37,16 @@ impl Demo {
             "ping",
         )?);
         let url = format!("http://{NAME}/healthz");
-        let output = self.curl(&["-sS", "-w", FIGURES, &url])?;
+        let laptop = &self.stage.laptop;
+        // At the same time: a moment later the path may be another.
+        let (output, peers) = std::thread::scope(|scope| {
+            let peers = scope.spawn(|| laptop.ask_quietly(&["peers"]));
+            (self.curl(&[&url]), peers.join())
+        });
+        let (output, peer) = (output?, peers.ok().and_then(Result::ok).map(last).unwrap_or_default());
+        if peer["path"] == "relayed" {
+            self.relayed_rtt = peer["rtt_ms"].as_f64();
+        }
         let measured = self.measured(&output)?;
         if output.stdout != "ok\n" {
             return Err(Problem::new("the server's `ok`", output.stdout, "see the server's log")
@@ -84,8 +91,13 @@ impl Demo {
 
     /// Two NATs of which neither lets the other's packets find it: the relay is the answer, and says so.
     fn stays_relayed(&mut self) -> Result<(), Problem> {
-        let (path, why) = self.path()?;
-        if path != "relayed" || why.is_empty() {
+        let until = Instant::now() + UPGRADE;
+        let (mut path, mut why) = self.path()?;
+        while why.starts_with("still checking") && Instant::now() < until {
+            std::thread::sleep(super::LOOK);
+            (path, why) = self.path()?;
+        }
+        if path != "relayed" || why.is_empty() || why.starts_with("still checking") {
             let got = format!("path `{path}`, reason `{why}`");
             return Err(Problem::new("`relayed`, with a reason", got, "see the agents' logs").see(self.logs()));
         }
@@ -97,10 +109,9 @@ impl Demo {
         Ok(())
     }
 
-    /// The path and why it is no better, as `peerage status` shows them.
+    /// The path and why it is no better, as `peerage peers` shows them.
     fn path(&self) -> Result<(String, String), Problem> {
-        let status = last(self.stage.laptop.ask(&self.report, &["status"])?);
-        let peer = &status["peers"][0];
+        let peer = last(self.stage.laptop.ask_quietly(&["peers"])?);
         Ok((text(&peer["path"]), text(&peer["why"])))
     }
 
@@ -123,6 +134,12 @@ impl Demo {
                 .see([ping.log()]));
         }
         let mut paths: Vec<String> = pongs.iter().map(|(path, _)| path.clone()).collect();
+        if let Some(rtt) = self.relayed_rtt.take()
+            && !paths.iter().any(|path| path == "relayed")
+        {
+            pongs.push(("relayed".to_owned(), rtt));
+            paths.insert(0, "relayed".to_owned());
+        }
         paths.dedup();
         for path in paths {
             let on_path = pongs.iter().filter(|(on, _)| *on == path).map(|(_, rtt)| *rtt);
@@ -160,7 +177,7 @@ impl Demo {
     fn post(&self, message: Value) -> Result<Value, Problem> {
         let (message, url) = (message.to_string(), format!("http://{NAME}/mcp"));
         let accept = "Accept: application/json, text/event-stream";
-        let output = self.curl(&["-sS", "-H", "Content-Type: application/json", "-H", accept, "-d", &message, &url])?;
+        let output = self.curl(&["-H", "Content-Type: application/json", "-H", accept, "-d", &message, &url])?;
         self.report.output(output.stdout.trim());
         Ok(serde_json::from_str(&output.stdout).unwrap_or_default())
     }
@@ -175,7 +192,8 @@ impl Demo {
 
     pub(super) fn throughput(&mut self) -> Result<(), Problem> {
         let url = format!("http://{NAME}/export?seconds={DOWNLOAD_SECONDS}");
-        let output = self.curl(&["-sS", "-o", "/dev/null", "-w", FIGURES, &url])?;
+        let before = self.stage.bytes_past_relays();
+        let output = self.curl(&["-o", "/dev/null", &url])?;
         let measured = self.measured(&output)?;
         let seconds = measured.total.saturating_sub(measured.first_byte).as_secs_f64();
         let gbit_per_s = measured.bytes * 8.0 / seconds.max(1e-9) / 1e9;
@@ -184,26 +202,35 @@ impl Demo {
             let got = format!("{} bytes in {seconds:.2} s", measured.bytes);
             return Err(Problem::new("a download of at least a second", got, "see the logs").see(self.logs()));
         }
+        #[expect(clippy::cast_precision_loss, reason = "2^53 bytes are more than a download of seconds")]
+        let direct = (self.stage.bytes_past_relays() - before) as f64 / measured.bytes;
+        // A tenth for what was on its way before a path changed.
+        if (path == "relayed" && direct > 0.1) || (path != "relayed" && direct < 0.9) {
+            let got = format!("{:.0} % of it went past the relays", direct * 100.0);
+            let hint = "the agents say something else than the emulated internet counts: please report it";
+            return Err(Problem::new(format!("a download that is {path}"), got, hint).see(self.logs()));
+        }
         let megabytes = measured.bytes / 1e6;
         self.report.saw(
             &format!("{megabytes:.0} MB in {seconds:.1} s over HTTP through the tunnel ({path}): {gbit_per_s:.2} Gbit/s"),
             json!({
                 "event": "throughput", "gbit_per_s": gbit_per_s, "bytes": measured.bytes, "seconds": seconds, "path": path,
+                "past_relays": direct,
             }),
         );
         self.figures.add(format!("throughput, {path}"), format!("{gbit_per_s:.2} Gbit/s"));
         Ok(())
     }
 
+    /// What curl said of a request that was answered with status 200.
     fn measured(&self, output: &Output) -> Result<Measured, Problem> {
         let line = output.stderr.lines().last().unwrap_or_default();
-        let numbers: Vec<f64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-        match numbers[..] {
-            [first_byte, total, bytes, 200.0] => Ok(Measured {
-                first_byte: Duration::from_secs_f64(first_byte.max(0.0)),
-                total: Duration::from_secs_f64(total.max(0.0)),
-                bytes,
-            }),
+        let figure = |key: &str| -> Option<f64> {
+            line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+        };
+        let seconds = |key| figure(key).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        match (figure("status"), seconds("first_byte"), seconds("total"), figure("bytes")) {
+            (Some(200.0), Some(first_byte), Some(total), Some(bytes)) => Ok(Measured { first_byte, total, bytes }),
             _ => {
                 let hint = "see the server's log";
                 Err(Problem::new("HTTP status 200 and curl's figures", output.stderr.clone(), hint)

@@ -65,7 +65,7 @@ impl Demo {
 
     pub(super) fn revoke(&mut self) -> Result<(), Problem> {
         let url = format!("http://{NAME}/mcp");
-        let words = ["run", "--", "curl", "-sSN", "-H", "Accept: text/event-stream", &url];
+        let words = ["run", "--", "curl", "--no-buffer", "-H", "Accept: text/event-stream", &url];
         let mut stream = self.stage.laptop.follow(&self.report, &words, "stream")?;
         let last_message = self.let_it_flow(&stream)?;
         let every = mcp::MESSAGE_INTERVAL.as_millis();
@@ -77,6 +77,7 @@ impl Demo {
         let took = ended.saturating_duration_since(begun);
         let status = stream.wait()?;
         let said = std::fs::read_to_string(stream.log()).unwrap_or_default();
+        let said = complaint(&said);
         if status.success() {
             let hint = "a reset must not look like the end of an answer: see the agents' logs";
             return Err(Problem::new("curl to see a broken stream", "it ended as if complete", hint).see(self.logs()));
@@ -88,13 +89,10 @@ impl Demo {
         }
         let reset_ms = took.as_secs_f64() * 1e3;
         self.report.saw(
-            &format!(
-                "{reset_ms:.0} ms after the command was typed, the laptop's curl lost its stream: {}",
-                said.trim()
-            ),
+            &format!("{reset_ms:.0} ms after the command was typed, the laptop's curl lost its stream: {said}"),
             json!({
                 "event": "revoked", "reset_ms": reset_ms, "by": "db-tool-server", "agent_reset_ms": revoked["reset_ms"],
-                "streams_reset": revoked["streams_reset"], "curl": said.trim(),
+                "streams_reset": revoked["streams_reset"], "curl": said,
             }),
         );
         self.figures.add("open stream reset after revocation", format!("{reset_ms:.0} ms"));
@@ -136,12 +134,12 @@ impl Demo {
 
     fn nothing_gets_through(&self) -> Result<(), Problem> {
         let url = format!("http://{NAME}/healthz");
-        let output = self.stage.laptop.run(&self.report, &["curl", "-sS", "--max-time", "3", &url])?;
+        let output = self.stage.laptop.run(&self.report, &["curl", "--max-time", "2", &url])?;
         if output.status.success() {
             let hint = "this breaks a promise of Peerage: please report it with both logs";
             return Err(Problem::new("a new request to fail", both(&output), hint).see(self.logs()));
         }
-        let said = output.stderr.trim();
+        let said = complaint(&output.stderr);
         self.report.saw(&format!("a new request gets nowhere: {said}"), json!({"event": "refused", "curl": said}));
         Ok(())
     }
@@ -165,6 +163,11 @@ impl Demo {
             }
         }
     }
+}
+
+/// The line in which curl says what went wrong.
+fn complaint(said: &str) -> &str {
+    said.lines().find(|line| line.starts_with("curl:")).unwrap_or(said).trim()
 }
 
 pub(super) fn last(mut values: Vec<Value>) -> Value {
