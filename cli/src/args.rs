@@ -44,7 +44,7 @@ pub enum Command {
     },
     /// Ask the agent that made a ticket for trust
     Handshake {
-        /// The ticket, from `peerage invite` on the other machine
+        /// The ticket, from `peerage invite` on the other machine; - reads it from stdin
         ticket: String,
         /// Why; its owner reads this
         reason: String,
@@ -72,6 +72,9 @@ pub enum Command {
         /// Return only when the peer's streams have been reset
         #[arg(long)]
         wait: bool,
+        /// Refuse only this running instance of the peer, from `peerage peers --json`, until its passport has ended
+        #[arg(long, value_name = "ID", conflicts_with = "wait")]
+        instance: Option<String>,
     },
     /// List whom this agent trusts, and how it stands with them
     Peers,

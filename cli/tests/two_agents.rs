@@ -107,6 +107,13 @@ impl Agent {
     }
 }
 
+impl Agent {
+    fn until_instance(&self) -> String {
+        let status = self.until(|status| status["peers"][0]["instances"][0].is_string());
+        status["peers"][0]["instances"][0].as_str().expect("it is text").to_owned()
+    }
+}
+
 fn peerage() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_peerage"));
     command.env_remove("PEERAGE_STATE").env("PEERAGE_LOG", "warn");
@@ -139,7 +146,12 @@ fn acquainted() -> (World, Agent, Agent) {
     let db = world.up("db", &["--expose", &service]);
     let planner = world.up("planner", &[]);
     let ticket = db.ok(&["invite", "--expires", "10m"]);
-    planner.ok(&["handshake", ticket.trim(), "to read reports"]);
+    let mut handshake = planner.command(&["handshake", "-", "to read reports"]);
+    let mut handshake = handshake.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts");
+    handshake.stdin.take().expect("it is piped").write_all(ticket.as_bytes()).expect("it reads");
+    assert!(handshake.wait().expect("it ends").success());
+    // The receipt is the engine's; the request is on disk a moment later.
+    db.until(|status| status["requests"] == 1);
     assert!(db.ok(&["requests"]).contains("to read reports"));
     db.ok(&["approve", "planner"]);
     planner.until_connected();
@@ -164,6 +176,7 @@ fn a_ticket_works_once() {
     let (db, a, b) = (world.up("db", &[]), world.up("a", &[]), world.up("b", &[]));
     let ticket = db.ok(&["invite"]);
     a.ok(&["handshake", ticket.trim(), "first"]);
+    db.until(|status| status["requests"] == 1);
     let second = b.json(&["handshake", ticket.trim(), "second"]);
     assert_eq!(second["error"]["code"], "unreachable", "nobody answers a used ticket");
     assert_eq!(b.json(&["status"])["peers"].as_array().map(Vec::len), Some(0), "and no consent is left over");
@@ -231,4 +244,18 @@ fn a_damaged_state_is_named_and_not_replaced() {
     assert_eq!(said["error"]["code"], "state_unusable");
     assert!(said["error"]["message"].as_str().is_some_and(|text| text.contains("state.json")), "{said}");
     assert_eq!(fs::read_to_string(&file).expect("it is there"), "{");
+}
+
+#[test]
+fn a_denied_instance_stays_out_until_it_is_started_anew() {
+    let (mut world, db, planner) = acquainted();
+    let instance = db.until_instance();
+    db.ok(&["revoke", "planner", "--instance", &instance]);
+    db.until(|status| status["peers"][0]["state"] == "not_connected");
+    planner.until(|status| status["peers"][0]["state"] == "not_connected");
+    let refused = planner.json(&["connect", "db", "--message", "x"]);
+    assert!(refused["error"]["code"].is_string(), "{refused}");
+    planner.ok(&["down"]);
+    let again = world.up("planner", &[]);
+    assert_eq!(again.ok(&["connect", "db", "--message", "anew"]), "hello anew");
 }

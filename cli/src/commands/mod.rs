@@ -7,6 +7,7 @@ mod traffic;
 mod trust;
 mod up;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -50,7 +51,8 @@ async fn ask(place: &Place, command: Command, output: Output) -> Done {
         Command::Requests => trust::requests(place, output).await,
         Command::Approve { name, terms } => trust::approve(place, name, &terms, output).await,
         Command::Reject { name } => trust::reject(place, name, output).await,
-        Command::Revoke { name, wait } => trust::revoke(place, name, wait, output).await,
+        Command::Revoke { name, instance: Some(instance), .. } => trust::deny(place, name, instance, output).await,
+        Command::Revoke { name, wait, instance: None } => trust::revoke(place, name, wait, output).await,
         Command::Expose { service, remove } => trust::expose(place, service, remove, output).await,
         Command::Ping { name, count, interval } => traffic::ping(place, name, count, interval, output).await,
         Command::Bench { name, seconds } => traffic::bench(place, name, seconds, output).await,
@@ -85,7 +87,11 @@ fn log_to_stderr(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PEERAGE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     // Set already in tests that start two: then the first stays.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
 }
 
 /// Many threads for what carries traffic, one for a question.

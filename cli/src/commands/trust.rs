@@ -1,18 +1,23 @@
 //! Tickets, requests, consent and its end; and what is offered.
 
+use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use peerage_agent::control::view::{Approved, Asked, Exposed, Invited, Pending, Rejected, Revoked};
-use peerage_agent::control::{Request, Terms, client};
+use peerage_agent::control::{Failure, Request, Terms, client};
 use peerage_agent::state::Place;
 use peerage_agent::state::lookup::short;
 use peerage_agent::state::time::{now, rfc3339, span};
 use peerage_model::UnixTime;
+use serde_json::{Value, json};
 
-use super::Done;
+use super::{Done, system};
 use crate::args::TermsArgs;
 use crate::output::{Output, Table};
+
+/// Most bytes read as a ticket; whole ones have at most 4096, white space apart.
+const MAX_TICKET: u64 = 8192;
 
 pub async fn invite(place: &Place, expires: Duration, output: Output) -> Done {
     let invited: Invited = client::call(place, &Request::Invite { expires_s: expires.as_secs() }).await?;
@@ -30,6 +35,7 @@ pub async fn invite(place: &Place, expires: Duration, output: Output) -> Done {
 }
 
 pub async fn handshake(place: &Place, ticket: String, reason: String, terms: &TermsArgs, output: Output) -> Done {
+    let ticket = if ticket == "-" { from_stdin()? } else { ticket };
     let request = Request::Handshake { ticket, reason, terms: terms_of(terms) };
     let call = client::call::<Asked>(place, &request);
     let asked = output.waiting("asking the other agent", call).await?;
@@ -42,6 +48,13 @@ pub async fn handshake(place: &Place, ticket: String, reason: String, terms: &Te
         )
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// A ticket is a secret, and other users of the machine see command lines.
+fn from_stdin() -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = std::io::stdin().take(MAX_TICKET).read_to_string(&mut text);
+    read.map(|_| text).map_err(|error| system("read the ticket from stdin", &error))
 }
 
 pub async fn requests(place: &Place, output: Output) -> Done {
@@ -106,6 +119,15 @@ pub async fn revoke(place: &Place, name: String, wait: bool, output: Output) -> 
             (_, _) => String::new(),
         };
         format!("Revoked: {}.{reset}", short(&revoked.peer))
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn deny(place: &Place, name: String, instance: String, output: Output) -> Done {
+    let _: Value = client::call(place, &Request::Deny { name, instance: instance.clone() }).await?;
+    let said = json!({ "event": "denied", "instance": instance });
+    output.answer(&said, |_| {
+        format!("Denied: instance {instance}. The trust stays; other instances of the peer may connect.")
     });
     Ok(ExitCode::SUCCESS)
 }

@@ -80,6 +80,13 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
+    /// Refuse one running instance of a peer, until every passport it may have has ended. Answer: null.
+    Deny {
+        /// Whose.
+        name: String,
+        /// Which, as [`super::view::Peer::instances`] has it.
+        instance: String,
+    },
     /// Offer a port. Answer: [`super::view::Exposed`].
     Expose {
         /// `[NAME=]PORT[:TARGET][/udp]`.

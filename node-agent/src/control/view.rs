@@ -89,6 +89,8 @@ pub struct Peer {
     pub id: AgentId,
     /// Where it stands.
     pub state: PeerState,
+    /// Its running instances that we have a session with.
+    pub instances: Vec<String>,
     /// `local`, `direct`, `punched` or `relayed`.
     pub path: Option<String>,
     /// Round trip over that path, in milliseconds.

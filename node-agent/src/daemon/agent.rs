@@ -7,7 +7,7 @@ use std::time::Duration;
 use peerage_model::{AgentId, AgreementSecret, Credential, InstanceId, UnixTime, passport};
 use tokio::sync::{broadcast, watch};
 
-use super::edge::Edge;
+use super::edge::{Edge, Problem};
 use super::link::{Link, LinkEvent};
 use super::outcomes::Outcomes;
 use crate::control::Failure;
@@ -132,10 +132,10 @@ impl Agent {
     }
 
     /// What stands in the way of something that was asked for.
-    pub(super) fn problems(&self) -> Vec<String> {
-        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        problems.extend(self.edge.problems());
-        problems
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let texts = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trusts = texts.into_iter().map(|text| Problem { text, expected: false });
+        trusts.chain(self.edge.problems()).collect()
     }
 
     pub(super) fn passport_until(&self) -> UnixTime {

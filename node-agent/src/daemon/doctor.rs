@@ -27,8 +27,10 @@ pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     findings.push(low_ports());
     findings.push(names(agent));
     findings.extend(run_without_root());
-    let problem = |text: String| finding("problem", Severity::Problem, text, "the text says what to do");
-    findings.extend(agent.problems().into_iter().map(problem));
+    findings.extend(agent.problems().into_iter().map(|problem| {
+        let severity = if problem.expected { Severity::Note } else { Severity::Problem };
+        finding("problem", severity, problem.text, "")
+    }));
     findings
 }
 

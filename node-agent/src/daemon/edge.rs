@@ -17,7 +17,7 @@ use crate::control::message::Listener;
 use crate::control::view;
 use crate::dns;
 use crate::forward::{Inbound, Limits, Outbound, Services, Stats};
-use crate::listen::{self, Listening};
+use crate::listen::{self, ConflictReason, Listening};
 use crate::proxy;
 use crate::state::document::Service;
 use crate::tunnel::{Dial, Incoming};
@@ -29,6 +29,15 @@ pub struct EdgeConfig {
     pub proxy: Option<SocketAddr>,
     /// Whether programs find peers by DNS and connect to their addresses.
     pub names: bool,
+}
+
+/// Something in the way of programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What, and what to do.
+    pub text: String,
+    /// Whether there is nothing wrong with it: a limit of the machine that `peerage run` gets around.
+    pub expected: bool,
 }
 
 /// The running edge; dropping it ends what it runs.
@@ -125,10 +134,15 @@ impl Edge {
     }
 
     /// What stands in the way of programs that want to reach peers.
-    pub fn problems(&self) -> Vec<String> {
-        let conflicts = self.listening.borrow().conflicts.clone();
-        let conflicts = conflicts.iter().map(|conflict| format!("{conflict}: {}", conflict.remedy()));
-        self.problems.iter().cloned().chain(conflicts).collect()
+    pub fn problems(&self) -> Vec<Problem> {
+        let listening = Arc::clone(&self.listening.borrow());
+        let conflicts = listening.conflicts.iter().map(|conflict| Problem {
+            text: format!("{conflict}: {}", conflict.remedy()),
+            // Without root this is how it always is, and `peerage run` is made for it.
+            expected: conflict.reason == ConflictReason::Reserved,
+        });
+        let own = self.problems.iter().map(|text| Problem { text: text.clone(), expected: false });
+        own.chain(conflicts).collect()
     }
 
     /// Names and redirects of this moment.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerage_model::control::{MAX_REASON, TrustRequest};
+use peerage_model::id::InvalidId;
 use peerage_model::ticket::{InviteSecret, MAX_RELAYS, TicketError};
-use peerage_model::{AgentId, PairSecret, Ticket, TrustId};
+use peerage_model::{AgentId, InstanceId, PairSecret, Ticket, TrustId};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
@@ -38,6 +39,7 @@ impl Handler for Agent {
                 Request::Approve { name, terms } => value(&approve(&self, &name, &terms).await?),
                 Request::Reject { name } => value(&reject(&self, &name).await?),
                 Request::Revoke { name, wait } => value(&revoke(&self, &name, wait).await?),
+                Request::Deny { name, instance } => value(&deny(&self, &name, &instance).await?),
                 Request::Expose { service } => value(&expose(&self, &service).await?),
                 Request::Unexpose { service } => value(&unexpose(&self, service).await?),
                 Request::Ping { name, count, interval_ms } => {
@@ -227,6 +229,20 @@ async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revo
         answer.reset_ms = Some(milliseconds(took));
     }
     Ok(answer)
+}
+
+async fn deny(agent: &Arc<Agent>, name: &str, instance: &str) -> Result<(), Failure> {
+    let (peer, _) = resolve(agent, name)?;
+    let instance: InstanceId =
+        instance.parse().map_err(|error: InvalidId| Failure::bad_request(format!("`{instance}`: {error}")))?;
+    let denied = agent.change(move |store, now| {
+        let deny = |document: &mut Document| {
+            document.deny(peer.authority, instance, now);
+            Ok::<(), StateError>(())
+        };
+        store.change(deny).map_err(Into::into)
+    });
+    denied.await
 }
 
 /// Waits for the engine to reset a revoked peer's streams, and tells, measures and counts that.

@@ -193,7 +193,7 @@ impl Daemon {
     /// What stands in the way of something that was asked for.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        self.agent.problems()
+        self.agent.problems().into_iter().map(|problem| problem.text).collect()
     }
 
     /// Where its DNS and its proxy answer.

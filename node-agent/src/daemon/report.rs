@@ -30,7 +30,7 @@ pub(super) async fn status(agent: &Agent) -> view::Status {
         requests: document.requests.len(),
         services: document.services,
         dns: agent.edge.dns,
-        problems: agent.problems(),
+        problems: agent.problems().into_iter().map(|problem| problem.text).collect(),
     }
 }
 
@@ -56,12 +56,14 @@ fn peer(agent: &Agent, document: &Document, trust: &Trust, link: &LinkStatus, no
         None if document.sent.iter().any(|sent| sent.peer == trust.peer) => PeerState::WaitingForApproval,
         None => PeerState::NotConnected,
     };
+    let instances = link.sessions.iter().filter(|session| session.peer == trust.peer);
     let ports = agent.edge.ports_of(&trust.peer);
     let ports = ports.iter().map(|port| view::port_text(port.name.as_str(), port.number, port.protocol));
     view::Peer {
         name: trust.alias.to_string(),
         id: trust.peer.clone(),
         state,
+        instances: instances.map(|session| session.instance.to_string()).collect(),
         path: session.map(|session| session.path.clone()),
         rtt_ms: session.and_then(|session| session.rtt).map(milliseconds),
         why: session.map_or_else(|| why_not_connected(agent, trust, state), |session| session.why_not_better.clone()),
