@@ -17,7 +17,7 @@ pub struct Options {
     pub nat_b: NatPreset,
 
     /// Round trip between the two when they send to each other directly; by relay it is half as much again
-    #[arg(long, value_name = "MS", default_value_t = 40, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    #[arg(long, value_name = "MS", default_value_t = 40, value_parser = clap::value_parser!(u16).range(0..=500))]
     pub rtt: u16,
 
     /// Keep logs and state, and say where they are

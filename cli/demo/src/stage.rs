@@ -108,6 +108,11 @@ impl Stage {
         Ok(Self { relays, laptop, server, possibility, teardown, lab })
     }
 
+    /// Lets nothing pass straight between the two, or everything that the NATs let.
+    pub(crate) fn close_direct_way(&self, closed: bool) {
+        self.lab.block_direct(self.laptop.host(), self.server.host(), closed);
+    }
+
     /// Bytes that went from the server's machine to the laptop without passing a relay, headers included: counted by the
     /// emulated internet itself, whatever agents say.
     pub(crate) fn bytes_past_relays(&self) -> u64 {

@@ -1,7 +1,8 @@
 //! The steps, in order. Each reads as a sentence, does what a person would do, and returns only when it has seen that
 //! it worked.
 
-mod measure;
+mod path;
+mod traffic;
 mod trust;
 
 use std::process::{Command, ExitCode};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::figures::Figures;
 use crate::interrupt;
-use crate::machine::{Following, Machine, Output, Running, both};
+use crate::machine::{Machine, Output, Running, both};
 use crate::options::{NatPreset, Options};
 use crate::problem::Problem;
 use crate::report::Report;
@@ -54,9 +55,7 @@ pub(super) struct Demo {
     /// The presets of the laptop's and the server's NAT.
     nats: [NatPreset; 2],
     /// A ping that has run since the first connection.
-    ping: Option<Following>,
-    /// The round trip before the path changed, in milliseconds.
-    relayed_rtt: Option<f64>,
+    pings: Option<path::Pings>,
     running: Vec<Running>,
     /// Last: what runs ends before the world it runs in.
     stage: Stage,
@@ -104,8 +103,7 @@ impl Demo {
             relays: Vec::new(),
             timeline: Arc::default(),
             nats,
-            ping: None,
-            relayed_rtt: None,
+            pings: None,
             running: Vec::new(),
             stage,
         }
@@ -167,6 +165,10 @@ impl Demo {
             }
             say_nat(&self.report, &mut self.figures, machine.name(), &status);
         }
+        self.stage.close_direct_way(true);
+        self.report
+            .note("for now, packets that would go straight between the two are dropped: you shall see the relay first");
+        self.report.object(json!({"event": "direct_way", "open": false}));
         self.timeline = Timeline::listen(self.stage.laptop.place(), &self.report)?;
         Ok(())
     }

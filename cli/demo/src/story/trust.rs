@@ -148,7 +148,7 @@ impl Demo {
         Problem::new(expected, got.to_string(), "are all parts of one version? Build again").see(self.logs())
     }
 
-    /// The first session's time and path, and whether the peer has said which ports it opens.
+    /// When the first session came up. Returns when the peer has said which ports it opens.
     pub(super) fn wait_for_session(&self) -> Result<Instant, Problem> {
         let hint = "both agents must reach a relay: see their logs";
         let connected = self.timeline.wait(PATIENCE, |event| matches!(event, Event::Connected { .. }).then_some(()));
