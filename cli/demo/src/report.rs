@@ -109,7 +109,7 @@ impl Report {
         self.text(&format!("   got       {}", problem.got.trim_end().replace('\n', "\n             ")));
         let logs: Vec<(&Path, Vec<String>)> = problem.logs.iter().map(|log| (log.as_path(), tail(log))).collect();
         for (log, lines) in &logs {
-            self.text(&format!("   the last lines of {}:", log.file_name().unwrap_or_default().display()));
+            self.text(&format!("   the last lines of {}:", short(log)));
             lines.iter().for_each(|line| self.text(&format!("     {}", self.painted(Paint::Dim, line))));
         }
         self.text(&format!("   {}  {}", self.painted(Paint::Bold, "hint"), problem.hint));
@@ -147,6 +147,12 @@ impl Report {
         };
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+/// A log's machine and name.
+fn short(log: &Path) -> String {
+    let machine = log.parent().and_then(Path::file_name).unwrap_or_default();
+    format!("{}/{}", machine.display(), log.file_name().unwrap_or_default().display())
 }
 
 /// The last lines of a log; what cannot be read says so.

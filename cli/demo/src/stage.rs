@@ -20,8 +20,8 @@ use crate::problem::Problem;
 pub(crate) const RELAYS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(198, 51, 100, 2)];
 const LAPTOP: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 7, 5);
-/// What hosts without NAT get.
-const PUBLIC: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 20), Ipv4Addr::new(198, 51, 100, 21)];
+/// What hosts without NAT get; of different networks, so that no path between them is taken for a local one.
+const PUBLIC: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 20), Ipv4Addr::new(198, 51, 100, 20)];
 
 /// Everything that must end with the demo, also when it is interrupted.
 #[derive(Debug)]
