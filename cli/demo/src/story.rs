@@ -187,7 +187,7 @@ impl Demo {
         if output.status.success() {
             return Ok(output);
         }
-        let hint = "look at both agents' logs; PEERAGE_LOG=debug and --keep give longer ones"; run again with --keep to ask them";
+        let hint = "look at both agents' logs; PEERAGE_LOG=debug and --keep give longer ones";
         Err(Problem::new("curl to get its answer", both(&output), hint).see(self.logs()))
     }
 
