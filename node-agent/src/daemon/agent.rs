@@ -274,6 +274,7 @@ impl Agent {
     ) {
         let id = asker.agent().clone();
         if id == self.us {
+            self.link.answer_request(invite, false);
             return;
         }
         let received = Received {
@@ -293,7 +294,10 @@ impl Agent {
                 })
                 .map_err(Into::into)
         });
-        match kept.await {
+        let kept = kept.await;
+        // The asker's receipt says that the request is on disk, so a crash from here on loses nothing.
+        self.link.answer_request(invite, kept.is_ok());
+        match kept {
             Ok((Reception::Waiting, reason)) => {
                 let name = id.name.to_string();
                 self.say(Event::Request { name, id: id.to_string(), reason });

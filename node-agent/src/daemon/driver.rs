@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use peerage_engine::node::{AskError, DownReason};
 use peerage_model::control::TrustRequest;
-use peerage_model::stream::StreamHeader;
-use peerage_model::{AgentId, Snapshot, Ticket, UnixTime};
+use peerage_model::stream::{StreamHeader, StreamStatus};
+use peerage_model::{AgentId, Snapshot, Ticket, TrustId, UnixTime};
 use tokio::sync::mpsc;
 
 use super::link::{Boxed, Link, LinkConfig, LinkEvent, LinkSession, LinkStatus, Started, Starter};
@@ -70,6 +70,10 @@ impl Link for DriverLink {
 
     fn ask<'a>(&'a self, ticket: &'a Ticket, request: TrustRequest) -> Boxed<'a, Result<(), Failure>> {
         Box::pin(async move { self.0.request_trust(ticket, request).await.map_err(|error| not_asked(&error)) })
+    }
+
+    fn answer_request(&self, invite: TrustId, kept: bool) {
+        self.0.answer_request(invite, if kept { StreamStatus::Open } else { StreamStatus::Busy });
     }
 
     fn status(&self) -> Boxed<'_, LinkStatus> {

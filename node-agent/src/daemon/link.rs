@@ -53,6 +53,8 @@ pub trait Link: Dial + 'static {
     fn renew(&self, credential: Vec<u8>);
     /// Asks a ticket's inviter for trust. Resolves when it has the request.
     fn ask<'a>(&'a self, ticket: &'a Ticket, request: TrustRequest) -> Boxed<'a, Result<(), Failure>>;
+    /// Answers [`LinkEvent::TrustRequested`]: whether the request is written down.
+    fn answer_request(&self, invite: TrustId, kept: bool);
     /// Everything as it is.
     fn status(&self) -> Boxed<'_, LinkStatus>;
     /// Ends all sessions, telling the peers.

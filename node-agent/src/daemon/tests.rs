@@ -21,6 +21,7 @@ struct FakeLink {
     asked: Mutex<Vec<(String, TrustRequest)>>,
     sessions: Mutex<Vec<AgentId>>,
     refuse_asks: Mutex<bool>,
+    receipts: Mutex<Vec<bool>>,
     events: mpsc::Sender<LinkEvent>,
 }
 
@@ -62,6 +63,10 @@ impl Link for FakeLink {
             self.asked.lock().expect("no panic").push((ticket.inviter().to_string(), request));
             Ok(())
         })
+    }
+
+    fn answer_request(&self, _: TrustId, kept: bool) {
+        self.receipts.lock().expect("no panic").push(kept);
     }
 
     fn status(&self) -> Boxed<'_, LinkStatus> {
@@ -111,6 +116,7 @@ fn fake() -> (Arc<FakeLink>, Starter) {
         asked: Mutex::default(),
         sessions: Mutex::default(),
         refuse_asks: Mutex::default(),
+        receipts: Mutex::default(),
         events,
     });
     let started = Arc::clone(&link);
@@ -176,6 +182,11 @@ async fn an_invited_asker_is_listed_approved_and_told_to_the_engine() {
     inviter.link.events.send(trust_requested(&asker, "planner", open[0].id)).await.expect("it hears");
     let requests = until_requested(&inviter).await;
     assert_eq!((requests[0].name.as_str(), requests[0].reason.as_str()), ("planner", "to work together"));
+    let receipts = || inviter.link.receipts.lock().expect("no panic").clone();
+    while receipts().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(receipts(), [true], "the asker's receipt says that the request is on disk");
     assert!(inviter.last_snapshot().invites.is_empty(), "a ticket works once");
 
     let request = Request::Approve { name: "planner".into(), terms: Terms::default() };

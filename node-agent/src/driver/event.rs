@@ -68,7 +68,7 @@ pub enum DriverEvent {
         /// Which.
         ports: Vec<Port>,
     },
-    /// A holder of one of our tickets asks for trust.
+    /// A holder of one of our tickets asks for trust. Answer with [`super::DriverHandle::answer_request`].
     TrustRequested {
         /// The invitation it used.
         invite: TrustId,

@@ -21,8 +21,8 @@ use std::sync::Arc;
 
 use peerage_engine::node::{AskError, Node, NodeConfig};
 use peerage_model::control::TrustRequest;
-use peerage_model::stream::StreamHeader;
-use peerage_model::{AgentId, AgreementSecret, Snapshot, Ticket};
+use peerage_model::stream::{StreamHeader, StreamStatus};
+use peerage_model::{AgentId, AgreementSecret, Snapshot, Ticket, TrustId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use event::DriverEvent;
@@ -125,6 +125,11 @@ impl DriverHandle {
         let (sender, receiver) = oneshot::channel();
         self.shared.ask(ticket, request, sender)?;
         receiver.await.map_err(|_| RequestError::Stopped)?.map_err(RequestError::Ask)
+    }
+
+    /// Answers [`DriverEvent::TrustRequested`] once the request is written down (`Open`) or was not (`Busy`).
+    pub fn answer_request(&self, invite: TrustId, status: StreamStatus) {
+        self.shared.with_node(|node| node.answer_request(invite, status));
     }
 
     /// How things are.

@@ -211,3 +211,18 @@ fn a_ticket_is_no_key_to_anything_but_asking() {
     assert_eq!(sim.far_outcome(stream), None);
     assert!(sim.sessions("b", "a").is_empty());
 }
+
+#[test]
+fn a_request_that_could_not_be_written_down_leaves_the_ticket_usable() {
+    let mut sim = strangers();
+    let ticket = sim.invite("b", secs(3600));
+    sim.holds_ticket("a", "b");
+    sim.can_write_down("b", false);
+    sim.ask("a", &ticket, "the disk is full over there");
+    sim.run_until(secs(5), |sim| answer(sim, "a").is_some());
+    assert_eq!(answer(&sim, "a"), Some(Err(AskError::Refused(StreamStatus::Busy))));
+    sim.can_write_down("b", true);
+    sim.ask("a", &ticket, "is there room now?");
+    sim.run_for(secs(5));
+    assert_eq!(answer(&sim, "a"), Some(Ok(())));
+}

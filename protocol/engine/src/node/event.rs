@@ -124,7 +124,7 @@ pub enum Event {
     Writable(StreamKey),
     /// A packet of a UDP flow came.
     PacketReadable(StreamKey),
-    /// Somebody who holds one of our tickets asks for trust.
+    /// Somebody who holds one of our tickets asks for trust. Answer with [`super::Node::answer_request`].
     TrustRequested {
         /// The invitation it used.
         invite: TrustId,

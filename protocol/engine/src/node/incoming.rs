@@ -130,14 +130,30 @@ impl Node {
             self.answer_raw(key, id, StreamStatus::Denied);
             return;
         }
-        self.answer_raw(key, id, StreamStatus::Open);
-        if let Some(session) = self.sessions.get_mut(&key) {
-            let _ = session.connection.send_stream(id).finish();
-        }
         // An invitation serves once, whatever its owner does next.
         self.spent_invites.insert(invite);
         self.knocks().remove(&PairKey::Invite(invite));
+        self.unanswered.insert(invite, (key, id));
         self.events.push_back(Event::TrustRequested { invite, asker: Box::new((*asker).clone()), request });
+    }
+
+    /// Answers [`Event::TrustRequested`] once the request is safe: [`StreamStatus::Open`] is the receipt. Any other status
+    /// says that it was not taken, and leaves the invitation open for another try.
+    pub fn answer_request(&mut self, invite: TrustId, status: StreamStatus) {
+        let Some((key, id)) = self.unanswered.remove(&invite) else { return };
+        self.answer_raw(key, id, status);
+        if status == StreamStatus::Open {
+            if let Some(session) = self.sessions.get_mut(&key) {
+                // Where the asker has gone meanwhile, nobody needs the end either.
+                let _ = session.connection.send_stream(id).finish();
+            }
+            return;
+        }
+        self.spent_invites.remove(&invite);
+        let pair_key = PairKey::Invite(invite);
+        if let Some(inbound) = self.pairs.get(&pair_key).and_then(|pair| pair.inbound.clone()) {
+            self.knocks().insert(pair_key, inbound);
+        }
     }
 
     fn invite_is_open(&self, invite: TrustId, now: Now) -> bool {

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
-use quinn_proto::{Endpoint, TransportConfig};
+use quinn_proto::{Endpoint, StreamId, TransportConfig};
 
 pub use event::{AskError, AskKey, DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 pub use output::Transmit;
@@ -87,6 +87,8 @@ pub struct Node {
     ports: Vec<Port>,
     revoked: BTreeSet<TrustId>,
     spent_invites: BTreeSet<TrustId>,
+    /// Requests whose receipt waits until the driver has them safe.
+    unanswered: BTreeMap<TrustId, (SessionKey, StreamId)>,
     pairs: BTreeMap<PairKey, Pair>,
     sessions: BTreeMap<SessionKey, Session>,
     first_ids: BTreeMap<[u8; KNOCK_LEN], SessionKey>,
@@ -141,6 +143,7 @@ impl Node {
             ports: Vec::new(),
             revoked: BTreeSet::new(),
             spent_invites: BTreeSet::new(),
+            unanswered: BTreeMap::new(),
             pairs: BTreeMap::new(),
             sessions: BTreeMap::new(),
             first_ids: BTreeMap::new(),

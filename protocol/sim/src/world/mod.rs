@@ -77,6 +77,8 @@ struct Agent {
     skew: i64,
     events: Vec<(Duration, Event)>,
     cut_off: bool,
+    /// Whether trust requests can be kept; a full disk cannot.
+    writes_down: bool,
 }
 
 struct RelayHost {
@@ -200,6 +202,11 @@ impl Sim {
             Event::PacketReadable(stream) => self.on_packet(agent, stream),
             Event::Readable(_) | Event::Writable(_) => {}
             other => {
+                let host = &mut self.agents[agent];
+                let kept = if host.writes_down { StreamStatus::Open } else { StreamStatus::Busy };
+                if let (Event::TrustRequested { invite, .. }, Some(node)) = (&other, &mut host.node) {
+                    node.answer_request(*invite, kept);
+                }
                 let at = self.elapsed();
                 self.agents[agent].events.push((at, other));
             }

@@ -333,6 +333,7 @@ impl Sim {
             address,
             line,
             skew: 0,
+            writes_down: true,
             events: Vec::new(),
             cut_off: false,
         });

@@ -360,6 +360,12 @@ impl Sim {
         ask
     }
 
+    /// Whether an agent's owner can keep trust requests from now on; with a full disk it cannot.
+    pub fn can_write_down(&mut self, label: &str, can: bool) {
+        let number = self.number(label);
+        self.agents[number].writes_down = can;
+    }
+
     /// Ends an agent's sessions properly, as a driver does before it exits.
     pub fn shut_down(&mut self, label: &str) {
         let number = self.number(label);
