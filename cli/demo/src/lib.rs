@@ -5,9 +5,9 @@
 //! behind their backs: what it does it does by the command line, and shows the line. Only to *see* (when a path
 //! changed, to the millisecond) it also listens to an agent's events.
 //!
-//! [`story`] is the list of steps. Each is a function that returns what it saw or a [`problem::Problem`]: what was
-//! expected, what came, and what to do. [`stage`] is where it plays, [`machine`] how commands run there, [`timeline`]
-//! the events, [`report`] what people and programs read, [`mcp`] the server.
+//! `story` is the list of steps. Each is a function that returns what it saw or a `problem::Problem`: what was expected,
+//! what came, and what to do. `stage` is where it plays, `machine` how commands run there, `timeline` the events,
+//! `report` what people and programs read, `mcp` the server.
 
 mod figures;
 mod interrupt;
