@@ -45,7 +45,8 @@ impl ResolverFile {
 }
 
 /// `/etc/hosts`: our names first, because the first match wins in every resolver, then the original.
-pub(crate) fn hosts(original: &[u8], names: &Names) -> Vec<u8> {
+#[must_use]
+pub fn hosts(original: &[u8], names: &Names) -> Vec<u8> {
     let mut text = Vec::with_capacity(original.len() + 48 * names.hosts.len());
     for (name, address) in &names.hosts {
         // A name with a space or a line break would write entries of its own.
@@ -60,7 +61,8 @@ pub(crate) fn hosts(original: &[u8], names: &Names) -> Vec<u8> {
 /// `/etc/resolv.conf`: the agent's DNS is asked first, the original servers after it.
 ///
 /// Without any server a resolver asks 127.0.0.1 (resolv.conf(5)), so that one is then written out.
-pub(crate) fn resolv(original: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn resolv(original: &[u8]) -> Vec<u8> {
     let mut text = format!("nameserver {DNS_ADDRESS}\n").into_bytes();
     let has_server = lines(original).any(|line| first_word(line) == b"nameserver");
     if !has_server {
@@ -73,7 +75,8 @@ pub(crate) fn resolv(original: &[u8]) -> Vec<u8> {
 /// `/etc/nsswitch.conf`: `files` answers first for hosts; the other sources keep their order and conditions.
 ///
 /// Distributions differ here: some ask systemd-resolved first and stop at its "no such host".
-pub(crate) fn nsswitch(original: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn nsswitch(original: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(original.len() + 32);
     let mut seen = false;
     for line in lines(original) {

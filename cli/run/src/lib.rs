@@ -26,7 +26,7 @@
 #![deny(unsafe_code)]
 
 mod address;
-mod files;
+pub mod files;
 mod filter;
 mod launch;
 mod pool;

@@ -13,7 +13,7 @@ const EDNS_PAYLOAD: u16 = 1232;
 
 /// What to do with a request.
 #[derive(Debug)]
-pub(super) enum Decision {
+pub enum Decision {
     /// Send this back.
     Answer(Vec<u8>),
     /// Not ours: ask upstream.
@@ -22,8 +22,8 @@ pub(super) enum Decision {
     Drop,
 }
 
-/// Decides on one request of any content.
-pub(super) fn decide(directory: &Directory, request: &[u8]) -> Decision {
+/// Decides on one request of any content. Touches no socket.
+pub fn decide(directory: &Directory, request: &[u8]) -> Decision {
     let question = match Question::of_request(request) {
         Ok(question) => question,
         Err(NotAQuestion::Silence) => return Decision::Drop,

@@ -13,6 +13,8 @@ mod resolv;
 mod server;
 mod upstream;
 
+pub use local::{Decision, decide};
+pub use question::Question;
 pub use resolv::{ResolvConf, Upstreams};
 pub use server::{Config, Server};
 

@@ -8,7 +8,7 @@ pub(super) const HEADER_LEN: usize = 12;
 
 /// A query that can be answered or forwarded.
 #[derive(Debug, Clone)]
-pub(super) struct Question {
+pub struct Question {
     pub(super) header: Header,
     pub(super) query: Query,
 }
@@ -43,7 +43,8 @@ impl Question {
 
     /// The low four bits of the response code, if `bytes` answers this question under `id`. Names compare without case,
     /// as DNS has it.
-    pub(super) fn response_code(&self, bytes: &[u8], id: u16) -> Option<ResponseCode> {
+    #[must_use]
+    pub fn response_code(&self, bytes: &[u8], id: u16) -> Option<ResponseCode> {
         let mut decoder = BinDecoder::new(bytes);
         let header = Header::read(&mut decoder).ok()?;
         let meta = header.metadata;

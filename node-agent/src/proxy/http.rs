@@ -19,18 +19,30 @@ const MAX_HEAD: usize = 16 * 1024;
 
 /// A response without a tunnel.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub struct Refusal {
     status: &'static str,
     text: String,
 }
 
-/// What the client asks for.
+/// What an HTTP client asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub enum Request {
     /// A tunnel to host and port.
-    Connect { host: String, port: u16 },
-    /// A request to host and port; `head` is what they get to see.
-    Plain { host: String, port: u16, head: Vec<u8> },
+    Connect {
+        /// Name or address.
+        host: String,
+        /// Never 0.
+        port: u16,
+    },
+    /// A request to host and port.
+    Plain {
+        /// Name or address.
+        host: String,
+        /// Never 0.
+        port: u16,
+        /// What they get to see.
+        head: Vec<u8>,
+    },
 }
 
 /// Serves one client to its end.
@@ -133,8 +145,11 @@ impl Request {
     }
 }
 
-/// Reads a head that ends in an empty line.
-pub(super) fn parse(head: &[u8]) -> Result<Request, Refusal> {
+/// Reads the head of an HTTP request, which ends in an empty line.
+///
+/// # Errors
+/// What the client is told.
+pub fn parse(head: &[u8]) -> Result<Request, Refusal> {
     let bad = |text: &str| refusal("400 Bad Request", text);
     let text = std::str::from_utf8(head).map_err(|_| bad("the head is not text"))?;
     let (line, fields) = text.split_once("\r\n").ok_or_else(|| bad("no request line"))?;

@@ -9,4 +9,6 @@ mod http;
 mod server;
 mod socks;
 
+pub use http::{Refusal, Request, parse};
 pub use server::{Config, Server};
+pub use socks::{Host, Reply, read_request};

@@ -1,10 +1,10 @@
 //! SOCKS5: RFC 1928, method "no authentication", command CONNECT.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use peerage_model::AgentId;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::server::Clients;
@@ -20,13 +20,28 @@ const CONNECT: u8 = 1;
 /// Reply codes, RFC 1928 section 6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum Reply {
+pub enum Reply {
+    /// The stream is open.
     Succeeded = 0,
+    /// Not a trusted peer.
     NotAllowed = 2,
+    /// The peer did not answer.
     HostUnreachable = 4,
+    /// The peer refused.
     Refused = 5,
+    /// Not CONNECT.
     CommandNotSupported = 7,
+    /// Neither name nor address.
     AddressTypeNotSupported = 8,
+}
+
+/// Where a SOCKS client wants to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// As an address.
+    Address(IpAddr),
+    /// By name; anything that is text.
+    Name(String),
 }
 
 /// Finds out where the client wants to go, opens the stream and tells it. `None` when it was refused.
@@ -43,7 +58,14 @@ pub(super) async fn greet(
         return Ok(None);
     }
     stream.write_all(&[VERSION, NO_AUTHENTICATION]).await?;
-    let outcome = match read_request(clients, stream).await? {
+    let request = read_request(stream).await?.and_then(|(host, port)| {
+        let peer = match &host {
+            Host::Address(address) => clients.by_address(*address),
+            Host::Name(name) => clients.by_name(name),
+        };
+        peer.map(|peer| (peer, port)).ok_or(Reply::NotAllowed)
+    });
+    let outcome = match request {
         Ok((peer, port)) => match clients.outbound.open_stream(&peer, port).await {
             Ok(tunnel) => Ok((peer, port, tunnel)),
             Err(error) => Err(reply_of(&error)),
@@ -56,29 +78,32 @@ pub(super) async fn greet(
     Ok(outcome.ok())
 }
 
-/// Version, command, reserved, address type, address, port.
-async fn read_request(clients: &Clients, stream: &mut TcpStream) -> io::Result<Result<(AgentId, u16), Reply>> {
+/// Reads a SOCKS5 request: version, command, reserved, address type, address, port.
+///
+/// # Errors
+/// The stream's own, and `InvalidData` for another version; inside, what the client is told.
+pub async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Result<(Host, u16), Reply>> {
     let mut head = [0; 4];
     stream.read_exact(&mut head).await?;
     let [VERSION, command, _, kind] = head else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a SOCKS5 request"));
     };
     // The whole request is read before any refusal, or closing would reset the connection under the reply.
-    let peer = match kind {
+    let host = match kind {
         1 => {
             let mut address = [0; 4];
             stream.read_exact(&mut address).await?;
-            clients.by_address(Ipv4Addr::from(address).into())
+            Some(Host::Address(Ipv4Addr::from(address).into()))
         }
         3 => {
             let mut name = vec![0; usize::from(stream.read_u8().await?)];
             stream.read_exact(&mut name).await?;
-            std::str::from_utf8(&name).ok().and_then(|name| clients.by_name(name))
+            String::from_utf8(name).ok().map(Host::Name)
         }
         4 => {
             let mut address = [0; 16];
             stream.read_exact(&mut address).await?;
-            clients.by_address(Ipv6Addr::from(address).into())
+            Some(Host::Address(Ipv6Addr::from(address).into()))
         }
         _ => return Ok(Err(Reply::AddressTypeNotSupported)),
     };
@@ -86,7 +111,7 @@ async fn read_request(clients: &Clients, stream: &mut TcpStream) -> io::Result<R
     if command != CONNECT {
         return Ok(Err(Reply::CommandNotSupported));
     }
-    Ok(peer.map(|peer| (peer, port)).ok_or(Reply::NotAllowed))
+    Ok(host.map(|host| (host, port)).ok_or(Reply::NotAllowed))
 }
 
 fn reply_of(error: &DialError) -> Reply {
