@@ -1,0 +1,151 @@
+//! The model's parsers: names, tickets, signed objects, control messages, snapshots.
+
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
+use data_encoding::BASE64URL_NOPAD;
+use ed25519_dalek::SigningKey;
+use minicbor::{Decode, Encode};
+use peerage_model::control::{ControlMessage, MAX_CANDIDATES, MAX_MESSAGE, MAX_PORTS, MAX_REQUEST, TrustRequest};
+use peerage_model::id::sha256;
+use peerage_model::passport::MAX_CREDENTIAL;
+use peerage_model::relay::{RelayHost, RelayInfo};
+use peerage_model::signed::{Kind, Signed};
+use peerage_model::stream::{StreamHeader, StreamStatus};
+use peerage_model::ticket::MAX_RELAYS;
+use peerage_model::{
+    AgentId, AgentName, Authority, AuthorityRecord, Credential, Fingerprint, InstanceId, Label, RoutingId, Snapshot,
+    Ticket, TrustId, UnixTime, cbor,
+};
+use zeroize::Zeroizing;
+
+use crate::feed::Feed;
+
+/// The time of every target.
+pub(crate) const NOW: UnixTime = UnixTime(1_800_000_000);
+/// Every secret of the test authority: its root and its signing key are the same.
+const SECRET: u8 = 7;
+
+/// The authority whose keys the targets know, so that what they sign gets behind the signature.
+pub(crate) fn authority() -> Authority {
+    Authority::new(&Zeroizing::new([SECRET; 96]), NOW)
+}
+
+/// Text that names something. What parses is written as text that parses to the same.
+pub fn text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    same_again::<Label>(text);
+    same_again::<AgentName>(text);
+    same_again::<AgentId>(text);
+    same_again::<Fingerprint>(text);
+    same_again::<RoutingId>(text);
+    same_again::<InstanceId>(text);
+    same_again::<TrustId>(text);
+    same_again::<RelayInfo>(text);
+    if let Ok(host) = text.parse::<RelayHost>() {
+        assert_eq!(host.as_str(), text);
+    }
+    if let Ok(name) = text.parse::<AgentName>() {
+        assert_eq!(name.first_label().as_str(), text.split('.').next().expect("a first part"));
+    }
+}
+
+pub(crate) fn same_again<T: FromStr + Display + PartialEq + Debug>(text: &str) {
+    if let Ok(value) = text.parse::<T>() {
+        let again = value.to_string().parse::<T>().ok();
+        assert_eq!(again, Some(value));
+    }
+}
+
+/// A ticket: first byte even, the rest is its text; odd, the rest is what its text encodes, and gets a good checksum.
+pub fn ticket(data: &[u8]) {
+    let mut feed = Feed::new(data);
+    let text = match feed.u8() % 2 {
+        0 => String::from_utf8_lossy(feed.rest()).into_owned(),
+        _ => ticket_text(feed.rest()),
+    };
+    let Ok(ticket) = Ticket::parse(&text, NOW) else { return };
+    assert!(ticket.relays.len() <= MAX_RELAYS && ticket.expires > NOW);
+    assert_eq!(Ticket::parse(&ticket.to_string(), NOW), Ok(ticket.clone()));
+    assert!(Ticket::parse(&text, ticket.expires).is_err(), "it ends");
+}
+
+/// The text of a ticket with this payload.
+pub(crate) fn ticket_text(payload: &[u8]) -> String {
+    let mut bytes = payload.to_vec();
+    bytes.extend_from_slice(&sha256(&[payload])[..4]);
+    format!("peerage1-{}", BASE64URL_NOPAD.encode(&bytes))
+}
+
+/// Signed objects. The first byte says which of four: a credential, a record, the inside of a record, the inside of a
+/// passport; an inside is signed here.
+pub fn signed(data: &[u8]) {
+    let mut feed = Feed::new(data);
+    let key = SigningKey::from_bytes(&[SECRET; 32]);
+    match feed.u8() % 4 {
+        0 => credential(feed.rest()),
+        1 => record(feed.rest()),
+        2 => record(&cbor::to_vec(&Signed::new(Kind::AuthorityRecord, feed.rest().to_vec(), &key))),
+        _ => {
+            let passport = cbor::to_vec(&Signed::new(Kind::Passport, feed.rest().to_vec(), &key));
+            credential(&Credential::join(authority().record(), passport));
+        }
+    }
+}
+
+fn credential(bytes: &[u8]) {
+    let Ok(credential) = Credential::verify(bytes, NOW) else { return };
+    assert!(bytes.len() <= MAX_CREDENTIAL);
+    assert!(credential.not_after() > NOW);
+    assert_eq!(credential.agent().authority, credential.record().fingerprint());
+    assert_eq!(credential.as_bytes(), bytes);
+    assert!(Credential::verify(bytes, credential.not_after()).is_err(), "it ends");
+}
+
+fn record(bytes: &[u8]) {
+    let Ok(record) = AuthorityRecord::verify(bytes, NOW) else { return };
+    assert_eq!(record.as_bytes(), bytes);
+    assert_eq!(AuthorityRecord::verify(record.as_bytes(), NOW), Ok(record));
+}
+
+/// What two ends of a session say: control messages, trust requests, stream headers. Within the sizes that the engine
+/// lets through; what is read is within its limits and is written as what reads the same.
+pub fn control(data: &[u8]) {
+    let mut feed = Feed::new(data);
+    match feed.u8() % 3 {
+        0 if data.len() <= MAX_MESSAGE => control_message(feed.rest()),
+        1 if data.len() <= MAX_REQUEST => same_encoding::<TrustRequest>(feed.rest()),
+        _ => {
+            let header: [u8; 4] = feed.array();
+            if let Ok(read) = StreamHeader::decode(header) {
+                assert_eq!(read.encode(), header);
+            }
+            let status = StreamStatus::decode(feed.u8());
+            assert_eq!(StreamStatus::decode(status as u8), status);
+        }
+    }
+}
+
+fn control_message(bytes: &[u8]) {
+    let Ok(Some(message)) = ControlMessage::decode(bytes) else { return };
+    match &message {
+        ControlMessage::Hello(hello) => assert!(hello.ports.len() <= MAX_PORTS),
+        ControlMessage::Candidates(candidates) => assert!(candidates.list.len() <= MAX_CANDIDATES),
+        ControlMessage::Renewal(renewal) => assert!(renewal.credential.len() <= MAX_CREDENTIAL),
+    }
+    assert_eq!(ControlMessage::decode(&message.encode_framed()[2..]), Ok(Some(message)));
+}
+
+pub(crate) fn same_encoding<T>(bytes: &[u8])
+where
+    T: for<'b> Decode<'b, ()> + Encode<()> + PartialEq + Debug,
+{
+    let Ok(value) = minicbor::decode::<T>(bytes) else { return };
+    let again = minicbor::decode::<T>(&cbor::to_vec(&value)).expect("what we write, we read");
+    assert_eq!(again, value);
+}
+
+/// An allowlist snapshot: what is read is written as what reads the same.
+pub fn snapshot(data: &[u8]) {
+    same_encoding::<Snapshot>(data);
+}
