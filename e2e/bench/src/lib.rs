@@ -1,1 +1,15 @@
 //! Benchmarks: raw TCP, bare quinn, the engine and whole agents, side by side.
+
+pub mod alone;
+
+/// The middle of `values`, or the mean of the two in the middle; NaN when there are none.
+#[must_use]
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => sorted[length / 2],
+        length => f64::midpoint(sorted[length / 2 - 1], sorted[length / 2]),
+    }
+}

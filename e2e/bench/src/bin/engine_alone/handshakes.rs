@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use quinn_proto::{Connection, ConnectionHandle, DatagramEvent, Endpoint, EndpointEvent, Event};
 
-use crate::flavor::{Flavor, Kind};
+use peerage_bench::alone::flavor::{Flavor, Kind};
 
 struct Side {
     endpoint: Endpoint,
@@ -17,16 +17,8 @@ struct Side {
 /// Handshakes (client's and server's work together) per second of one core.
 pub fn per_second(kind: Kind, count: usize) -> f64 {
     let flavor = Flavor::new(kind);
-    let mut client = Side {
-        endpoint: flavor.endpoint(),
-        connection: None,
-        connected: false,
-    };
-    let mut server = Side {
-        endpoint: flavor.endpoint(),
-        connection: None,
-        connected: false,
-    };
+    let mut client = Side { endpoint: flavor.endpoint(), connection: None, connected: false };
+    let mut server = Side { endpoint: flavor.endpoint(), connection: None, connected: false };
     let started = Instant::now();
     for _ in 0..count {
         one(&flavor, &mut client, &mut server);
@@ -35,10 +27,7 @@ pub fn per_second(kind: Kind, count: usize) -> f64 {
 }
 
 fn one(flavor: &Flavor, client: &mut Side, server: &mut Side) {
-    let (here, there) = (
-        SocketAddr::from(([127, 0, 0, 1], 1)),
-        SocketAddr::from(([127, 0, 0, 1], 2)),
-    );
+    let (here, there) = (SocketAddr::from(([127, 0, 0, 1], 1)), SocketAddr::from(([127, 0, 0, 1], 2)));
     let now = Instant::now();
     client.connection = client.endpoint.connect(now, flavor.dial(), there, "server").ok();
     while !(client.connected && server.connected) {
@@ -75,10 +64,7 @@ impl Side {
     }
 
     fn receive(&mut self, flavor: &Flavor, from: SocketAddr, datagram: &[u8], now: Instant) {
-        match self
-            .endpoint
-            .handle(now, from, None, None, BytesMut::from(datagram), &mut Vec::new())
-        {
+        match self.endpoint.handle(now, from, None, None, BytesMut::from(datagram), &mut Vec::new()) {
             Some(DatagramEvent::NewConnection(incoming)) => {
                 self.connection = flavor.accept(&mut self.endpoint, incoming, now);
             }

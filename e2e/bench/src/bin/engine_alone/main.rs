@@ -6,15 +6,12 @@
 //!
 //! `cargo run --release -p peerage-bench --bin engine_alone -- --rounds 9`
 
-mod driver;
-mod flavor;
 mod handshakes;
 mod report;
-mod transfer;
 
 use clap::Parser;
-
-use flavor::Kind;
+use peerage_bench::alone::flavor::Kind;
+use peerage_bench::alone::transfer;
 use report::Report;
 
 /// Compares QUIC keyed by Noise with QUIC keyed by TLS 1.3.
@@ -42,12 +39,7 @@ fn main() -> std::io::Result<()> {
             // The order turns from round to round: who comes first has the warmer or the colder processor.
             let kind = Kind::ALL[(round + offset) % Kind::ALL.len()];
             let (throughput, latency) = transfer::run(kind, arguments.mebibytes << 20)?;
-            report.add(
-                kind,
-                throughput,
-                latency,
-                handshakes::per_second(kind, arguments.handshakes),
-            );
+            report.add(kind, throughput, latency, handshakes::per_second(kind, arguments.handshakes));
         }
     }
     if arguments.json {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use peerage_bench::alone::flavor::Kind;
+use peerage_bench::median;
 use serde_json::json;
-
-use crate::flavor::Kind;
 
 #[derive(Default)]
 pub struct Report {
@@ -63,10 +63,7 @@ impl Report {
                 (kind.name(), figures)
             })
             .collect();
-        println!(
-            "{}",
-            json!({"benchmark": "engine_alone", "rounds": rounds, "kinds": kinds})
-        );
+        println!("{}", json!({"benchmark": "engine_alone", "rounds": rounds, "kinds": kinds}));
     }
 
     /// The median over rounds of Noise's figure divided by `kind`'s of the same round.
@@ -74,21 +71,7 @@ impl Report {
         let (Some(noise), Some(row)) = (self.rows.get(&Kind::Noise), self.rows.get(&kind)) else {
             return f64::NAN;
         };
-        let ratios: Vec<f64> = figure(noise)
-            .iter()
-            .zip(figure(row))
-            .map(|(noise, other)| noise / other)
-            .collect();
+        let ratios: Vec<f64> = figure(noise).iter().zip(figure(row)).map(|(noise, other)| noise / other).collect();
         median(&ratios)
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => sorted[length / 2],
-        length => f64::midpoint(sorted[length / 2 - 1], sorted[length / 2]),
     }
 }

@@ -1,7 +1,7 @@
-//! One stream over loopback between two threads.
+//! One stream between two threads.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -9,28 +9,41 @@ use std::time::{Duration, Instant};
 
 use quinn_proto::{Connection, Dir, Event, StreamId};
 
-use crate::driver::Peer;
-use crate::flavor::{Flavor, Kind};
+use super::driver::Peer;
+use super::flavor::{Flavor, Kind};
 
-/// Sends `bytes` over one stream. Returns Gb/s, from the first byte written to the last one read, and how long the
+/// Sends `bytes` over one stream on loopback. Returns Gb/s, from the first byte written to the last one read, and how long the
 /// handshake before it took for the client.
+///
+/// # Errors
+/// The sockets', or a stream that was cut short.
 pub fn run(kind: Kind, bytes: usize) -> io::Result<(f64, Duration)> {
     let flavor = Flavor::new(kind);
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let done = AtomicBool::new(false);
     let (address, addressed) = mpsc::channel();
     thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&flavor, bytes, &done, &address));
+        let server = scope.spawn(|| serve(&flavor, any, bytes, &done, &address));
         let to = addressed.recv().map_err(|_| io::Error::other("the server did not start"))?;
-        let (started, latency) = send(&flavor, to, bytes, &done)?;
+        let (started, latency) = send(&flavor, any, to, bytes, &done)?;
         let ended = server.join().map_err(|_| io::Error::other("the server panicked"))??;
         let seconds = ended.duration_since(started).as_secs_f64();
         Ok((bytes as f64 * 8.0 / seconds / 1e9, latency))
     })
 }
 
-/// Reads until the stream ends; returns when that was. Every byte must have come.
-fn serve(flavor: &Flavor, bytes: usize, done: &AtomicBool, address: &mpsc::Sender<SocketAddr>) -> io::Result<Instant> {
-    let mut peer = Peer::new(flavor)?;
+/// Listens at `at`, says on `address` where that is, and reads until the stream ends; returns when that was.
+///
+/// # Errors
+/// The socket's; also when not every byte has come.
+pub fn serve(
+    flavor: &Flavor,
+    at: SocketAddr,
+    bytes: usize,
+    done: &AtomicBool,
+    address: &mpsc::Sender<SocketAddr>,
+) -> io::Result<Instant> {
+    let mut peer = Peer::new(flavor, at)?;
     address.send(peer.address()?).map_err(|_| io::Error::other("nobody waits for the address"))?;
     let mut stream = None;
     let mut ended = None;
@@ -69,8 +82,21 @@ fn read(connection: &mut Connection, stream: StreamId, received: &mut usize) -> 
     ended
 }
 
-fn send(flavor: &Flavor, to: SocketAddr, bytes: usize, done: &AtomicBool) -> io::Result<(Instant, Duration)> {
-    let mut peer = Peer::new(flavor)?;
+/// Dials from `at` and sends until `done`. Returns when the first byte was written, and how long the handshake took.
+///
+/// # Errors
+/// The socket's.
+///
+/// # Panics
+/// When a fresh connection has no stream to open.
+pub fn send(
+    flavor: &Flavor,
+    at: SocketAddr,
+    to: SocketAddr,
+    bytes: usize,
+    done: &AtomicBool,
+) -> io::Result<(Instant, Duration)> {
+    let mut peer = Peer::new(flavor, at)?;
     let dialed = Instant::now();
     peer.dial(to);
     while !peer.events.iter().any(|event| matches!(event, Event::Connected)) {

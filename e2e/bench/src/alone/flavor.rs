@@ -1,6 +1,7 @@
 //! The kinds that are compared: the same transport settings with different crypto configurations.
 
 use std::any::Any;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -51,10 +52,13 @@ pub struct Flavor {
 
 enum Inner {
     Noise(Box<Noise>),
-    Tls {
-        client: Arc<QuicClientConfig>,
-        server: Arc<QuicServerConfig>,
-    },
+    Tls { client: Arc<QuicClientConfig>, server: Arc<QuicServerConfig> },
+}
+
+impl fmt::Debug for Flavor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Flavor(..)")
+    }
 }
 
 struct Noise {
@@ -83,10 +87,7 @@ impl Flavor {
             Kind::Tls256 => tls(provider::cipher_suite::TLS13_AES_256_GCM_SHA384),
             Kind::Tls128 => tls(provider::cipher_suite::TLS13_AES_128_GCM_SHA256),
         };
-        Self {
-            inner,
-            transport: Arc::new(transport()),
-        }
+        Self { inner, transport: Arc::new(transport()) }
     }
 
     /// An endpoint that dials and listens.
@@ -103,12 +104,7 @@ impl Flavor {
                 let crypto: Arc<QuicServerConfig> = Arc::clone(server);
                 let mut listener = ServerConfig::with_crypto(crypto);
                 listener.transport_config(Arc::clone(&self.transport));
-                Endpoint::new(
-                    Arc::new(EndpointConfig::default()),
-                    Some(Arc::new(listener)),
-                    true,
-                    None,
-                )
+                Endpoint::new(Arc::new(EndpointConfig::default()), Some(Arc::new(listener)), true, None)
             }
         }
     }
@@ -147,9 +143,7 @@ impl Flavor {
         let (identity, seed) = (Arc::clone(&noise.server), noise.lock().bytes());
         let server = NoiseServer::new(&noise.pairing, known.secret, identity, Arc::new(AcceptAny), seed);
         let config = server_config(server.expect("the matched secret"), Arc::clone(&self.transport));
-        let accepted = endpoint
-            .accept(incoming, now, &mut Vec::new(), Some(Arc::new(config)))
-            .ok()?;
+        let accepted = endpoint.accept(incoming, now, &mut Vec::new(), Some(Arc::new(config))).ok()?;
         if message_1_verified(&accepted.1) {
             knocks.mark_used(&known);
         }
@@ -188,9 +182,7 @@ fn tls(suite: rustls::SupportedCipherSuite) -> Inner {
         ..provider::default_provider()
     });
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(certificate.clone())
-        .expect("a certificate that was just made");
+    roots.add(certificate.clone()).expect("a certificate that was just made");
     let mut client = rustls::ClientConfig::builder_with_provider(Arc::clone(&crypto))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3 suites")
@@ -205,9 +197,7 @@ fn tls(suite: rustls::SupportedCipherSuite) -> Inner {
         .expect("a matching key");
     server.send_tls13_tickets = 0;
     let initial = || {
-        let suite = provider::cipher_suite::TLS13_AES_128_GCM_SHA256
-            .tls13()
-            .and_then(|suite| suite.quic_suite());
+        let suite = provider::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().and_then(|suite| suite.quic_suite());
         suite.expect("the suite that QUIC's Initial packets use")
     };
     Inner::Tls {

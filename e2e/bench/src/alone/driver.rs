@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -10,7 +10,7 @@ use quinn_proto::{Connection, ConnectionHandle, DatagramEvent, Endpoint, Event};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::flavor::Flavor;
+use super::flavor::Flavor;
 
 /// Segments in one send; more than 40 brought nothing.
 const SEGMENTS: usize = 40;
@@ -20,10 +20,12 @@ const BUFFER: usize = 65_536;
 const SOCKET_BUFFER: usize = 8 << 20;
 
 /// One end, with its socket.
+#[derive(Debug)]
 pub struct Peer<'a> {
     flavor: &'a Flavor,
-    pub endpoint: Endpoint,
-    pub connections: BTreeMap<usize, Connection>,
+    endpoint: Endpoint,
+    connections: BTreeMap<usize, Connection>,
+    /// What the connections told.
     pub events: Vec<Event>,
     socket: UdpSocket,
     state: UdpSocketState,
@@ -33,8 +35,12 @@ pub struct Peer<'a> {
 }
 
 impl<'a> Peer<'a> {
-    pub fn new(flavor: &'a Flavor) -> io::Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    /// Binds `at`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(flavor: &'a Flavor, at: SocketAddr) -> io::Result<Self> {
+        let socket = UdpSocket::bind(at)?;
         let state = UdpSocketState::new((&socket).into())?;
         state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER)?;
         state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER)?;
@@ -51,10 +57,18 @@ impl<'a> Peer<'a> {
         })
     }
 
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// The kernel does not say.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
+    /// Starts a connection.
+    ///
+    /// # Panics
+    /// When `to` cannot be dialled, such as port zero.
     pub fn dial(&mut self, to: SocketAddr) -> usize {
         let config = self.flavor.dial();
         let dialed = self.endpoint.connect(Instant::now(), config, to, "server");
@@ -64,6 +78,9 @@ impl<'a> Peer<'a> {
     }
 
     /// Receives once, fires timers, lets `app` work, sends all; waits for the socket where there was nothing to do.
+    ///
+    /// # Errors
+    /// The socket's.
     pub fn turn(&mut self, mut app: impl FnMut(&mut Connection)) -> io::Result<()> {
         let received = self.receive()?;
         let now = Instant::now();
@@ -101,9 +118,7 @@ impl<'a> Peer<'a> {
     }
 
     fn handle(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
-        let event = self
-            .endpoint
-            .handle(now, from, None, None, BytesMut::from(datagram), &mut Vec::new());
+        let event = self.endpoint.handle(now, from, None, None, BytesMut::from(datagram), &mut Vec::new());
         match event {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 if let Some(connection) = self.connections.get_mut(&handle.0) {

@@ -1,0 +1,137 @@
+//! A relay and agents as processes of the `peerage` command, and what a person would do with them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use peerage_agent::control::view::{Approved, Asked, Invited, Peer, PeerState, Pending};
+use peerage_agent::control::{Request, client, message::Terms};
+use peerage_agent::state::Place as State;
+use peerage_agent::state::document::Path as PathMode;
+use serde::de::DeserializeOwned;
+
+use crate::Result;
+use crate::network::{Place, Program};
+
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A running relay.
+pub struct Relay {
+    /// What agents are told: `KEY@HOST:PORT`.
+    pub info: String,
+    pub program: Program,
+}
+
+impl Relay {
+    /// Starts one that takes everybody and whose quotas no measurement here reaches.
+    pub fn start(peerage: &Path, place: &Place, port: u16, folder: &Path) -> Result<Self> {
+        let address = place.address(port);
+        let key = folder.join("relay.key");
+        let mut command = Command::new(peerage);
+        command.args(["relay", "--open", "--authority-mbit", "1000000", "--network-mbit", "1000000"]);
+        command.arg("--listen").arg(address.to_string()).arg("--key-file").arg(&key);
+        // Its key is made at the first start and stays, so a second start tells what the first was called.
+        let said = folder.join("relay.out");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg("out=$1; shift; exec \"$@\" >\"$out\" 2>/dev/null").arg("relay").arg(&said);
+        shell.arg(command.get_program()).args(command.get_args());
+        let mut program = place.spawn(&mut shell)?;
+        let info = until("the relay", || {
+            if program.has_ended() {
+                return Err("the relay ended".into());
+            }
+            let text = std::fs::read_to_string(&said).unwrap_or_default();
+            Ok(text.strip_suffix('\n').map(str::to_owned))
+        })?;
+        Ok(Self { info, program })
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    pub program: Program,
+    name: String,
+    state: State,
+}
+
+impl Agent {
+    pub fn start(
+        peerage: &Path,
+        place: &Place,
+        name: &str,
+        relay: &Relay,
+        expose: &[String],
+        folder: &Path,
+    ) -> Result<Self> {
+        let directory = folder.join(name);
+        let mut command = Command::new(peerage);
+        command.arg("--state").arg(&directory).args(["--json", "up", "--hostname", name, "--relay", &relay.info]);
+        for service in expose {
+            command.args(["--expose", service]);
+        }
+        let mut program = place.spawn(&mut command)?;
+        let state = State::find(Some(&directory))?;
+        until("the agent", || {
+            if program.has_ended() {
+                return Err(format!("{name} ended; try: {command:?}").into());
+            }
+            Ok(ask::<serde_json::Value>(&state, &Request::Status).ok())
+        })?;
+        Ok(Self { program, name: name.to_owned(), state })
+    }
+
+    /// Makes both trust each other, and waits until they are connected.
+    pub fn befriend(&self, other: &Self, path: PathMode) -> Result<()> {
+        let terms = Terms { inbound: Some(vec!["all".into()]), path: Some(path), ..Terms::default() };
+        let Invited { ticket, .. } = ask(&other.state, &Request::Invite { expires_s: 600 })?;
+        let reason = "to measure".to_owned();
+        let _: Asked = ask(&self.state, &Request::Handshake { ticket, reason, terms: terms.clone() })?;
+        until("the request", || {
+            let pending: Vec<Pending> = ask(&other.state, &Request::Requests)?;
+            Ok(pending.into_iter().find(|pending| pending.name == self.name))
+        })?;
+        let _: Approved = ask(&other.state, &Request::Approve { name: self.name.clone(), terms })?;
+        until("the session", || {
+            Ok(self.peer(other)?.filter(|peer| peer.state == PeerState::Connected && !peer.ports.is_empty()))
+        })?;
+        Ok(())
+    }
+
+    /// Where programs here reach `port` of `other`.
+    pub fn address_of(&self, other: &Self, port: u16) -> Result<SocketAddr> {
+        let peer = self.peer(other)?.ok_or("it is no peer")?;
+        Ok(SocketAddr::new(peer.address.ok_or("the peer has no address")?, port))
+    }
+
+    /// Waits until data to `other` takes a path for which `good`; returns its name.
+    pub fn wait_for_path(&self, other: &Self, good: impl Fn(&str) -> bool) -> Result<String> {
+        until("the path", || Ok(self.peer(other)?.and_then(|peer| peer.path).filter(|path| good(path))))
+    }
+
+    fn peer(&self, other: &Self) -> Result<Option<Peer>> {
+        let peers: Vec<Peer> = ask(&self.state, &Request::Peers)?;
+        Ok(peers.into_iter().find(|peer| peer.name == other.name))
+    }
+}
+
+fn ask<T: DeserializeOwned>(state: &State, request: &Request) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(client::call(state, request)).map_err(|failure| failure.to_string().into())
+}
+
+/// Asks until there is an answer.
+fn until<T>(what: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = found()? {
+            return Ok(found);
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(format!("waited {} s for {what}", PATIENCE.as_secs()).into());
+        }
+        std::thread::sleep(LOOK);
+    }
+}

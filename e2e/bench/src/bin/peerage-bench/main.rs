@@ -1,0 +1,106 @@
+//! Everything side by side in one run: raw TCP, bare quinn, the engine alone, and programs that talk through two agents,
+//! directly and by relay; then how long connections take to set up, and what idle processes hold.
+//!
+//! Agents and relay are real processes of the `peerage` command; the programs at both ends use plain TCP. Kinds take
+//! turns within each round, so that whatever else the machine does falls on all of them. Started by `scripts/bench`.
+
+mod agents;
+mod bare;
+mod memory;
+mod network;
+mod people;
+mod report;
+mod setup;
+mod tcp;
+mod throughput;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use network::Network;
+use report::Report;
+
+/// What functions here fail with: a benchmark that breaks is read by a person.
+type Result<T> = std::result::Result<T, Error>;
+/// See [`Result`].
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Measures Peerage beside what it is built from.
+#[derive(Debug, Parser)]
+#[command(name = "peerage-bench", version)]
+struct Arguments {
+    /// The `peerage` command to measure
+    #[arg(long, value_name = "FILE")]
+    peerage: PathBuf,
+    /// Measurements of each kind; tables show their medians
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Mebibytes that each throughput measurement sends over one stream
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    mebibytes: u32,
+    /// Measure only these
+    #[arg(long, value_delimiter = ',', default_values_t = ["throughput", "setup", "memory"].map(String::from))]
+    only: Vec<String>,
+    /// Use loopback also where namespaces can be made
+    #[arg(long)]
+    loopback: bool,
+    /// The commit that is measured, for the record
+    #[arg(long, default_value = "unknown")]
+    commit: String,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // First, while this process has no threads.
+    let namespaces = if arguments.loopback { Err("--loopback was asked for".into()) } else { enter() };
+    match measure(&arguments, namespaces) {
+        Ok(report) => {
+            if arguments.json {
+                report.print_json()
+            } else {
+                report.print_tables()
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn enter() -> Result<()> {
+    Ok(peerage_netlab::enter()?)
+}
+
+fn measure(arguments: &Arguments, namespaces: Result<()>) -> Result<Report> {
+    let network = match namespaces {
+        Ok(()) => Network::in_namespaces()?,
+        Err(why) => {
+            eprintln!("on loopback: {why}");
+            Network::on_loopback()
+        }
+    };
+    let mut report = Report::new(&arguments.commit, arguments.rounds, network.name());
+    let wanted = |what: &str| arguments.only.iter().any(|only| only == what);
+    if wanted("memory") {
+        memory::measure(&arguments.peerage, &network, &mut report)?;
+    }
+    if wanted("throughput") {
+        throughput::measure(&arguments.peerage, &network, arguments.rounds, arguments.mebibytes, &mut report)?;
+    }
+    if wanted("setup") {
+        if network.is_namespaces() {
+            setup::measure(&arguments.peerage, arguments.rounds, &mut report)?;
+        } else {
+            eprintln!("set-up times need namespaces, for links that take time: left out");
+        }
+    }
+    report.finish();
+    Ok(report)
+}

@@ -1,0 +1,87 @@
+//! Authorities, agents and trust made on paper, for measurements that start drivers themselves.
+
+use std::net::SocketAddr;
+
+use peerage_agent::driver::DriverConfig;
+use peerage_model::passport::{BACKDATED, LIFETIME};
+use peerage_model::relay::RelayInfo;
+use peerage_model::snapshot::{PathMode, Peer, Port, Protocol};
+use peerage_model::{AgentId, AgreementSecret, Authority, Credential, PairSecret, Snapshot, TrustId, UnixTime};
+use rustix::rand::{GetRandomFlags, getrandom};
+use zeroize::Zeroizing;
+
+use crate::Result;
+
+/// The port that [`snapshot`] opens.
+pub const PORT: u16 = 80;
+
+/// An agent and its authority.
+pub struct Person {
+    pub id: AgentId,
+    authority: Authority,
+}
+
+impl Person {
+    pub fn new(name: &str) -> Self {
+        let authority = Authority::new(&Zeroizing::new(random()), wall());
+        Self { id: authority.agent(name.parse().expect("our names are labels")), authority }
+    }
+
+    /// The key of a new run, and what vouches for it.
+    pub fn instance(&self) -> (AgreementSecret, Vec<u8>) {
+        let secret = AgreementSecret::from_bytes(random());
+        let (from, until) = (wall().minus(BACKDATED), wall().plus(LIFETIME));
+        let passport = self.authority.issue(&self.id, secret.public(), from, until);
+        (secret, Credential::join(self.authority.record(), passport))
+    }
+
+    /// Our trust in `other`, which may open [`PORT`] here.
+    pub fn trust(&self, other: &Self, relay: &RelayInfo) -> Result<Peer> {
+        let theirs = other.authority.record().agreement_key();
+        let secret = PairSecret::between(self.authority.agreement(), theirs, &self.id, &other.id);
+        Ok(Peer {
+            trust: TrustId(random()),
+            id: other.id.clone(),
+            secrets: vec![secret?],
+            alias: other.id.name.first_label(),
+            inbound: vec!["web".parse()?],
+            ports: Vec::new(),
+            relays: vec![relay.clone()],
+            expires: None,
+            path: PathMode::Auto,
+        })
+    }
+
+    /// What a driver of a new run is started with.
+    pub fn config(&self, snapshot: Snapshot) -> DriverConfig {
+        let (instance, credential) = self.instance();
+        DriverConfig {
+            agent: self.id.clone(),
+            instance,
+            credential,
+            bind: vec![SocketAddr::from(([0, 0, 0, 0], 0))],
+            fixed_endpoints: Vec::new(),
+            snapshot,
+            seed: random(),
+        }
+    }
+}
+
+/// An allowlist with `peers`, bound to `relay`.
+pub fn snapshot(relay: &RelayInfo, peers: Vec<Peer>) -> Snapshot {
+    let web = Port { name: "web".parse().expect("a label"), number: PORT, protocol: Protocol::Tcp };
+    Snapshot { peers, ports: vec![web], relays: vec![relay.clone()], denied: Vec::new(), invites: Vec::new() }
+}
+
+/// Bytes from the operating system.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut out = [0; N];
+    let filled = getrandom(&mut out, GetRandomFlags::empty()).expect("the kernel gives random bytes");
+    assert_eq!(filled, N, "up to 256 bytes come at once");
+    out
+}
+
+fn wall() -> UnixTime {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    UnixTime(since.expect("after 1970").as_secs())
+}
