@@ -33,6 +33,11 @@ pub(crate) struct Teardown {
 }
 
 impl Teardown {
+    /// Makes the directory for everything that runs; with `keep` it stays.
+    pub(crate) fn new(keep: bool) -> Result<Self, Problem> {
+        Ok(Self { home: private_directory()?, keep, groups: Mutex::default() })
+    }
+
     /// A process has started.
     pub(crate) fn started(&self, process: u32) {
         if let Ok(process) = i32::try_from(process) {
@@ -87,8 +92,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn build(options: &Options) -> Result<Self, Problem> {
-        let teardown = Arc::new(Teardown { home: private_directory()?, keep: options.keep, groups: Mutex::default() });
+    pub(crate) fn build(options: &Options, teardown: &Arc<Teardown>) -> Result<Self, Problem> {
         let mut lab = Lab::new()?;
         let rtt = Duration::from_millis(options.rtt.into());
         // Each packet passes both access links once, and by relay the relay's link twice besides.
@@ -96,7 +100,7 @@ impl Stage {
         let mut host = |name: &str, address, nat, link: &LinkConfig| -> Result<Machine, Problem> {
             let host = lab.host(name, HostConfig::behind(address, nat).with_link(link.clone()))?;
             give_up_privileges(&host)?;
-            Machine::new(name, host, &teardown)
+            Machine::new(name, host, teardown)
         };
         let relays = [
             host("relay-1", RELAYS[0], NatKind::none(), &relay)?,
@@ -105,7 +109,7 @@ impl Stage {
         let laptop = host("laptop", inside(options.nat_a, LAPTOP, PUBLIC[0]), options.nat_a.kind(), &access)?;
         let server = host("server", inside(options.nat_b, SERVER, PUBLIC[1]), options.nat_b.kind(), &access)?;
         let possibility = can_be_direct(&options.nat_a.kind(), &options.nat_b.kind());
-        Ok(Self { relays, laptop, server, possibility, teardown, lab })
+        Ok(Self { relays, laptop, server, possibility, teardown: Arc::clone(teardown), lab })
     }
 
     /// Lets nothing pass straight between the two, or everything that the NATs let.

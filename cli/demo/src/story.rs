@@ -17,7 +17,7 @@ use crate::machine::{Machine, Output, Running, both};
 use crate::options::{NatPreset, Options};
 use crate::problem::Problem;
 use crate::report::Report;
-use crate::stage::{RELAYS, Stage, picture};
+use crate::stage::{RELAYS, Stage, Teardown, picture};
 use crate::timeline::Timeline;
 
 /// The name that everything is about.
@@ -69,9 +69,9 @@ pub(crate) fn play(options: &Options, report: &Arc<Report>) -> ExitCode {
             .lines("Two agents behind NATs find each other by name: real sockets and processes, an emulated internet.");
         report.lines(&picture(options));
         report.object(json!({"event": "started", "curl": version, "rtt_ms": options.rtt}));
-        let stage = Stage::build(options)?;
-        interrupt::watch(Arc::clone(&stage.teardown), Arc::clone(report))?;
-        Ok(stage)
+        let teardown = Arc::new(Teardown::new(options.keep)?);
+        interrupt::watch(Arc::clone(&teardown), Arc::clone(report))?;
+        Stage::build(options, &teardown).inspect_err(|_| teardown.now())
     });
     let mut demo = match prepared {
         Ok(stage) => Demo::new(stage, [options.nat_a, options.nat_b], Arc::clone(report)),
