@@ -2,6 +2,7 @@
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use data_encoding::BASE64URL_NOPAD;
 use ed25519_dalek::SigningKey;
@@ -27,8 +28,9 @@ pub(crate) const NOW: UnixTime = UnixTime(1_800_000_000);
 const SECRET: u8 = 7;
 
 /// The authority whose keys the targets know, so that what they sign gets behind the signature.
-pub(crate) fn authority() -> Authority {
-    Authority::new(&Zeroizing::new([SECRET; 96]), NOW)
+pub(crate) fn authority() -> &'static Authority {
+    static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new(&Zeroizing::new([SECRET; 96]), NOW));
+    &AUTHORITY
 }
 
 /// Text that names something. What parses is written as text that parses to the same.

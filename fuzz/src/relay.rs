@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use peerage_engine::relay::{ClientConfig, RelayClient, Role};
@@ -23,8 +24,17 @@ fn relay(limits: Limits, now: Instant) -> Relay {
     Relay::new(Config { key, access: Access::Open, limits, seed: Zeroizing::new([88; 32]) }, now)
 }
 
-/// The agents of the test authority by number: key, credential, route.
-fn agent(number: u8) -> (AgreementSecret, Vec<u8>, RoutingId) {
+/// An agent of the test authority: key, credential, route.
+type Agent = (AgreementSecret, Vec<u8>, RoutingId);
+
+/// Made once: their signatures would take most of a run's time.
+static AGENTS: LazyLock<Vec<Agent>> = LazyLock::new(|| (0..8).map(new_agent).collect());
+
+fn agent(number: u8) -> &'static Agent {
+    &AGENTS[usize::from(number) % AGENTS.len()]
+}
+
+fn new_agent(number: u8) -> Agent {
     let authority = authority();
     let id = authority.agent(format!("agent-{number}").parse().expect("a name"));
     let key = AgreementSecret::from_bytes([number + 1; 32]);
@@ -50,6 +60,10 @@ struct World {
 /// A script of datagrams to one relay, honest, changed and invented. No address that has not shown that it receives
 /// gets more bytes than it sent (STUN apart); packets go only where somebody showed that; memory stays within its limit.
 pub fn relay_server(data: &[u8]) {
+    play(data);
+}
+
+fn play(data: &[u8]) -> World {
     let now = Instant::now(); // an arbitrary origin; the script's time is counted from it
     let limits = Limits { memory: 64 << 10, ..Limits::open() };
     let relay = relay(limits, now);
@@ -58,11 +72,12 @@ pub fn relay_server(data: &[u8]) {
     let mut feed = Feed::new(data);
     for _ in 0..64 {
         if feed.is_empty() {
-            return;
+            break;
         }
         world.step(&mut feed);
         assert!(world.relay.occupancy().memory <= world.limits.memory);
     }
+    world
 }
 
 impl World {
@@ -102,7 +117,7 @@ impl World {
             Some(Ok((_, Frame::Cookie { cookie, .. }))) => cookie,
             Some(_) | None => frame::Cookie([0; 16]),
         };
-        let (key, credential, route) = agent(feed.u8() % 8);
+        let (key, credential, route) = agent(feed.u8());
         let id = EndpointId::from(InstanceId::of_key(&key.public()));
         match kind {
             1 => frame::hello(Tag(feed.array())).to_vec(),
@@ -110,13 +125,13 @@ impl World {
                 self.drawn = self.drawn.wrapping_add(1);
                 let e = AgreementSecret::from_bytes([self.drawn; 32]);
                 let relay = *self.relay.public_key();
-                keys::bind(Tag(feed.array()), cookie, &e, &relay, &key, &credential).expect("good keys").frame
+                keys::bind(Tag(feed.array()), cookie, &e, &relay, key, credential).expect("good keys").frame
             }
             4 => frame::visit(Tag(feed.array()), cookie, feed.one_in(2).then_some((id, tag))).to_vec(),
             5 => frame::moved(Tag(feed.array()), cookie, id, feed.u8().into(), |_| [0; 16]).to_vec(),
             6 => frame::keepalive(tag, feed.array()).to_vec(),
             7 | 8 => to(tag, Destination::Endpoint(id)),
-            9 => to(tag, Destination::Route(route)),
+            9 => to(tag, Destination::Route(*route)),
             10 => to(tag, Destination::Endpoint(EndpointId(feed.array()))),
             _ => feed.bytes(600).to_vec(),
         }
@@ -173,7 +188,7 @@ pub fn relay_client(data: &[u8]) {
     let mut feed = Feed::new(data);
     let now = Instant::now(); // an arbitrary origin; the script's time is counted from it
     let relay = relay(Limits::open(), now);
-    let (secret, credential, _) = agent(0);
+    let (secret, credential, _) = agent(0).clone();
     let role = if feed.one_in(4) { Role::Visit } else { Role::Bind { secret, credential } };
     let client = RelayClient::new(ClientConfig::new(*relay.public_key(), role), [6; 32], now);
     let mut link = Link { relay, client, start: now, now, up: Vec::new(), down: Vec::new() };
@@ -278,5 +293,16 @@ impl Link {
 
     fn granted(&mut self) -> bool {
         self.client.wrap(self.now, Destination::Route(RoutingId([1; 16])), PACKET, None, &mut Vec::new()).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_of_a_meeting_gets_as_far_as_it_says() {
+        let counters = play(&crate::seeds::meeting()).relay.counters();
+        assert_eq!((counters.binds, counters.visits, counters.forwarded_packets), (2, 1, 5));
     }
 }

@@ -94,6 +94,7 @@ fn of(target: &str) -> Vec<Vec<u8>> {
             "# made by hand\nsearch corp.example\nnameserver 10.0.0.53\nnameserver 2001:db8::53\noptions ndots:5\n",
             "passwd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] files myhostname dns # note\n",
         ]),
+        "relay_server" => scripts(target).into_iter().chain([meeting()]).collect(),
         script => scripts(script),
     }
 }
@@ -112,6 +113,30 @@ fn scripts(target: &str) -> Vec<Vec<u8>> {
         })
         .chain([vec![0, 1, 0, 1, 0, 1], (0..=60).collect()])
         .collect()
+}
+
+/// Steps of `relay_server`: agents 0 and 1 bind, a visitor comes, and each sends to another.
+pub(crate) fn meeting() -> Vec<u8> {
+    // What, from which address, as or to which agent, under which tag; unchanged and once.
+    let asks = |what: u8, address: u8, agent: u8| [&[what, 8 * address, agent][..], &[3; 6], &[0, 0]].concat();
+    let sends = |what: u8, address: u8, agent: u8| vec![what, 8 * address, agent, 0, 0];
+    let visit = [&[4, 16, 0][..], &[3; 6], &[1, 0, 0]].concat();
+    [
+        asks(1, 0, 0),
+        asks(2, 0, 0),
+        asks(1, 1, 1),
+        asks(2, 1, 1),
+        asks(1, 2, 0),
+        visit,
+        sends(9, 0, 1),
+        sends(7, 1, 0),
+        sends(8, 0, 1),
+        sends(7, 2, 1),
+        sends(7, 3, 1),
+        vec![0, 30],
+        sends(7, 0, 1),
+    ]
+    .concat()
 }
 
 fn text(lines: &[&str]) -> Vec<Vec<u8>> {
