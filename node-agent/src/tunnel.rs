@@ -114,11 +114,7 @@ impl Incoming {
         header: StreamHeader,
         answer: impl FnOnce(StreamStatus) -> Opened + Send + 'static,
     ) -> Self {
-        Self {
-            peer,
-            header,
-            answer: Box::new(answer),
-        }
+        Self { peer, header, answer: Box::new(answer) }
     }
 
     /// Tells the peer to go on, and hands out the stream or flow.
@@ -135,10 +131,7 @@ impl Incoming {
 
 impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Incoming")
-            .field("peer", &self.peer)
-            .field("header", &self.header)
-            .finish_non_exhaustive()
+        f.debug_struct("Incoming").field("peer", &self.peer).field("header", &self.header).finish_non_exhaustive()
     }
 }
 
