@@ -18,6 +18,11 @@ const MESSAGES: usize = 4;
 /// Largest GRO batch: the largest UDP payload there is.
 const MESSAGE: usize = 65_535;
 
+/// Most bytes in one send: an IPv4 packet's, without its and UDP's header.
+const LARGEST_SEND: usize = 65_507;
+/// Largest datagram that we send: what MTU discovery looks for on Ethernet, behind a relay's header.
+const LARGEST_DATAGRAM: usize = 1_484;
+
 /// A received batch: one or more datagrams of one sender.
 #[derive(Debug)]
 pub(super) struct Received {
@@ -70,10 +75,10 @@ impl Sockets {
         (local.ip().is_unspecified() || local.ip() == *ip).then_some(local.port())
     }
 
-    /// Datagrams that may go out in one call.
+    /// Datagrams that may go out in one call. The kernel refuses sends above its largest packet, however they are cut.
     pub(super) fn max_datagrams(&self) -> usize {
         let of = |bound: &Option<Bound>| bound.as_ref().map(|b| b.state.max_gso_segments());
-        of(&self.v4).into_iter().chain(of(&self.v6)).min().unwrap_or(1)
+        of(&self.v4).into_iter().chain(of(&self.v6)).min().unwrap_or(1).min(LARGEST_SEND / LARGEST_DATAGRAM)
     }
 
     /// Sends one batch. `WouldBlock` means: again after [`Self::poll_writable`].
@@ -162,5 +167,35 @@ impl Bound {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_largest_batch_of_the_largest_datagrams_goes_out_whole() {
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let sender = Sockets::bind(&[local]).expect("loopback can be bound");
+        let mut receiver = Sockets::bind(&[local]).expect("loopback can be bound");
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let destination = SocketAddr::new(ip, receiver.port_for(&ip).expect("it is bound there"));
+        let batch = vec![7; sender.max_datagrams() * LARGEST_DATAGRAM];
+        let segment_size = Some(LARGEST_DATAGRAM);
+        let transmit = Transmit { destination, ecn: None, contents: &batch, segment_size, src_ip: None };
+        poll_fn(|cx| sender.poll_writable(cx, &destination)).await;
+        sender.try_send(&transmit).expect("an empty socket takes it");
+        let mut received = Vec::new();
+        let all = async {
+            while received.iter().map(|r: &Received| r.data.len()).sum::<usize>() < batch.len() {
+                poll_fn(|cx| receiver.poll_receive(cx, &mut received)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("every datagram arrives");
+        assert!(received.iter().all(|r| r.stride == LARGEST_DATAGRAM), "{received:?}");
     }
 }

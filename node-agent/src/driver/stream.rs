@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use peerage_engine::node::{StreamError, StreamKey};
+use peerage_engine::node::{Node, StreamError, StreamKey};
 use peerage_model::AgentId;
 use peerage_model::stream::{StreamHeader, StreamKind};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -63,7 +63,7 @@ impl DriverStream {
     /// Runs `work` on the node; where it is blocked, `wait` notes who to wake.
     fn poll<T>(
         &self,
-        work: impl FnOnce(&mut peerage_engine::node::Node) -> Result<T, StreamError>,
+        work: impl FnOnce(&mut Node) -> Result<T, StreamError>,
         wait: impl FnOnce(&mut Wakers),
     ) -> Poll<io::Result<T>> {
         let mut inner = self.shared.lock();
@@ -81,15 +81,17 @@ impl DriverStream {
 
 impl AsyncRead for DriverStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let max = buf.remaining();
-        let read = self.poll(|node| node.read(self.key, max), |wakers| wakers.read = Some(cx.waker().clone()));
-        read.map_ok(|bytes| {
-            if let Some(bytes) = bytes {
-                buf.put_slice(&bytes);
-                // Credit for the peer may have become due.
-                self.shared.nudge.notify_one();
-            }
-        })
+        let mut credit_is_due = false;
+        let fill = |node: &mut Node| {
+            let read = node.read_into(self.key, buf.initialize_unfilled())?;
+            credit_is_due = node.wants_to_send();
+            Ok(read)
+        };
+        let read = self.poll(fill, |wakers| wakers.read = Some(cx.waker().clone()));
+        if credit_is_due {
+            self.shared.nudge.notify_one();
+        }
+        read.map_ok(|read| buf.advance(read))
     }
 }
 

@@ -7,7 +7,7 @@ use peerage_model::AgentId;
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use quinn_proto::{SendDatagramError, StreamId};
 
-use super::event::{Event, Now, OpenError, SessionKey, StreamError, StreamKey};
+use super::event::{DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 use super::pair::{PairKey, STREAM_PATIENCE};
 use super::stream::{self, Place, RESET_DROPPED, Stream};
 use super::{Node, Timer};
@@ -25,8 +25,15 @@ impl Node {
         if !self.pairs.contains_key(&pair_key) {
             return Err(OpenError::NotTrusted);
         }
+        let refused =
+            self.pairs.get(&pair_key).and_then(|pair| pair.refused_until).is_some_and(|until| now.mono < until);
         let key = self.new_stream_key();
-        let stream = Stream::waiting(pair_key.clone(), header, now.mono + STREAM_PATIENCE);
+        let mut stream = Stream::waiting(pair_key.clone(), header, now.mono + STREAM_PATIENCE);
+        if refused {
+            stream.place = Place::Dead(StreamError::SessionEnded(DownReason::RevokedByPeer));
+            self.streams.insert(key, stream);
+            return Ok(key);
+        }
         self.streams.insert(key, stream);
         match self.carrier(&pair_key) {
             Some(session) => self.attach(session, key),
@@ -55,6 +62,36 @@ impl Node {
             self.ready.insert(session);
         }
         result
+    }
+
+    /// Reads as much as there is and `buffer` holds, and says how much; zero is the end of what the peer sends, or an
+    /// empty buffer.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_into(&mut self, key: StreamKey, buffer: &mut [u8]) -> Result<usize, StreamError> {
+        self.take_status(key)?;
+        let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
+        if stream.read_to_end || buffer.is_empty() {
+            return Ok(0);
+        }
+        let (session, id) = self.attached(key)?;
+        let filled = self.on_session(session, |s| stream::read_into(s, id, buffer))??;
+        if filled.ended
+            && let Some(stream) = self.streams.get_mut(&key)
+        {
+            stream.read_to_end = true;
+        }
+        if filled.credit {
+            self.ready.insert(session);
+        }
+        Ok(filled.bytes)
+    }
+
+    /// Whether [`Self::poll_transmit`] may have something that it did not have when it last gave `None`.
+    #[must_use]
+    pub fn wants_to_send(&self) -> bool {
+        !self.ready.is_empty() || !self.out.is_empty() || !self.batches.is_empty()
     }
 
     /// Writes some of `data`, and says how much.

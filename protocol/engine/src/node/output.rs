@@ -89,13 +89,14 @@ impl Node {
     }
 
     fn queue_copy(&mut self, key: SessionKey, hop: Hop, shape: Shape, now: Instant) {
-        let mut bytes = Vec::new();
+        let (packets, mut bytes) = (self.scratch.clone(), Vec::new());
         if let Some(transmit) = self.send_over(key, hop, shape, now, &mut bytes) {
             self.batches.push_back(Batch { transmit, bytes });
         }
+        self.scratch = packets;
     }
 
-    /// Puts the packets in `scratch` on a hop.
+    /// Puts the packets in `scratch` on a hop; what `scratch` holds afterwards is of no use.
     fn send_over(
         &mut self,
         key: SessionKey,
@@ -108,7 +109,7 @@ impl Node {
         session.last_hop = Some(hop);
         match hop {
             Hop::Direct(destination) => {
-                buffer.extend_from_slice(&self.scratch);
+                std::mem::swap(buffer, &mut self.scratch);
                 Some(shape.transmit(destination, buffer.len()))
             }
             Hop::Relayed => self.send_relayed(key, shape, now, buffer),

@@ -23,6 +23,8 @@ pub(super) struct Stream {
     pub(super) place: Place,
     /// Whether our half was finished; letting go of the stream must then not take back what is still on its way.
     pub(super) finished: bool,
+    /// Whether the peer's half was read to its end. QUIC forgets a half with its end, so we remember.
+    pub(super) read_to_end: bool,
     pub(super) packets: VecDeque<Bytes>,
 }
 
@@ -44,11 +46,12 @@ pub(super) enum Place {
 impl Stream {
     pub(super) fn waiting(pair: PairKey, header: StreamHeader, deadline: Instant) -> Self {
         let place = Place::Waiting { early: Vec::new(), deadline };
-        Self { pair, header, place, finished: false, packets: VecDeque::new() }
+        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new() }
     }
 
     pub(super) fn offered(pair: PairKey, header: StreamHeader, session: SessionKey, id: StreamId) -> Self {
-        Self { pair, header, place: Place::Offered { session, id }, finished: false, packets: VecDeque::new() }
+        let place = Place::Offered { session, id };
+        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new() }
     }
 
     /// The session and QUIC stream under it, once there is one.
@@ -108,6 +111,43 @@ pub(super) fn read(session: &mut Session, id: StreamId, max: usize) -> (Result<O
         Err(ReadError::Reset(_)) => Err(StreamError::Reset),
     };
     (result, chunks.finalize().should_transmit())
+}
+
+/// What [`read_into`] did.
+#[derive(Debug, Default)]
+pub(super) struct Filled {
+    /// Bytes at the front of the buffer.
+    pub(super) bytes: usize,
+    /// Nothing comes after them.
+    pub(super) ended: bool,
+    /// Credit must be sent.
+    pub(super) credit: bool,
+}
+
+/// Fills as much of `buffer` as there is: a packet brings a thousand bytes, and who copies them on wants many.
+pub(super) fn read_into(session: &mut Session, id: StreamId, buffer: &mut [u8]) -> Result<Filled, StreamError> {
+    let mut stream = session.connection.recv_stream(id);
+    let mut chunks = stream.read(true).map_err(|_| StreamError::Closed)?;
+    let mut filled = Filled::default();
+    let mut stopped = None;
+    while filled.bytes < buffer.len() && !filled.ended && stopped.is_none() {
+        match chunks.next(buffer.len() - filled.bytes) {
+            Ok(Some(chunk)) => {
+                let end = filled.bytes + chunk.bytes.len();
+                buffer[filled.bytes..end].copy_from_slice(&chunk.bytes);
+                filled.bytes = end;
+            }
+            Ok(None) => filled.ended = true,
+            Err(ReadError::Blocked) => stopped = Some(StreamError::Blocked),
+            Err(ReadError::Reset(_)) => stopped = Some(StreamError::Reset),
+        }
+    }
+    filled.credit = chunks.finalize().should_transmit();
+    match stopped {
+        // A reset throws away what was not read, so it never comes behind bytes; being blocked often does.
+        Some(why) if filled.bytes == 0 => Err(why),
+        Some(_) | None => Ok(filled),
+    }
 }
 
 /// Writes what flow control and the send window take.
