@@ -123,8 +123,15 @@ impl Listeners {
             match self.running.get(endpoint) {
                 None => {
                     let running = self.start(*endpoint, peer).await;
-                    if let Some(reason) = &running.conflict {
-                        tracing::warn!(%peer, port = endpoint.address.port(), %reason, "a peer's port is taken");
+                    match &running.conflict {
+                        // The usual case without root, and `peerage run` leads programs to the port that was had instead.
+                        Some(reason @ ConflictReason::Reserved) => {
+                            tracing::info!(%peer, port = endpoint.address.port(), %reason, "a peer's port is elsewhere");
+                        }
+                        Some(reason) => {
+                            tracing::warn!(%peer, port = endpoint.address.port(), %reason, "a peer's port is taken");
+                        }
+                        None => {}
                     }
                     self.running.insert(*endpoint, running);
                 }

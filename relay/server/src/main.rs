@@ -1,6 +1,6 @@
 //! `peerage-relay`: the relay on its own, for containers and for machines that do nothing else.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -19,7 +19,8 @@ struct Command {
 fn main() -> ExitCode {
     let command = Command::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).init();
     match start(command.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -138,6 +138,7 @@ impl Node {
         let pair_key = session.pair.clone();
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.pending.retain(|s| *s != key);
+            pair.refused_until = None;
             if matches!(pair.dial, Dial::Attempt { session, .. } if session == key) {
                 pair.dial = Dial::Rest;
             }
@@ -403,6 +404,11 @@ impl Node {
             ConnectionError::TimedOut => DownReason::TimedOut,
             other => DownReason::Failed(other.to_string()),
         };
+        if down == DownReason::RevokedByPeer
+            && let Some(pair) = self.pairs.get_mut(&session.pair)
+        {
+            pair.refused_until = Some(now.mono + super::pair::REFUSED);
+        }
         self.take_down(key, down);
     }
 

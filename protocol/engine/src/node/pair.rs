@@ -18,6 +18,8 @@ pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
 pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a trust request is tried.
 pub(super) const ASK_PATIENCE: Duration = Duration::from_secs(20);
+/// How long after a peer's revocation streams to it fail at once instead of waiting for [`STREAM_PATIENCE`].
+pub(super) const REFUSED: Duration = Duration::from_secs(60);
 /// First pause between courtesy dials; doubles to [`MAX_PAUSE`].
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between courtesy dials: a peer that comes up dials us anyway.
@@ -70,6 +72,9 @@ pub(super) struct Pair {
     pub(super) pending: Vec<SessionKey>,
     /// Streams that wait for a session.
     pub(super) waiting: Vec<StreamKey>,
+    /// The peer said that it withdrew its trust. Until then nobody is kept waiting for a session that it will not answer;
+    /// if it trusts us again, it dials.
+    pub(super) refused_until: Option<Instant>,
 }
 
 impl Pair {
@@ -98,7 +103,16 @@ impl Pair {
     }
 
     fn new(purpose: Purpose, outbound: Pairing, inbound: Option<Pairing>, dial: Dial) -> Self {
-        Self { purpose, outbound, inbound, dial, up: Vec::new(), pending: Vec::new(), waiting: Vec::new() }
+        Self {
+            purpose,
+            outbound,
+            inbound,
+            dial,
+            up: Vec::new(),
+            pending: Vec::new(),
+            waiting: Vec::new(),
+            refused_until: None,
+        }
     }
 
     /// Whom a dial of this pair is for, and where to look for it; `None` where we only listen.

@@ -175,12 +175,14 @@ impl Node {
         let Phase::Up(up) = &mut session.phase else { return };
         let rtt = up.path.rtt();
         let before = std::mem::replace(&mut up.path_kind, kind);
-        info!(target: "events::path_changed", %peer, from = %before, to = %kind, why, ?rtt);
-        debug!(?from, ?to, "hops");
+        debug!(%peer, ?from, ?to, why, "hops");
         let carries_data = up.path.carries_data();
-        let event =
-            Event::PathChanged { session: key, peer: peer.clone(), from: before, to: kind, why: why.to_owned(), rtt };
-        self.events.push_back(event);
+        // Of two sessions that came up at once, one drains; its way is nobody's business.
+        if up.draining.is_none() {
+            info!(target: "events::path_changed", %peer, from = %before, to = %kind, why, ?rtt);
+            let (peer, why) = (peer.clone(), why.to_owned());
+            self.events.push_back(Event::PathChanged { session: key, peer, from: before, to: kind, why, rtt });
+        }
         match carries_data {
             true => self.attach_waiting(&PairKey::Peer(peer)),
             // `DirectOnly` promises that no data goes by relay, so streams that would have to are reset instead.

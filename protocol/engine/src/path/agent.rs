@@ -12,7 +12,7 @@ use super::budget::Budget;
 use super::checklist::{Checklist, Proof, Remote, Source};
 use super::explain::{self, WhyNotBetter};
 use super::liveness::{Liveness, Silence};
-use super::score::{Rank, Score};
+use super::score::{LOCAL_RTT, Rank, Score};
 use super::{CheckTransmit, Hop, PathEvent, PathKind, PathMode, Route, Why};
 use crate::nat::NatType;
 use crate::stun::{
@@ -458,7 +458,9 @@ impl PathAgent {
     }
 
     fn kind_of(&self, remote: &Remote) -> PathKind {
-        let near = admission::same_network(remote.address.ip(), &self.locals);
+        // The same network by number is not the same network where it takes long (a VPN, a flat cloud range).
+        let near = admission::same_network(remote.address.ip(), &self.locals)
+            && remote.rtt().is_none_or(|rtt| rtt <= LOCAL_RTT);
         let untranslated = match remote.proof {
             Proof::Unproven => false,
             Proof::Proven { mapped, .. } => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::PathKind;
 
 /// A local path must be this fast to count as one: a VPN with private addresses may span continents.
-const LOCAL_RTT: Duration = Duration::from_millis(10);
+pub(super) const LOCAL_RTT: Duration = Duration::from_millis(10);
 /// A difference below this is noise, however short the path.
 const NOISE: Duration = Duration::from_millis(5);
 
