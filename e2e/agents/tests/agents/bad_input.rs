@@ -150,11 +150,12 @@ fn a_relay_with_another_key_is_not_taken_for_ours() {
         let wrong = another_key(world.relay());
         let agent = Agent::start(&world.client, &["--hostname", "reporter", "--relay", &wrong])?;
         agent.wait_for(Agent::beginning(), "started", |_| true)?;
-        let status = agent.until_status("a problem is named", |status| !status["problems"][0].is_null())?;
-        assert_eq!(status["relays"][0]["up"], false, "{status}");
         let doctor = agent.attempt(&["doctor"])?;
         assert_eq!(doctor.status.code(), Some(1), "{}", doctor.said());
-        assert!(doctor.stdout.contains("relay"), "{}", doctor.said());
+        assert!(doctor.stdout.contains("does not answer"), "it names the relay: {}", doctor.said());
+        assert!(doctor.stdout.contains("check its address and key"), "and what to do: {}", doctor.said());
+        let status = agent.ask(&["status"])?;
+        assert_eq!(status["relays"][0]["up"], false, "{status}");
         Ok(())
     });
 }

@@ -21,6 +21,11 @@ fn a_killed_agent_is_reached_by_the_same_name_when_it_is_up_again() {
         drop(server);
         let server = world.start_server()?;
         let up = Instant::now();
+        let instance = server.ask(&["status"])?["instance"].clone();
+        // The agent that was killed cannot say so; that its successor has come is what its peer goes by.
+        client.until_status("the successor is known", |status| {
+            status["peers"][0]["instances"].as_array().is_some_and(|known| known.contains(&instance))
+        })?;
         assert_eq!(fetch(&client)?, "hello\n");
         let took = up.elapsed();
         assert!(took < AGAIN, "it took {took:?}; the server's agent: {}", server.log("agent"));
