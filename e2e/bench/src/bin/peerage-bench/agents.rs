@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use peerage_agent::control::view::{Approved, Asked, Invited, Peer, PeerState, Pending};
+use peerage_agent::control::view::{Approved, Asked, Finding, Invited, Peer, PeerState, Pending};
 use peerage_agent::control::{Request, client, message::Terms};
 use peerage_agent::state::Place as State;
 use peerage_agent::state::document::Path as PathMode;
@@ -72,8 +72,21 @@ impl Agent {
         for service in expose {
             command.args(["--expose", service]);
         }
-        let mut program = place.spawn(&mut command)?;
-        let state = State::find(Some(&directory))?;
+        Self::run(place, name, &mut command, &directory)
+    }
+
+    /// Starts the program for containers, which is told by its environment.
+    pub fn start_contained(agent: &Path, place: &Place, name: &str, relay: &Relay, folder: &Path) -> Result<Self> {
+        let directory = folder.join(name);
+        let mut command = Command::new("env");
+        command.arg(format!("PEERAGE_STATE={}", directory.display())).arg("PEERAGE_LOG=warn");
+        command.arg(format!("PEERAGE_HOSTNAME={name}")).arg(format!("PEERAGE_RELAYS={}", relay.info)).arg(agent);
+        Self::run(place, name, &mut command, &directory)
+    }
+
+    fn run(place: &Place, name: &str, command: &mut Command, directory: &Path) -> Result<Self> {
+        let mut program = place.spawn(command)?;
+        let state = State::find(Some(directory))?;
         until("the agent", || {
             if program.has_ended() {
                 return Err(format!("{name} ended; try: {command:?}").into());
@@ -109,6 +122,13 @@ impl Agent {
     /// Waits until data to `other` takes a path for which `good`; returns its name.
     pub fn wait_for_path(&self, other: &Self, good: impl Fn(&str) -> bool) -> Result<String> {
         until("the path", || Ok(self.peer(other)?.and_then(|peer| peer.path).filter(|path| good(path))))
+    }
+
+    /// What the agent's own examination says of one thing.
+    pub fn examine(&self, check: &str) -> Result<String> {
+        let findings: Vec<Finding> = ask(&self.state, &Request::Doctor)?;
+        let found = findings.into_iter().find(|finding| finding.check == check);
+        Ok(found.map_or_else(|| format!("{check}: nothing found"), |finding| finding.found))
     }
 
     fn peer(&self, other: &Self) -> Result<Option<Peer>> {

@@ -34,6 +34,9 @@ struct Arguments {
     /// The `peerage` command to measure
     #[arg(long, value_name = "FILE")]
     peerage: PathBuf,
+    /// The `peerage-agent` program, to see what it holds when idle
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
     /// Measurements of each kind; tables show their medians
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -89,7 +92,7 @@ fn measure(arguments: &Arguments, namespaces: Result<()>) -> Result<Report> {
     let mut report = Report::new(&arguments.commit, arguments.rounds, network.name());
     let wanted = |what: &str| arguments.only.iter().any(|only| only == what);
     if wanted("memory") {
-        memory::measure(&arguments.peerage, &network, &mut report)?;
+        memory::measure(&arguments.peerage, arguments.agent.as_deref(), &network, &mut report)?;
     }
     if wanted("throughput") {
         throughput::measure(&arguments.peerage, &network, arguments.rounds, arguments.mebibytes, &mut report)?;

@@ -22,18 +22,26 @@ const CLIENTS: u16 = 2_000;
 /// Clients of one /24: below the relay's quota for handshakes at once.
 const PER_NETWORK: u16 = 100;
 
-pub fn measure(peerage: &Path, network: &Network, report: &mut Report) -> Result<()> {
+/// `agent` is the program for containers, where there is one.
+pub fn measure(peerage: &Path, agent: Option<&Path>, network: &Network, report: &mut Report) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let relay = Relay::start(peerage, &network.relay, 3478, folder.path())?;
     let ann = Agent::start(peerage, &network.client, "ann", &relay, &[], folder.path())?;
     std::thread::sleep(SETTLE);
-    report.memory("agent, relay bound, nobody trusted", resident(ann.program.id())?);
+    report.memory("`peerage up`, relay bound, nobody trusted", resident(ann.program.id())?);
     let bob = Agent::start(peerage, &network.server, "bob", &relay, &["bulk=5201".into()], folder.path())?;
     ann.befriend(&bob, PathMode::Auto)?;
     std::thread::sleep(SETTLE);
-    report.memory("agent, one idle session", resident(ann.program.id())?);
-    drop((ann, bob));
-    report.memory("relay, after three bindings", resident(relay.program.id())?);
+    report.memory("`peerage up`, one idle session", resident(ann.program.id())?);
+    report.memory("`peerage relay`, two agents bound", resident(relay.program.id())?);
+    drop(ann);
+    if let Some(agent) = agent {
+        let carl = Agent::start_contained(agent, &network.client, "carl", &relay, folder.path())?;
+        carl.befriend(&bob, PathMode::Auto)?;
+        std::thread::sleep(SETTLE);
+        report.memory("`peerage-agent`, one idle session", resident(carl.program.id())?);
+    }
+    drop(bob);
     drop(relay);
     clients(peerage, report)
 }

@@ -87,6 +87,7 @@ pub fn measure(peerage: &Path, network: &Network, rounds: u32, mebibytes: u32, r
         }
     }
     let path = carl.wait_for_path(&dora, |_| true)?;
+    report.note(format!("direct: {}; relayed: {}", ann.examine("mtu")?, carl.examine("mtu")?));
     match path.as_str() {
         "relayed" => Ok(()),
         other => Err(format!("what should have gone by relay took the path `{other}`").into()),
