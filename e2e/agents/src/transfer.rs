@@ -187,7 +187,13 @@ impl Download<'_> {
                 )));
             }
             if self.valve.is_closed() {
-                return Err(Failed::new(format!("{what}: the download ended before: {}", self.client.log("curl"))));
+                return Err(Failed::new(format!(
+                    "{what}: the download ended after {} bytes: {}\nthe client's agent: {}\nthe server's agent: {}",
+                    self.valve.passed(),
+                    self.client.log("curl"),
+                    self.client.log("agent"),
+                    self.world.server.log("agent"),
+                )));
             }
             // Not more than that is owed: what was not taken in time is no reason for a flood later.
             self.valve.let_through(pace);
