@@ -277,7 +277,9 @@ impl Node {
 
     /// Sends a control message to the peer of a session that is up.
     pub(super) fn say(&mut self, key: SessionKey, message: &ControlMessage) {
-        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
+        let trusted = |session: &&mut Session| matches!(session.pair, PairKey::Peer(_));
+        // A stranger with a ticket gets a receipt and nothing else (docs/spec/session.md section 6).
+        let Some(up) = self.sessions.get_mut(&key).filter(trusted).and_then(Session::up_mut) else {
             return;
         };
         up.control_out.push(message);
