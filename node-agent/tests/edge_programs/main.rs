@@ -5,5 +5,4 @@ mod listen;
 mod proxy;
 mod support;
 mod tcp;
-mod throughput;
 mod udp;
