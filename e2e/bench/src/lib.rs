@@ -13,3 +13,15 @@ pub fn median(values: &[f64]) -> f64 {
         length => f64::midpoint(sorted[length / 2 - 1], sorted[length / 2]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outlier_does_not_move_the_median() {
+        assert_eq!(median(&[3.0, 1.0, 900.0]), 3.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 900.0]), 3.0);
+        assert!(median(&[]).is_nan());
+    }
+}
