@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use peerage_e2e::{Agent, Failed, Running, SERVER, Trying, until};
 
-use crate::support::{acquainted, inside, until_direct};
+use crate::support::{acquainted, alone, until_direct};
 
 /// A restarted agent is to be reached again this soon after it is up.
 const AGAIN: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_killed_agent_is_reached_by_the_same_name_when_it_is_up_again() {
-    inside("restarts::a_killed_agent_is_reached_by_the_same_name_when_it_is_up_again", |programs| {
+    alone("restarts::a_killed_agent_is_reached_by_the_same_name_when_it_is_up_again", |programs| {
         let (world, client, mut server) = acquainted(programs)?;
         until_direct(&client)?;
         assert_eq!(fetch(&client)?, "hello\n");
@@ -35,7 +35,7 @@ fn a_killed_agent_is_reached_by_the_same_name_when_it_is_up_again() {
 
 #[test]
 fn a_killed_client_asks_again_as_soon_as_it_is_up() {
-    inside("restarts::a_killed_client_asks_again_as_soon_as_it_is_up", |programs| {
+    alone("restarts::a_killed_client_asks_again_as_soon_as_it_is_up", |programs| {
         let (world, mut client, server) = acquainted(programs)?;
         until_direct(&client)?;
         client.process().kill()?;
@@ -53,7 +53,7 @@ fn a_killed_client_asks_again_as_soon_as_it_is_up() {
 
 #[test]
 fn an_open_direct_stream_outlives_the_relay_and_new_sessions_come_up_with_it() {
-    inside("restarts::an_open_direct_stream_outlives_the_relay_and_new_sessions_come_up_with_it", |programs| {
+    alone("restarts::an_open_direct_stream_outlives_the_relay_and_new_sessions_come_up_with_it", |programs| {
         let (mut world, client, mut server) = acquainted(programs)?;
         until_direct(&client)?;
         let (mut curl, mut lines) = open_stream(&client)?;
@@ -84,7 +84,7 @@ fn an_open_direct_stream_outlives_the_relay_and_new_sessions_come_up_with_it() {
 
 #[test]
 fn a_restarted_router_does_not_break_an_open_stream() {
-    inside("restarts::a_restarted_router_does_not_break_an_open_stream", |programs| {
+    alone("restarts::a_restarted_router_does_not_break_an_open_stream", |programs| {
         let (world, client, _server) = acquainted(programs)?;
         until_direct(&client)?;
         let (mut curl, mut lines) = open_stream(&client)?;

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use peerage_e2e::{Agent, Failed, SERVER, Trying};
 
 use crate::restarts::{open_stream, read_lines};
-use crate::support::{acquainted, inside};
+use crate::support::{acquainted, alone};
 
 /// DESIGN.md, promise 7.
 const PROMISE: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_servers_revocation_resets_an_open_curl_on_the_client_within_a_second() {
-    inside("revocation::the_servers_revocation_resets_an_open_curl_on_the_client_within_a_second", |programs| {
+    alone("revocation::the_servers_revocation_resets_an_open_curl_on_the_client_within_a_second", |programs| {
         let (_world, client, server) = acquainted(programs)?;
         resets_curl(&client, &server, "reporter")?;
         // The name stays, as the client still trusts; who asks waits in vain.
@@ -25,7 +25,7 @@ fn the_servers_revocation_resets_an_open_curl_on_the_client_within_a_second() {
 
 #[test]
 fn the_clients_own_revocation_resets_its_curl_within_a_second() {
-    inside("revocation::the_clients_own_revocation_resets_its_curl_within_a_second", |programs| {
+    alone("revocation::the_clients_own_revocation_resets_its_curl_within_a_second", |programs| {
         let (_world, client, _server) = acquainted(programs)?;
         resets_curl(&client, &client, SERVER)?;
         let unknown = client.curl(&[&format!("http://{SERVER}/")])?;

@@ -2,17 +2,27 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 
 use peerage_e2e::{Agent, Failed, Nats, Programs, World};
 use peerage_netlab::{command_inside, explain, is_privileged};
 
-/// One test at a time: they measure, and each keeps a machine busy.
-static TURN: Mutex<()> = Mutex::new(());
+/// Who measures has the machine alone; others share it.
+static TURN: RwLock<()> = RwLock::new(());
 
 /// Runs `test` with privileges over the network: here, or in this program once more within a user namespace.
 pub fn inside(name: &str, test: impl FnOnce(&Programs) -> Result<(), Failed>) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+    run(name, test);
+}
+
+/// As [`inside`], with no other test beside it.
+pub fn alone(name: &str, test: impl FnOnce(&Programs) -> Result<(), Failed>) {
+    let _turn = TURN.write().unwrap_or_else(PoisonError::into_inner);
+    run(name, test);
+}
+
+fn run(name: &str, test: impl FnOnce(&Programs) -> Result<(), Failed>) {
     let programs = Programs::of_this_build(Path::new(env!("CARGO_BIN_EXE_peerage-e2e")));
     if is_privileged() {
         return test(&programs).unwrap_or_else(|failed| panic!("{failed}"));

@@ -2,14 +2,14 @@
 
 use peerage_e2e::{Nats, World, transfer};
 
-use crate::support::inside;
+use crate::support::alone;
 
 /// `scripts/e2e transfer` does it with 1 GiB.
 const SIZE: u64 = 128 * 1024 * 1024;
 
 #[test]
 fn a_download_by_hostname_keeps_its_sum_while_paths_and_addresses_change() {
-    inside("transfer::a_download_by_hostname_keeps_its_sum_while_paths_and_addresses_change", |programs| {
+    alone("transfer::a_download_by_hostname_keeps_its_sum_while_paths_and_addresses_change", |programs| {
         let world = World::new(programs, Nats::home_routers(), 1)?;
         world.block_direct(true);
         let (client, _server) = world.acquainted()?;
