@@ -43,27 +43,33 @@ pub fn measure(peerage: &Path, agent: Option<&Path>, network: &Network, report: 
     }
     drop(bob);
     drop(relay);
-    clients(peerage, report)
+    clients(peerage, network, report)
 }
 
 /// Binds many clients to a relay on loopback, where every /24 is ours to send from.
-fn clients(peerage: &Path, report: &mut Report) -> Result<()> {
+fn clients(peerage: &Path, network: &Network, report: &mut Report) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let place = Network::on_loopback().relay;
+    let place = network.relay.loopback();
     let relay = Relay::start(peerage, &place, 0, folder.path())?;
     let info: RelayInfo = relay.info.parse().map_err(|error| format!("{error:?}"))?;
+    let process = relay.program.id();
+    let each = place.thread(move || grown_by(&info, process))?.join().map_err(|_| "a client panicked")??;
+    report.memory_each("relay, each idle client", each);
+    Ok(())
+}
+
+/// By how many KiB each client made the relay grow.
+fn grown_by(info: &RelayInfo, relay: u32) -> Result<f64> {
     let to = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), info.port);
     let person = Person::new("idle");
     // The first few make what all share.
-    let mut held: Vec<UdpSocket> = (0..8).map(|n| bind(&person, &info, to, n)).collect::<Result<_>>()?;
-    let before = resident(relay.program.id())?;
+    let mut held: Vec<UdpSocket> = (0..8).map(|n| bind(&person, info, to, n)).collect::<Result<_>>()?;
+    let before = resident(relay)?;
     for number in 8..8 + CLIENTS {
-        held.push(bind(&person, &info, to, number)?);
+        held.push(bind(&person, info, to, number)?);
     }
-    let after = resident(relay.program.id())?;
-    report.memory_each("relay, each idle client", (after.total - before.total) / f64::from(CLIENTS));
-    drop(place);
-    Ok(())
+    let after = resident(relay)?;
+    Ok((after.total - before.total) / f64::from(CLIENTS))
 }
 
 /// One client, bound; its socket keeps the address.

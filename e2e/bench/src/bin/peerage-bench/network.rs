@@ -83,6 +83,11 @@ impl Place {
         Self { host: Some(host), address }
     }
 
+    /// The same place by its loopback address.
+    pub fn loopback(&self) -> Self {
+        Self { host: self.host.clone(), address: Ipv4Addr::LOCALHOST }
+    }
+
     /// An address of this place that the others reach.
     pub fn address(&self, port: u16) -> SocketAddr {
         SocketAddr::new(IpAddr::V4(self.address), port)
