@@ -195,7 +195,7 @@ fn port(name: &str, number: u16, protocol: Protocol) -> Port {
 fn control() -> Vec<Vec<u8>> {
     let candidate = |kind, address: &str| Candidate { kind, address: address.parse().expect("an address") };
     let messages = [
-        ControlMessage::Hello(Hello { ports: vec![port("web", 80, Protocol::Tcp)], version: Some("1".into()) }),
+        ControlMessage::Hello(Hello { ports: vec![port("web", 80, Protocol::Tcp)], version: Some("1".into()), succeeds: Vec::new() }),
         ControlMessage::Candidates(Candidates {
             generation: 3,
             list: vec![

@@ -26,6 +26,7 @@ pub fn starter() -> Starter {
 }
 
 fn start(config: LinkConfig) -> std::io::Result<Started> {
+    let predecessors = config.predecessors;
     let config = DriverConfig {
         agent: config.agent,
         instance: config.instance,
@@ -36,6 +37,7 @@ fn start(config: LinkConfig) -> std::io::Result<Started> {
         seed: *random::<32>(),
     };
     let (handle, mut driver_events, incoming) = driver::start(config)?;
+    handle.set_predecessors(predecessors);
     let (events, heard) = mpsc::channel(EVENTS);
     tokio::spawn(async move {
         while let Some(event) = driver_events.recv().await {

@@ -34,6 +34,8 @@ pub struct LinkConfig {
     pub fixed_endpoints: Vec<SocketAddr>,
     /// Whom we trust at first.
     pub snapshot: Snapshot,
+    /// Earlier runs of ours, newest first, which have ended: the lock on the state says so.
+    pub predecessors: Vec<InstanceId>,
 }
 
 /// A running tunnel: to act on, to hear from, and streams that peers open.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_model::relay::RelayInfo;
-use peerage_model::{AgentId, AgentName, AgreementSecret, passport};
+use peerage_model::{AgentId, AgentName, AgreementSecret, InstanceId, passport};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
@@ -100,6 +100,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
     let us = settle(&mut store, &options)?;
     let instance_key = AgreementSecret::from_bytes(*random::<32>());
     let (credential, passport_until) = issue(&store, &us, &instance_key, now);
+    let predecessors = store.begin_run(InstanceId::of_key(&instance_key.public()))?;
     let snapshot = trust::compile(store.authority(), &us, store.document(), store.invites(), now).snapshot;
     let socket = ControlSocket::bind(&store.place().socket()).map_err(|error| no_socket(&store, &error))?;
     let (link, link_events, incoming) = starter(LinkConfig {
@@ -109,6 +110,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
         bind: options.bind,
         fixed_endpoints: options.endpoints,
         snapshot,
+        predecessors,
     })
     .map_err(|error| no_tunnel(&error))?;
     let edge_config = EdgeConfig { proxy: options.proxy, names: options.names };

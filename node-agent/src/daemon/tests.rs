@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::stream::StreamHeader;
-use peerage_model::{Authority, Credential, InstanceId, Snapshot, Ticket, TrustId};
+use peerage_model::{Authority, Credential, Snapshot, Ticket, TrustId};
 use serde_json::Value;
 use zeroize::Zeroizing;
 

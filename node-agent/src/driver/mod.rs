@@ -22,7 +22,7 @@ use std::sync::Arc;
 use peerage_engine::node::{AskError, Node, NodeConfig};
 use peerage_model::control::TrustRequest;
 use peerage_model::stream::{StreamHeader, StreamStatus};
-use peerage_model::{AgentId, AgreementSecret, Snapshot, Ticket, TrustId};
+use peerage_model::{AgentId, AgreementSecret, InstanceId, Snapshot, Ticket, TrustId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use event::DriverEvent;
@@ -107,6 +107,11 @@ impl DriverHandle {
     /// Makes the allowlist be `snapshot`; see [`Node::apply_snapshot`].
     pub fn apply_snapshot(&self, snapshot: Snapshot) {
         self.shared.with_node(|node| node.apply_snapshot(now(), snapshot));
+    }
+
+    /// Instances of this agent that have ended for certain; see [`Node::set_predecessors`].
+    pub fn set_predecessors(&self, ended: Vec<InstanceId>) {
+        self.shared.with_node(|node| node.set_predecessors(ended));
     }
 
     /// Our passport was renewed.

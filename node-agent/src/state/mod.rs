@@ -25,7 +25,8 @@ pub mod time;
 
 use std::collections::BTreeMap;
 
-use peerage_model::{Authority, PairSecret, TrustId, UnixTime};
+use peerage_model::control::MAX_PREDECESSORS;
+use peerage_model::{Authority, InstanceId, PairSecret, TrustId, UnixTime};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -41,6 +42,8 @@ use self::file::{read_private, write_atomic};
 
 const DOCUMENT: &str = "state.json";
 const INVITES: &str = "invites.key";
+/// The instances of the latest runs, newest first, one a line.
+const RUNS: &str = "runs";
 
 /// What open invitations are answered with.
 pub type InviteSecrets = BTreeMap<TrustId, PairSecret>;
@@ -66,6 +69,22 @@ pub enum UpdateError {
 }
 
 impl Store {
+    /// Notes that a run with this instance begins, and gives those before it, newest first. They have ended: this process
+    /// holds the lock that they held.
+    ///
+    /// # Errors
+    /// [`StateError`] when the file `runs` cannot be read or written.
+    pub fn begin_run(&self, instance: InstanceId) -> Result<Vec<InstanceId>, StateError> {
+        let path = self.home.file(RUNS);
+        let text = read_private(&path)?.unwrap_or_default();
+        // A line that is no instance id says nothing, and losing it costs a peer a few seconds of doubt.
+        let earlier = String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>();
+        let lines = std::iter::once(&instance).chain(&earlier).take(MAX_PREDECESSORS);
+        let text: String = lines.map(|instance| format!("{instance}\n")).collect();
+        write_atomic(&path, text.as_bytes())?;
+        Ok(earlier)
+    }
+
     /// Reads the state in `home`, making a new one where there is none.
     ///
     /// # Errors
@@ -219,6 +238,17 @@ mod tests {
         drop(store);
         let again = open(dir.path()).expect("the same state");
         assert_eq!((again.document(), again.invites()), (&document, &invites));
+    }
+
+    #[test]
+    fn a_run_learns_which_runs_came_before_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let run = |id: u8| open(dir.path()).expect("the state").begin_run(InstanceId([id; 8])).expect("it is written");
+        assert_eq!(run(1), []);
+        assert_eq!(run(2), [InstanceId([1; 8])]);
+        let many: Vec<_> = (3..9).map(run).collect();
+        let newest_first = [7, 6, 5, 4].map(|id| InstanceId([id; 8]));
+        assert_eq!(many.last().map(Vec::as_slice), Some(&newest_first[..]), "the latest four are kept");
     }
 
     #[test]

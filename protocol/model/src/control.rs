@@ -7,6 +7,7 @@ use core::net::SocketAddr;
 
 use minicbor::{Decode, Decoder, Encode};
 
+use crate::InstanceId;
 use crate::cbor;
 use crate::name::Label;
 use crate::snapshot::Port;
@@ -15,6 +16,8 @@ use crate::snapshot::Port;
 pub const MAX_MESSAGE: usize = 4096;
 /// Most candidates in one list (DESIGN section 5).
 pub const MAX_CANDIDATES: usize = 16;
+/// Most ended instances that one agent may name.
+pub const MAX_PREDECESSORS: usize = 4;
 /// Most ports one agent may announce.
 pub const MAX_PORTS: usize = 64;
 
@@ -55,6 +58,10 @@ pub struct Hello {
     /// The sender's software version, for status.
     #[n(1)]
     pub version: Option<String>,
+    /// Instances of the same agent that have ended for certain, because the sender took their place. Sessions with them
+    /// are over.
+    #[cbor(n(2), default)]
+    pub succeeds: Vec<InstanceId>,
 }
 
 /// The sender's addresses, all of them; replaces what it said before.
@@ -146,7 +153,9 @@ impl ControlMessage {
         };
         let within_limits = match &message {
             Self::Hello(hello) => {
-                hello.ports.len() <= MAX_PORTS && hello.version.as_ref().is_none_or(|v| v.len() <= 64)
+                hello.ports.len() <= MAX_PORTS
+                    && hello.succeeds.len() <= MAX_PREDECESSORS
+                    && hello.version.as_ref().is_none_or(|v| v.len() <= 64)
             }
             Self::Candidates(candidates) => candidates.list.len() <= MAX_CANDIDATES,
             Self::Renewal(renewal) => renewal.credential.len() <= crate::passport::MAX_CREDENTIAL,

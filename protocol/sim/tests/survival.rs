@@ -125,6 +125,18 @@ fn streams_of_a_process_that_is_gone_are_reset_while_its_successor_answers() {
 }
 
 #[test]
+fn a_successor_that_knows_its_predecessor_ends_its_streams_as_soon_as_it_is_heard() {
+    for seed in 0..10 {
+        let (mut sim, stream) = direct_pair(seed);
+        sim.restart_as_successor("b");
+        sim.write(stream, b"anybody there?");
+        let reset = sim.run_until(secs(2), |sim| sim.outcome(stream) != &Outcome::Open);
+        assert!(reset.is_some(), "seed {seed}: the stream hangs");
+        assert!(sim.both_up("a", "b"), "seed {seed}: the successor's own session stays");
+    }
+}
+
+#[test]
 fn a_peer_that_shuts_down_says_so() {
     let (mut sim, stream) = direct_pair(5);
     sim.shut_down("b");

@@ -222,10 +222,8 @@ impl Node {
             match (at_once && up.suspect.is_none(), was_ours == lower_is_ours) {
                 (true, true) => self.drain(new, now.mono),
                 (true, false) => up.draining = Some(now.mono + DRAIN_GRACE),
-                (false, _) if up.suspect.is_some() => {
-                    self.close(old, CloseCode::Replaced, DownReason::Replaced, now.mono);
-                }
-                // It was heard a moment ago, so its streams may live; the peer closes it if it thinks otherwise.
+                // Its streams may live: it was heard a moment ago, or will be when its path comes back. If it stays silent,
+                // `session_timeout` ends it.
                 (false, _) => up.draining = Some(now.mono + DRAIN_GRACE),
             }
         }
@@ -267,7 +265,8 @@ impl Node {
         };
         let ports = peerage_policy::open_to(peer, &self.ports);
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        self.say(key, &ControlMessage::Hello(Hello { ports, version }));
+        let succeeds = self.predecessors.clone();
+        self.say(key, &ControlMessage::Hello(Hello { ports, version, succeeds }));
     }
 
     /// Tells the ports anew after a change of the allowlist.
@@ -332,10 +331,26 @@ impl Node {
         match message {
             ControlMessage::Hello(hello) => {
                 up.peer_ports.clone_from(&hello.ports);
+                let own = up.credential.instance();
+                self.end_predecessors(&peer, &hello.succeeds, own, now);
                 self.events.push_back(Event::PeerPorts { peer, ports: hello.ports });
             }
             ControlMessage::Candidates(candidates) => self.on_candidates(key, &candidates, now),
             ControlMessage::Renewal(renewal) => self.on_renewal(key, &renewal.credential, now),
+        }
+    }
+
+    /// The peer says which of its instances have ended. It can only speak for its own name, and not for the instance that
+    /// speaks.
+    fn end_predecessors(&mut self, peer: &AgentId, ended: &[InstanceId], speaker: InstanceId, now: Now) {
+        let Some(pair) = self.pairs.get(&PairKey::Peer(peer.clone())) else { return };
+        let is_over = |key: &SessionKey| {
+            let instance = self.sessions.get(key).and_then(Session::up).map(|up| up.credential.instance());
+            instance.is_some_and(|instance| instance != speaker && ended.contains(&instance))
+        };
+        let over: Vec<SessionKey> = pair.up.iter().copied().filter(is_over).collect();
+        for key in over {
+            self.close(key, CloseCode::Replaced, DownReason::Replaced, now.mono);
         }
     }
 

@@ -33,6 +33,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use peerage_model::control::MAX_PREDECESSORS;
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
 use quinn_proto::{Endpoint, StreamId, TransportConfig};
@@ -85,6 +86,7 @@ pub struct Node {
     judge: Judge,
 
     ports: Vec<Port>,
+    predecessors: Vec<InstanceId>,
     revoked: BTreeSet<TrustId>,
     spent_invites: BTreeSet<TrustId>,
     /// Requests whose receipt waits until the driver has them safe.
@@ -141,6 +143,7 @@ impl Node {
             knock_table,
             judge: Judge::new(now.wall),
             ports: Vec::new(),
+            predecessors: Vec::new(),
             revoked: BTreeSet::new(),
             spent_invites: BTreeSet::new(),
             unanswered: BTreeMap::new(),
@@ -180,6 +183,14 @@ impl Node {
         self.candidates_changed(now);
     }
 
+    /// Instances of this agent that have ended for certain, newest first: peers are told, so that nothing waits for them.
+    /// Whoever calls must know, for instance by a lock that their process held.
+    pub fn set_predecessors(&mut self, mut ended: Vec<InstanceId>) {
+        ended.retain(|instance| *instance != self.instance);
+        ended.truncate(MAX_PREDECESSORS);
+        self.predecessors = ended;
+    }
+
     /// Where a relay's host name leads, as the driver resolved it after [`Event::Resolve`].
     pub fn relay_resolved(&mut self, now: Now, relay: &peerage_model::relay::RelayInfo, addresses: &[SocketAddr]) {
         self.tick(now);
@@ -203,6 +214,12 @@ impl Node {
     #[must_use]
     pub fn agent(&self) -> &AgentId {
         &self.agent
+    }
+
+    /// This run of it.
+    #[must_use]
+    pub fn instance(&self) -> InstanceId {
+        self.instance
     }
 
     fn knocks(&self) -> MutexGuard<'_, KnockTable<PairKey>> {

@@ -169,6 +169,10 @@ impl Node {
             return;
         };
         session.connection.path_changed(now.mono);
+        // The peer hears us on the new path at once, and so stops waiting out the timeouts of the old one.
+        session.connection.ping();
+        self.ready.insert(key);
+        let Some(session) = self.sessions.get_mut(&key) else { return };
         let PairKey::Peer(peer) = session.pair.clone() else {
             return;
         };

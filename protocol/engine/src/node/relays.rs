@@ -351,6 +351,7 @@ impl Node {
                     self.events.push_back(Event::RelayUp { relay, observed });
                 }
                 self.send_held(key, now);
+                self.say_we_are_there(key);
             }
             RelayEvent::Lost => {
                 let Some((relay, own, _)) = self.relays.observed(key, None) else {
@@ -368,6 +369,17 @@ impl Node {
                 }
             }
             RelayEvent::Draining { grace } => debug!(?key, ?grace, "relay drains"),
+        }
+    }
+
+    /// A relay that was away or saw us move is back: sessions over it say so, instead of waiting out their timeouts.
+    fn say_we_are_there(&mut self, relay: RelayKey) {
+        for (key, session) in &mut self.sessions {
+            let over_it = matches!(session.relayed, RelayRoute::Known { relay: used, .. } if used == relay);
+            if over_it && session.up().is_some() {
+                session.connection.ping();
+                self.ready.insert(*key);
+            }
         }
     }
 

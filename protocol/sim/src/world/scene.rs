@@ -167,6 +167,17 @@ impl Sim {
         self.start_instance(label, &name, site);
     }
 
+    /// As [`Self::restart`], by a process that knows which instance was before it, as one that keeps a lock does.
+    pub fn restart_as_successor(&mut self, label: &str) {
+        let before = self.number(label);
+        let ended = self.agents[before].node.as_ref().map(Node::instance);
+        self.restart(label);
+        let now = self.number(label);
+        if let Some(node) = self.agents[now].node.as_mut() {
+            node.set_predecessors(ended.into_iter().collect());
+        }
+    }
+
     /// Everything the next instance of an agent would be made of.
     pub fn character(&mut self, name: &str) -> Character {
         let wall = self.clock.wall(0);
