@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use peerage_agent::control::view::{Approved, Asked, Finding, Invited, Peer, PeerState, Pending};
+use peerage_agent::control::view::{Approved, Asked, Finding, Invited, Peer, PeerState, Pending, Status};
 use peerage_agent::control::{Request, client, message::Terms};
 use peerage_agent::state::Place as State;
 use peerage_agent::state::document::Path as PathMode;
@@ -26,15 +26,38 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts one that takes everybody and whose quotas no measurement here reaches.
+    /// Starts one that takes everybody, within the quotas that such a relay has.
     pub fn start(peerage: &Path, place: &Place, port: u16, folder: &Path) -> Result<Self> {
+        Self::run(peerage, place, port, folder, &["--open".to_owned()])
+    }
+
+    /// Starts one for these agents only, whose traffic it does not limit: 200 000 packets a second, the limit of an open
+    /// relay, would be what is measured. In the same folder it is the same relay as before.
+    pub fn start_for(agents: &[&Agent], peerage: &Path, place: &Place, port: u16, folder: &Path) -> Result<Self> {
+        let mut access = Vec::new();
+        for agent in agents {
+            let status: Status = ask(&agent.state, &Request::Status)?;
+            access.extend(["--allow-authority".to_owned(), status.agent.authority.to_string()]);
+        }
+        let relay = Self::run(peerage, place, port, folder, &access)?;
+        for agent in agents {
+            until("an agent to find the relay", || {
+                let status: Status = ask(&agent.state, &Request::Status)?;
+                Ok(status.relays.iter().any(|relay| relay.up).then_some(()))
+            })?;
+        }
+        Ok(relay)
+    }
+
+    fn run(peerage: &Path, place: &Place, port: u16, folder: &Path, access: &[String]) -> Result<Self> {
         let address = place.address(port);
         let key = folder.join("relay.key");
         let mut command = Command::new(peerage);
-        command.args(["relay", "--open", "--authority-mbit", "1000000", "--network-mbit", "1000000"]);
+        command.arg("relay").args(access);
         command.arg("--listen").arg(address.to_string()).arg("--key-file").arg(&key);
         // Its key is made at the first start and stays, so a second start tells what the first was called.
         let said = folder.join("relay.out");
+        std::fs::write(&said, "")?;
         let mut shell = Command::new("sh");
         shell.arg("-c").arg("out=$1; shift; exec \"$@\" >\"$out\" 2>/dev/null").arg("relay").arg(&said);
         shell.arg(command.get_program()).args(command.get_args());
@@ -62,13 +85,13 @@ impl Agent {
         peerage: &Path,
         place: &Place,
         name: &str,
-        relay: &Relay,
+        relay: &str,
         expose: &[String],
         folder: &Path,
     ) -> Result<Self> {
         let directory = folder.join(name);
         let mut command = Command::new(peerage);
-        command.arg("--state").arg(&directory).args(["--json", "up", "--hostname", name, "--relay", &relay.info]);
+        command.arg("--state").arg(&directory).args(["--json", "up", "--hostname", name, "--relay", relay]);
         for service in expose {
             command.args(["--expose", service]);
         }
@@ -76,11 +99,11 @@ impl Agent {
     }
 
     /// Starts the program for containers, which is told by its environment.
-    pub fn start_contained(agent: &Path, place: &Place, name: &str, relay: &Relay, folder: &Path) -> Result<Self> {
+    pub fn start_contained(agent: &Path, place: &Place, name: &str, relay: &str, folder: &Path) -> Result<Self> {
         let directory = folder.join(name);
         let mut command = Command::new("env");
         command.arg(format!("PEERAGE_STATE={}", directory.display())).arg("PEERAGE_LOG=warn");
-        command.arg(format!("PEERAGE_HOSTNAME={name}")).arg(format!("PEERAGE_RELAYS={}", relay.info)).arg(agent);
+        command.arg(format!("PEERAGE_HOSTNAME={name}")).arg(format!("PEERAGE_RELAYS={relay}")).arg(agent);
         Self::run(place, name, &mut command, &directory)
     }
 

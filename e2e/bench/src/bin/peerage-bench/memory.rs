@@ -26,17 +26,17 @@ const PER_NETWORK: u16 = 100;
 pub fn measure(peerage: &Path, agent: Option<&Path>, network: &Network, report: &mut Report) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let relay = Relay::start(peerage, &network.relay, 3478, folder.path())?;
-    let ann = Agent::start(peerage, &network.client, "ann", &relay, &[], folder.path())?;
+    let ann = Agent::start(peerage, &network.client, "ann", &relay.info, &[], folder.path())?;
     std::thread::sleep(SETTLE);
     report.memory("`peerage up`, relay bound, nobody trusted", resident(ann.program.id())?);
-    let bob = Agent::start(peerage, &network.server, "bob", &relay, &["bulk=5201".into()], folder.path())?;
+    let bob = Agent::start(peerage, &network.server, "bob", &relay.info, &["bulk=5201".into()], folder.path())?;
     ann.befriend(&bob, PathMode::Auto)?;
     std::thread::sleep(SETTLE);
     report.memory("`peerage up`, one idle session", resident(ann.program.id())?);
     report.memory("`peerage relay`, two agents bound", resident(relay.program.id())?);
     drop(ann);
     if let Some(agent) = agent {
-        let carl = Agent::start_contained(agent, &network.client, "carl", &relay, folder.path())?;
+        let carl = Agent::start_contained(agent, &network.client, "carl", &relay.info, folder.path())?;
         carl.befriend(&bob, PathMode::Auto)?;
         std::thread::sleep(SETTLE);
         report.memory("`peerage-agent`, one idle session", resident(carl.program.id())?);

@@ -60,20 +60,19 @@ struct Stage<'a> {
 
 pub fn measure(peerage: &Path, network: &Network, rounds: u32, mebibytes: u32, report: &mut Report) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let relay = Relay::start(peerage, &network.relay, 3478, folder.path())?;
+    // Who may use it is known when the agents have made their keys; until then it only says what it is called.
+    let relay = Relay::start(peerage, &network.relay, 3478, folder.path())?.info;
     tcp::serve(&network.server, SocketAddr::from((Ipv4Addr::LOCALHOST, BEHIND)))?;
     tcp::serve(&network.server, network.server.address(STRAIGHT))?;
     // A pair for each path: what is allowed to go direct does, and the other never may.
-    let pair = |ours: &str, theirs: &str, path| -> Result<(Agent, Agent, SocketAddr)> {
-        let client = Agent::start(peerage, &network.client, ours, &relay, &[], folder.path())?;
-        let server =
-            Agent::start(peerage, &network.server, theirs, &relay, &[format!("bulk={BEHIND}")], folder.path())?;
-        client.befriend(&server, path)?;
-        let address = client.address_of(&server, BEHIND)?;
-        Ok((client, server, address))
-    };
-    let (ann, bob, direct) = pair("ann", "bob", PathMode::Auto)?;
-    let (carl, dora, relayed) = pair("carl", "dora", PathMode::RelayOnly)?;
+    let client = |name: &str| Agent::start(peerage, &network.client, name, &relay, &[], folder.path());
+    let expose = [format!("bulk={BEHIND}")];
+    let server = |name: &str| Agent::start(peerage, &network.server, name, &relay, &expose, folder.path());
+    let (ann, bob, carl, dora) = (client("ann")?, server("bob")?, client("carl")?, server("dora")?);
+    let relay = Relay::start_for(&[&ann, &bob, &carl, &dora], peerage, &network.relay, 3478, folder.path())?;
+    ann.befriend(&bob, PathMode::Auto)?;
+    carl.befriend(&dora, PathMode::RelayOnly)?;
+    let (direct, relayed) = (ann.address_of(&bob, BEHIND)?, carl.address_of(&dora, BEHIND)?);
     let path = ann.wait_for_path(&bob, |path| path != "relayed")?;
     report.note(format!("app to app, direct: the path was `{path}`"));
     let processes = [&ann, &bob, &carl, &dora].map(|agent| agent.program.id());
