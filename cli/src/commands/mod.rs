@@ -34,9 +34,9 @@ pub fn run(cli: Cli, output: Output) -> Done {
         Command::Demo(options) => Ok(peerage_demo::run(&options, output.is_json())),
         Command::Run { command } => run::run(&place?, command, output),
         Command::Up(up) if up.detach => up::detach(&place?, output),
-        Command::Up(up) => runtime(true)?.block_on(up::foreground(place?, *up, output)),
-        Command::Down => runtime(false)?.block_on(up::down(&place?, output)),
-        other => runtime(false)?.block_on(ask(&place?, other, output)),
+        Command::Up(up) => runtime(Threads::Some(1))?.block_on(up::foreground(place?, *up, output)),
+        Command::Down => runtime(Threads::None)?.block_on(up::down(&place?, output)),
+        other => runtime(Threads::None)?.block_on(ask(&place?, other, output)),
     }
 }
 
@@ -74,7 +74,7 @@ fn completions(shell: clap_complete::Shell) -> Done {
 
 fn relay(options: peerage_relay::Options) -> Done {
     log_to_stderr("info");
-    runtime(true)?.block_on(async {
+    runtime(Threads::Some(usize::from(options.workers)))?.block_on(async {
         let stop = up::stop_signal()?;
         let result = peerage_relay::run(options, stop).await;
         result.map(|()| ExitCode::SUCCESS).map_err(|error| {
@@ -94,11 +94,24 @@ fn log_to_stderr(default: &str) {
         .try_init();
 }
 
-/// Many threads for what carries traffic, one for a question.
-fn runtime(many: bool) -> Result<tokio::runtime::Runtime, Failure> {
-    let mut builder = match many {
-        true => tokio::runtime::Builder::new_multi_thread(),
-        false => tokio::runtime::Builder::new_current_thread(),
+/// How many threads carry traffic.
+#[derive(Clone, Copy)]
+enum Threads {
+    /// None beside this one: a question and its answer.
+    None,
+    /// So many. One is best for an agent: its driver and its copying take turns, and a second thread made transfers a sixth
+    /// slower on two cores (docs/benchmarks).
+    Some(usize),
+}
+
+fn runtime(threads: Threads) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = match threads {
+        Threads::None => tokio::runtime::Builder::new_current_thread(),
+        Threads::Some(count) => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(count);
+            builder
+        }
     };
     builder.enable_all().build().map_err(|error| system("start", &error))
 }

@@ -15,7 +15,7 @@ use peerage_agent::state::Place;
 use peerage_agent::state::document;
 use peerage_run::{LiveNames, Program, Redirect, Transport};
 
-use super::{Done, runtime};
+use super::{Done, Threads, runtime};
 use crate::output::Output;
 
 /// Where the agent really listens, as the daemon last said.
@@ -29,7 +29,7 @@ impl Redirect for Redirects {
 }
 
 pub fn run(place: &Place, command: Vec<OsString>, output: Output) -> Done {
-    let runtime = runtime(false)?;
+    let runtime = runtime(Threads::None)?;
     let (names, redirects) = (Arc::new(LiveNames::default()), Arc::new(Redirects::default()));
     let mut events = runtime.block_on(client::stream(place, &Request::Names))?;
     let first = runtime.block_on(events.next::<Names>())?.unwrap_or_default();

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
 
-use super::{Done, log_to_stderr, runtime, system};
+use super::{Done, Threads, log_to_stderr, runtime, system};
 use crate::args::Up;
 use crate::output::Output;
 
@@ -142,7 +142,7 @@ pub fn stop_signal() -> Result<impl Future<Output = ()> + Send, Failure> {
 pub fn detach(place: &Place, output: Output) -> Done {
     let (mut log, from) = open_log(place)?;
     let mut child = spawn_detached(&log)?;
-    let runtime = runtime(false)?;
+    let runtime = runtime(Threads::None)?;
     let begun = Instant::now();
     loop {
         // Another agent may hold the state and answer: only our child counts.
