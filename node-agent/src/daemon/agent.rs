@@ -296,7 +296,7 @@ impl Agent {
         });
         let kept = kept.await;
         // The asker's receipt says that the request is on disk, so a crash from here on loses nothing.
-        self.link.answer_request(invite, kept.is_ok());
+        self.link.answer_request(invite, matches!(&kept, Ok((Reception::Waiting | Reception::AlreadyTrusted, _))));
         match kept {
             Ok((Reception::Waiting, reason)) => {
                 let name = id.name.to_string();

@@ -78,7 +78,14 @@ impl Task {
             self.drain();
             let deadline = self.shared.lock().node.poll_timeout();
             match self.wait(deadline, &mut address_check).await {
-                Wake::Received => self.take_received(),
+                Wake::Received => {
+                    self.take_received();
+                    // A flood must hold up neither what waits to be sent nor what is due.
+                    self.send_unsent();
+                    if deadline.is_some_and(|at| at <= Instant::now()) {
+                        self.shared.lock().node.handle_timeout(now());
+                    }
+                }
                 Wake::Writable => self.send_unsent(),
                 Wake::Nudged => {}
                 Wake::Timeout => self.shared.lock().node.handle_timeout(now()),
@@ -168,7 +175,9 @@ impl Task {
                     if let Err(refused) = self.incoming.try_send(incoming) {
                         // Answered below, by the node itself: the lock is ours here.
                         drop(refused);
-                        let _ = inner.node.answer(stream, StreamStatus::Busy);
+                        if inner.node.answer(stream, StreamStatus::Busy).is_err() {
+                            inner.node.release(stream);
+                        }
                     }
                 }
                 other => {

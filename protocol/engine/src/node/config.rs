@@ -20,12 +20,13 @@ pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(25);
 /// One stream's receive window: 8 MB carries 640 Mb/s at 100 ms. quinn's default of 1.25 MB carries 100.
 const STREAM_WINDOW: u32 = 8 << 20;
-/// All streams of a session together.
-const SESSION_WINDOW: u32 = 16 << 20;
+/// All streams of a session together: eight that nobody reads leave the others their way.
+const SESSION_WINDOW: u32 = 64 << 20;
 /// Unacknowledged data kept for sending.
-const SEND_WINDOW: u64 = 16 << 20;
-/// Streams a peer may have open towards us at a time; above, it waits.
-const MAX_STREAMS: u32 = 4096;
+const SEND_WINDOW: u64 = 32 << 20;
+/// Streams a peer may have open towards us at a time; what is above is told `Busy` by its own side. quinn-proto makes room for
+/// all of them at once, some 90 bytes each, also while a handshake runs.
+const MAX_STREAMS: u32 = 512;
 /// The control stream and room for another.
 const MAX_UNI_STREAMS: u32 = 2;
 /// UDP packets waiting in each direction, in bytes.

@@ -85,6 +85,7 @@ impl Node {
             if let Some(pair) = self.pairs.get_mut(pair_key) {
                 pair.dial = Dial::Rest;
             }
+            self.attach_waiting(pair_key);
             self.arm_pair(pair_key);
             return;
         }

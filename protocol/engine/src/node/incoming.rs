@@ -58,7 +58,14 @@ impl Node {
         };
         let asking = matches!(session.pair, PairKey::Invite(_));
         let wanted = if asking { HEADER_LEN + MAX_REQUEST + 1 } else { HEADER_LEN };
-        let (bytes, ended) = read_up_to(session, id, wanted);
+        let (bytes, ended) = match read_up_to(session, id, wanted) {
+            Read::Some(bytes) => (bytes, false),
+            Read::All(bytes) => (bytes, true),
+            Read::Cancelled => {
+                self.cancelled(key, id);
+                return;
+            }
+        };
         self.ready.insert(key);
         let Some(arriving) = self.sessions.get_mut(&key).and_then(Session::up_mut).map(|up| &mut up.arriving) else {
             return;
@@ -74,6 +81,14 @@ impl Node {
             true => self.on_request(key, id, &whole, now),
             false => self.on_header(key, id, &whole, now),
         }
+    }
+
+    /// A stream that was taken back before its header was whole gives its place back.
+    fn cancelled(&mut self, key: SessionKey, id: StreamId) {
+        if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+            up.arriving.remove(&id);
+        }
+        self.discard(key, id);
     }
 
     fn on_header(&mut self, key: SessionKey, id: StreamId, bytes: &[u8], now: Now) {
@@ -221,8 +236,9 @@ impl Node {
             // A packet may overtake the stream that opens its flow; UDP users expect losses.
             let found = up.streams.iter().find(|(id, _)| flow_of(**id)[..] == flow[..]).map(|(_, key)| *key);
             let Some(stream_key) = found else { continue };
-            if let Some(stream) = self.streams.get_mut(&stream_key) {
-                stream.push_packet(packet);
+            if let Some(stream) = self.streams.get_mut(&stream_key).filter(|s| s.header.kind == StreamKind::Udp) {
+                // Its own copy: a packet that waits must not keep the whole batch it came in.
+                stream.push_packet(Bytes::copy_from_slice(&packet));
                 self.events.push_back(Event::PacketReadable(stream_key));
             }
         }
@@ -262,17 +278,28 @@ impl Node {
     }
 }
 
-/// Reads until `limit` bytes, the end, or nothing more is there. The second value says whether it ended.
-fn read_up_to(session: &mut Session, id: StreamId, limit: usize) -> (Vec<u8>, bool) {
+/// What [`read_up_to`] found.
+enum Read {
+    /// This much for now, or as much as was wanted.
+    Some(Vec<u8>),
+    /// This much, and the end.
+    All(Vec<u8>),
+    /// The opener took its stream back.
+    Cancelled,
+}
+
+/// Reads until `limit` bytes, the end, or nothing more is there.
+fn read_up_to(session: &mut Session, id: StreamId, limit: usize) -> Read {
     let mut out = Vec::new();
     while out.len() < limit {
         match stream::read(session, id, limit - out.len()).0 {
             Ok(Some(bytes)) => out.extend_from_slice(&bytes),
-            Ok(None) => return (out, true),
-            Err(_) => return (out, false),
+            Ok(None) => return Read::All(out),
+            Err(StreamError::Blocked) => return Read::Some(out),
+            Err(_) => return Read::Cancelled,
         }
     }
-    (out, false)
+    Read::Some(out)
 }
 
 fn parse_request(bytes: &[u8]) -> Option<TrustRequest> {

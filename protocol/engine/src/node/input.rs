@@ -9,15 +9,18 @@ use quinn_proto::{DatagramEvent, EcnCodepoint};
 use super::config::INITIAL_RTT;
 use super::event::{Now, SessionKey};
 use super::relays::{FromRelay, RelayKey};
-use super::session::RelayRoute;
+use super::session::{RelayRoute, Session};
 use super::{Node, Timer, VIRTUAL_REMOTE};
 use crate::knock::{CONNECTION_ID_LEN, KNOCK_LEN};
 use crate::noise::QUIC_VERSION;
 use crate::path::Hop;
 use crate::stun;
 
+/// Seconds that the two clocks may drift apart between two inputs before it counts as a jump.
+const WALL_JUMP: u64 = 5;
+
 /// How a tunnel packet came.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Via {
     /// From this address.
     Direct(SocketAddr),
@@ -50,7 +53,7 @@ impl Node {
         while !data.is_empty() {
             let datagram = data.split_to(stride.clamp(1, data.len()));
             let session = self.handle_one(now, from, ecn, datagram);
-            if let (Some((old, via)), true) = (touched, session.map(|(key, _)| key) != touched.map(|(key, _)| key)) {
+            if let (Some((old, via)), true) = (touched, session != touched) {
                 self.after_packets(old, via, now);
             }
             touched = session;
@@ -90,10 +93,8 @@ impl Node {
         if !stun::is_stun(datagram) {
             return;
         }
-        // A relay tells where it sees us in its own frames; a check never comes from one.
-        if !self.relays.is_relay(from) {
-            self.on_check(from, datagram, now);
-        }
+        // A relay tells where it sees us in its own frames, so what looks like STUN can only be a check.
+        self.on_check(from, datagram, now);
     }
 
     fn on_quic(
@@ -170,9 +171,13 @@ impl Node {
                 }
                 Via::Direct(from) => Hop::Direct(from),
             };
-            if let Some(up) = session.up_mut() {
-                up.suspect = None;
+            let pair = session.pair.clone();
+            let cleared = session.up_mut().is_some_and(|up| {
                 up.path.on_tunnel_heard(now.mono, hop, rtt);
+                up.suspect.take().is_some()
+            });
+            if cleared {
+                self.attach_waiting(&pair);
             }
         }
         self.settle(key, now);
@@ -181,6 +186,7 @@ impl Node {
     /// Time passed: everything that is due happens.
     pub fn handle_timeout(&mut self, now: Now) {
         self.tick(now);
+        self.keep_used_relays(now);
         self.relays.handle_timeout(now.mono);
         self.settle_relays(now);
         while let Some(timer) = self.timers.pop_due(now.mono) {
@@ -191,8 +197,38 @@ impl Node {
         }
     }
 
+    /// A relay that a session names is in use, also while the session's packets go directly: they may have to come back.
+    fn keep_used_relays(&mut self, now: Now) {
+        for session in self.sessions.values() {
+            match &session.relayed {
+                RelayRoute::Known { relay, .. } => self.relays.in_use(*relay, now.mono),
+                RelayRoute::Racing { relays, .. } => {
+                    relays.iter().for_each(|relay| self.relays.in_use(*relay, now.mono))
+                }
+            }
+        }
+    }
+
+    /// Sessions end by the wall clock, and their timers run by the other: where the two disagree (a clock was set, the
+    /// machine slept), every session is looked at now.
+    fn notice_wall_jump(&mut self, now: Now) {
+        let before = std::mem::replace(&mut self.last, now);
+        let passed = now.mono.saturating_duration_since(before.mono).as_secs();
+        let jumped = before.wall.0.saturating_add(passed).abs_diff(now.wall.0) > WALL_JUMP;
+        if !jumped {
+            return;
+        }
+        for key in self.up_sessions() {
+            if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+                up.expires = Some(now.mono);
+            }
+            self.arm_session(key);
+        }
+    }
+
     /// The wall clock, for everything that verifies.
     pub(super) fn tick(&mut self, now: Now) {
+        self.notice_wall_jump(now);
         self.judge.set_time(now.wall);
         self.knocks().advance(now.wall);
     }

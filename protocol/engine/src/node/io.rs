@@ -9,6 +9,7 @@ use quinn_proto::{SendDatagramError, StreamId};
 
 use super::event::{DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 use super::pair::{PairKey, STREAM_PATIENCE};
+use super::session::Session;
 use super::stream::{self, Place, RESET_DROPPED, Stream};
 use super::{Node, Timer};
 
@@ -70,11 +71,10 @@ impl Node {
     /// # Errors
     /// As [`Self::read`].
     pub fn read_into(&mut self, key: StreamKey, buffer: &mut [u8]) -> Result<usize, StreamError> {
-        self.take_status(key)?;
-        let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
-        if stream.read_to_end || buffer.is_empty() {
+        if self.streams.get(&key).is_some_and(|stream| stream.read_to_end) || buffer.is_empty() {
             return Ok(0);
         }
+        self.take_status(key)?;
         let (session, id) = self.attached(key)?;
         let filled = self.on_session(session, |s| stream::read_into(s, id, buffer))??;
         if filled.ended
@@ -130,14 +130,19 @@ impl Node {
     /// When the stream is over already.
     pub fn finish(&mut self, key: StreamKey) -> Result<(), StreamError> {
         let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
-        stream.finished = true;
         if let Place::Waiting { .. } = stream.place {
+            stream.finished = true;
             return Ok(());
         }
         let (session, id) = self.attached(key)?;
-        let finished = self.on_session(session, |s| s.connection.send_stream(id).finish())?;
+        let end = |s: &mut Session| s.finish_behind_owed(id) || s.connection.send_stream(id).finish().is_ok();
+        let ended = self.on_session(session, end)?;
         self.ready.insert(session);
-        finished.map_err(|_| StreamError::Reset)
+        // A half that the peer stopped is not finished: letting go of it must still reset it.
+        if let (true, Some(stream)) = (ended, self.streams.get_mut(&key)) {
+            stream.finished = true;
+        }
+        if ended { Ok(()) } else { Err(StreamError::Reset) }
     }
 
     /// Lets go of a stream. What was not finished is reset, what was not read is refused.
@@ -240,11 +245,9 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&session_key) else {
             return;
         };
-        let mut send = session.connection.send_stream(id);
-        // One byte on a stream that nothing was written to always has room; if the peer stopped it, it knows enough.
-        let _ = send.write(&[status as u8]);
+        session.owe(id, vec![status as u8], status != StreamStatus::Open);
         if status != StreamStatus::Open {
-            let _ = send.finish();
+            // Fails where the peer has ended its half already.
             let _ = session.connection.recv_stream(id).stop(RESET_DROPPED);
         }
         self.ready.insert(session_key);
@@ -266,18 +269,10 @@ impl Node {
             self.wake(key);
             return;
         };
-        let mut send = session.connection.send_stream(id);
         let mut first = stream.header.encode().to_vec();
         first.append(early);
-        // A new stream takes the early bytes: they are far below its window (EARLY_BUFFER against STREAM_WINDOW).
-        let written = send.write(&first);
-        if stream.finished {
-            let _ = send.finish();
-        }
-        stream.place = match written {
-            Ok(n) if n == first.len() => Place::Asked { session: session_key, id },
-            Ok(_) | Err(_) => Place::Dead(StreamError::Refused(StreamStatus::Busy)),
-        };
+        session.owe(id, first, stream.finished);
+        stream.place = Place::Asked { session: session_key, id };
         if let Some(up) = session.up_mut() {
             up.streams.insert(id, key);
         }
@@ -298,12 +293,28 @@ impl Node {
             Some(byte) => stream::answered(StreamStatus::decode(byte.first().copied().unwrap_or(2))),
             None => Err(StreamError::Reset),
         };
+        if answer.is_err() {
+            self.discard(session, id);
+        }
         let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
         stream.place = match &answer {
             Ok(()) => Place::Open { session, id },
             Err(why) => Place::Dead(why.clone()),
         };
         answer
+    }
+
+    /// Gives back what a stream holds in its session: both halves, and its place among the session's streams.
+    pub(super) fn discard(&mut self, session_key: SessionKey, id: StreamId) {
+        let Some(session) = self.sessions.get_mut(&session_key) else { return };
+        session.owed.remove(&id);
+        // Each fails where that half is over already, which is just as good.
+        let _ = session.connection.send_stream(id).reset(RESET_DROPPED);
+        let _ = session.connection.recv_stream(id).stop(RESET_DROPPED);
+        if let Some(up) = session.up_mut() {
+            up.streams.remove(&id);
+        }
+        self.ready.insert(session_key);
     }
 
     fn attached(&self, key: StreamKey) -> Result<(SessionKey, StreamId), StreamError> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use peerage_model::control::{ControlMessage, Hello};
-use peerage_model::{AgentId, Credential, InstanceId, UnixTime};
+use peerage_model::{AgentId, Credential, InstanceId, UnixTime, passport};
 use quinn_proto::{
     Connection, ConnectionError, ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent, VarInt,
 };
@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use super::config::{DRAIN_GRACE, PING_INTERVAL};
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
-use super::pair::{Dial, MAX_PENDING, PairKey};
+use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, PairKey};
 use super::session::{Phase, RelayRoute, Session, Since, Up};
 use super::stream::Place;
 use super::{Node, Timer};
@@ -116,6 +116,9 @@ impl Node {
             StreamEvent::Opened { dir: Dir::Bi } => self.accept_streams(key, now),
             StreamEvent::Readable { id } => self.on_readable(key, id, now),
             StreamEvent::Writable { id } | StreamEvent::Finished { id } | StreamEvent::Stopped { id, .. } => {
+                if let Some(session) = self.sessions.get_mut(&key) {
+                    session.pay(id);
+                }
                 match self.sessions.get(&key).and_then(Session::up).and_then(|up| up.streams.get(&id)) {
                     Some(stream) => self.events.push_back(Event::Writable(*stream)),
                     None => self.flush_control(key),
@@ -146,8 +149,13 @@ impl Node {
         match pair_key {
             PairKey::Peer(peer) => self.bring_up_peer(key, peer, credential, now),
             PairKey::Ask(ask) => self.send_request(key, ask),
-            // The asker speaks first; `accept_streams` takes its request.
-            PairKey::Invite(_) => self.bring_up_silent(key, credential, now),
+            // The asker speaks first; `accept_streams` takes its request. It has as long as anybody who asks.
+            PairKey::Invite(_) => {
+                self.bring_up_silent(key, credential, now);
+                if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+                    up.expires = up.expires.map(|at| at.min(now.mono + ASK_PATIENCE));
+                }
+            }
         }
     }
 
@@ -203,7 +211,8 @@ impl Node {
         let Some(pair) = self.pairs.get(&PairKey::Peer(peer.clone())) else {
             return;
         };
-        let new_initiator = self.sessions.get(&new).is_some_and(|s| s.initiator);
+        let Some(session) = self.sessions.get(&new) else { return };
+        let (new_initiator, route) = (session.initiator, session.relayed.clone());
         let lower_is_ours = (&self.agent, self.instance) < (peer, instance);
         for old in pair.up.clone() {
             let Some(session) = self.sessions.get_mut(&old) else {
@@ -218,6 +227,12 @@ impl Node {
                 self.ready.insert(old);
                 continue;
             }
+            // The new session's way by relay works now; that of an older one may have ended unnoticed while it went
+            // directly (a relay keeps an idle flow to a visitor for three minutes).
+            session.relayed = route.clone();
+            session.connection.ping();
+            self.ready.insert(old);
+            let Some(up) = session.up_mut() else { continue };
             let at_once = now.mono.saturating_duration_since(up.since.mono) < AT_ONCE && was_ours != new_initiator;
             match (at_once && up.suspect.is_none(), was_ours == lower_is_ours) {
                 (true, true) => self.drain(new, now.mono),
@@ -380,7 +395,7 @@ impl Node {
         let trust = self.sessions.get(&key).and_then(|s| self.pairs.get(&s.pair)).and_then(|pair| pair.peer());
         let ends =
             trust.and_then(|peer| peer.expires).map_or(credential.not_after(), |t| t.min(credential.not_after()));
-        now.mono + now.wall.until(ends)
+        after(now, ends)
     }
 
     /// The peer broke the protocol.
@@ -476,6 +491,8 @@ impl Node {
 
     /// The endpoint has forgotten the connection; so do we.
     fn forget_session(&mut self, key: SessionKey) {
+        // The key may name another session tomorrow.
+        self.unanswered.retain(|_, (session, _)| *session != key);
         if let Some(session) = self.sessions.remove(&key) {
             self.first_ids.remove(&session.first_id);
             if let Some(pair) = self.pairs.get_mut(&session.pair) {
@@ -502,4 +519,10 @@ impl Node {
     pub(super) fn connection_of(&mut self, handle: ConnectionHandle) -> Option<&mut Connection> {
         self.sessions.get_mut(&SessionKey(handle.0)).map(|s| &mut s.connection)
     }
+}
+
+/// When the wall clock will say `ends`, as far as one looks ahead: a day, after which it is looked at again. A peer's
+/// authority may sign any time, also one that no clock reaches.
+pub(super) fn after(now: Now, ends: UnixTime) -> Instant {
+    now.mono + now.wall.until(ends).min(passport::LIFETIME)
 }

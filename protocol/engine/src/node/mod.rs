@@ -18,6 +18,7 @@ mod io;
 mod judge;
 mod life;
 mod output;
+mod owed;
 mod pair;
 mod paths;
 mod relays;
@@ -104,6 +105,8 @@ pub struct Node {
     candidate_generation: u64,
     check_budget: CheckBudget,
 
+    /// The times of the latest input.
+    last: Now,
     timers: Timers<Timer>,
     /// Sessions that may have something to send.
     ready: BTreeSet<SessionKey>,
@@ -158,6 +161,7 @@ impl Node {
             fixed: config.fixed.into_iter().collect(),
             candidate_generation: 0,
             check_budget: CheckBudget::new(),
+            last: now,
             timers: Timers::new(),
             ready: BTreeSet::new(),
             out: VecDeque::new(),

@@ -165,10 +165,15 @@ impl Pair {
 
     /// When dialling goes on.
     pub(super) fn next_step(&self) -> Option<Instant> {
-        match self.dial {
+        let dial = match self.dial {
             Dial::Rest => None,
             Dial::Pause { until, .. } | Dial::Attempt { until, .. } => Some(until),
-        }
+        };
+        let patience = match &self.purpose {
+            Purpose::Ask { deadline, .. } => Some(*deadline),
+            Purpose::Peer(_) | Purpose::Invite(_) => None,
+        };
+        dial.into_iter().chain(patience).min()
     }
 
     /// Forgets a session that is gone.

@@ -11,6 +11,7 @@ use tracing::{debug, info};
 
 use super::config::{DRAIN_GRACE, HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
+use super::life::after;
 use super::pair::PairKey;
 use super::session::{Phase, Session};
 use super::{Node, Timer};
@@ -241,7 +242,9 @@ impl Node {
                     session.connection.ping();
                 }
             }
-            let unused = up.streams.is_empty() && up.arriving.is_empty();
+            // What was finished may still be on its way; the control stream is the one that is always open.
+            let sending = session.connection.streams().send_streams() > 1;
+            let unused = up.streams.is_empty() && up.arriving.is_empty() && !sending;
             let drained = up.draining.is_some_and(|at| at <= now.mono);
             if drained && !unused {
                 up.draining = Some(now.mono + DRAIN_GRACE);
@@ -268,11 +271,16 @@ impl Node {
     fn expired(&mut self, key: SessionKey, now: Now) {
         let Some(session) = self.sessions.get(&key) else { return };
         let Some(up) = session.up() else { return };
+        if let PairKey::Invite(_) = session.pair {
+            // Whoever asks has had its time, and its answer.
+            self.close(key, CloseCode::Drained, DownReason::Drained, now.mono);
+            return;
+        }
         let trust = self.pairs.get(&session.pair).and_then(|pair| pair.peer()).and_then(|peer| peer.expires);
         let ends = trust.map_or(up.credential.not_after(), |t| t.min(up.credential.not_after()));
         if now.wall < ends {
             if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
-                up.expires = Some(now.mono + now.wall.until(ends));
+                up.expires = Some(after(now, ends));
             }
             return;
         }

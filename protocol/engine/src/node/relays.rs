@@ -98,9 +98,11 @@ impl Relays {
         left.into_iter().for_each(|key| self.remove(key));
         self.own = chosen.clone();
         for info in chosen {
-            // Where we only visited so far, we bind from now on.
-            if let Some(key) = self.find(&info) {
-                self.remove(key);
+            match self.find(&info) {
+                Some(key) if self.entries.get(&key).is_some_and(|entry| entry.own) => continue,
+                // Where we only visited so far, we bind from now on.
+                Some(key) => self.remove(key),
+                None => {}
             }
             self.add(info, true, now);
         }
@@ -150,8 +152,14 @@ impl Relays {
             return;
         };
         let address = crate::stun::canonical(address);
-        if self.by_address.contains_key(&address) {
-            return;
+        if let Some(holder) = self.by_address.get(&address).copied() {
+            // Two keys for one address cannot both be right. Ours comes from our owner, the other from some peer.
+            let ours = self.entries.get(&key).is_some_and(|entry| entry.own);
+            let theirs = self.entries.get(&holder).is_some_and(|entry| !entry.own);
+            if !(ours && theirs) {
+                return;
+            }
+            self.remove(holder);
         }
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
@@ -214,11 +222,6 @@ impl Relays {
             }
             None => Some(FromRelay::Changed),
         }
-    }
-
-    /// Whether a datagram that looks like STUN came from a relay of ours; those tell no path.
-    pub(super) fn is_relay(&self, from: SocketAddr) -> bool {
-        self.by_address.contains_key(&from)
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {

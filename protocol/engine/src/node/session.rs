@@ -11,6 +11,7 @@ use quinn_proto::{Connection, ConnectionHandle, StreamId};
 
 use super::control::{ControlIn, ControlOut};
 use super::event::StreamKey;
+use super::owed::Owed;
 use super::pair::PairKey;
 use super::relays::RelayKey;
 use crate::knock::KNOCK_LEN;
@@ -32,6 +33,8 @@ pub(super) struct Session {
     pub(super) phase: Phase,
     /// Where its packets last went, for those that are sent after its end.
     pub(super) last_hop: Option<Hop>,
+    /// What streams must send first.
+    pub(super) owed: BTreeMap<StreamId, Owed>,
     /// A first flight that no relay could carry yet.
     pub(super) held: Option<Held>,
     /// Frames received so far; it grows only by packets that decrypted and are not duplicates.
@@ -118,6 +121,7 @@ impl Session {
             born,
             phase: Phase::Handshaking,
             last_hop: None,
+            owed: BTreeMap::new(),
             held: None,
             heard: 0,
             asked: 0,

@@ -152,11 +152,17 @@ pub(super) fn read_into(session: &mut Session, id: StreamId, buffer: &mut [u8]) 
 
 /// Writes what flow control and the send window take.
 pub(super) fn write(session: &mut Session, id: StreamId, data: &[u8]) -> Result<usize, StreamError> {
+    if !session.pay(id) {
+        return Err(StreamError::Blocked);
+    }
     session.connection.send_stream(id).write(data).map_err(write_error)
 }
 
 /// As [`write()`], without copying.
 pub(super) fn write_chunk(session: &mut Session, id: StreamId, data: &mut Bytes) -> Result<usize, StreamError> {
+    if !session.pay(id) {
+        return Err(StreamError::Blocked);
+    }
     let mut chunks = [std::mem::take(data)];
     let written = session.connection.send_stream(id).write_chunks(&mut chunks);
     let [rest] = chunks;

@@ -106,7 +106,11 @@ impl Node {
         if new_secrets {
             match Pair::trusted(&self.agent, peer.clone(), pair.dial) {
                 Ok(fresh) => (pair.outbound, pair.inbound) = (fresh.outbound, fresh.inbound),
-                Err(error) => warn!(?key, %error, "this peer's new secrets cannot be used"),
+                Err(error) => {
+                    warn!(?key, %error, "this peer's new secrets cannot be used");
+                    self.remove_pair(&key, CloseCode::Revoked, &DownReason::RevokedHere, now);
+                    return;
+                }
             }
         }
         let path = mode(peer.path);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use peerage_engine::node::{AskKey, Event, Node, NodeStatus, SessionStatus};
 use peerage_engine::path::PathKind;
 use peerage_model::control::TrustRequest;
+use peerage_model::relay::RelayInfo;
 use peerage_model::stream::{StreamHeader, StreamKind};
 use peerage_model::{AgentId, Ticket};
 
@@ -364,6 +365,23 @@ impl Sim {
     pub fn can_write_down(&mut self, label: &str, can: bool) {
         let number = self.number(label);
         self.agents[number].writes_down = can;
+    }
+
+    /// Opens a TCP stream to a port and lets go of it before anything was sent.
+    pub fn open_and_drop(&mut self, from: &str, to: &str, port: u16) {
+        let (number, peer) = (self.number(from), self.id(to));
+        let moment = self.clock.for_agent(self.agents[number].skew);
+        let node = self.agents[number].node.as_mut().expect("the agent lives");
+        let header = StreamHeader { kind: StreamKind::Tcp, port };
+        let stream = node.open(moment, &peer, header).expect("the peer is trusted");
+        node.release(stream);
+        self.drain(number);
+    }
+
+    /// The relays that an agent uses from now on.
+    pub fn set_relays(&mut self, name: &str, list: Vec<RelayInfo>) {
+        self.owner(name).relays = list;
+        self.apply(name);
     }
 
     /// Ends an agent's sessions properly, as a driver does before it exits.

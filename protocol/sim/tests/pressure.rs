@@ -1,0 +1,192 @@
+//! What wears a session out: full windows, thousands of short streams, relay lists that change, clocks and passports
+//! from elsewhere.
+
+use std::time::Duration;
+
+use peerage_engine::node::Event;
+use peerage_sim::link::{Bottleneck, LinkConfig};
+use peerage_sim::nat::NatKind;
+use peerage_sim::{Outcome, Sim, ms, secs};
+
+/// More than the streams that a peer may have open at a time.
+const MANY: usize = 700;
+
+fn direct_pair() -> Sim {
+    let mut sim = Sim::seeded_pair(1, NatKind::home_router(), NatKind::home_router());
+    sim.run_until(secs(10), |sim| sim.both_direct("a", "b")).expect("home routers are punched");
+    sim
+}
+
+fn slow_line() -> LinkConfig {
+    let bottleneck = Some(Bottleneck { bits_per_second: 10_000_000, queue_bytes: 100_000 });
+    LinkConfig { delay: ms(20), bottleneck, ..LinkConfig::default() }
+}
+
+/// Three streams that fill the send window of `from`.
+fn upload(sim: &mut Sim, from: &str, to: &str) {
+    sim.set_line(from, &slow_line());
+    for _ in 0..3 {
+        let bulk = sim.open(from, to);
+        sim.write(bulk, &vec![7; 12 << 20]);
+    }
+    sim.run_for(secs(1));
+}
+
+#[test]
+fn a_request_goes_through_while_the_same_side_uploads_all_it_can() {
+    let mut sim = direct_pair();
+    upload(&mut sim, "a", "b");
+    let request = sim.request("a", "b", b"hello");
+    sim.run_for(secs(5));
+    assert_eq!((sim.outcome(request), sim.returned(request)), (&Outcome::Finished, &b"hello"[..]));
+}
+
+#[test]
+fn a_request_is_answered_while_the_other_side_uploads_all_it_can() {
+    let mut sim = direct_pair();
+    upload(&mut sim, "b", "a");
+    let request = sim.request("a", "b", b"hello");
+    sim.run_for(secs(5));
+    assert_eq!((sim.outcome(request), sim.returned(request)), (&Outcome::Finished, &b"hello"[..]));
+}
+
+#[test]
+fn refused_streams_leave_nothing_behind() {
+    let mut sim = direct_pair();
+    for _ in 0..MANY {
+        sim.open_port("a", "b", 81);
+        sim.run_for(ms(60));
+    }
+    sim.run_for(secs(1));
+    assert_eq!(sim.sessions("a", "b")[0].streams, 0);
+    let request = sim.request("a", "b", b"hello");
+    sim.run_for(secs(3));
+    assert_eq!(sim.outcome(request), &Outcome::Finished);
+}
+
+#[test]
+fn streams_that_are_dropped_at_once_leave_nothing_behind() {
+    let mut sim = direct_pair();
+    for _ in 0..MANY {
+        sim.open_and_drop("a", "b", 80);
+        sim.run_for(ms(60));
+    }
+    let request = sim.request("a", "b", b"hello");
+    sim.run_for(secs(3));
+    assert_eq!(sim.outcome(request), &Outcome::Finished);
+}
+
+#[test]
+fn a_passport_that_ends_after_all_time_is_no_harm() {
+    let mut sim = Sim::strangers(1, NatKind::home_router(), NatKind::home_router());
+    sim.passports_last("b", Duration::from_secs(u64::MAX));
+    sim.restart("b");
+    sim.trust("a", "b");
+    sim.run_for(secs(10));
+    assert!(sim.both_up("a", "b"));
+}
+
+#[test]
+fn a_direct_session_can_come_back_to_a_relay_it_has_not_used_for_long() {
+    let mut sim = Sim::new(5);
+    sim.add_relay("r1");
+    sim.add_relay("r2");
+    sim.add_agent("a", NatKind::home_router());
+    sim.add_agent("b", NatKind::home_router());
+    let list = sim.relay_list();
+    sim.set_relays("a", vec![list[0].clone()]);
+    sim.set_relays("b", vec![list[1].clone()]);
+    sim.run_for(secs(1));
+    sim.trust("a", "b");
+    sim.run_until(secs(30), |sim| sim.both_direct("a", "b")).expect("direct");
+    let stream = sim.open("a", "b");
+    sim.write(stream, &[1; 1000]);
+    sim.run_for(secs(400));
+    sim.block_direct(true);
+    sim.write(stream, &[2; 1000]);
+    sim.run_for(secs(20));
+    assert_eq!((sim.outcome(stream), sim.returned(stream).len()), (&Outcome::Open, 2000));
+}
+
+#[test]
+fn another_relay_in_the_list_leaves_relayed_streams_alone() {
+    let mut sim = Sim::new(5);
+    sim.add_relay("r1");
+    sim.add_relay("r2");
+    sim.add_agent("a", NatKind::symmetric_random());
+    sim.add_agent("b", NatKind::symmetric_random());
+    let list = sim.relay_list();
+    sim.set_relays("a", vec![list[0].clone()]);
+    sim.set_relays("b", vec![list[0].clone()]);
+    sim.run_for(secs(1));
+    sim.trust("a", "b");
+    sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("up");
+    let stream = sim.open("a", "b");
+    sim.write(stream, &[1; 1000]);
+    sim.run_for(secs(10));
+    sim.set_relays("a", list);
+    sim.run_for(secs(1));
+    sim.write(stream, &[1; 1000]);
+    sim.run_for(secs(30));
+    assert_eq!(sim.returned(stream).len(), 2000);
+}
+
+#[test]
+fn a_stream_that_was_opened_during_an_outage_goes_on_after_it() {
+    for outage in (4..14).map(secs) {
+        let mut sim = direct_pair();
+        let warm = sim.open("a", "b");
+        sim.write(warm, b"x");
+        sim.run_for(secs(2));
+        sim.cut_off("a", true);
+        sim.write(warm, b"y");
+        sim.run_for(secs(3));
+        let request = sim.request("a", "b", b"hello");
+        sim.run_for(outage - secs(3));
+        sim.cut_off("a", false);
+        sim.run_for(secs(18));
+        assert_eq!(sim.outcome(request), &Outcome::Finished, "after an outage of {outage:?}");
+    }
+}
+
+#[test]
+fn a_request_for_trust_to_somebody_who_dies_gets_an_end() {
+    let mut sim = Sim::strangers(1, NatKind::home_router(), NatKind::home_router());
+    let ticket = sim.invite("b", secs(36_000));
+    sim.holds_ticket("a", "b");
+    sim.run_for(secs(3));
+    sim.ask("a", &ticket, "why");
+    sim.run_until(secs(4), |sim| sim.saw("b", |e| matches!(e, Event::TrustRequested { .. }))).expect("it arrives");
+    sim.kill("b");
+    let ended = sim.run_until(secs(30), |sim| sim.saw("a", |e| matches!(e, Event::Asked { .. })));
+    assert!(ended.is_some(), "whoever asked is told");
+}
+
+#[test]
+fn a_machine_that_slept_past_its_passport_has_no_session_when_it_wakes() {
+    let mut sim = direct_pair();
+    sim.set_clock("a", 25 * 3600);
+    sim.set_clock("b", 25 * 3600);
+    sim.run_for(secs(150));
+    assert!(sim.sessions("a", "b").is_empty() && sim.sessions("b", "a").is_empty());
+}
+
+#[test]
+fn a_relay_key_that_a_peer_made_up_does_not_keep_us_from_our_relay() {
+    let mut sim = Sim::new(5);
+    sim.add_relay("r1");
+    sim.add_agent("a", NatKind::home_router());
+    sim.add_agent("b", NatKind::home_router());
+    let list = sim.relay_list();
+    let mut stale = list[0].clone();
+    stale.key.0[0] ^= 1;
+    sim.set_relays("a", vec![]);
+    sim.set_relays("b", vec![stale]);
+    sim.run_for(secs(1));
+    sim.trust("a", "b");
+    sim.run_for(secs(20));
+    let before = sim.events("a").len();
+    sim.set_relays("a", list);
+    sim.run_for(secs(5));
+    assert!(sim.events("a")[before..].iter().any(|(_, e)| matches!(e, Event::RelayUp { .. })));
+}
