@@ -102,7 +102,7 @@ pub enum Command {
     },
     /// Offer a port of this machine to peers
     Expose {
-        /// [NAME=]PORT[:TARGET][/udp]: the port peers see, and the local port or address it leads to
+        /// `[NAME=]PORT[:TARGET][/udp]`: the port peers see, and the local port or address it leads to
         #[arg(required_unless_present = "remove", value_name = "SERVICE")]
         service: Option<String>,
         /// Stop offering this name or port

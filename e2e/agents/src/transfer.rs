@@ -2,7 +2,7 @@
 //! another public address, the client another of its own. What arrives must be what was sent, and the lab's counters
 //! must show that it went by the ways it was told to go.
 //!
-//! Who reads sets the pace: a [`Valve`] lets curl's output through in pieces, so that each stage lasts until the
+//! Who reads sets the pace: a valve lets curl's output through in pieces, so that each stage lasts until the
 //! expected way has carried its share, on fast machines as on slow ones.
 
 use std::io::Read;
