@@ -7,7 +7,7 @@ use std::time::Instant;
 use peerage_model::relay::frame::EndpointId;
 use peerage_model::snapshot::Port;
 use peerage_model::{Credential, RoutingId, UnixTime};
-use quinn_proto::{Connection, ConnectionHandle, StreamId};
+use quinn_proto::{Connection, ConnectionHandle, FrameStats, StreamId};
 
 use super::control::{ControlIn, ControlOut};
 use super::event::StreamKey;
@@ -151,50 +151,35 @@ impl Session {
     /// Whether something proven came since the last call. quinn-proto counts a frame only after its packet decrypted
     /// and turned out to be no duplicate, so nothing that a relay or stranger invents or repeats counts.
     pub(super) fn heard_something(&mut self) -> bool {
-        let f = self.connection.stats().frame_rx;
-        let total = f.acks
-            + f.crypto
-            + f.stream
-            + f.datagram
-            + f.ping
-            + f.max_data
-            + f.max_stream_data
-            + f.max_streams_bidi
-            + f.max_streams_uni
-            + f.new_connection_id
-            + f.retire_connection_id
-            + f.reset_stream
-            + f.stop_sending
-            + f.data_blocked
-            + f.stream_data_blocked
-            + f.streams_blocked_bidi
-            + f.streams_blocked_uni
-            + f.connection_close
-            + u64::from(f.handshake_done);
+        let received = self.connection.stats().frame_rx;
+        let total = ack_eliciting(&received) + received.acks + received.connection_close;
         std::mem::replace(&mut self.heard, total) != total
     }
 
-    /// Whether something that the peer must acknowledge was sent since the last call (RFC 9002 section 2: everything
-    /// but ACK, PADDING and CONNECTION_CLOSE).
+    /// Whether something that the peer must acknowledge was sent since the last call.
     pub(super) fn asked_something(&mut self) -> bool {
-        let f = self.connection.stats().frame_tx;
-        let total = f.crypto
-            + f.stream
-            + f.datagram
-            + f.ping
-            + f.max_data
-            + f.max_stream_data
-            + f.max_streams_bidi
-            + f.max_streams_uni
-            + f.new_connection_id
-            + f.retire_connection_id
-            + f.reset_stream
-            + f.stop_sending
-            + f.data_blocked
-            + f.stream_data_blocked
-            + f.streams_blocked_bidi
-            + f.streams_blocked_uni
-            + u64::from(f.handshake_done);
+        let total = ack_eliciting(&self.connection.stats().frame_tx);
         std::mem::replace(&mut self.asked, total) != total
     }
+}
+
+/// How many frames ask for an acknowledgement: all but ACK, PADDING and CONNECTION_CLOSE (RFC 9002 section 2).
+fn ack_eliciting(f: &FrameStats) -> u64 {
+    f.crypto
+        + f.stream
+        + f.datagram
+        + f.ping
+        + f.max_data
+        + f.max_stream_data
+        + f.max_streams_bidi
+        + f.max_streams_uni
+        + f.new_connection_id
+        + f.retire_connection_id
+        + f.reset_stream
+        + f.stop_sending
+        + f.data_blocked
+        + f.stream_data_blocked
+        + f.streams_blocked_bidi
+        + f.streams_blocked_uni
+        + u64::from(f.handshake_done)
 }
