@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use peerage_engine::path::{Hop, PathAgent, PathConfig, PathEvent, PathMode};
+use peerage_engine::path::{DirectPath, ExtraSocket, Hop, Link, PathAgent, PathConfig, PathEvent, PathMode};
 use peerage_engine::stun::{Check, CheckKeys, CheckRequest, CheckResponse, Role, TransactionId, canonical, is_stun};
 use peerage_model::control::{Candidate, CandidateKind};
 
@@ -19,7 +19,7 @@ struct Script {
     now: Instant,
     sequence: u64,
     /// The newest checks that the agent sent, and where to.
-    asked: Vec<(SocketAddr, TransactionId)>,
+    asked: Vec<(DirectPath, TransactionId)>,
     mode: PathMode,
 }
 
@@ -59,7 +59,7 @@ impl Script {
             2 => drop(self.agent.remote_candidates(now, candidates(feed))),
             3 => {
                 let from = feed.address();
-                let _ = self.agent.handle_check(now, from, feed.bytes(120));
+                let _ = self.agent.handle_check(now, link(feed), from, feed.bytes(120));
             }
             4 => self.request(feed),
             5 => self.answer(feed),
@@ -102,17 +102,17 @@ impl Script {
         let request = Check::Request(CheckRequest { id, priority, sequence: self.sequence, in_use });
         let mut bytes = request.encode(&self.peer);
         let (from, changed) = (feed.address(), feed.mutate(&mut bytes));
-        let taken = self.agent.handle_check(self.now, from, &bytes).is_ok();
+        let taken = self.agent.handle_check(self.now, link(feed), from, &bytes).is_ok();
         assert!(!(taken && changed), "a changed request is taken");
     }
 
     fn answer(&mut self, feed: &mut Feed<'_>) {
-        let Some((to, id)) = self.asked.get(feed.below(self.asked.len())).copied() else { return };
+        let Some((path, id)) = self.asked.get(feed.below(self.asked.len())).copied() else { return };
         let mut bytes = Check::Response(CheckResponse { id, mapped: canonical(feed.address()) }).encode(&self.peer);
-        let from = if feed.one_in(4) { feed.address() } else { to };
+        let from = if feed.one_in(4) { direct(feed) } else { path };
         feed.mutate(&mut bytes);
-        let answered = self.agent.handle_check(self.now, from, &bytes).is_ok();
-        assert!(!answered || canonical(from) == to, "an answer counts for the address that was asked");
+        let answered = self.agent.handle_check(self.now, from.link, from.remote, &bytes).is_ok();
+        assert!(!answered || from == path, "an answer counts for the socket and the address that were asked");
     }
 
     fn drain(&mut self) {
@@ -124,13 +124,13 @@ impl Script {
             assert!(may_be_sent_to(check.to), "a check to {}", check.to);
             if let Ok(Check::Request(request)) = Check::decode(&check.bytes, &self.peer) {
                 assert_ne!(self.mode, PathMode::RelayOnly, "a check against the policy");
-                self.asked.push((check.to, request.id));
+                self.asked.push((DirectPath { link: check.link, remote: check.to }, request.id));
             }
         }
         self.asked.drain(..self.asked.len().saturating_sub(32));
         while let Some(event) = self.agent.poll_event() {
             if let PathEvent::Changed { to: Hop::Direct(to), .. } = event {
-                assert!(may_be_sent_to(to), "a move to {to}");
+                assert!(may_be_sent_to(to.remote), "a move to {to:?}");
                 assert_ne!(self.mode, PathMode::RelayOnly, "a move against the policy");
             }
         }
@@ -148,7 +148,18 @@ fn candidates(feed: &mut Feed<'_>) -> Vec<Candidate> {
 fn hop(feed: &mut Feed<'_>) -> Hop {
     match feed.u8() % 2 {
         0 => Hop::Relayed,
-        _ => Hop::Direct(canonical(feed.address())),
+        _ => Hop::Direct(direct(feed)),
+    }
+}
+
+fn direct(feed: &mut Feed<'_>) -> DirectPath {
+    DirectPath { link: link(feed), remote: canonical(feed.address()) }
+}
+
+fn link(feed: &mut Feed<'_>) -> Link {
+    match feed.below(4) {
+        0 => Link::Extra(ExtraSocket(feed.u8().into())),
+        _ => Link::Main,
     }
 }
 

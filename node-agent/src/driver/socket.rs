@@ -1,10 +1,12 @@
 //! The agent's UDP sockets: one for each address family, batches in both directions.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
+use peerage_engine::path::{ExtraSocket, Link};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -26,6 +28,7 @@ const LARGEST_DATAGRAM: usize = 1_484;
 /// A received batch: one or more datagrams of one sender.
 #[derive(Debug)]
 pub(super) struct Received {
+    pub(super) link: Link,
     pub(super) from: SocketAddr,
     pub(super) ecn: Option<quinn_udp::EcnCodepoint>,
     pub(super) data: BytesMut,
@@ -37,6 +40,8 @@ pub(super) struct Received {
 pub(super) struct Sockets {
     v4: Option<Bound>,
     v6: Option<Bound>,
+    /// What the engine asked for beside them.
+    extra: BTreeMap<ExtraSocket, Bound>,
     /// Receive buffers, [`MESSAGES`] of [`MESSAGE`] bytes. Untouched pages cost nothing.
     buffer: Vec<u8>,
 }
@@ -65,7 +70,7 @@ impl Sockets {
         if v4.is_none() && v6.is_none() {
             return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no UDP socket can be bound on this host"));
         }
-        Ok(Self { v4, v6, buffer: vec![0; MESSAGES * MESSAGE] })
+        Ok(Self { v4, v6, extra: BTreeMap::new(), buffer: vec![0; MESSAGES * MESSAGE] })
     }
 
     /// Our port for peers that reach `ip`.
@@ -82,9 +87,9 @@ impl Sockets {
     }
 
     /// Sends one batch. `WouldBlock` means: again after [`Self::poll_writable`].
-    pub(super) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(bound) = self.for_destination(&transmit.destination) else {
-            // A peer's candidate of a family that we do not have.
+    pub(super) fn try_send(&self, link: Link, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(bound) = self.sender(link, &transmit.destination) else {
+            // A peer's candidate of a family that we do not have, or a socket that was closed.
             return Ok(());
         };
         let send = || bound.state.try_send(UdpSockRef::from(&bound.socket), transmit);
@@ -99,24 +104,31 @@ impl Sockets {
         }
     }
 
-    fn for_destination(&self, destination: &SocketAddr) -> Option<&Bound> {
-        if destination.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
+    fn sender(&self, link: Link, destination: &SocketAddr) -> Option<&Bound> {
+        match link {
+            Link::Main if destination.is_ipv4() => self.v4.as_ref(),
+            Link::Main => self.v6.as_ref(),
+            Link::Extra(socket) => self.extra.get(&socket),
+        }
     }
 
-    /// Waits until `destination` can be sent to again.
-    pub(super) fn poll_writable(&self, cx: &mut Context<'_>, destination: &SocketAddr) -> Poll<()> {
-        match self.for_destination(destination) {
+    /// Waits until `destination` can be sent to again by `link`.
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>, link: Link, destination: &SocketAddr) -> Poll<()> {
+        match self.sender(link, destination) {
             Some(bound) => bound.socket.poll_send_ready(cx).map(|_| ()),
             None => Poll::Ready(()),
         }
     }
 
-    /// Takes what has arrived, at most one system call's worth, from either socket.
+    /// Takes what has arrived, at most one system call's worth, from each socket.
     pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>, received: &mut Vec<Received>) -> Poll<()> {
-        let Self { v4, v6, buffer } = self;
+        let Self { v4, v6, extra, buffer } = self;
         let mut any = false;
         for bound in [v4, v6].into_iter().flatten() {
-            any |= bound.poll_receive(cx, buffer, received).is_ready();
+            any |= bound.poll_receive(cx, Link::Main, buffer, received).is_ready();
+        }
+        for (socket, bound) in extra {
+            any |= bound.poll_receive(cx, Link::Extra(*socket), buffer, received).is_ready();
         }
         if any { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -138,7 +150,13 @@ impl Bound {
         Ok(Self { socket, state })
     }
 
-    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8], received: &mut Vec<Received>) -> Poll<()> {
+    fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        link: Link,
+        buffer: &mut [u8],
+        received: &mut Vec<Received>,
+    ) -> Poll<()> {
         loop {
             if ready!(self.socket.poll_recv_ready(cx)).is_err() {
                 return Poll::Ready(());
@@ -152,6 +170,7 @@ impl Bound {
                 Ok(count) => {
                     for (meta, slice) in metas.iter().zip(&slices).take(count) {
                         received.push(Received {
+                            link,
                             from: meta.addr,
                             ecn: meta.ecn,
                             data: BytesMut::from(&slice[..meta.len]),
@@ -187,8 +206,8 @@ mod tests {
         let batch = vec![7; sender.max_datagrams() * LARGEST_DATAGRAM];
         let segment_size = Some(LARGEST_DATAGRAM);
         let transmit = Transmit { destination, ecn: None, contents: &batch, segment_size, src_ip: None };
-        poll_fn(|cx| sender.poll_writable(cx, &destination)).await;
-        sender.try_send(&transmit).expect("an empty socket takes it");
+        poll_fn(|cx| sender.poll_writable(cx, Link::Main, &destination)).await;
+        sender.try_send(Link::Main, &transmit).expect("an empty socket takes it");
         let mut received = Vec::new();
         let all = async {
             while received.iter().map(|r: &Received| r.data.len()).sum::<usize>() < batch.len() {

@@ -135,7 +135,7 @@ impl Task {
             segment_size: transmit.segment_size,
             src_ip: None,
         };
-        if self.sockets.try_send(&datagrams).is_err() {
+        if self.sockets.try_send(transmit.link, &datagrams).is_err() {
             self.unsent = Some(transmit);
         }
     }
@@ -144,7 +144,7 @@ impl Task {
         let mut inner = self.shared.lock();
         for batch in self.received.drain(..) {
             let ecn = batch.ecn.and_then(|ecn| peerage_engine::EcnCodepoint::from_bits(ecn as u8));
-            inner.node.handle_datagrams(now(), batch.from, ecn, batch.data, batch.stride);
+            inner.node.handle_datagrams(now(), batch.link, batch.from, ecn, batch.data, batch.stride);
         }
     }
 
@@ -201,7 +201,7 @@ impl Task {
             loop {
                 self.drain();
                 let Some(unsent) = self.unsent else { break };
-                poll_fn(|cx| self.sockets.poll_writable(cx, &unsent.destination)).await;
+                poll_fn(|cx| self.sockets.poll_writable(cx, unsent.link, &unsent.destination)).await;
                 self.send_unsent();
             }
         });
@@ -227,7 +227,7 @@ fn poll_io(
         return Poll::Ready(Wake::Received);
     }
     if let Some(unsent) = unsent
-        && sockets.poll_writable(cx, &unsent.destination).is_ready()
+        && sockets.poll_writable(cx, unsent.link, &unsent.destination).is_ready()
     {
         return Poll::Ready(Wake::Writable);
     }

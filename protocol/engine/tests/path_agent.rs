@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use path_net::{A, B, By, Nat, Net, address, candidate, config, keys, ms};
 use peerage_engine::nat::NatType;
-use peerage_engine::path::{CheckRefused, Hop, PathConfig, PathEvent, PathKind, PathMode, WhyNotBetter};
+use peerage_engine::path::{
+    CheckRefused, DirectPath, Hop, Link, PathConfig, PathEvent, PathKind, PathMode, WhyNotBetter,
+};
 use peerage_engine::stun::{AnswerFrom, Check, CheckKeys, CheckRequest, PlainRequest, Role, TransactionId};
 use peerage_model::control::CandidateKind;
 
@@ -200,8 +202,8 @@ fn lost_checks_never_take_a_path_in_use_away() {
     for _ in 0..6000 {
         net.run_for(ms(20));
         let now = net.now;
-        net.ends[A].agent.on_tunnel_sent(now, Hop::Direct(b_inside), true);
-        net.ends[A].agent.on_tunnel_heard(now, Hop::Direct(b_inside), Some(ms(20)));
+        net.ends[A].agent.on_tunnel_sent(now, Hop::Direct(DirectPath::main(b_inside)), true);
+        net.ends[A].agent.on_tunnel_heard(now, Hop::Direct(DirectPath::main(b_inside)), Some(ms(20)));
     }
     assert_eq!(net.kind(A), PathKind::Direct, "two minutes without any answer to a check");
 }
@@ -371,9 +373,13 @@ fn an_answer_from_another_address_than_asked_proves_nothing() {
     };
     let now = net.now;
     let agent = &mut net.ends[A].agent;
-    assert_eq!(agent.handle_check(now, address("198.18.66.6:6666"), &answer), Err(CheckRefused::Unasked));
-    assert_eq!(agent.handle_check(now, asked.to, &answer), Ok(()));
-    assert_eq!(agent.handle_check(now, asked.to, &answer), Err(CheckRefused::Unasked), "an answer counts once");
+    assert_eq!(agent.handle_check(now, Link::Main, address("198.18.66.6:6666"), &answer), Err(CheckRefused::Unasked));
+    assert_eq!(agent.handle_check(now, Link::Main, asked.to, &answer), Ok(()));
+    assert_eq!(
+        agent.handle_check(now, Link::Main, asked.to, &answer),
+        Err(CheckRefused::Unasked),
+        "an answer counts once"
+    );
 }
 
 #[test]

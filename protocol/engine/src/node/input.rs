@@ -13,7 +13,7 @@ use super::session::{RelayRoute, Session};
 use super::{Node, Timer, VIRTUAL_REMOTE};
 use crate::knock::{CONNECTION_ID_LEN, KNOCK_LEN};
 use crate::noise::QUIC_VERSION;
-use crate::path::Hop;
+use crate::path::{DirectPath, Hop, Link};
 use crate::stun;
 
 /// Seconds that the two clocks may drift apart between two inputs before it counts as a jump.
@@ -22,8 +22,8 @@ const WALL_JUMP: u64 = 5;
 /// How a tunnel packet came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Via {
-    /// From this address.
-    Direct(SocketAddr),
+    /// From this address, to this socket.
+    Direct(DirectPath),
     /// Through a relay, from this endpoint there.
     Relay(RelayKey, EndpointId),
 }
@@ -37,18 +37,19 @@ enum Opening {
 }
 
 impl Node {
-    /// Takes one datagram, or several of one sender that arrived together (GRO): all of length `stride` but the last.
-    /// What is not ours is dropped without an answer.
+    /// Takes one datagram, or several of one sender that arrived together by `link` (GRO): all of length `stride` but
+    /// the last. What is not ours is dropped without an answer.
     pub fn handle_datagrams(
         &mut self,
         now: Now,
+        link: Link,
         from: SocketAddr,
         ecn: Option<EcnCodepoint>,
         mut data: BytesMut,
         stride: usize,
     ) {
         self.tick(now);
-        let from = stun::canonical(from);
+        let from = DirectPath { link, remote: stun::canonical(from) };
         let mut touched = None;
         while !data.is_empty() {
             let datagram = data.split_to(stride.clamp(1, data.len()));
@@ -66,7 +67,7 @@ impl Node {
     fn handle_one(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: DirectPath,
         ecn: Option<EcnCodepoint>,
         datagram: BytesMut,
     ) -> Option<(SessionKey, Via)> {
@@ -75,7 +76,8 @@ impl Node {
                 self.on_stun(from, &datagram, now);
                 None
             }
-            4..=15 => match self.relays.handle(from, datagram, now.mono)? {
+            // Relays know the main socket only.
+            4..=15 if from.link == Link::Main => match self.relays.handle(from.remote, datagram, now.mono)? {
                 FromRelay::Packet { relay, sender, packet } => {
                     self.on_quic(packet, ecn, Via::Relay(relay, sender), now)
                 }
@@ -85,11 +87,11 @@ impl Node {
                 }
             },
             64.. => self.on_quic(datagram, ecn, Via::Direct(from), now),
-            16..=63 => None,
+            4..=63 => None,
         }
     }
 
-    fn on_stun(&mut self, from: SocketAddr, datagram: &[u8], now: Now) {
+    fn on_stun(&mut self, from: DirectPath, datagram: &[u8], now: Now) {
         if !stun::is_stun(datagram) {
             return;
         }

@@ -10,12 +10,14 @@ use super::Node;
 use super::event::{Now, SessionKey};
 use super::relays::RelayKey;
 use super::session::{Held, Phase, RelayRoute};
-use crate::path::{Hop, Route};
+use crate::path::{DirectPath, Hop, Link, Route};
 use crate::relay::Destination;
 
 /// One send: one datagram, or several of equal length to one destination (GSO).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
+    /// The socket that it leaves by.
+    pub link: Link,
     /// Where to.
     pub destination: SocketAddr,
     /// Bytes in the buffer.
@@ -31,9 +33,9 @@ impl Node {
     /// `max_datagrams` bounds one batch.
     pub fn poll_transmit(&mut self, now: Now, max_datagrams: usize, buffer: &mut Vec<u8>) -> Option<Transmit> {
         buffer.clear();
-        if let Some((destination, bytes)) = self.out.pop_front().or_else(|| self.relays.poll_transmit()) {
+        if let Some((path, bytes)) = self.out.pop_front().or_else(|| self.relays.poll_transmit()) {
             buffer.extend_from_slice(&bytes);
-            return Some(Transmit { destination, size: buffer.len(), segment_size: None, ecn: None });
+            return Some(Shape { segment_size: None, ecn: None }.transmit(path, buffer.len()));
         }
         if let Some(batch) = self.batches.pop_front() {
             buffer.extend_from_slice(&batch.bytes);
@@ -108,9 +110,9 @@ impl Node {
         let session = self.sessions.get_mut(&key)?;
         session.last_hop = Some(hop);
         match hop {
-            Hop::Direct(destination) => {
+            Hop::Direct(path) => {
                 std::mem::swap(buffer, &mut self.scratch);
-                Some(shape.transmit(destination, buffer.len()))
+                Some(shape.transmit(path, buffer.len()))
             }
             Hop::Relayed => self.send_relayed(key, shape, now, buffer),
         }
@@ -121,9 +123,9 @@ impl Node {
         match session.relayed.clone() {
             RelayRoute::Known { relay, peer } => {
                 let to = Destination::Endpoint(peer);
-                let (destination, segment_size) =
+                let (path, segment_size) =
                     self.relays.wrap(now, relay, to, &self.scratch, shape.segment_size, buffer)?;
-                Some(Shape { segment_size, ..shape }.transmit(destination, buffer.len()))
+                Some(Shape { segment_size, ..shape }.transmit(path, buffer.len()))
             }
             RelayRoute::Racing { relays, destination } => {
                 let packets = Held { bytes: self.scratch.clone(), segment_size: shape.segment_size };
@@ -149,10 +151,10 @@ impl Node {
         let mut bytes = Vec::new();
         let to = Destination::Route(*destination);
         let wrapped = self.relays.wrap(now, relay, to, &packets.bytes, packets.segment_size, &mut bytes);
-        let Some((destination, segment_size)) = wrapped else {
+        let Some((path, segment_size)) = wrapped else {
             return false;
         };
-        let transmit = Shape { segment_size, ecn: None }.transmit(destination, bytes.len());
+        let transmit = Shape { segment_size, ecn: None }.transmit(path, bytes.len());
         self.batches.push_back(Batch { transmit, bytes });
         true
     }
@@ -185,8 +187,9 @@ struct Shape {
 }
 
 impl Shape {
-    fn transmit(self, destination: SocketAddr, size: usize) -> Transmit {
-        Transmit { destination, size, segment_size: self.segment_size, ecn: self.ecn }
+    fn transmit(self, path: DirectPath, size: usize) -> Transmit {
+        let DirectPath { link, remote: destination } = path;
+        Transmit { link, destination, size, segment_size: self.segment_size, ecn: self.ecn }
     }
 }
 

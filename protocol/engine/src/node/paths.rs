@@ -16,7 +16,7 @@ use super::pair::PairKey;
 use super::session::{Phase, Session};
 use super::{Node, Timer};
 use crate::nat::NatType;
-use crate::path::{Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
+use crate::path::{DirectPath, Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
 use crate::stun::{CheckKeys, EXPORTER_LABEL, Role};
 
 /// Most STUN tags we compute a second for datagrams that match no session: at about a microsecond each, a flood of
@@ -121,7 +121,7 @@ impl Node {
     }
 
     /// A datagram that looks like STUN and comes from no relay.
-    pub(super) fn on_check(&mut self, from: SocketAddr, datagram: &[u8], now: Now) {
+    pub(super) fn on_check(&mut self, from: DirectPath, datagram: &[u8], now: Now) {
         for key in self.up_sessions() {
             if !self.check_budget.take(now) {
                 return;
@@ -129,7 +129,7 @@ impl Node {
             let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
                 continue;
             };
-            if up.path.handle_check(now.mono, from, datagram).is_ok() {
+            if up.path.handle_check(now.mono, from.link, from.remote, datagram).is_ok() {
                 self.settle(key, now);
                 return;
             }
@@ -154,7 +154,7 @@ impl Node {
             return;
         };
         while let Some(check) = up.path.poll_transmit() {
-            self.out.push_back((check.to, check.bytes));
+            self.out.push_back((DirectPath { link: check.link, remote: check.to }, check.bytes));
         }
     }
 

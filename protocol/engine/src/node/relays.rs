@@ -17,6 +17,7 @@ use super::session::RelayRoute;
 use super::status::RelayStatus;
 use crate::nat::{NatClassifier, NatReport};
 use crate::noise::SeededRandom;
+use crate::path::DirectPath;
 use crate::relay::{ClientConfig, Destination, RelayClient, RelayEvent, Role};
 
 /// An agent binds at, and a dialer asks at, this many of the relays in a list (DESIGN section 6).
@@ -239,8 +240,8 @@ impl Relays {
         self.known().filter_map(|(_, client, _)| client.poll_timeout()).min()
     }
 
-    pub(super) fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
-        self.clients().find_map(|(address, client)| Some((address, client.poll_transmit()?)))
+    pub(super) fn poll_transmit(&mut self) -> Option<(DirectPath, Vec<u8>)> {
+        self.clients().find_map(|(address, client)| Some((DirectPath::main(address), client.poll_transmit()?)))
     }
 
     /// Puts packets for an endpoint of a relay into frames. `None` while the relay is not up.
@@ -252,12 +253,12 @@ impl Relays {
         packets: &[u8],
         segment_size: Option<usize>,
         out: &mut Vec<u8>,
-    ) -> Option<(SocketAddr, Option<usize>)> {
+    ) -> Option<(DirectPath, Option<usize>)> {
         let Place::Known { address, client, .. } = &mut self.entries.get_mut(&relay)?.place else {
             return None;
         };
         let framed = client.wrap(now, destination, packets, segment_size, out)?;
-        Some((*address, framed))
+        Some((DirectPath::main(*address), framed))
     }
 
     /// Keeps a peer's relay while a session uses it.

@@ -13,7 +13,7 @@ use super::checklist::{Checklist, Proof, Remote, Source};
 use super::explain::{self, WhyNotBetter};
 use super::liveness::{Liveness, Silence};
 use super::score::{LOCAL_RTT, Rank, Score};
-use super::{CheckTransmit, Hop, PathEvent, PathKind, PathMode, Route, Why};
+use super::{CheckTransmit, DirectPath, Hop, Link, PathEvent, PathKind, PathMode, Route, Why};
 use crate::nat::NatType;
 use crate::stun::{
     Check, CheckKeys, CheckRequest, CheckResponse, Rejected, ReplayWindow, Role, TransactionId, canonical,
@@ -147,8 +147,8 @@ impl PathAgent {
         self.refused = refused.len();
         self.peer_sent = !admitted.is_empty();
         self.checklist.set_signalled(&admitted);
-        if let Hop::Direct(address) = self.hop
-            && self.checklist.get(address).is_none()
+        if let Hop::Direct(path) = self.hop
+            && self.checklist.get(path).is_none()
         {
             self.move_to(now, Hop::Relayed, Why::RemoteAddressWithdrawn);
         }
@@ -181,12 +181,19 @@ impl PathAgent {
         self.drive(now);
     }
 
-    /// A datagram that [`crate::stun::is_stun`] took for STUN. Nothing is learned or answered unless it verifies.
-    pub fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), CheckRefused> {
+    /// A datagram that [`crate::stun::is_stun`] took for STUN, and the socket it came to. Nothing is learned or answered
+    /// unless it verifies.
+    pub fn handle_check(
+        &mut self,
+        now: Instant,
+        link: Link,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), CheckRefused> {
         if self.config.mode == PathMode::RelayOnly {
             return Err(CheckRefused::Policy);
         }
-        let from = canonical(from);
+        let from = DirectPath { link, remote: canonical(from) };
         match Check::decode(datagram, &self.keys).map_err(CheckRefused::Rejected)? {
             Check::Request(request) => self.on_request(now, from, &request)?,
             Check::Response(response) => {
@@ -244,8 +251,8 @@ impl PathAgent {
         if hop == Hop::Relayed && self.dual.is_none() {
             self.answer_by_relay = Some(now + DUAL_SEND);
         }
-        if let Hop::Direct(address) = hop
-            && let Some(remote) = self.checklist.get_mut(address)
+        if let Hop::Direct(path) = hop
+            && let Some(remote) = self.checklist.get_mut(path)
             && remote.is_held()
             && remote.rtt().is_some()
         {
@@ -306,9 +313,7 @@ impl PathAgent {
     pub fn kind(&self) -> PathKind {
         match self.hop {
             Hop::Relayed => PathKind::Relayed,
-            Hop::Direct(address) => {
-                self.checklist.get(address).map_or(PathKind::Punched, |remote| self.kind_of(remote))
-            }
+            Hop::Direct(path) => self.checklist.get(path).map_or(PathKind::Punched, |remote| self.kind_of(remote)),
         }
     }
 
@@ -321,7 +326,7 @@ impl PathAgent {
     pub fn rtt(&self) -> Option<Duration> {
         self.tunnel_rtt.or(match self.hop {
             Hop::Relayed => self.relay_rtt,
-            Hop::Direct(address) => self.checklist.get(address).and_then(Remote::rtt),
+            Hop::Direct(path) => self.checklist.get(path).and_then(Remote::rtt),
         })
     }
 
@@ -331,7 +336,7 @@ impl PathAgent {
             return None;
         }
         let candidates = self.checklist.remotes().len();
-        let usable = self.checklist.remotes().iter().filter(|remote| self.is_usable(remote.address)).count();
+        let usable = self.checklist.remotes().iter().filter(|remote| self.is_usable(remote.path)).count();
         let best = self.best();
         Some(if self.config.mode == PathMode::RelayOnly {
             WhyNotBetter::PolicyRelayOnly
@@ -368,16 +373,16 @@ impl PathAgent {
         }
     }
 
-    fn on_request(&mut self, now: Instant, from: SocketAddr, request: &CheckRequest) -> Result<(), CheckRefused> {
+    fn on_request(&mut self, now: Instant, from: DirectPath, request: &CheckRequest) -> Result<(), CheckRefused> {
         if !self.replay.accept(request.sequence) {
             return Err(CheckRefused::Replayed);
         }
-        admission::check(from).map_err(CheckRefused::Source)?;
+        admission::check(from.remote).map_err(CheckRefused::Source)?;
         if !self.answers.take(now) {
             return Err(CheckRefused::TooMany);
         }
-        let response = Check::Response(CheckResponse { id: request.id, mapped: from });
-        self.transmits.push_back(CheckTransmit { to: from, bytes: response.encode(&self.keys) });
+        let response = Check::Response(CheckResponse { id: request.id, mapped: from.remote });
+        self.transmit(from, &response);
         self.checklist.learn(now, from);
         Ok(())
     }
@@ -389,24 +394,24 @@ impl PathAgent {
         }
         let in_use = match self.hop {
             Hop::Relayed => None,
-            Hop::Direct(address) => Some(address),
+            Hop::Direct(path) => Some(path),
         };
         let (locals, checklist) = (&self.locals, &mut self.checklist);
         checklist.release(now);
-        checklist.start_round(now, in_use, |address| is_usable(locals, address));
-        while let Some(address) = self.checklist.due(now, in_use) {
-            self.send_check(now, address);
+        checklist.start_round(now, in_use, |path| is_usable(locals, path));
+        while let Some(path) = self.checklist.due(now, in_use) {
+            self.send_check(now, path);
         }
-        if let Some(address) = in_use
+        if let Some(path) = in_use
             && now >= self.last_sent + self.config.keepalive
         {
             self.last_sent = now;
-            self.send_check(now, address);
+            self.send_check(now, path);
         }
         self.choose(now);
     }
 
-    fn send_check(&mut self, now: Instant, to: SocketAddr) {
+    fn send_check(&mut self, now: Instant, path: DirectPath) {
         self.sent_checks += 1;
         let tag = hmac::sign(&self.ids, &self.sent_checks.to_be_bytes());
         let mut id = [0; 12];
@@ -415,17 +420,22 @@ impl PathAgent {
             id: TransactionId(id),
             priority: 0,
             sequence: self.sent_checks,
-            in_use: self.hop == Hop::Direct(to),
+            in_use: self.hop == Hop::Direct(path),
         };
-        self.transmits.push_back(CheckTransmit { to, bytes: Check::Request(request).encode(&self.keys) });
-        self.checklist.on_sent(now, to, request.id);
+        self.transmit(path, &Check::Request(request));
+        self.checklist.on_sent(now, path, request.id);
+    }
+
+    fn transmit(&mut self, path: DirectPath, check: &Check) {
+        let DirectPath { link, remote: to } = path;
+        self.transmits.push_back(CheckTransmit { link, to, bytes: check.encode(&self.keys) });
     }
 
     fn choose(&mut self, now: Instant) {
         let current = self.current_score();
         match self.best() {
             Some((score, remote)) if score.rank < Rank::Relayed && score.is_worth_leaving(&current) => {
-                let to = Hop::Direct(remote.address);
+                let to = Hop::Direct(remote.path);
                 self.move_to(now, to, Why::CheckAnswered);
             }
             Some(_) | None if current.rank == Rank::Slow => {
@@ -437,8 +447,8 @@ impl PathAgent {
 
     fn current_score(&self) -> Score {
         let relayed = Score::relayed(self.relay_rtt);
-        let Hop::Direct(address) = self.hop else { return relayed };
-        match self.checklist.get(address).and_then(|remote| Some((remote, remote.rtt()?))) {
+        let Hop::Direct(path) = self.hop else { return relayed };
+        match self.checklist.get(path).and_then(|remote| Some((remote, remote.rtt()?))) {
             Some((remote, rtt)) => Score::direct(self.kind_of(remote), rtt, self.relay_rtt, true),
             None => relayed,
         }
@@ -449,17 +459,17 @@ impl PathAgent {
         self.checklist
             .remotes()
             .iter()
-            .filter(|remote| Hop::Direct(remote.address) != self.hop && !remote.is_held())
+            .filter(|remote| Hop::Direct(remote.path) != self.hop && !remote.is_held())
             .filter_map(|remote| {
                 let score = Score::direct(self.kind_of(remote), remote.rtt()?, self.relay_rtt, false);
                 Some((score, remote))
             })
-            .min_by_key(|(score, remote)| (*score, remote.address))
+            .min_by_key(|(score, remote)| (*score, remote.path))
     }
 
     fn kind_of(&self, remote: &Remote) -> PathKind {
         // The same network by number is not the same network where it takes long (a VPN, a flat cloud range).
-        let near = admission::same_network(remote.address.ip(), &self.locals)
+        let near = admission::same_network(remote.path.remote.ip(), &self.locals)
             && remote.rtt().is_none_or(|rtt| rtt <= LOCAL_RTT);
         let untranslated = match remote.proof {
             Proof::Unproven => false,
@@ -480,8 +490,8 @@ impl PathAgent {
         }
     }
 
-    fn is_usable(&self, address: SocketAddr) -> bool {
-        is_usable(&self.locals, address)
+    fn is_usable(&self, path: DirectPath) -> bool {
+        is_usable(&self.locals, path)
     }
 
     fn move_to(&mut self, now: Instant, to: Hop, why: Why) {
@@ -509,9 +519,9 @@ impl PathAgent {
             Silence::SilentForTooLong { waited } => (waited, true),
         };
         self.events.push_back(PathEvent::TunnelSilent { hop, waited });
-        if let Hop::Direct(address) = hop {
+        if let Hop::Direct(path) = hop {
             let served_long = now.saturating_duration_since(self.since) >= FORGIVE_AFTER;
-            if let Some(remote) = self.checklist.get_mut(address) {
+            if let Some(remote) = self.checklist.get_mut(path) {
                 if served_long {
                     remote.forgive();
                 }
@@ -531,7 +541,8 @@ impl PathAgent {
 }
 
 /// Whether we have an address of that family, and it is not our own.
-fn is_usable(locals: &[Candidate], address: SocketAddr) -> bool {
+fn is_usable(locals: &[Candidate], path: DirectPath) -> bool {
+    let address = path.remote;
     locals.iter().any(|local| local.address.is_ipv4() == address.is_ipv4())
         && locals.iter().all(|local| local.address != address || local.kind == CandidateKind::ServerReflexive)
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::control::{Candidate, CandidateKind, MAX_CANDIDATES};
 
+use super::DirectPath;
 use super::budget::Budget;
 use crate::stun::{Role, TransactionId};
 
@@ -76,10 +77,10 @@ struct InFlight {
     sent: Instant,
 }
 
-/// One address of the peer.
+/// One address of the peer, as seen from one socket of ours.
 #[derive(Clone, Debug)]
 pub(super) struct Remote {
-    pub(super) address: SocketAddr,
+    pub(super) path: DirectPath,
     pub(super) source: Source,
     pub(super) proof: Proof,
     schedule: Schedule,
@@ -96,9 +97,9 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    fn new(address: SocketAddr, source: Source) -> Self {
+    fn new(path: DirectPath, source: Source) -> Self {
         Self {
-            address,
+            path,
             source,
             proof: Proof::Unproven,
             schedule: Schedule::Idle,
@@ -193,32 +194,34 @@ impl Checklist {
         &self.remotes
     }
 
-    pub(super) fn get(&self, address: SocketAddr) -> Option<&Remote> {
-        self.remotes.iter().find(|remote| remote.address == address)
+    pub(super) fn get(&self, path: DirectPath) -> Option<&Remote> {
+        self.remotes.iter().find(|remote| remote.path == path)
     }
 
-    pub(super) fn get_mut(&mut self, address: SocketAddr) -> Option<&mut Remote> {
-        self.remotes.iter_mut().find(|remote| remote.address == address)
+    pub(super) fn get_mut(&mut self, path: DirectPath) -> Option<&mut Remote> {
+        self.remotes.iter_mut().find(|remote| remote.path == path)
     }
 
     /// Replaces what the peer said before. Learned addresses stay, named ones that are gone go.
     pub(super) fn set_signalled(&mut self, list: &[Candidate]) {
         self.remotes.retain(|remote| {
-            remote.source == Source::PeerReflexive || list.iter().any(|named| named.address == remote.address)
+            remote.source == Source::PeerReflexive
+                || list.iter().any(|named| DirectPath::main(named.address) == remote.path)
         });
         for candidate in list.iter().take(MAX_CANDIDATES) {
             let source = Source::Signalled(candidate.kind);
-            match self.get_mut(candidate.address) {
+            let path = DirectPath::main(candidate.address);
+            match self.get_mut(path) {
                 Some(known) => known.source = source,
-                None => self.remotes.push(Remote::new(candidate.address, source)),
+                None => self.remotes.push(Remote::new(path, source)),
             }
         }
     }
 
     /// A verified request came from here. An unknown address is learned; to make room the oldest unproven learned one
     /// goes. `false` if there is no room.
-    pub(super) fn learn(&mut self, now: Instant, address: SocketAddr) -> bool {
-        if self.get(address).is_none() {
+    pub(super) fn learn(&mut self, now: Instant, path: DirectPath) -> bool {
+        if self.get(path).is_none() {
             let learned = self.remotes.iter().filter(|remote| remote.source == Source::PeerReflexive).count();
             if learned >= MAX_LEARNED {
                 let spare = |remote: &Remote| remote.source == Source::PeerReflexive && remote.proof == Proof::Unproven;
@@ -227,9 +230,9 @@ impl Checklist {
                 };
                 self.remotes.remove(oldest);
             }
-            self.remotes.push(Remote::new(address, Source::PeerReflexive));
+            self.remotes.push(Remote::new(path, Source::PeerReflexive));
         }
-        if let Some(remote) = self.get_mut(address)
+        if let Some(remote) = self.get_mut(path)
             && remote.proof == Proof::Unproven
         {
             remote.triggered = true;
@@ -251,7 +254,7 @@ impl Checklist {
     pub(super) fn forget_proofs(&mut self) {
         self.next_round = None;
         for remote in &mut self.remotes {
-            *remote = Remote { losses: remote.losses, ..Remote::new(remote.address, remote.source) };
+            *remote = Remote { losses: remote.losses, ..Remote::new(remote.path, remote.source) };
         }
     }
 
@@ -259,8 +262,8 @@ impl Checklist {
     pub(super) fn start_round(
         &mut self,
         now: Instant,
-        in_use: Option<SocketAddr>,
-        usable: impl Fn(SocketAddr) -> bool,
+        in_use: Option<DirectPath>,
+        usable: impl Fn(DirectPath) -> bool,
     ) {
         let Some(round) = self.next_round else { return };
         if now < round.at {
@@ -273,7 +276,7 @@ impl Checklist {
         let base = if late { round.at + STAGGER } else { round.at };
         for remote in &mut self.remotes {
             let settled = round.number == 0 && remote.proof != Proof::Unproven;
-            if Some(remote.address) != in_use && !settled && usable(remote.address) {
+            if Some(remote.path) != in_use && !settled && usable(remote.path) {
                 remote.schedule = Schedule::Running { base, step: 0 };
                 remote.answers_in_round = 0;
             }
@@ -283,7 +286,7 @@ impl Checklist {
     }
 
     /// The address to check now, if one is due and pace and budget allow.
-    pub(super) fn due(&mut self, now: Instant, in_use: Option<SocketAddr>) -> Option<SocketAddr> {
+    pub(super) fn due(&mut self, now: Instant, in_use: Option<DirectPath>) -> Option<DirectPath> {
         while now >= self.pace {
             let index = self.next_due(now)?;
             let remote = &mut self.remotes[index];
@@ -291,7 +294,7 @@ impl Checklist {
                 continue;
             }
             if !remote.owes_answer || self.unanswered.take(now) {
-                return Some(remote.address);
+                return Some(remote.path);
             }
         }
         None
@@ -307,10 +310,10 @@ impl Checklist {
             .min_by_key(|index| order(&self.remotes[*index]))
     }
 
-    /// A check with this id went to `address`.
-    pub(super) fn on_sent(&mut self, now: Instant, address: SocketAddr, id: TransactionId) {
+    /// A check with this id went over `path`.
+    pub(super) fn on_sent(&mut self, now: Instant, path: DirectPath, id: TransactionId) {
         self.pace = now + PACE;
-        let Some(remote) = self.get_mut(address) else { return };
+        let Some(remote) = self.get_mut(path) else { return };
         remote.owes_answer = true;
         if remote.in_flight.len() == MAX_IN_FLIGHT {
             remote.in_flight.pop_front();
@@ -322,7 +325,7 @@ impl Checklist {
     pub(super) fn on_answered(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: DirectPath,
         id: TransactionId,
         mapped: SocketAddr,
     ) -> bool {
@@ -370,7 +373,7 @@ impl Checklist {
 }
 
 /// Takes the next step of an address's schedule; whether that is a check to send.
-fn advance(now: Instant, remote: &mut Remote, in_use: Option<SocketAddr>) -> bool {
+fn advance(now: Instant, remote: &mut Remote, in_use: Option<DirectPath>) -> bool {
     if std::mem::take(&mut remote.triggered) {
         return true;
     }
@@ -387,7 +390,7 @@ fn advance(now: Instant, remote: &mut Remote, in_use: Option<SocketAddr>) -> boo
     }
     remote.schedule = Schedule::Idle;
     // A lost round says that an unused path may be gone. Of the path in use only the tunnel's silence says so.
-    if Some(remote.address) != in_use && remote.answers_in_round == 0 {
+    if Some(remote.path) != in_use && remote.answers_in_round == 0 {
         remote.proof = Proof::Unproven;
     }
     // A path that worked once gets small rounds of its own until it works again.

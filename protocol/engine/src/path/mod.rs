@@ -13,6 +13,7 @@ mod agent;
 mod budget;
 mod checklist;
 mod explain;
+mod link;
 mod liveness;
 mod score;
 
@@ -25,6 +26,7 @@ use peerage_model::control::Candidate;
 pub use admission::{Refused, is_private};
 pub use agent::{CheckRefused, PathAgent, PathConfig};
 pub use explain::WhyNotBetter;
+pub use link::{DirectPath, ExtraSocket, Link};
 
 /// What the owner's policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +44,8 @@ pub enum PathMode {
 pub enum Hop {
     /// Through the session's relay.
     Relayed,
-    /// Straight to this address of the peer.
-    Direct(SocketAddr),
+    /// From this socket of ours straight to this address of the peer.
+    Direct(DirectPath),
 }
 
 /// A path in the words that people see.
@@ -82,6 +84,8 @@ pub struct Route {
 /// A STUN message to put on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckTransmit {
+    /// The socket that it leaves by.
+    pub link: Link,
     /// Where to; never through a relay.
     pub to: SocketAddr,
     /// The datagram.

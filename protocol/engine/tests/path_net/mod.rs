@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use peerage_engine::path::{CheckTransmit, Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
+use peerage_engine::path::{
+    CheckTransmit, DirectPath, Hop, Link, PathAgent, PathConfig, PathEvent, PathKind, PathMode,
+};
 use peerage_engine::stun::{CheckKeys, Role};
 use peerage_model::control::{Candidate, CandidateKind};
 
@@ -277,7 +279,7 @@ impl Net {
     pub fn inject(&mut self, who: usize, from: SocketAddr, bytes: &[u8]) -> Vec<CheckTransmit> {
         let now = self.now;
         let agent = &mut self.ends[who].agent;
-        let _ = agent.handle_check(now, from, bytes);
+        let _ = agent.handle_check(now, Link::Main, from, bytes);
         std::iter::from_fn(|| agent.poll_transmit()).collect()
     }
 
@@ -306,7 +308,7 @@ impl Net {
     fn deliver(&mut self, packet: Packet) {
         let now = self.now;
         if let (Some(nat), Some(to), Hop::Direct(from)) = (&mut self.ends[packet.to].nat, packet.sent_to, packet.hop)
-            && !nat.inbound(now, from, to)
+            && !nat.inbound(now, from.remote, to)
         {
             return;
         }
@@ -317,7 +319,7 @@ impl Net {
         let agent = &mut self.ends[packet.to].agent;
         match (packet.body, packet.hop) {
             (Body::Check(bytes), Hop::Direct(from)) => {
-                let _ = agent.handle_check(now, from, &bytes);
+                let _ = agent.handle_check(now, from.link, from.remote, &bytes);
             }
             (Body::Check(_), Hop::Relayed) => panic!("checks never go through a relay"),
             (Body::Tunnel { ack_eliciting }, hop) => {
@@ -341,7 +343,7 @@ impl Net {
             match hop {
                 Hop::Relayed => self.by_relay(who, Body::Tunnel { ack_eliciting }),
                 Hop::Direct(_) if self.tunnel_blocked[who] => {}
-                Hop::Direct(to) => self.by_air(who, to, Body::Tunnel { ack_eliciting }),
+                Hop::Direct(path) => self.by_air(who, path.remote, Body::Tunnel { ack_eliciting }),
             }
         }
     }
@@ -381,7 +383,7 @@ impl Net {
         };
         if reaches && !self.direct_down {
             let at = now + self.direct_delay;
-            self.put(Packet { at, to: 1 - who, hop: Hop::Direct(from), sent_to: Some(to), body });
+            self.put(Packet { at, to: 1 - who, hop: Hop::Direct(DirectPath::main(from)), sent_to: Some(to), body });
         }
     }
 

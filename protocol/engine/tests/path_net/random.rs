@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use peerage_engine::path::{Hop, PathEvent, PathKind};
+use peerage_engine::path::{DirectPath, Hop, PathEvent, PathKind};
 use proptest::prelude::*;
 
 use crate::path_net::{A, B, By, Nat, Net, Weather, address, ms};
@@ -108,7 +108,7 @@ fn check_invariants(net: &Net) -> Result<(), TestCaseError> {
     for who in [A, B] {
         let end = &net.ends[who];
         for (_, event) in &end.events {
-            if let PathEvent::Changed { to: Hop::Direct(to), .. } = event {
+            if let PathEvent::Changed { to: Hop::Direct(DirectPath { remote: to, .. }), .. } = event {
                 let of_peer = match to.ip() {
                     IpAddr::V4(ip) => ip.octets()[..3] == [198, 18, u8::try_from(2 - who).expect("1 or 2")],
                     IpAddr::V6(_) => false,

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use peerage_engine::node::{Event, Node, StreamKey};
+use peerage_engine::path::Link;
 use peerage_model::id::sha256;
 use peerage_model::stream::{StreamKind, StreamStatus};
 use peerage_relay_proto::{Decision, Ingress, Relay};
@@ -354,7 +355,7 @@ impl Sim {
             return;
         }
         let length = packet.bytes.len();
-        node.handle_datagrams(moment, packet.from, None, BytesMut::from(&packet.bytes[..]), length);
+        node.handle_datagrams(moment, Link::Main, packet.from, None, BytesMut::from(&packet.bytes[..]), length);
         self.drain(agent);
     }
 
