@@ -102,7 +102,7 @@ impl World {
         self.now += by;
         self.relay.handle_timeout(self.now, self.wall());
         while let Some(notice) = self.relay.poll_transmit(self.now) {
-            assert!(self.proven.contains(&notice.to), "a notice to a stranger");
+            assert!(self.proven.contains(&notice.to.address()), "a notice to a stranger");
         }
     }
 
@@ -140,7 +140,7 @@ impl World {
     fn send(&mut self, from: SocketAddr, mut batch: Vec<u8>, segment: usize) {
         let mut rest = &mut batch[..];
         while !rest.is_empty() {
-            let ingress = Ingress { now: self.now, wall: self.wall(), from, local: None };
+            let ingress = Ingress { now: self.now, wall: self.wall(), from: from.into(), local: None };
             let before = rest.to_vec();
             let handled = self.relay.handle(&ingress, rest, segment);
             assert!((1..=rest.len()).contains(&handled.consumed));
@@ -150,7 +150,7 @@ impl World {
                 Decision::Reply(reply) => self.replied(from, request, reply.as_bytes()),
                 Decision::Forward(forward) => {
                     assert!(forward.range.end <= handled.consumed && !forward.range.is_empty());
-                    assert!(self.proven.contains(&forward.to), "a packet to {}, who never asked", forward.to);
+                    assert!(self.proven.contains(&forward.to.address()), "a packet to {:?}, who never asked", forward.to);
                     for packet in rest[forward.range].chunks(forward.segment) {
                         assert!(matches!(Frame::parse(packet), Ok((_, Frame::From { .. }))));
                     }
@@ -259,7 +259,7 @@ impl Link {
         for _ in 0..16 {
             for mut datagram in std::mem::take(&mut self.up) {
                 let from = SocketAddr::from(([198, 18, 0, 9], 4000));
-                let ingress = Ingress { now: self.now, wall: NOW.plus(self.now - self.start), from, local: None };
+                let ingress = Ingress { now: self.now, wall: NOW.plus(self.now - self.start), from: from.into(), local: None };
                 let length = datagram.len();
                 if let Decision::Reply(reply) = self.relay.handle(&ingress, &mut datagram, length).decision {
                     self.down.push(reply.as_bytes().to_vec());

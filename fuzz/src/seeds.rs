@@ -154,7 +154,7 @@ fn agent(name: &str) -> AgentId {
 
 fn relay(key: u8, host: &str) -> RelayInfo {
     let key = AgreementSecret::from_bytes([key; 32]).public();
-    RelayInfo { key, host: host.parse().expect("a host"), port: 3478 }
+    RelayInfo { key, host: host.parse().expect("a host"), port: 3478, tls: None }
 }
 
 fn tickets() -> Vec<Vec<u8>> {

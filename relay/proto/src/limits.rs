@@ -19,6 +19,8 @@ pub const ATTEMPTS: usize = 16;
 pub const ATTEMPT_LIFETIME: Duration = Duration::from_secs(30);
 /// How long a flow is remembered after its last packet; seven QUIC keepalives.
 pub const FLOW_IDLE: Duration = Duration::from_secs(180);
+/// A source whose stream ended is kept this long, for the client to come back at another place.
+pub const STREAM_GRACE: Duration = Duration::from_secs(10);
 /// How often what ended is swept out.
 pub const SWEEP: Duration = Duration::from_secs(10);
 

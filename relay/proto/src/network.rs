@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::place::Place;
+
 /// An IPv4 /24 or an IPv6 /48.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Network {
@@ -10,7 +12,11 @@ pub(crate) enum Network {
 }
 
 impl Network {
-    pub(crate) fn of(address: SocketAddr) -> Self {
+    pub(crate) fn of(place: Place) -> Self {
+        Self::of_address(place.address())
+    }
+
+    pub(crate) fn of_address(address: SocketAddr) -> Self {
         match address.ip().to_canonical() {
             IpAddr::V4(ip) => {
                 let [a, b, c, _] = ip.octets();
@@ -37,7 +43,7 @@ mod tests {
     use super::*;
 
     fn network(text: &str) -> Network {
-        Network::of(text.parse().expect("an address"))
+        Network::of_address(text.parse().expect("an address"))
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl SpreadBuckets {
 
     /// Takes a token of the network that `from` is in.
     pub(crate) fn admit(&mut self, key: &BootKey, from: SocketAddr, rate: Rate, now: Instant) -> bool {
-        let place = key.place(&Network::of(from).bytes()) % BUCKETS;
+        let place = key.place(&Network::of_address(from).bytes()) % BUCKETS;
         let place = usize::try_from(place).expect("below 4096");
         self.0[place].admit(rate, now)
     }

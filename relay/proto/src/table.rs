@@ -5,7 +5,7 @@
 //! once per batch, and the order makes a run reproducible.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use peerage_model::relay::frame::keys::MacKey;
@@ -14,8 +14,9 @@ use peerage_model::{AgreementKey, Fingerprint, RoutingId, UnixTime};
 
 use crate::bucket::Bucket;
 use crate::counters::Occupancy;
-use crate::limits::{ATTEMPT_LIFETIME, ATTEMPTS, FIRST_CONTACT, FLOW_IDLE, LIFETIME, Limits, Quota};
+use crate::limits::{ATTEMPT_LIFETIME, ATTEMPTS, FIRST_CONTACT, FLOW_IDLE, LIFETIME, Limits, Quota, STREAM_GRACE};
 use crate::network::Network;
+use crate::place::Place;
 
 /// Room an ordered map's node spends beside an entry, at worst (nodes half full, and their own header).
 const MAP_ENTRY: usize = 64;
@@ -24,16 +25,16 @@ const VISITOR_COST: usize = size_of::<Source>() * 2
     + ATTEMPTS * size_of::<Attempt>()
     + 3 * MAP_ENTRY
     + ACCOUNT_COST
-    + 2 * size_of::<(SocketAddr, EndpointId)>();
+    + 2 * size_of::<(Place, EndpointId)>();
 /// The same for a binding, its flows aside.
 const BOUND_COST: usize = VISITOR_COST + size_of::<Binding>() + MAP_ENTRY + ACCOUNT_COST;
 const FLOW_COST: usize = size_of::<(EndpointId, Instant)>() * 2 + 16;
 const ACCOUNT_COST: usize = size_of::<(Fingerprint, Account)>() * 2 + MAP_ENTRY;
 
-/// One address that has shown it receives.
+/// One client that has shown it receives.
 #[derive(Debug)]
 pub(crate) struct Source {
-    pub(crate) address: SocketAddr,
+    pub(crate) place: Place,
     /// Which of our own addresses it talks to; answers must come from there.
     pub(crate) local: Option<IpAddr>,
     pub(crate) tag: Tag,
@@ -93,7 +94,7 @@ pub(crate) struct Load {
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     sources: BTreeMap<EndpointId, Source>,
-    by_address: BTreeMap<SocketAddr, EndpointId>,
+    by_place: BTreeMap<Place, EndpointId>,
     routes: BTreeSet<(RoutingId, EndpointId)>,
     /// Visitors that nobody has answered, oldest first: the first to go.
     waiting: BTreeSet<(u64, EndpointId)>,
@@ -105,16 +106,16 @@ pub(crate) struct Table {
 }
 
 impl Source {
-    pub(crate) fn visitor(address: SocketAddr, local: Option<IpAddr>, tag: Tag, now: Instant, number: u64) -> Self {
-        Self::new(address, local, tag, now, Kind::Visitor { number })
+    pub(crate) fn visitor(place: Place, local: Option<IpAddr>, tag: Tag, now: Instant, number: u64) -> Self {
+        Self::new(place, local, tag, now, Kind::Visitor { number })
     }
 
-    pub(crate) fn bound(address: SocketAddr, local: Option<IpAddr>, tag: Tag, now: Instant, binding: Binding) -> Self {
-        Self::new(address, local, tag, now, Kind::Bound(Box::new(binding)))
+    pub(crate) fn bound(place: Place, local: Option<IpAddr>, tag: Tag, now: Instant, binding: Binding) -> Self {
+        Self::new(place, local, tag, now, Kind::Bound(Box::new(binding)))
     }
 
-    fn new(address: SocketAddr, local: Option<IpAddr>, tag: Tag, now: Instant, kind: Kind) -> Self {
-        Self { address, local, tag, last_heard: now, attempts: Vec::new(), kind }
+    fn new(place: Place, local: Option<IpAddr>, tag: Tag, now: Instant, kind: Kind) -> Self {
+        Self { place, local, tag, last_heard: now, attempts: Vec::new(), kind }
     }
 
     pub(crate) fn binding(&self) -> Option<&Binding> {
@@ -251,8 +252,8 @@ impl Account {
 }
 
 impl Table {
-    pub(crate) fn id_at(&self, address: SocketAddr) -> Option<EndpointId> {
-        self.by_address.get(&address).copied()
+    pub(crate) fn id_at(&self, place: Place) -> Option<EndpointId> {
+        self.by_place.get(&place).copied()
     }
 
     pub(crate) fn get(&self, id: EndpointId) -> Option<&Source> {
@@ -292,7 +293,7 @@ impl Table {
 
     pub(crate) fn insert(&mut self, id: EndpointId, source: Source) {
         self.remove(id);
-        if let Some(former) = self.id_at(source.address) {
+        if let Some(former) = self.id_at(source.place) {
             self.remove(former);
         }
         let now = source.last_heard;
@@ -300,14 +301,14 @@ impl Table {
             Kind::Bound(binding) => {
                 self.routes.insert((binding.route, id));
                 self.authority(binding.authority, now).bindings += 1;
-                self.network(Network::of(source.address), now).bindings += 1;
+                self.network(Network::of(source.place), now).bindings += 1;
             }
             Kind::Visitor { number } => {
                 self.waiting.insert((*number, id));
-                self.network(Network::of(source.address), now).visitors += 1;
+                self.network(Network::of(source.place), now).visitors += 1;
             }
         }
-        self.by_address.insert(source.address, id);
+        self.by_place.insert(source.place, id);
         self.sources.insert(id, source);
     }
 
@@ -315,8 +316,8 @@ impl Table {
         let Some(source) = self.sources.remove(&id) else {
             return;
         };
-        self.by_address.remove(&source.address);
-        let network = Network::of(source.address);
+        self.by_place.remove(&source.place);
+        let network = Network::of(source.place);
         match source.kind {
             Kind::Bound(binding) => {
                 self.routes.remove(&(binding.route, id));
@@ -332,21 +333,29 @@ impl Table {
         }
     }
 
-    /// Gives a source another address; whoever had that address before ends.
-    pub(crate) fn relocate(&mut self, id: EndpointId, address: SocketAddr, local: Option<IpAddr>, now: Instant) {
-        if let Some(former) = self.id_at(address).filter(|former| *former != id) {
+    /// Lets the source at a place end within [`STREAM_GRACE`] unless it is heard from again.
+    pub(crate) fn hurry(&mut self, place: Place, now: Instant) {
+        let source = self.id_at(place).and_then(|id| self.sources.get_mut(&id));
+        if let (Some(source), Some(early)) = (source, now.checked_sub(LIFETIME - STREAM_GRACE)) {
+            source.last_heard = source.last_heard.min(early);
+        }
+    }
+
+    /// Puts a source at another place; whoever was there before ends.
+    pub(crate) fn relocate(&mut self, id: EndpointId, place: Place, local: Option<IpAddr>, now: Instant) {
+        if let Some(former) = self.id_at(place).filter(|former| *former != id) {
             self.remove(former);
         }
         let Some(source) = self.sources.get_mut(&id) else {
             return;
         };
-        let old = std::mem::replace(&mut source.address, address);
+        let old = std::mem::replace(&mut source.place, place);
         source.local = local;
         source.last_heard = now;
         let bound = source.binding().is_some();
-        self.by_address.remove(&old);
-        self.by_address.insert(address, id);
-        let (leaves, joins) = (Network::of(old), Network::of(address));
+        self.by_place.remove(&old);
+        self.by_place.insert(place, id);
+        let (leaves, joins) = (Network::of(old), Network::of(place));
         if leaves != joins {
             *self.network(joins, now).residents(bound) += 1;
             release(&mut self.networks, &leaves, |account| account.residents(bound));
@@ -395,7 +404,7 @@ impl Table {
     }
 
     /// The same for a source's network.
-    pub(crate) fn charge_network(&mut self, of: SocketAddr, quota: &Quota, now: Instant, load: Load) -> u64 {
+    pub(crate) fn charge_network(&mut self, of: Place, quota: &Quota, now: Instant, load: Load) -> u64 {
         let account = self.networks.get_mut(&Network::of(of));
         account.map_or(0, |account| account.charge(quota, now, load))
     }

@@ -257,7 +257,7 @@ impl InMemory {
     fn send(&mut self, from: SocketAddr, datagram: &[u8]) -> Vec<u8> {
         let mut buffer = datagram.to_vec();
         let len = buffer.len();
-        let ingress = Ingress { now: self.now, wall: self.wall, from, local: None };
+        let ingress = Ingress { now: self.now, wall: self.wall, from: from.into(), local: None };
         match self.relay.handle(&ingress, &mut buffer, len).decision {
             Decision::Drop => Vec::new(),
             Decision::Reply(reply) => reply.as_bytes().to_vec(),
@@ -306,7 +306,7 @@ fn decisions() {
     let mut forwarded = 0_u32;
     for _ in 0..rounds {
         for (from, header) in &frames {
-            let ingress = Ingress { now: world.now, wall: world.wall, from: *from, local: None };
+            let ingress = Ingress { now: world.now, wall: world.wall, from: (*from).into(), local: None };
             let mut buffer = *header;
             let handled = world.relay.handle(&ingress, &mut buffer, header.len());
             forwarded += u32::from(matches!(handled.decision, Decision::Forward(_)));

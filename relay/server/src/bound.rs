@@ -191,11 +191,14 @@ async fn open_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
 
 fn info(key: peerage_model::AgreementKey, advertise: Option<&Advertise>, address: SocketAddr) -> RelayInfo {
     match advertise {
-        Some(place) => RelayInfo { key, host: place.host.clone(), port: place.port.unwrap_or(address.port()) },
+        Some(place) => {
+            RelayInfo { key, host: place.host.clone(), port: place.port.unwrap_or(address.port()), tls: None }
+        }
         None => RelayInfo {
             key,
             host: own_ip(address).to_string().parse().expect("an address is a host"),
             port: address.port(),
+            tls: None,
         },
     }
 }

@@ -140,7 +140,7 @@ fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut 
         let ingress = Ingress {
             now,
             wall,
-            from: SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()),
+            from: SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port()).into(),
             local: meta.dst_ip,
         };
         let mut at = 0;
@@ -161,12 +161,12 @@ fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut 
 }
 
 fn envelope_back(ingress: &Ingress, reply: &Reply) -> Envelope {
-    Envelope { to: ingress.from, local: ingress.local, ecn: None, segment: reply.as_bytes().len() }
+    Envelope { to: ingress.from.address(), local: ingress.local, ecn: None, segment: reply.as_bytes().len() }
 }
 
 /// The congestion marks of the first leg are the packet's own, and go with it.
 fn envelope_on(forward: &Forward, meta: &RecvMeta) -> Envelope {
-    Envelope { to: forward.to, local: forward.local, ecn: meta.ecn, segment: forward.segment }
+    Envelope { to: forward.to.address(), local: forward.local, ecn: meta.ecn, segment: forward.segment }
 }
 
 /// Tells every binding that the relay is going away.
@@ -178,7 +178,7 @@ pub(crate) async fn announce_drain(socket: &BatchSocket, shared: &Shared, grace:
             return;
         };
         let bytes = notice.frame.as_bytes();
-        let envelope = Envelope { to: notice.to, local: notice.local, ecn: None, segment: bytes.len() };
+        let envelope = Envelope { to: notice.to.address(), local: notice.local, ecn: None, segment: bytes.len() };
         shared.count_send(socket.send(envelope, bytes).await);
     }
 }

@@ -1,4 +1,4 @@
-//! Relays: where they are, and (in [`frame`]) what is said to them.
+//! Relays: where they are, and (in [`frame`] and [`stream`]) what is said to them.
 
 use core::fmt;
 use core::str::FromStr;
@@ -9,11 +9,13 @@ use minicbor::{Decode, Encode};
 use crate::keys::AgreementKey;
 
 pub mod frame;
+pub mod stream;
 
 /// The port a relay listens on unless told otherwise; STUN's, since it answers STUN too (RFC 8489 section 18.6).
 pub const DEFAULT_PORT: u16 = 3478;
 
-/// A relay someone uses: its key, and where it is. Written `KEY@HOST:PORT`, the key in base32.
+/// A relay someone uses: its key, and where it is. Written `KEY@HOST:PORT` or, where TLS has another port number than
+/// UDP, `KEY@HOST:PORT/TCPPORT`; the key in base32.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(map)]
 pub struct RelayInfo {
@@ -26,6 +28,17 @@ pub struct RelayInfo {
     /// UDP port.
     #[n(2)]
     pub port: u16,
+    /// TCP port for TLS, where UDP is blocked; `None`: the same number as [`Self::port`].
+    #[n(3)]
+    pub tls: Option<u16>,
+}
+
+impl RelayInfo {
+    /// The TCP port for TLS.
+    #[must_use]
+    pub fn tls_port(&self) -> u16 {
+        self.tls.unwrap_or(self.port)
+    }
 }
 
 /// A host name or address that a resolver may be asked for: no spaces, no control characters, at most 253 bytes.
@@ -73,7 +86,7 @@ impl<'b, C> Decode<'b, C> for RelayHost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRelay {
     /// No `@`.
-    #[error("a relay is written KEY@HOST:PORT, as `peerage relay` prints it")]
+    #[error("a relay is written KEY@HOST:PORT or KEY@HOST:PORT/TCPPORT, as `peerage relay` prints it")]
     Shape,
     /// The key is not 52 base32 characters.
     #[error("the relay's key is not 52 base32 characters; copy it whole from what `peerage relay` prints")]
@@ -82,7 +95,7 @@ pub enum InvalidRelay {
     #[error("the relay's host is not a host name or address")]
     Host,
     /// The port is not one.
-    #[error("the relay's port is not a number from 1 to 65535")]
+    #[error("the relay's port is not a number from 1 to 65535, or two: UDP/TCP")]
     Port,
 }
 
@@ -93,8 +106,12 @@ impl FromStr for RelayInfo {
         let (key, place) = text.split_once('@').ok_or(InvalidRelay::Shape)?;
         let key = BASE32_NOPAD.decode(key.to_ascii_uppercase().as_bytes()).map_err(|_| InvalidRelay::Key)?;
         let key = AgreementKey(key.try_into().map_err(|_| InvalidRelay::Key)?);
+        let (place, tls) = match place.split_once('/') {
+            Some((place, tls)) => (place, Some(parse_port(tls)?)),
+            None => (place, None),
+        };
         let (host, port) = split_port(place)?;
-        Ok(Self { key, host: host.parse()?, port })
+        Ok(Self { key, host: host.parse()?, port, tls: tls.filter(|tls| *tls != port) })
     }
 }
 
@@ -122,8 +139,12 @@ impl fmt::Display for RelayInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = BASE32_NOPAD.encode(&self.key.0).to_ascii_lowercase();
         match self.host.0.contains(':') {
-            true => write!(f, "{key}@[{}]:{}", self.host.0, self.port),
-            false => write!(f, "{key}@{}:{}", self.host.0, self.port),
+            true => write!(f, "{key}@[{}]:{}", self.host.0, self.port)?,
+            false => write!(f, "{key}@{}:{}", self.host.0, self.port)?,
+        }
+        match self.tls {
+            Some(tls) if tls != self.port => write!(f, "/{tls}"),
+            Some(_) | None => Ok(()),
         }
     }
 }
@@ -140,7 +161,9 @@ mod tests {
 
     #[test]
     fn what_a_relay_prints_is_what_it_parses() {
-        for place in ["relay.example.com:3478", "203.0.113.7:443", "[2001:db8::1]:3478"] {
+        let places = ["relay.example.com:3478", "203.0.113.7:443", "[2001:db8::1]:3478"];
+        let with_tls = ["relay.example.com:3478/443", "[2001:db8::1]:3478/8443"];
+        for place in places.into_iter().chain(with_tls) {
             let text = format!("{}@{place}", BASE32_NOPAD.encode(&[5; 32]).to_ascii_lowercase());
             let parsed: RelayInfo = text.parse().expect("it is a relay");
             assert_eq!(parsed.to_string(), text);
@@ -157,6 +180,28 @@ mod tests {
     }
 
     #[test]
+    fn tls_has_the_same_port_number_unless_another_is_named() {
+        let key = BASE32_NOPAD.encode(&[5; 32]);
+        let parsed = |place: &str| format!("{key}@{place}").parse::<RelayInfo>().expect("it is a relay");
+        assert_eq!(parsed("host:3479").tls_port(), 3479);
+        assert_eq!(parsed("host:3479/443").tls_port(), 443);
+        assert_eq!((parsed("host/443").port, parsed("host/443").tls_port()), (DEFAULT_PORT, 443));
+        assert_eq!(parsed("host:443/443"), parsed("host:443"), "one relay has one spelling");
+    }
+
+    #[test]
+    fn an_entry_without_a_port_for_tls_is_encoded_as_before_there_was_one() {
+        let key = BASE32_NOPAD.encode(&[5; 32]);
+        for (place, fields) in [("host:1", 3), ("host:1/443", 4)] {
+            let relay: RelayInfo = format!("{key}@{place}").parse().expect("it is a relay");
+            let bytes = minicbor::to_vec(&relay).expect("encoding to memory");
+            let counted = minicbor::Decoder::new(&bytes).map().expect("a map");
+            assert_eq!(counted, Some(fields), "{place}");
+            assert_eq!(minicbor::decode::<RelayInfo>(&bytes).expect("it reads back"), relay);
+        }
+    }
+
+    #[test]
     fn what_is_not_a_relay_says_what_is_wrong() {
         let key = BASE32_NOPAD.encode(&[5; 32]);
         let wrong = |text: String| text.parse::<RelayInfo>().expect_err("it is not a relay");
@@ -165,5 +210,8 @@ mod tests {
         assert_eq!(wrong(format!("{key}@a b:1")), InvalidRelay::Host);
         assert_eq!(wrong(format!("{key}@host:0")), InvalidRelay::Port);
         assert_eq!(wrong(format!("{key}@host:70000")), InvalidRelay::Port);
+        for tls in ["", "0", "x", "443/443", "70000"] {
+            assert_eq!(wrong(format!("{key}@host:1/{tls}")), InvalidRelay::Port, "{tls}");
+        }
     }
 }

@@ -363,7 +363,7 @@ impl Sim {
         let (now, wall) = (self.clock.now(), self.clock.wall(0));
         let host = &mut self.relays[number];
         let Some(relay) = host.relay.as_mut() else { return };
-        let ingress = Ingress { now, wall, from: packet.from, local: None };
+        let ingress = Ingress { now, wall, from: packet.from.into(), local: None };
         let length = packet.bytes.len();
         let handled = relay.handle(&ingress, &mut packet.bytes, length);
         let (to, bytes, origin) = match handled.decision {
@@ -375,7 +375,7 @@ impl Sim {
                     other => other,
                 };
                 self.bytes_relayed += forward.range.len() as u64;
-                (forward.to, packet.bytes[forward.range].to_vec(), origin)
+                (forward.to.address(), packet.bytes[forward.range].to_vec(), origin)
             }
         };
         let answer = Packet { at: self.clock.elapsed(), from: host.address, to, bytes, origin };

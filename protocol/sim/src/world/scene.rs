@@ -124,6 +124,7 @@ impl Sim {
             key: AgreementSecret::from_bytes(host.secret).public(),
             host: host.address.ip().to_string().parse().expect("an address is a host"),
             port: host.address.port(),
+            tls: None,
         };
         self.relays.iter().map(info).collect()
     }

@@ -3,7 +3,7 @@
 //! A batch is cut into runs of segments with one and the same header, so the tables are asked once per run. What is
 //! charged and what is kept never depends on whether the destination exists: it is looked up last.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use peerage_model::relay::frame::{
     self, COOKIE, Destination, ENDPOINT_HEADER, EndpointId, Frame, MAX_PACKET, ROUTE_HEADER, Tag,
@@ -11,11 +11,12 @@ use peerage_model::relay::frame::{
 
 use super::{Decision, Forward, Handled, Ingress, Relay};
 use crate::counters::DropReason;
+use crate::place::Place;
 use crate::table::{Load, Source};
 
 /// Where a run goes, and how much of it.
 struct Hop {
-    to: SocketAddr,
+    to: Place,
     local: Option<IpAddr>,
     tag: Tag,
     source: EndpointId,
@@ -131,7 +132,7 @@ impl Relay {
         if target == source || !is_open {
             return Err(DropReason::Nowhere);
         }
-        Ok(Hop { to: there.address, local: there.local, tag: there.tag, source, packets: 0 })
+        Ok(Hop { to: there.place, local: there.local, tag: there.tag, source, packets: 0 })
     }
 
     fn authority_of(&self, id: EndpointId) -> Option<peerage_model::Fingerprint> {

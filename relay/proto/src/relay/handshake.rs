@@ -12,6 +12,7 @@ use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply};
 use crate::counters::DropReason;
 use crate::limits::COOKIE_WINDOW;
 use crate::network::Network;
+use crate::place::StreamId;
 use crate::table::{Binding, Source};
 
 impl Relay {
@@ -34,7 +35,11 @@ impl Relay {
     }
 
     fn cookie(&self, ingress: &Ingress, window: u64) -> Cookie {
-        self.boot_key.cookie(window, &frame::address_bytes(ingress.from))
+        let address = frame::address_bytes(ingress.from.address());
+        match ingress.from.stream() {
+            None => self.boot_key.cookie(window, &address),
+            Some(StreamId(number)) => self.boot_key.stream_cookie(window, &address, number),
+        }
     }
 
     /// Cookie first: a forged address must not use up the handshakes of the network it names.
@@ -49,7 +54,7 @@ impl Relay {
             return Err(DropReason::BadCookie);
         }
         let rate = self.limits.handshakes;
-        if !self.handshakes.admit(&self.boot_key, ingress.from, rate, ingress.now) {
+        if !self.handshakes.admit(&self.boot_key, ingress.from.address(), rate, ingress.now) {
             return Err(DropReason::Quota);
         }
         Ok(())
@@ -170,7 +175,7 @@ impl Relay {
     }
 
     fn grant(&self, ingress: &Ingress, tag: Tag) -> Grant {
-        Grant { tag, lifetime: LIFETIME_SECS, observed: ingress.from }
+        Grant { tag, lifetime: LIFETIME_SECS, observed: ingress.from.address() }
     }
 
     pub(super) fn visit(
@@ -252,12 +257,12 @@ impl Relay {
         let Some(source) = self.table.get_mut(id) else {
             return self.drop_for(DropReason::BadHandshake);
         };
-        let (address, own_tag) = (source.address, source.tag);
+        let (place, own_tag) = (source.place, source.tag);
         let Some(binding) = source.binding_mut().filter(|binding| binding.session.verifies(datagram)) else {
             return self.drop_for(DropReason::BadHandshake);
         };
         // The last one again, at the address it moved to, is a retransmission.
-        let repeated = counter == binding.moves && counter != 0 && address == ingress.from;
+        let repeated = counter == binding.moves && counter != 0 && place == ingress.from;
         if counter <= binding.moves && !repeated {
             return self.drop_for(DropReason::BadHandshake);
         }

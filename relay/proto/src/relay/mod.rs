@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::bucket::Bucket;
 use crate::counters::{Counters, DropReason, Occupancy};
 use crate::limits::{Access, LIFETIME, Limits, SWEEP};
+use crate::place::Place;
 use crate::spread::SpreadBuckets;
 use crate::stun;
 use crate::table::Table;
@@ -47,7 +48,7 @@ pub struct Ingress {
     /// Wall time, for passports.
     pub wall: UnixTime,
     /// Who sent it, IPv4-mapped addresses unwrapped.
-    pub from: SocketAddr,
+    pub from: Place,
     /// Which of the machine's addresses it came to, if known: what answers must come from.
     pub local: Option<IpAddr>,
 }
@@ -76,7 +77,7 @@ pub enum Decision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
     /// Where to.
-    pub to: SocketAddr,
+    pub to: Place,
     /// From which of the machine's addresses.
     pub local: Option<IpAddr>,
     /// Which bytes of what was passed in; the headers in them are rewritten.
@@ -118,7 +119,7 @@ impl fmt::Debug for Reply {
 #[derive(Clone, Debug)]
 pub struct Notice {
     /// Where to.
-    pub to: SocketAddr,
+    pub to: Place,
     /// From which of the machine's addresses.
     pub local: Option<IpAddr>,
     /// The frame.
@@ -206,20 +207,23 @@ impl Relay {
         let first = segment.min(batch.len());
         let alone = |decision| Handled { consumed: first, decision };
         match batch.first() {
-            Some(0..=3) => alone(self.handle_stun(ingress, &batch[..first])),
+            Some(0..=3) => alone(match ingress.from {
+                Place::Udp(from) => self.handle_stun(ingress.now, from, &batch[..first]),
+                // What a NAT does to TCP says nothing about UDP.
+                Place::Stream(..) => self.drop_for(DropReason::Stun),
+            }),
             Some(&frame::VERSION_1) if matches!(batch.get(1), Some(12 | 13)) => self.forward(ingress, batch, segment),
             Some(&frame::VERSION_1) => alone(self.handle_frame(ingress, &batch[..first])),
             Some(_) | None => alone(self.drop_for(DropReason::Malformed)),
         }
     }
 
-    fn handle_stun(&mut self, ingress: &Ingress, request: &[u8]) -> Decision {
-        let Some((answer, len)) = stun::answer(request, ingress.from) else {
+    fn handle_stun(&mut self, now: Instant, from: SocketAddr, request: &[u8]) -> Decision {
+        let Some((answer, len)) = stun::answer(request, from) else {
             return self.drop_for(DropReason::Stun);
         };
-        let admitted =
-            self.stun_by_network.admit(&self.boot_key, ingress.from, self.limits.stun_per_network, ingress.now)
-                && self.stun.admit(self.limits.stun, ingress.now);
+        let admitted = self.stun_by_network.admit(&self.boot_key, from, self.limits.stun_per_network, now)
+            && self.stun.admit(self.limits.stun, now);
         if !admitted {
             return self.drop_for(DropReason::Stun);
         }
@@ -249,6 +253,26 @@ impl Relay {
         }
     }
 
+    /// Whether another stream from this address may begin now; charged like a handshake, which it is about to cost.
+    pub fn admit_stream(&mut self, from: SocketAddr, now: Instant) -> bool {
+        let admitted = self.handshakes.admit(&self.boot_key, from, self.limits.handshakes, now);
+        if !admitted {
+            self.counters.drop(DropReason::Quota, 1);
+        }
+        admitted
+    }
+
+    /// Whether somebody is bound or visiting there: of what a stream is good for.
+    #[must_use]
+    pub fn knows(&self, place: Place) -> bool {
+        self.table.id_at(place).is_some()
+    }
+
+    /// A stream is gone. Who was there has a little while to come back by another way.
+    pub fn stream_ended(&mut self, place: Place, now: Instant) {
+        self.table.hurry(place, now);
+    }
+
     /// Stops taking newcomers and tells every binding; goes on forwarding. The owner ends the process after `grace`.
     pub fn drain(&mut self, now: Instant, grace: Duration) {
         if matches!(self.phase, Phase::Serving) {
@@ -265,7 +289,7 @@ impl Relay {
         let grace = u16::try_from(grace).unwrap_or(u16::MAX);
         let next = self.table.next_bound(told).map(|(id, source, binding)| {
             let frame = frame::drain(source.tag, grace, |body| binding.session.mac(body));
-            let notice = Notice { to: source.address, local: source.local, frame: Reply::new(&frame) };
+            let notice = Notice { to: source.place, local: source.local, frame: Reply::new(&frame) };
             (id, notice)
         });
         self.phase =

@@ -272,7 +272,7 @@ fn a_draining_relay_tells_every_binding_and_takes_no_newcomers() {
 
     let mut told = Vec::new();
     while let Some(notice) = world.relay.poll_transmit(world.now) {
-        let client = bound.iter().find(|client| client.address == notice.to).expect("a binding");
+        let client = bound.iter().find(|client| notice.to == client.address.into()).expect("a binding");
         let frame = notice.frame.as_bytes();
         assert!(client.session.as_ref().expect("bound").verifies(frame));
         assert!(matches!(Frame::parse(frame), Ok((_, Frame::Drain { grace: 30, .. }))));

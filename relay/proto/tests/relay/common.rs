@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use peerage_model::relay::frame::keys::{self, MacKey};
 use peerage_model::relay::frame::{self, Boot, Cookie, Destination, EndpointId, Frame, Grant, Refusal, Tag};
 use peerage_model::{AgentId, AgreementKey, AgreementSecret, Authority, Credential, RoutingId, UnixTime};
-use peerage_relay_proto::{Access, Config, Decision, Ingress, Limits, Relay};
+use peerage_relay_proto::{Access, Config, Decision, Ingress, Limits, Place, Relay};
 use zeroize::Zeroizing;
 
 pub const WALL: UnixTime = UnixTime(1_800_000_000);
@@ -93,11 +93,11 @@ impl World {
         AgreementSecret::from_bytes(bytes)
     }
 
-    pub fn ingress(&self, from: SocketAddr) -> Ingress {
-        Ingress { now: self.now, wall: self.wall, from, local: None }
+    pub fn ingress(&self, from: impl Into<Place>) -> Ingress {
+        Ingress { now: self.now, wall: self.wall, from: from.into(), local: None }
     }
 
-    pub fn send(&mut self, from: SocketAddr, datagram: &[u8]) -> Out {
+    pub fn send(&mut self, from: impl Into<Place>, datagram: &[u8]) -> Out {
         let mut buffer = datagram.to_vec();
         let len = buffer.len();
         let handled = self.relay.handle(&self.ingress(from), &mut buffer, len.max(1));
@@ -105,18 +105,18 @@ impl World {
         match handled.decision {
             Decision::Drop => Out::Nothing,
             Decision::Reply(reply) => Out::Reply(reply.as_bytes().to_vec()),
-            Decision::Forward(forward) => Out::Forward(forward.to, buffer[forward.range].to_vec()),
+            Decision::Forward(forward) => Out::Forward(forward.to.address(), buffer[forward.range].to_vec()),
         }
     }
 
-    pub fn cookie(&mut self, from: SocketAddr) -> (Cookie, Boot) {
+    pub fn cookie(&mut self, from: impl Into<Place>) -> (Cookie, Boot) {
         let tag = Tag([9; 6]);
         let reply = self.send(from, &frame::hello(tag)).expect_reply();
         cookie_in(&reply, tag)
     }
 
     /// Sends a BIND with an honest cookie.
-    pub fn try_bind(&mut self, from: SocketAddr, agent: &Agent) -> (Out, keys::Bind) {
+    pub fn try_bind(&mut self, from: impl Into<Place> + Copy, agent: &Agent) -> (Out, keys::Bind) {
         let (cookie, _) = self.cookie(from);
         let e = self.fresh_key();
         let relay = self.relay_key();
@@ -139,7 +139,7 @@ impl World {
         }
     }
 
-    pub fn try_visit(&mut self, from: SocketAddr, earlier: Option<(EndpointId, Tag)>) -> Out {
+    pub fn try_visit(&mut self, from: impl Into<Place> + Copy, earlier: Option<(EndpointId, Tag)>) -> Out {
         let (cookie, _) = self.cookie(from);
         self.send(from, &frame::visit(Tag([4; 6]), cookie, earlier))
     }

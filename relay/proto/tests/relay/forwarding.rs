@@ -185,7 +185,7 @@ fn a_batch_is_forwarded_in_place_by_one_decision() {
     let Decision::Forward(forward) = handled.decision else {
         panic!("forwarded");
     };
-    assert_eq!((forward.range, forward.segment, forward.to), (0..len, 1216, bound.address));
+    assert_eq!((forward.range, forward.segment, forward.to), (0..len, 1216, bound.address.into()));
     for segment in bytes.chunks(1216) {
         let (tag, frame) = Frame::parse(segment).expect("each is a frame");
         assert_eq!(tag, bound.tag);

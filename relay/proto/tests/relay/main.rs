@@ -4,3 +4,4 @@ mod binding;
 mod common;
 mod floods;
 mod forwarding;
+mod streams;

@@ -167,6 +167,12 @@ impl BootKey {
         Cookie(self.prf(&[b"cookie", &window.to_be_bytes(), address]))
     }
 
+    /// The same for the stream with this number and address at its other end: of use there and nowhere else.
+    #[must_use]
+    pub fn stream_cookie(&self, window: u64, address: &[u8; 18], stream: u64) -> Cookie {
+        Cookie(self.prf(&[b"stream cookie", &window.to_be_bytes(), address, &stream.to_be_bytes()]))
+    }
+
     /// The tag of an endpoint; one for the whole run.
     #[must_use]
     pub fn tag(&self, id: super::EndpointId) -> Tag {
