@@ -128,6 +128,7 @@ impl World {
                 keys::bind(Tag(feed.array()), cookie, &e, &relay, key, credential).expect("good keys").frame
             }
             4 => frame::visit(Tag(feed.array()), cookie, feed.one_in(2).then_some((id, tag))).to_vec(),
+            5 if feed.one_in(3) => frame::unbind(tag, id, |_| [0; 16]).to_vec(),
             5 => frame::moved(Tag(feed.array()), cookie, id, feed.u8().into(), |_| [0; 16]).to_vec(),
             6 => frame::keepalive(tag, feed.array()).to_vec(),
             7 | 8 => to(tag, Destination::Endpoint(id)),

@@ -127,3 +127,20 @@ async fn one_sided_trust_connects_nothing() {
     assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
     assert!(bob_runs.incoming.try_recv().is_err());
 }
+
+#[tokio::test]
+async fn a_relay_forgets_an_agent_that_shuts_down_at_once() {
+    let relay = relay().await;
+    let ann = person("ann");
+    let mut running = ann.start(snapshot(&relay.info, Vec::new()));
+    running.wait_for(|event| matches!(event, DriverEvent::Relay { observed: Some(_), .. }).then_some(())).await;
+    assert_eq!((relay.bound)(), 1);
+    running.handle.shutdown().await;
+    // By itself a binding ends after 90 s.
+    let forgotten = async {
+        while (relay.bound)() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), forgotten).await.expect("its last frame said so");
+}

@@ -32,6 +32,8 @@ pub fn label(text: &str) -> Label {
 /// A relay on loopback that takes everybody.
 pub struct TestRelay {
     pub info: RelayInfo,
+    /// How many instances it holds.
+    pub bound: Box<dyn Fn() -> usize + Send + Sync>,
     _folder: tempfile::TempDir,
 }
 
@@ -47,8 +49,9 @@ pub async fn relay() -> TestRelay {
     let options = <Line as clap::Parser>::parse_from(line).options;
     let bound = peerage_relay::Bound::new(&options).await.expect("the relay starts");
     let info = bound.info().clone();
+    let counters = bound.counters();
     tokio::spawn(bound.serve(std::future::pending()));
-    TestRelay { info, _folder: folder }
+    TestRelay { info, bound: Box::new(move || counters().1.bound), _folder: folder }
 }
 
 /// An agent that exists on paper: its authority and id.

@@ -75,6 +75,8 @@ pub struct Counters {
     pub visits: u64,
     /// Clients that kept their id over a change of address.
     pub moves: u64,
+    /// Bindings that their agents ended.
+    pub unbinds: u64,
     /// Visitors pushed out to make room.
     pub shed: u64,
     /// STUN answers.

@@ -17,6 +17,12 @@ pub const FIRST_CONTACT: Rate = Rate::new(10, 10);
 pub const ATTEMPTS: usize = 16;
 /// How long an attempt is remembered after its last packet.
 pub const ATTEMPT_LIFETIME: Duration = Duration::from_secs(30);
+/// Without an answer for this long, first packets go to the next instance. Below QUIC's first retransmission (1 s), so
+/// that this one already does; above any round trip between a relay and an instance of its region.
+pub const REPICK: Duration = Duration::from_millis(750);
+/// An instance that was heard within this time comes before one that was not: a keepalive is due every 25 s, and is
+/// repeated after 1 s and 2 s.
+pub const RECENT: Duration = Duration::from_secs(30);
 /// How long a flow is remembered after its last packet; seven QUIC keepalives.
 pub const FLOW_IDLE: Duration = Duration::from_secs(180);
 /// A source whose stream ended is kept this long, for the client to come back at another place.

@@ -28,7 +28,7 @@ const VISITOR_COST: usize = size_of::<Source>() * 2
     + 2 * size_of::<(Place, EndpointId)>();
 /// The same for a binding, its flows aside.
 const BOUND_COST: usize = VISITOR_COST + size_of::<Binding>() + MAP_ENTRY + ACCOUNT_COST;
-const FLOW_COST: usize = size_of::<(EndpointId, Instant)>() * 2 + 16;
+const FLOW_COST: usize = size_of::<(EndpointId, Flow)>() * 2 + 16;
 const ACCOUNT_COST: usize = size_of::<(Fingerprint, Account)>() * 2 + MAP_ENTRY;
 
 /// One client that has shown it receives.
@@ -62,8 +62,27 @@ pub(crate) struct Binding {
     pub(crate) moves: u64,
     /// Starts of the last BINDs' keys, newest first; a replayed BIND repeats one.
     pub(crate) recent: [[u8; 8]; 4],
-    /// Who has been answered, and when the flow was last used.
-    flows: BTreeMap<EndpointId, Instant>,
+    /// Who has been answered.
+    flows: BTreeMap<EndpointId, Flow>,
+}
+
+/// A pair past first contact, kept by whoever answered first.
+#[derive(Clone, Copy, Debug)]
+struct Flow {
+    /// When the one that keeps it last sent.
+    here: Instant,
+    /// When the other one did.
+    there: Instant,
+}
+
+/// Which instance a source's first packets go to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reached {
+    pub(crate) endpoint: EndpointId,
+    /// Of the first packet to it since it was chosen or last answered.
+    pub(crate) asked: Instant,
+    /// How many instances were given up on before it.
+    pub(crate) passed: usize,
 }
 
 /// One destination a source tries to reach; made whether or not it exists.
@@ -72,7 +91,7 @@ struct Attempt {
     destination: Destination,
     bucket: Bucket,
     last: Instant,
-    reached: Option<EndpointId>,
+    reached: Option<Reached>,
 }
 
 /// What an authority or a network has used.
@@ -164,20 +183,20 @@ impl Source {
         self.attempts.iter().position(|attempt| attempt.is_over(now))
     }
 
-    pub(crate) fn reached(&self, destination: Destination) -> Option<EndpointId> {
+    pub(crate) fn reached(&self, destination: Destination) -> Option<Reached> {
         let attempt = self.attempts.iter().find(|attempt| attempt.destination == destination)?;
         attempt.reached
     }
 
-    pub(crate) fn note_reached(&mut self, destination: Destination, endpoint: EndpointId) {
+    pub(crate) fn note_reached(&mut self, destination: Destination, reached: Reached) {
         let attempt = self.attempts.iter_mut().find(|attempt| attempt.destination == destination);
         if let Some(attempt) = attempt {
-            attempt.reached = Some(endpoint);
+            attempt.reached = Some(reached);
         }
     }
 
     fn has_reached(&self, endpoint: EndpointId) -> bool {
-        self.attempts.iter().any(|attempt| attempt.reached == Some(endpoint))
+        self.attempts.iter().any(|attempt| attempt.reached.is_some_and(|reached| reached.endpoint == endpoint))
     }
 }
 
@@ -212,14 +231,9 @@ impl Binding {
         }
     }
 
-    fn refresh_flow(&mut self, with: EndpointId, now: Instant) -> bool {
-        match self.flows.get_mut(&with) {
-            Some(used) => {
-                *used = now;
-                true
-            }
-            None => false,
-        }
+    /// Notes who of the two sent, if this flow is kept here.
+    fn refresh_flow(&mut self, with: EndpointId, note: impl FnOnce(&mut Flow)) -> bool {
+        self.flows.get_mut(&with).map(note).is_some()
     }
 }
 
@@ -411,15 +425,26 @@ impl Table {
 
     /// Whether the two are past first contact. If `from` here answers who reached it, they are from now on.
     pub(crate) fn flow(&mut self, from: EndpointId, to: EndpointId, limits: &Limits, now: Instant) -> bool {
-        let used = |source: Option<&mut Source>, with| {
-            let binding = source.and_then(Source::binding_mut);
-            binding.is_some_and(|binding| binding.refresh_flow(with, now))
-        };
-        if used(self.sources.get_mut(&from), to) || used(self.sources.get_mut(&to), from) {
+        let sender = self.sources.get_mut(&from).and_then(Source::binding_mut);
+        if sender.is_some_and(|binding| binding.refresh_flow(to, |flow| flow.here = now)) {
+            return true;
+        }
+        let receiver = self.sources.get_mut(&to).and_then(Source::binding_mut);
+        if receiver.is_some_and(|binding| binding.refresh_flow(from, |flow| flow.there = now)) {
             return true;
         }
         let answers = self.get(to).is_some_and(|asker| asker.has_reached(from));
         answers && self.open_flow(from, to, limits, now)
+    }
+
+    /// Whether `who` has sent something to `to` since then.
+    pub(crate) fn has_sent_since(&self, who: EndpointId, to: EndpointId, since: Instant) -> bool {
+        let kept_by = |keeper, other| {
+            let binding = self.get(keeper).and_then(Source::binding)?;
+            binding.flows.get(&other)
+        };
+        kept_by(who, to).is_some_and(|flow| flow.here >= since)
+            || kept_by(to, who).is_some_and(|flow| flow.there >= since)
     }
 
     fn open_flow(&mut self, answerer: EndpointId, asker: EndpointId, limits: &Limits, now: Instant) -> bool {
@@ -432,7 +457,7 @@ impl Table {
         if binding.flows.len() >= limits.flows_per_binding {
             return false;
         }
-        binding.flows.insert(asker, now);
+        binding.flows.insert(asker, Flow { here: now, there: now });
         self.flows += 1;
         if let Some(Kind::Visitor { number }) = self.sources.get(&asker).map(|source| &source.kind) {
             self.waiting.remove(&(*number, asker));
@@ -491,7 +516,7 @@ impl Table {
             }
             if let Kind::Bound(binding) = &mut source.kind {
                 let before = binding.flows.len();
-                binding.flows.retain(|_, used| now.saturating_duration_since(*used) < FLOW_IDLE);
+                binding.flows.retain(|_, flow| now.saturating_duration_since(flow.here.max(flow.there)) < FLOW_IDLE);
                 self.flows -= before - binding.flows.len();
             }
         }

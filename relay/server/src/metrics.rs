@@ -38,6 +38,7 @@ impl Collector for Reading {
             ("bind_refusals", "Bindings refused with a reason", counters.refusals),
             ("visits", "Visitors admitted", counters.visits),
             ("moves", "Clients that kept their id over a change of address", counters.moves),
+            ("unbinds", "Bindings ended by their agents", counters.unbinds),
             ("visitors_shed", "Visitors pushed out to make room", counters.shed),
             ("stun_answers", "STUN Binding requests answered", counters.stun),
             ("send_errors", "Batches the kernel did not take", self.0.send_errors.load(Ordering::Relaxed)),

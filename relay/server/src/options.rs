@@ -4,13 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use peerage_model::Fingerprint;
 use peerage_model::relay::{DEFAULT_PORT, RelayHost};
 use peerage_relay_proto::{Access, Limits, Rate};
 
 /// Runs a relay: it forwards sealed packets between agents, and holds no key that opens one.
+// One of the two, and the error for neither names both.
 #[derive(Args, Clone, Debug)]
+#[command(group = ArgGroup::new("who_may_bind").args(["allow_authority", "open"]).required(true))]
 pub struct Options {
     /// Address and UDP port to listen on; the default is every IPv6 and IPv4 address
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:3478", env = "PEERAGE_RELAY_LISTEN")]
@@ -28,8 +30,6 @@ pub struct Options {
     #[arg(
         long = "allow-authority",
         value_name = "FINGERPRINT",
-        required_unless_present = "open",
-        conflicts_with = "open",
         value_delimiter = ',',
         env = "PEERAGE_RELAY_ALLOW_AUTHORITY"
     )]
@@ -59,6 +59,14 @@ pub struct Options {
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub network_mbit: Option<u64>,
 
+    /// Packets per second that one authority may send [default: 200000 with --open, no limit otherwise]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub authority_packets: Option<u64>,
+
+    /// Packets per second that one source network may send [default: as for an authority]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub network_packets: Option<u64>,
+
     /// MiB for bindings, visitors and flows; what does not fit is refused, visitors first
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub memory: u32,
@@ -78,6 +86,13 @@ impl Options {
         }
         if let Some(mbit) = self.network_mbit {
             limits.network.bytes = rate(mbit);
+        }
+        let packets = |count: u64| Some(Rate::new(count, (count / 4).max(1)));
+        if let Some(count) = self.authority_packets {
+            limits.authority.packets = packets(count);
+        }
+        if let Some(count) = self.network_packets {
+            limits.network.packets = packets(count);
         }
         limits.memory = usize::try_from(u64::from(self.memory) << 20).unwrap_or(usize::MAX);
         limits
@@ -147,7 +162,7 @@ mod tests {
     #[test]
     fn who_may_bind_must_be_said() {
         let error = parse(&[]).expect_err("neither --open nor an authority");
-        assert!(error.contains("--allow-authority"), "{error}");
+        assert!(error.contains("--allow-authority") && error.contains("--open"), "{error}");
         assert_eq!(parse(&["--open"]).expect("said").access(), Access::Open);
     }
 
@@ -180,5 +195,8 @@ mod tests {
         let limits = parse(&["--open", "--authority-mbit", "8", "--memory", "1"]).expect("said").limits();
         assert_eq!(limits.authority.bytes, Some(Rate::new(1_000_000, 250_000)));
         assert_eq!(limits.memory, 1 << 20);
+        let limits = parse(&["--open", "--authority-packets", "100", "--network-packets", "1"]).expect("said").limits();
+        assert_eq!(limits.authority.packets, Some(Rate::new(100, 25)));
+        assert_eq!(limits.network.packets, Some(Rate::new(1, 1)), "a burst of none would let nothing through");
     }
 }

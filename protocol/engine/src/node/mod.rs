@@ -208,11 +208,12 @@ impl Node {
         self.events.pop_front()
     }
 
-    /// Ends every session and tells the peers. Drain [`Self::poll_transmit`] once more afterwards.
+    /// Ends every session and tells the peers, then the relays. Drain [`Self::poll_transmit`] once more afterwards.
     pub fn shutdown(&mut self, now: Now) {
         for key in self.up_sessions() {
             self.close(key, event::CloseCode::Shutdown, DownReason::Shutdown, now.mono);
         }
+        self.relays.leave();
     }
 
     /// Our id.

@@ -48,7 +48,10 @@ impl Node {
             self.ready.remove(&key);
             self.arm_session(key);
         }
-        None
+        // Last, because the closes before it go through the same bindings.
+        let (destination, bytes) = self.relays.poll_farewell()?;
+        buffer.extend_from_slice(&bytes);
+        Some(Transmit { destination, size: buffer.len(), segment_size: None, ecn: None })
     }
 
     fn transmit_session(

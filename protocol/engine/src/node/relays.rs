@@ -53,6 +53,7 @@ pub(super) struct Relays {
     /// Names that the driver must look up.
     unresolved: Vec<RelayInfo>,
     reported: Option<NatReport>,
+    leaving: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +86,7 @@ impl Relays {
             nat: NatClassifier::new(0, []),
             unresolved: Vec::new(),
             reported: None,
+            leaving: false,
         }
     }
 
@@ -242,6 +244,19 @@ impl Relays {
 
     pub(super) fn poll_transmit(&mut self) -> Option<(DirectPath, Vec<u8>)> {
         self.clients().find_map(|(address, client)| Some((DirectPath::main(address), client.poll_transmit()?)))
+    }
+
+    /// After [`Self::leave`] was asked for: the next relay's UNBIND. To be sent when nothing else is left to send.
+    pub(super) fn poll_farewell(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        if !self.leaving {
+            return None;
+        }
+        self.clients().find_map(|(address, client)| Some((address, client.leave()?)))
+    }
+
+    /// This agent shuts down: relays forget it at once, so that no first flight goes astray until the binding ends.
+    pub(super) fn leave(&mut self) {
+        self.leaving = true;
     }
 
     /// Puts packets for an endpoint of a relay into frames. `None` while the relay is not up.

@@ -159,6 +159,16 @@ impl RelayClient {
         }
     }
 
+    /// Ends the binding: gives the frame that makes the relay forget it, if there is one, and is silent from then on.
+    /// What was wrapped for the relay before must be sent first, since it comes from nobody it knows afterwards.
+    pub fn leave(&mut self) -> Option<Vec<u8>> {
+        self.transmits.clear();
+        self.exchange = Exchange::Quiet;
+        let Granted { tag, id, binding, .. } = self.granted.take()?;
+        let (session, _) = binding?;
+        Some(frame::unbind(tag, id, |body| session.mac(body)).to_vec())
+    }
+
     /// A newer credential for the same instance: binds again, without a gap.
     pub fn renew(&mut self, credential: Vec<u8>, now: Instant) {
         if let Role::Bind { credential: old, .. } = &mut self.role {
@@ -208,7 +218,8 @@ impl RelayClient {
             | Frame::Visit { .. }
             | Frame::Move { .. }
             | Frame::Keepalive { .. }
-            | Frame::To { .. } => None,
+            | Frame::To { .. }
+            | Frame::Unbind { .. } => None,
         }
     }
 

@@ -314,6 +314,31 @@ fn a_lost_drain_is_learned_from_the_next_alive() {
 }
 
 #[test]
+fn who_leaves_says_so_under_the_sessions_mac_and_nothing_more() {
+    let (relay, mut client, now) = bound_pair();
+    let unbind = client.leave().expect("it was bound");
+    let id = EndpointId::from(InstanceId::of_key(&instance().public()));
+    let (tag, frame) = Frame::parse(&unbind).expect("it is a frame");
+    assert!(tag == ENDPOINT_TAG && matches!(frame, Frame::Unbind { id: left, .. } if left == id));
+    assert!(relay.session.as_ref().expect("bound").verifies(&unbind));
+    assert_eq!(client.leave(), None);
+    assert!(run(&mut client, now + Duration::from_secs(60)).is_empty());
+}
+
+#[test]
+fn a_visitor_and_who_is_not_bound_yet_leave_without_a_word() {
+    let now = Instant::now();
+    let relay = Relay::new(1);
+    assert_eq!(binder(&relay, now).leave(), None);
+    let mut client = visitor(&relay, now);
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let visit = sent(&mut client);
+    client.handle_datagram(now, &frame::visiting(tag_of(&visit), &relay.grant(), EndpointId([3; 8])));
+    assert_eq!(client.leave(), None);
+}
+
+#[test]
 fn a_batch_gets_a_header_before_each_packet() {
     let (_, mut client, now) = bound_pair();
     let destination = Destination::Endpoint(EndpointId([1; 8]));
@@ -348,6 +373,7 @@ fn what_only_clients_send_is_ignored_when_it_comes_back() {
         frame::visit(ENDPOINT_TAG, Cookie([1; 16]), None).to_vec(),
         frame::keepalive(ENDPOINT_TAG, [0; 8]).to_vec(),
         frame::moved(ENDPOINT_TAG, Cookie([1; 16]), EndpointId([1; 8]), 9, |_| [0; 16]).to_vec(),
+        frame::unbind(ENDPOINT_TAG, EndpointId([1; 8]), |_| [0; 16]).to_vec(),
     ];
     for reflected in own {
         assert_eq!(client.handle_datagram(now, &reflected), None);

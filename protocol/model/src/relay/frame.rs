@@ -20,8 +20,8 @@ mod write;
 
 use self::write::header;
 pub use self::write::{
-    address_bytes, alive, bind_head, bound, cookie, drain, from_header, hello, keepalive, moved, refused, visit,
-    visiting,
+    address_bytes, alive, bind_head, bound, cookie, drain, from_header, hello, keepalive, moved, refused, unbind,
+    visit, visiting,
 };
 
 /// First byte of every frame of version 1: 3 + version, within the range 4–15 that relay frames own on the socket.
@@ -54,6 +54,8 @@ pub const KEEPALIVE: usize = 32;
 pub const ALIVE: usize = 19;
 /// Bytes of DRAIN.
 pub const DRAIN: usize = 26;
+/// Bytes of UNBIND.
+pub const UNBIND: usize = 32;
 /// Bytes of a truncated HMAC-SHA256.
 pub const MAC: usize = 16;
 /// Bytes of the AEAD tag behind a sealed credential.
@@ -146,6 +148,8 @@ pub enum Type {
     ToEndpoint = 13,
     /// From one endpoint.
     From = 14,
+    /// A bound client goes away.
+    Unbind = 15,
 }
 
 /// Why a relay refuses a BIND.
@@ -326,6 +330,13 @@ pub enum Frame<'a> {
         /// The sealed packet.
         packet: &'a [u8],
     },
+    /// A bound client goes away.
+    Unbind {
+        /// Who.
+        id: EndpointId,
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
+    },
 }
 
 /// Not a frame of version 1. Dropped in silence whatever the reason.
@@ -369,6 +380,7 @@ impl<'a> Frame<'a> {
             12 => Self::To { destination: Destination::Route(RoutingId(*r.array()?)), packet: r.packet()? },
             13 => Self::To { destination: Destination::Endpoint(EndpointId(*r.array()?)), packet: r.packet()? },
             14 => Self::From { source: EndpointId(*r.array()?), packet: r.packet()? },
+            15 => Self::Unbind { id: EndpointId(*r.array()?), mac: r.array()? },
             _ => return Err(NotAFrame),
         };
         if r.0.is_empty() { Ok((tag, frame)) } else { Err(NotAFrame) }

@@ -4,15 +4,18 @@
 //! charged and what is kept never depends on whether the destination exists: it is looked up last.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
+use peerage_model::RoutingId;
 use peerage_model::relay::frame::{
     self, COOKIE, Destination, ENDPOINT_HEADER, EndpointId, Frame, MAX_PACKET, ROUTE_HEADER, Tag,
 };
 
 use super::{Decision, Forward, Handled, Ingress, Relay};
 use crate::counters::DropReason;
+use crate::limits::{RECENT, REPICK};
 use crate::place::Place;
-use crate::table::{Load, Source};
+use crate::table::{Load, Reached, Source};
 
 /// Where a run goes, and how much of it.
 struct Hop {
@@ -105,25 +108,51 @@ impl Relay {
         if load.packets == 0 {
             return Err(DropReason::FirstContact.into());
         }
-        let target = match destination {
-            Destination::Endpoint(target) => target,
+        let earlier = source.reached(destination);
+        let reached = match destination {
+            Destination::Endpoint(endpoint) => Reached { endpoint, asked: ingress.now, passed: 0 },
             Destination::Route(route) => {
-                let earlier = source.reached(destination);
-                match earlier.filter(|earlier| self.table.is_bound_to(*earlier, route)) {
-                    Some(earlier) => earlier,
-                    None => self.pick(id, route).ok_or(DropReason::Nowhere)?,
-                }
+                self.instance_for(id, route, earlier, ingress.now).ok_or(DropReason::Nowhere)?
             }
         };
         let source = self.table.get_mut(id).ok_or(Stop::Challenge)?;
-        source.note_reached(destination, target);
-        Ok((target, false))
+        source.note_reached(destination, reached);
+        Ok((reached.endpoint, false))
     }
 
-    /// Rendezvous hashing over the instances of a route.
-    fn pick(&self, source: EndpointId, route: peerage_model::RoutingId) -> Option<EndpointId> {
+    /// The instance that a first packet goes to: the one that had the last, unless it is gone or owes an answer for too
+    /// long. An instance that died is bound for up to 90 s, and must not hold its dialers that long.
+    fn instance_for(
+        &self,
+        source: EndpointId,
+        route: RoutingId,
+        earlier: Option<Reached>,
+        now: Instant,
+    ) -> Option<Reached> {
+        let passed = match earlier.filter(|earlier| self.table.is_bound_to(earlier.endpoint, route)) {
+            None => 0,
+            Some(earlier) if self.table.has_sent_since(earlier.endpoint, source, earlier.asked) => {
+                return Some(Reached { asked: now, ..earlier });
+            }
+            Some(earlier) if now.saturating_duration_since(earlier.asked) < REPICK => return Some(earlier),
+            Some(earlier) => earlier.passed + 1,
+        };
+        let endpoint = self.pick(source, route, passed, now)?;
+        Some(Reached { endpoint, asked: now, passed })
+    }
+
+    /// Rendezvous hashing over the instances of a route, those heard recently first; `passed` of them were tried in vain.
+    fn pick(&self, source: EndpointId, route: RoutingId, passed: usize, now: Instant) -> Option<EndpointId> {
+        let recent = |instance| {
+            let instance = self.table.get(instance);
+            instance.is_some_and(|source| now.saturating_duration_since(source.last_heard) < RECENT)
+        };
         let others = self.table.instances(route).filter(|instance| *instance != source);
-        others.max_by_key(|instance| (self.boot_key.preference(source, *instance), *instance))
+        let mut ranked: Vec<_> =
+            others.map(|instance| (recent(instance), self.boot_key.preference(source, instance), instance)).collect();
+        ranked.sort_unstable_by(|a, b| b.cmp(a));
+        let (_, _, instance) = ranked.get(passed % ranked.len().max(1))?;
+        Some(*instance)
     }
 
     fn hop_to(&self, source: EndpointId, target: EndpointId, in_flow: bool) -> Result<Hop, DropReason> {

@@ -275,6 +275,19 @@ impl Relay {
         self.bound(ingress, tag, own_tag, &session)
     }
 
+    /// From whatever address: the MAC says who it is, and who leaves during a NAT's rebinding shall not have to move first.
+    /// Not answered, so that it costs a forger more than it costs us; the tag is looked at before the MAC for the same reason.
+    pub(super) fn unbind(&mut self, tag: Tag, id: EndpointId, datagram: &[u8]) -> Decision {
+        let source = self.table.get(id).filter(|source| source.tag == tag);
+        let binding = source.and_then(Source::binding);
+        if !binding.is_some_and(|binding| binding.session.verifies(datagram)) {
+            return self.drop_for(DropReason::BadHandshake);
+        }
+        self.counters.unbinds += 1;
+        self.table.remove(id);
+        Decision::Drop
+    }
+
     pub(super) fn keepalive(&mut self, ingress: &Ingress, tag: Tag, nonce: [u8; 8]) -> Decision {
         let Some(id) = self.table.id_at(ingress.from) else {
             return self.challenge(ingress, tag);

@@ -241,6 +241,7 @@ impl Relay {
             Frame::Visit { cookie, earlier } => self.visit(ingress, tag, cookie, earlier),
             Frame::Move { cookie, id, counter, mac: _ } => self.relocate(ingress, tag, cookie, id, counter, datagram),
             Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
+            Frame::Unbind { id, mac: _ } => self.unbind(tag, id, datagram),
             // Packets are dealt with by `forward`; the rest is what only relays send, and answering it could loop.
             Frame::To { .. }
             | Frame::Cookie { .. }

@@ -175,6 +175,104 @@ fn a_new_replica_does_not_take_over_first_contacts_that_are_under_way() {
     }
 }
 
+/// Three replicas, a visitor, and the place in the list of the one that its first packet reaches.
+fn replicas() -> (World, Vec<Client>, Client, RoutingId, usize) {
+    let mut world = World::open();
+    let agents = [agent(1, "db", 10), agent(1, "db", 11), agent(1, "db", 12)];
+    let bound: Vec<_> =
+        agents.iter().enumerate().map(|(n, agent)| world.bind(&format!("192.0.2.{n}:4000"), agent)).collect();
+    let visitor = world.visit(DIALER);
+    let route = agents[0].id.routing_id();
+    let first = reached(&mut world, &bound, &visitor, route);
+    (world, bound, visitor, route, first)
+}
+
+/// Which of `bound` a first packet reaches.
+fn reached(world: &mut World, bound: &[Client], visitor: &Client, route: RoutingId) -> usize {
+    let Out::Forward(to, _) = world.send_to_route(visitor, route) else { panic!("one of them is reached") };
+    bound.iter().position(|client| client.address == to).expect("it is one of them")
+}
+
+#[test]
+fn first_packets_that_nobody_answers_try_every_instance_in_turn() {
+    let (mut world, bound, visitor, route, first) = replicas();
+    world.pass(Duration::from_millis(700));
+    assert_eq!(reached(&mut world, &bound, &visitor, route), first, "it may still answer");
+    let mut tried = vec![first];
+    for _ in 0..3 {
+        world.pass(Duration::from_millis(750));
+        tried.push(reached(&mut world, &bound, &visitor, route));
+    }
+    assert_eq!(tried[3], first, "then they begin anew");
+    tried.sort_unstable();
+    tried.dedup();
+    assert_eq!(tried, [0, 1, 2]);
+}
+
+#[test]
+fn an_instance_that_answers_keeps_its_dialer_until_it_falls_silent() {
+    let (mut world, bound, visitor, route, first) = replicas();
+    for _ in 0..5 {
+        assert!(world.send_to(&bound[first], visitor.id).was_forwarded());
+        world.pass(Duration::from_secs(2));
+        assert_eq!(reached(&mut world, &bound, &visitor, route), first);
+    }
+    world.pass(Duration::from_millis(750));
+    assert_ne!(reached(&mut world, &bound, &visitor, route), first, "its last answer was to an earlier packet");
+}
+
+#[test]
+fn an_instance_that_was_not_heard_for_long_is_the_last_choice() {
+    let (mut world, bound, _, route, _) = replicas();
+    world.pass(Duration::from_secs(31));
+    let alive = &bound[1];
+    world.send(alive.address, &frame::keepalive(alive.tag, [0; 8]));
+    for n in 0..20 {
+        let visitor = world.visit(&format!("203.0.113.{n}:5000"));
+        assert_eq!(reached(&mut world, &bound, &visitor, route), 1);
+    }
+}
+
+#[test]
+fn an_agent_that_unbinds_is_forgotten_at_once_and_its_flows_with_it() {
+    let (mut world, bound, visitor) = flow();
+    let session = bound.session.as_ref().expect("it is bound");
+    let unbind = frame::unbind(bound.tag, bound.id, |body| session.mac(body));
+    assert_eq!(world.send(bound.address, &unbind), Out::Nothing, "nobody waits for an answer");
+    assert_eq!((world.relay.occupancy().bound, world.relay.occupancy().flows), (0, 0));
+    assert_eq!(world.send_to(&visitor, bound.id), Out::Nothing);
+    assert_eq!(world.relay.counters().unbinds, 1);
+}
+
+#[test]
+fn a_first_packet_goes_to_the_replica_that_stays_when_the_other_unbinds() {
+    let (mut world, bound, visitor, route, first) = replicas();
+    let session = bound[first].session.as_ref().expect("it is bound");
+    // From an address that the relay has not seen: the MAC says who it is.
+    world.send(addr("203.0.113.77:9"), &frame::unbind(bound[first].tag, bound[first].id, |body| session.mac(body)));
+    assert_ne!(reached(&mut world, &bound, &visitor, route), first);
+}
+
+#[test]
+fn nobody_else_can_unbind_an_agent() {
+    let (mut world, bound, visitor) = flow();
+    let session = bound.session.as_ref().expect("it is bound");
+    let good = frame::unbind(bound.tag, bound.id, |body| session.mac(body));
+    let mut forged =
+        vec![frame::unbind(bound.tag, bound.id, |_| [0; 16]), frame::unbind(visitor.tag, visitor.id, |_| [0; 16])];
+    forged.push(frame::unbind(Tag([0; 6]), bound.id, |body| session.mac(body)));
+    forged.push(frame::unbind(bound.tag, visitor.id, |body| session.mac(body)));
+    for forged in forged {
+        assert_eq!(world.send(bound.address, &forged), Out::Nothing);
+    }
+    assert_eq!(world.relay.occupancy().bound, 1);
+    // One of an earlier binding, repeated by an observer, does not end the next.
+    world.send(bound.address, &good);
+    world.bind(HOME, &agent(1, "db", 10));
+    world.send(bound.address, &good);
+    assert_eq!(world.relay.occupancy().bound, 1);
+}
+
 #[test]
 fn a_batch_is_forwarded_in_place_by_one_decision() {
     let (mut world, bound, visitor) = flow();

@@ -103,6 +103,7 @@ fn every_other_frame_is_written_as_the_vectors_say() {
     assert_eq!(keepalive(endpoint_tag, nonce)[..], v.frame("keepalive"));
     assert_eq!(alive(endpoint_tag, nonce, 90, true)[..], v.frame("alive_draining"));
     assert_eq!(drain(endpoint_tag, 30, mac)[..], v.frame("drain"));
+    assert_eq!(unbind(endpoint_tag, endpoint, mac)[..], v.frame("unbind"));
     let packet = unhex(v.text("packet"));
     assert_eq!([&from_header(visitor_tag, endpoint)[..], &packet].concat(), v.frame("from"));
     let to = |destination: Destination, tag| {

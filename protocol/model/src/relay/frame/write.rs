@@ -4,7 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use super::{
     ALIVE, BIND_HEAD, BOUND, Boot, COOKIE, Cookie, DRAIN, ENDPOINT_HEADER, EndpointId, Grant, HEADER, HELLO, KEEPALIVE,
-    MAC, MOVE, REFUSED, Refusal, Tag, Type, VERSION_1, VISIT, VISITING,
+    MAC, MOVE, REFUSED, Refusal, Tag, Type, UNBIND, VERSION_1, VISIT, VISITING,
 };
 use crate::keys::AgreementKey;
 
@@ -127,6 +127,15 @@ pub fn drain(tag: Tag, grace: u16, mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8;
     let mut out = [0; DRAIN];
     header(&mut out, Type::Drain, tag);
     out[8..10].copy_from_slice(&grace.to_be_bytes());
+    finish(out, mac)
+}
+
+/// UNBIND, its MAC by `mac` over what is before it.
+#[must_use]
+pub fn unbind(tag: Tag, id: EndpointId, mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8; UNBIND] {
+    let mut out = [0; UNBIND];
+    header(&mut out, Type::Unbind, tag);
+    out[8..16].copy_from_slice(&id.0);
     finish(out, mac)
 }
 
