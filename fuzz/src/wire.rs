@@ -44,6 +44,7 @@ pub fn relay_frame(data: &[u8]) {
         Frame::Keepalive { nonce } => frame::keepalive(tag, *nonce).to_vec(),
         Frame::Alive { nonce, lifetime, draining } => frame::alive(tag, *nonce, *lifetime, *draining).to_vec(),
         Frame::Drain { grace, mac } => frame::drain(tag, *grace, |_| **mac).to_vec(),
+        Frame::Unbind { id, mac } => frame::unbind(tag, *id, |_| **mac).to_vec(),
         Frame::To { destination, packet } => {
             let mut out = vec![0; destination.header_len()];
             destination.write_header(tag, &mut out);
