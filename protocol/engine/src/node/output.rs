@@ -51,7 +51,7 @@ impl Node {
         // Last, because the closes before it go through the same bindings.
         let (destination, bytes) = self.relays.poll_farewell()?;
         buffer.extend_from_slice(&bytes);
-        Some(Transmit { destination, size: buffer.len(), segment_size: None, ecn: None })
+        Some(Transmit { link: Link::Main, destination, size: buffer.len(), segment_size: None, ecn: None })
     }
 
     fn transmit_session(
