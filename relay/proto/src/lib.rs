@@ -21,5 +21,6 @@ mod table;
 pub use bucket::Rate;
 pub use counters::{Counters, DropReason, Occupancy};
 pub use limits::{Access, Limits, Quota};
+pub use network::Network;
 pub use place::{Place, StreamId};
 pub use relay::{Config, Decision, Forward, Handled, Ingress, Notice, Relay, Reply};

@@ -4,10 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::place::Place;
 
-/// An IPv4 /24 or an IPv6 /48.
+/// Of one IP address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Network {
+pub enum Network {
+    /// An IPv4 /24.
     V4([u8; 3]),
+    /// An IPv6 /48.
     V6([u8; 6]),
 }
 
@@ -16,7 +18,9 @@ impl Network {
         Self::of_address(place.address())
     }
 
-    pub(crate) fn of_address(address: SocketAddr) -> Self {
+    /// The network of an address; an IPv4-mapped one counts as IPv4.
+    #[must_use]
+    pub fn of_address(address: SocketAddr) -> Self {
         match address.ip().to_canonical() {
             IpAddr::V4(ip) => {
                 let [a, b, c, _] = ip.octets();

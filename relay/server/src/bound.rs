@@ -1,5 +1,6 @@
 //! From options to a running relay, and to its orderly end.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -8,16 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use peerage_model::relay::RelayInfo;
+use peerage_model::{AgreementKey, AgreementSecret};
 use peerage_relay_proto::{Config, Counters, Occupancy, Relay};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::http::{self, Pages};
 use crate::keyfile::{self, KeyFileError};
 use crate::options::Options;
 use crate::socket::{self, BatchSocket};
+use crate::tls::{self, Tls};
 use crate::worker::{self, Shared};
-use crate::{Advertise, metrics};
+use crate::{Advertise, EndpointError, metrics};
 
 /// How often the relay is asked whether something has ended; it sweeps every 10 s.
 const TICK: Duration = Duration::from_secs(1);
@@ -37,6 +42,18 @@ pub enum RunError {
         #[source]
         cause: io::Error,
     },
+    /// The TCP port for TLS cannot be had.
+    #[error("cannot listen for TLS on TCP {address}; give another --tls-listen, or --no-tls to serve UDP only")]
+    ListenTls {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// No TLS endpoint.
+    #[error("cannot serve TLS")]
+    Tls(#[source] EndpointError),
     /// The address for metrics cannot be had.
     #[error("cannot serve metrics on {address}")]
     Metrics {
@@ -68,8 +85,24 @@ pub struct Bound {
     address: SocketAddr,
     info: RelayInfo,
     shared: Arc<Shared>,
+    tls: Option<TlsPort>,
     metrics: Option<TcpListener>,
     grace: Duration,
+}
+
+/// The TCP port, before anybody is answered there.
+struct TlsPort {
+    listener: TcpListener,
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    key: AgreementSecret,
+    streams: u32,
+}
+
+impl fmt::Debug for TlsPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TlsPort({})", self.address)
+    }
 }
 
 impl Bound {
@@ -88,13 +121,18 @@ impl Bound {
             Some(address) => Some(open_metrics(address).await?),
             None => None,
         };
-        let info = info(key.public(), options.advertise.as_ref(), address);
+        let tls = match options.no_tls {
+            true => None,
+            false => Some(TlsPort::open(options, address, &key)?),
+        };
+        let info = info(key.public(), options.advertise.as_ref(), address, tls.as_ref().map(|tls| tls.address.port()));
         let config = Config { key, access: options.access(), limits: options.limits(), seed };
         Ok(Self {
             sockets: sockets.map_err(listen)?,
             address,
             info,
             shared: Arc::new(Shared::new(Relay::new(config, Instant::now()))),
+            tls,
             metrics,
             grace: Duration::from_secs(u64::from(options.grace)),
         })
@@ -104,6 +142,12 @@ impl Bound {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The TCP address for TLS, if served.
+    #[must_use]
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls.as_ref().map(|tls| tls.address)
     }
 
     /// The address of `/metrics`, if served.
@@ -147,6 +191,10 @@ impl Bound {
             let (socket, shared) = (Arc::clone(socket), Arc::clone(&self.shared));
             tasks.spawn(async move { worker::serve(&socket, &shared).await });
         }
+        if let Some(TlsPort { listener, acceptor, key, streams, .. }) = self.tls {
+            let tls = Tls::new(acceptor, key, streams, Arc::clone(&self.shared), sockets.clone());
+            tasks.spawn(Arc::new(tls).serve(listener));
+        }
         let shared = Arc::clone(&self.shared);
         tasks.spawn(async move { sweep(&shared).await });
         tracing::info!(target: "events::relay_started", workers = sockets.len(), "relay started");
@@ -189,18 +237,51 @@ async fn open_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {
     opened.map_err(|cause| RunError::Metrics { address, cause })
 }
 
-fn info(key: peerage_model::AgreementKey, advertise: Option<&Advertise>, address: SocketAddr) -> RelayInfo {
-    match advertise {
-        Some(place) => {
-            RelayInfo { key, host: place.host.clone(), port: place.port.unwrap_or(address.port()), tls: None }
-        }
-        None => RelayInfo {
-            key,
-            host: own_ip(address).to_string().parse().expect("an address is a host"),
-            port: address.port(),
-            tls: None,
-        },
+impl TlsPort {
+    fn open(options: &Options, udp: SocketAddr, key: &AgreementSecret) -> Result<Self, RunError> {
+        let address = options.tls_listen.unwrap_or(udp);
+        let opened = tls::listen(address).or_else(|error| {
+            // Where the kernel chose the UDP port, its TCP twin may be somebody else's; then it chooses again.
+            let free_choice = options.tls_listen.is_none() && options.listen.port() == 0;
+            match free_choice && error.kind() == io::ErrorKind::AddrInUse {
+                true => tls::listen(SocketAddr::new(udp.ip(), 0)),
+                false => Err(error),
+            }
+        });
+        let listening = opened.and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (address, listener) = listening.map_err(|cause| RunError::ListenTls { address, cause })?;
+        let acceptor = tls::acceptor().map_err(RunError::Tls)?;
+        allow_files(u64::from(options.tls_streams) + OTHER_FILES);
+        Ok(Self { listener, address, acceptor, key: key.clone(), streams: options.tls_streams })
     }
+}
+
+/// Files beside TLS streams: sockets, metrics, logs.
+const OTHER_FILES: u64 = 256;
+
+/// A stream takes a file descriptor, and many shells and services give 1024. As far as the hard limit lets us.
+fn allow_files(wanted: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current, ..limit }) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}
+
+/// What agents are told. Whoever advertises a UDP port of another number (behind a load balancer, say) is believed to
+/// give TCP the same number, unless TLS listens on a port of its own.
+fn info(key: AgreementKey, advertise: Option<&Advertise>, udp: SocketAddr, tls: Option<u16>) -> RelayInfo {
+    let port = advertise.and_then(|place| place.port).unwrap_or(udp.port());
+    let listened = tls.filter(|tls| *tls != udp.port());
+    let tls = advertise.and_then(|place| place.tls).or(listened).filter(|tls| *tls != port);
+    let host = match advertise {
+        Some(place) => place.host.clone(),
+        None => own_ip(udp).to_string().parse().expect("an address is a host"),
+    };
+    RelayInfo { key, host, port, tls }
 }
 
 /// The address listened on, or, where that is every address, the one this machine would use to reach the Internet.

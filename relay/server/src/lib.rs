@@ -9,8 +9,10 @@ mod keyfile;
 mod metrics;
 mod options;
 mod socket;
+mod tls;
 mod worker;
 
 pub use bound::{Bound, RunError, run};
 pub use keyfile::KeyFileError;
 pub use options::{Advertise, InvalidAdvertise, Options};
+pub use tls::EndpointError;

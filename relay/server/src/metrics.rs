@@ -30,6 +30,7 @@ impl Collector for Reading {
             let relay = self.0.relay();
             (relay.counters(), relay.occupancy())
         };
+        let streams = &self.0.stream_counters;
         let totals = [
             ("forwarded_packets", "Datagrams handed on", counters.forwarded_packets),
             ("forwarded_bytes", "Bytes of UDP payload handed on", counters.forwarded_bytes),
@@ -41,6 +42,10 @@ impl Collector for Reading {
             ("unbinds", "Bindings ended by their agents", counters.unbinds),
             ("visitors_shed", "Visitors pushed out to make room", counters.shed),
             ("stun_answers", "STUN Binding requests answered", counters.stun),
+            ("tls_streams_accepted", "TLS streams taken in", streams.accepted.load(Ordering::Relaxed)),
+            ("tls_streams_turned_away", "TLS streams above a limit", streams.turned_away.load(Ordering::Relaxed)),
+            ("tls_streams_failed", "TLS streams that spoke something else", streams.failed.load(Ordering::Relaxed)),
+            ("tls_queue_dropped_packets", "Packets that slow TLS streams did not take", self.0.streams.dropped()),
             ("send_errors", "Batches the kernel did not take", self.0.send_errors.load(Ordering::Relaxed)),
         ];
         for (name, help, value) in totals {
@@ -57,6 +62,8 @@ impl Collector for Reading {
             ("bound_instances", "Instances bound now", held.bound),
             ("visitors", "Visitors now", held.visitors),
             ("flows", "Pairs past first contact", held.flows),
+            ("tls_streams", "TLS streams open now", self.0.streams.count()),
+            ("tls_queued_bytes", "Bytes that wait for TLS streams", self.0.streams.waiting()),
             ("counted_memory_bytes", "Memory counted against the limit, each entry at its worst", held.memory),
         ];
         for (name, help, value) in gauges {

@@ -18,8 +18,21 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:3478", env = "PEERAGE_RELAY_LISTEN")]
     pub listen: SocketAddr,
 
-    /// Host name or address, and port if it is another, by which agents reach this relay
-    #[arg(long, value_name = "HOST[:PORT]", env = "PEERAGE_RELAY_ADVERTISE")]
+    /// Address and TCP port for TLS, for agents whose network blocks UDP; networks let 443 through; the default is the
+    /// address and port number of --listen, which need no privilege
+    #[arg(long, value_name = "ADDRESS:PORT", env = "PEERAGE_RELAY_TLS_LISTEN")]
+    pub tls_listen: Option<SocketAddr>,
+
+    /// Serve UDP only
+    #[arg(long, conflicts_with = "tls_listen", env = "PEERAGE_RELAY_NO_TLS")]
+    pub no_tls: bool,
+
+    /// TLS streams at one time; each takes a file descriptor and some 40 KiB
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub tls_streams: u32,
+
+    /// Host name or address, and ports (UDP/TCP) if they are others, by which agents reach this relay
+    #[arg(long, value_name = "HOST[:PORT[/TCPPORT]]", env = "PEERAGE_RELAY_ADVERTISE")]
     pub advertise: Option<Advertise>,
 
     /// File with the relay's key; made, readable by this user only, when it does not exist
@@ -106,33 +119,43 @@ pub struct Advertise {
     pub host: RelayHost,
     /// `None`: the port listened on.
     pub port: Option<u16>,
+    /// The same for TLS.
+    pub tls: Option<u16>,
 }
 
 /// Text that is not HOST or HOST:PORT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write a host name or address, with :PORT behind it if agents use another port, and [ ] around IPv6")]
+#[error(
+    "write a host name or address, with :PORT or :UDPPORT/TCPPORT behind it if agents use other ports, and [ ] around IPv6"
+)]
 pub struct InvalidAdvertise;
 
 impl FromStr for Advertise {
     type Err = InvalidAdvertise;
 
     fn from_str(text: &str) -> Result<Self, InvalidAdvertise> {
+        if let Some((place, tls)) = text.split_once('/') {
+            let tls = Some(tls.parse().ok().filter(|port| *port != 0).ok_or(InvalidAdvertise)?);
+            return Ok(Self { tls, ..place.parse::<Self>()? });
+        }
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Ok(Self {
                 host: host(&address.ip().to_string())?,
                 port: Some(address.port()).filter(|port| *port != 0),
+                tls: None,
             });
         }
         let bare = text.trim_start_matches('[').trim_end_matches(']');
         if let Ok(ip) = bare.parse::<IpAddr>() {
-            return Ok(Self { host: host(&ip.to_string())?, port: None });
+            return Ok(Self { host: host(&ip.to_string())?, port: None, tls: None });
         }
         match text.split_once(':') {
             Some((name, port)) => Ok(Self {
                 host: host(name)?,
                 port: Some(port.parse().ok().filter(|port| *port != 0).ok_or(InvalidAdvertise)?),
+                tls: None,
             }),
-            None => Ok(Self { host: host(text)?, port: None }),
+            None => Ok(Self { host: host(text)?, port: None, tls: None }),
         }
     }
 }
@@ -185,7 +208,9 @@ mod tests {
         assert_eq!(parsed("203.0.113.7:443"), ("203.0.113.7".into(), Some(443)));
         assert_eq!(parsed("2001:db8::1"), ("2001:db8::1".into(), None));
         assert_eq!(parsed("[2001:db8::1]:443"), ("2001:db8::1".into(), Some(443)));
-        for wrong in ["", "a b", "host:port", "host:0", "host:70000"] {
+        let tls = |text: &str| text.parse::<Advertise>().expect("it is a place").tls;
+        assert_eq!((tls("host:3478/443"), tls("[2001:db8::1]/443"), tls("host")), (Some(443), Some(443), None));
+        for wrong in ["", "a b", "host:port", "host:0", "host:70000", "host:1/0", "host:1/x", "host/1/2"] {
             assert_eq!(wrong.parse::<Advertise>(), Err(InvalidAdvertise), "{wrong}");
         }
     }

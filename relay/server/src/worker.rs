@@ -4,17 +4,19 @@
 //! that is a few per cent of a core, and sharding the tables would make every answer a question of which shard.
 
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use peerage_model::UnixTime;
-use peerage_relay_proto::{Decision, Forward, Ingress, Relay, Reply};
-use quinn_udp::{BATCH_SIZE, RecvMeta};
+use peerage_model::relay::stream::{NoFrame, PREFIX, frame_len};
+use peerage_relay_proto::{Decision, Forward, Handled, Ingress, Notice, Place, Relay, Reply, StreamId};
+use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
 
 use crate::socket::{BatchSocket, Envelope};
+use crate::tls::{StreamCounters, Streams};
 
 /// The most that GRO joins.
 const BUFFER: usize = 65_536;
@@ -30,11 +32,19 @@ pub(crate) struct Shared {
     relay: Mutex<Relay>,
     /// Batches that the kernel did not take.
     pub(crate) send_errors: AtomicU64,
+    /// Streams that can be sent to.
+    pub(crate) streams: Arc<Streams>,
+    pub(crate) stream_counters: StreamCounters,
 }
 
 impl Shared {
     pub(crate) fn new(relay: Relay) -> Self {
-        Self { relay: Mutex::new(relay), send_errors: AtomicU64::new(0) }
+        Self {
+            relay: Mutex::new(relay),
+            send_errors: AtomicU64::new(0),
+            streams: Arc::default(),
+            stream_counters: StreamCounters::default(),
+        }
     }
 
     /// A panic while the lock was held leaves tables that are still whole, since every change to them is one call.
@@ -57,10 +67,14 @@ pub(crate) fn wall_time() -> UnixTime {
 }
 
 /// Something to send, decided while the lock was held.
-enum Outgoing {
+#[derive(Debug)]
+pub(crate) enum Outgoing {
     Reply(Envelope, Reply),
     /// Bytes of the memory that was received into.
     Forward(Envelope, Range<usize>),
+    ReplyToStream(StreamId, Reply),
+    /// The same, in segments of this size.
+    ForwardToStream(StreamId, Range<usize>, usize),
 }
 
 /// Runs until the socket fails.
@@ -82,7 +96,14 @@ pub(crate) async fn serve(socket: &BatchSocket, shared: &Shared) -> io::Result<(
     }
 }
 
-async fn send_all(socket: &BatchSocket, shared: &Shared, memory: &[u8], outgoing: &[Outgoing], joined: &mut Vec<u8>) {
+/// Sends what was decided. Waits for the kernel where UDP goes out, never for a stream.
+pub(crate) async fn send_all(
+    socket: &BatchSocket,
+    shared: &Shared,
+    memory: &[u8],
+    outgoing: &[Outgoing],
+    joined: &mut Vec<u8>,
+) {
     let mut rest = outgoing;
     while let Some((first, more)) = rest.split_first() {
         rest = more;
@@ -98,6 +119,14 @@ async fn send_all(socket: &BatchSocket, shared: &Shared, memory: &[u8], outgoing
                     join(memory, all, joined);
                     socket.send(*envelope, joined).await
                 }
+            }
+            Outgoing::ReplyToStream(id, reply) => {
+                shared.streams.push(*id, reply.as_bytes(), reply.as_bytes().len());
+                Ok(())
+            }
+            Outgoing::ForwardToStream(id, range, segment) => {
+                shared.streams.push(*id, &memory[range.clone()], *segment);
+                Ok(())
             }
         };
         shared.count_send(sent);
@@ -119,7 +148,7 @@ fn joinable(envelope: Envelope, first: &Range<usize>, more: &[Outgoing]) -> usiz
             let fits = bytes <= MAX_JOINED && range.len() <= JOINED_PART;
             whole && fits && next.is_to_the_same(&envelope) && (single || next.segment == envelope.segment)
         }
-        Outgoing::Reply(..) => false,
+        Outgoing::Reply(..) | Outgoing::ReplyToStream(..) | Outgoing::ForwardToStream(..) => false,
     };
     if first.len() > JOINED_PART { 0 } else { more.iter().take_while(follows).count() }
 }
@@ -146,27 +175,61 @@ fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut 
         let mut at = 0;
         while at < meta.len {
             let handled = relay.handle(&ingress, &mut buffer[at..meta.len], meta.stride);
-            match handled.decision {
-                Decision::Drop => {}
-                Decision::Reply(reply) => outgoing.push(Outgoing::Reply(envelope_back(&ingress, &reply), reply)),
-                Decision::Forward(forward) => {
-                    let from = number * BUFFER + at;
-                    let range = from + forward.range.start..from + forward.range.end;
-                    outgoing.push(Outgoing::Forward(envelope_on(&forward, meta), range));
-                }
-            }
-            at += handled.consumed;
+            at += note(handled, &ingress, meta.ecn, number * BUFFER + at, outgoing);
         }
     }
 }
 
-fn envelope_back(ingress: &Ingress, reply: &Reply) -> Envelope {
-    Envelope { to: ingress.from.address(), local: ingress.local, ecn: None, segment: reply.as_bytes().len() }
+/// Hands all whole frames at the start of what a stream gave to the relay. Says how many bytes those were.
+pub(crate) fn decide_frames(
+    shared: &Shared,
+    from: Place,
+    received: &mut [u8],
+    outgoing: &mut Vec<Outgoing>,
+) -> Result<usize, NoFrame> {
+    let ingress = Ingress { now: Instant::now(), wall: wall_time(), from, local: None };
+    let mut relay = shared.relay();
+    let mut used = 0;
+    while let Some(len) = frame_len(&received[used..])? {
+        let at = used + PREFIX;
+        let Some(frame) = received.get_mut(at..at + len) else {
+            break;
+        };
+        note(relay.handle(&ingress, frame, len), &ingress, None, at, outgoing);
+        used = at + len;
+    }
+    Ok(used)
 }
 
+/// Writes down what the relay decided about a part of the memory that begins at `at`. Says how many bytes that was.
+///
 /// The congestion marks of the first leg are the packet's own, and go with it.
-fn envelope_on(forward: &Forward, meta: &RecvMeta) -> Envelope {
-    Envelope { to: forward.to.address(), local: forward.local, ecn: meta.ecn, segment: forward.segment }
+fn note(
+    handled: Handled,
+    ingress: &Ingress,
+    ecn: Option<EcnCodepoint>,
+    at: usize,
+    outgoing: &mut Vec<Outgoing>,
+) -> usize {
+    match handled.decision {
+        Decision::Drop => {}
+        Decision::Reply(reply) => outgoing.push(answer(ingress.from, ingress.local, reply)),
+        Decision::Forward(Forward { to, local, range, segment }) => {
+            let range = at + range.start..at + range.end;
+            outgoing.push(match to {
+                Place::Udp(to) => Outgoing::Forward(Envelope { to, local, ecn, segment }, range),
+                Place::Stream(id, _) => Outgoing::ForwardToStream(id, range, segment),
+            });
+        }
+    }
+    handled.consumed
+}
+
+fn answer(to: Place, local: Option<IpAddr>, reply: Reply) -> Outgoing {
+    match to {
+        Place::Udp(to) => Outgoing::Reply(Envelope { to, local, ecn: None, segment: reply.as_bytes().len() }, reply),
+        Place::Stream(id, _) => Outgoing::ReplyToStream(id, reply),
+    }
 }
 
 /// Tells every binding that the relay is going away.
@@ -174,12 +237,10 @@ pub(crate) async fn announce_drain(socket: &BatchSocket, shared: &Shared, grace:
     shared.relay().drain(Instant::now(), grace);
     loop {
         let next = shared.relay().poll_transmit(Instant::now());
-        let Some(notice) = next else {
+        let Some(Notice { to, local, frame }) = next else {
             return;
         };
-        let bytes = notice.frame.as_bytes();
-        let envelope = Envelope { to: notice.to.address(), local: notice.local, ecn: None, segment: bytes.len() };
-        shared.count_send(socket.send(envelope, bytes).await);
+        send_all(socket, shared, &[], &[answer(to, local, frame)], &mut Vec::new()).await;
     }
 }
 

@@ -263,6 +263,12 @@ impl Relay {
         admitted
     }
 
+    /// Streams that one network may have: one for each binding and visitor.
+    #[must_use]
+    pub fn streams_per_network(&self) -> u32 {
+        self.limits.network.bindings.saturating_add(self.limits.visitors_per_network)
+    }
+
     /// Whether somebody is bound or visiting there: of what a stream is good for.
     #[must_use]
     pub fn knows(&self, place: Place) -> bool {

@@ -1,6 +1,7 @@
 //! The server on real sockets.
 
 mod client;
+mod tls;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -24,6 +25,7 @@ struct Command {
 /// A relay in a thread, on a port of its own.
 struct Running {
     address: SocketAddr,
+    tls: SocketAddr,
     metrics: SocketAddr,
     info: RelayInfo,
     stop: Option<oneshot::Sender<()>>,
@@ -49,12 +51,13 @@ impl Running {
             runtime.block_on(async {
                 let bound = Bound::new(&options).await?;
                 let metrics = bound.metrics_addr().expect("asked for");
-                told.send((bound.local_addr(), metrics, bound.info().clone())).expect("somebody listens");
+                let tls = bound.tls_addr().expect("served unless switched off");
+                told.send((bound.local_addr(), tls, metrics, bound.info().clone())).expect("somebody listens");
                 bound.serve(async { stopped.await.unwrap_or(()) }).await
             })
         });
-        let (address, metrics, info) = hear.recv().expect("the relay starts");
-        Self { address, metrics, info, stop: Some(stop), thread: Some(thread), _folder: folder }
+        let (address, tls, metrics, info) = hear.recv().expect("the relay starts");
+        Self { address, tls, metrics, info, stop: Some(stop), thread: Some(thread), _folder: folder }
     }
 
     fn get(&self, path: &str) -> String {
@@ -63,6 +66,13 @@ impl Running {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("answered");
         answer
+    }
+
+    /// One number of `/metrics`.
+    fn metric(&self, name: &str) -> u64 {
+        let page = self.get("/metrics");
+        let line = page.lines().find_map(|line| line.strip_prefix(name)).expect("the metric is there");
+        line.trim().parse().expect("a number")
     }
 
     fn tell_to_stop(&mut self) {
