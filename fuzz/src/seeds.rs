@@ -10,7 +10,7 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use peerage_agent::state::document::Document;
 use peerage_engine::noise::SeededRandom;
-use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, Hello, Renewal, TrustRequest};
+use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, Hello, Renewal, Retire, TrustRequest};
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{DeniedInstance, Invite, PathMode, Peer, Port, Protocol, Snapshot};
 use peerage_model::stream::{StreamHeader, StreamKind};
@@ -205,6 +205,7 @@ fn control() -> Vec<Vec<u8>> {
             nat: Some("symmetric".parse().expect("a label")),
         }),
         ControlMessage::Renewal(Renewal { credential: credential() }),
+        ControlMessage::Retire(Retire { opened: 2, accepted: 300 }),
     ];
     let request = TrustRequest { reason: "reports need the database".into(), relays: vec![relay(1, "relay.example")] };
     let header = StreamHeader { kind: StreamKind::Tcp, port: 80 }.encode();

@@ -88,6 +88,20 @@ pub struct Renewal {
     pub credential: Vec<u8>,
 }
 
+/// The sender has nothing on this session and opens no more streams on it, because another session serves the pair.
+///
+/// The session is closed once each end has said so and has seen all streams that the other opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Retire {
+    /// Bidirectional streams that the sender opened in all.
+    #[n(0)]
+    pub opened: u64,
+    /// Bidirectional streams of the receiver's that the sender has seen, all of them over.
+    #[n(1)]
+    pub accepted: u64,
+}
+
 /// One control message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ControlMessage {
@@ -97,6 +111,8 @@ pub enum ControlMessage {
     Candidates(Candidates),
     /// A fresh credential.
     Renewal(Renewal),
+    /// This session is not needed.
+    Retire(Retire),
 }
 
 /// A trust request, the one message of a request-only session. The asker's credential was shown in the handshake.
@@ -129,6 +145,7 @@ impl ControlMessage {
             Self::Hello(m) => cbor::to_vec(&(0u8, m)),
             Self::Candidates(m) => cbor::to_vec(&(1u8, m)),
             Self::Renewal(m) => cbor::to_vec(&(2u8, m)),
+            Self::Retire(m) => cbor::to_vec(&(3u8, m)),
         };
         let length = u16::try_from(body.len()).expect("our own messages stay below MAX_MESSAGE");
         let mut out = length.to_be_bytes().to_vec();
@@ -149,6 +166,7 @@ impl ControlMessage {
             0 => Self::Hello(d.decode().map_err(|_| BadMessage)?),
             1 => Self::Candidates(d.decode().map_err(|_| BadMessage)?),
             2 => Self::Renewal(d.decode().map_err(|_| BadMessage)?),
+            3 => Self::Retire(d.decode().map_err(|_| BadMessage)?),
             _ => return Ok(None),
         };
         let within_limits = match &message {
@@ -159,6 +177,7 @@ impl ControlMessage {
             }
             Self::Candidates(candidates) => candidates.list.len() <= MAX_CANDIDATES,
             Self::Renewal(renewal) => renewal.credential.len() <= crate::passport::MAX_CREDENTIAL,
+            Self::Retire(_) => true,
         };
         match within_limits && d.position() == bytes.len() {
             true => Ok(Some(message)),
@@ -179,11 +198,18 @@ mod tests {
             ControlMessage::Hello(Hello::default()),
             ControlMessage::Candidates(Candidates { generation: 3, list: vec![candidate; 16], nat: None }),
             ControlMessage::Renewal(Renewal { credential: vec![1; 400] }),
+            ControlMessage::Retire(Retire { opened: 3, accepted: u64::MAX }),
         ] {
             let framed = message.encode_framed();
             assert_eq!(usize::from(u16::from_be_bytes([framed[0], framed[1]])), framed.len() - 2);
             assert_eq!(ControlMessage::decode(&framed[2..]), Ok(Some(message)));
         }
+    }
+
+    #[test]
+    fn a_retirement_has_the_bytes_of_the_spec() {
+        let framed = ControlMessage::Retire(Retire { opened: 2, accepted: 300 }).encode_framed();
+        assert_eq!(framed, [0, 9, 0x82, 0x03, 0xa2, 0x00, 0x02, 0x01, 0x19, 0x01, 0x2c]);
     }
 
     #[test]

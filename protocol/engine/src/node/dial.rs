@@ -49,7 +49,7 @@ impl Node {
                 return None;
             }
         };
-        let key = SessionKey(handle.0);
+        let key = self.new_session_key(handle);
         let route = RelayRoute::Racing { relays: via, destination };
         let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route, now.mono);
         self.sessions.insert(key, session);

@@ -28,7 +28,7 @@ pub struct StreamKey(pub(crate) u64);
 
 /// A session of this node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SessionKey(pub(crate) usize);
+pub struct SessionKey(pub(crate) u64);
 
 /// A trust request that we sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -25,6 +25,7 @@ impl Node {
                 return;
             };
             up.arriving.insert(id, Vec::new());
+            up.drain.accepted();
             self.on_readable(key, id, now);
         }
     }

@@ -111,8 +111,9 @@ impl Node {
         let event = self.endpoint.handle(now.mono, VIRTUAL_REMOTE, None, ecn, packet, &mut response)?;
         match (event, opening) {
             (DatagramEvent::ConnectionEvent(handle, event), _) => {
-                self.connection_of(handle)?.handle_event(event);
-                Some((SessionKey(handle.0), via))
+                let key = *self.by_handle.get(&handle.0)?;
+                self.sessions.get_mut(&key)?.connection.handle_event(event);
+                Some((key, via))
             }
             (DatagramEvent::NewConnection(incoming), Opening::Knock(first_id)) => {
                 match via {
@@ -174,10 +175,17 @@ impl Node {
                 Via::Direct(from) => Hop::Direct(from),
             };
             let pair = session.pair.clone();
-            let cleared = session.up_mut().is_some_and(|up| {
+            let confirmed = session.handshake_is_confirmed();
+            let (mut cleared, mut settles) = (false, false);
+            if let Some(up) = session.up_mut() {
                 up.path.on_tunnel_heard(now.mono, hop, rtt);
-                up.suspect.take().is_some()
-            });
+                up.said_to_be_over = false;
+                cleared = up.suspect.take().is_some();
+                settles = confirmed && !std::mem::replace(&mut up.confirmed, confirmed);
+            }
+            if settles {
+                self.settle_rivals(key, now);
+            }
             if cleared {
                 self.attach_waiting(&pair);
             }

@@ -275,6 +275,7 @@ impl Node {
         stream.place = Place::Asked { session: session_key, id };
         if let Some(up) = session.up_mut() {
             up.streams.insert(id, key);
+            up.drain.opened();
         }
         self.ready.insert(session_key);
         self.events.push_back(Event::Writable(key));

@@ -1,29 +1,27 @@
 //! A session's life: accepted, up, drained or taken down.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use peerage_model::control::{ControlMessage, Hello};
-use peerage_model::{AgentId, Credential, InstanceId, UnixTime, passport};
+use peerage_model::{AgentId, Credential, UnixTime, passport};
 use quinn_proto::{
-    Connection, ConnectionError, ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent, VarInt,
+    ConnectionError, ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent, VarInt,
 };
 use tracing::{debug, info};
 
-use super::config::{DRAIN_GRACE, PING_INTERVAL};
+use super::config::PING_INTERVAL;
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
 use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, PairKey};
+use super::rivals::{Drain, MAX_PER_PEER};
 use super::session::{Phase, RelayRoute, Session, Since, Up};
 use super::stream::Place;
 use super::{Node, Timer};
 use crate::knock::KNOCK_LEN;
 use crate::noise::{NoiseServer, is_silent_end, peer_identity, server_config};
 use crate::path::PathKind;
-
-/// Two sessions that came up this close together were dialled at once; further apart, the newer one replaces the older.
-const AT_ONCE: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Answers a first packet whose knock is good.
@@ -39,7 +37,7 @@ impl Node {
         let Ok((handle, connection)) = self.endpoint.accept(incoming, now.mono, &mut response, Some(config)) else {
             return;
         };
-        let key = SessionKey(handle.0);
+        let key = self.new_session_key(handle);
         let pair_key = matched.pair.clone();
         self.sessions.insert(key, Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono));
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
@@ -61,8 +59,8 @@ impl Node {
     ) -> Option<Arc<quinn_proto::ServerConfig>> {
         // An ended trust or invitation must not even show that we are here.
         let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(wall))?;
-        if pair.pending.len() >= MAX_PENDING {
-            debug!(pair = ?pair_key, "too many handshakes at a time");
+        if pair.pending.len() >= MAX_PENDING || pair.up.len() >= MAX_PER_PEER {
+            debug!(pair = ?pair_key, "too many handshakes or sessions at a time");
             return None;
         }
         let judge = self.judge.expecting(pair.expected());
@@ -162,12 +160,12 @@ impl Node {
     fn bring_up_peer(&mut self, key: SessionKey, peer: AgentId, credential: Arc<Credential>, now: Now) {
         let instance = credential.instance();
         self.bring_up_silent(key, credential, now);
-        self.settle_rivals(key, &peer, instance, now);
         let pair_key = PairKey::Peer(peer.clone());
         let Some(pair) = self.pairs.get_mut(&pair_key) else {
             return;
         };
         pair.up.push(key);
+        self.meet_rivals(key, now);
         // A dial of ours that still runs is not needed any more, except where both sides dialled at once and ours is
         // the one that stays; it then comes up by itself, because its packets are on the way already.
         let Some(session) = self.sessions.get(&key) else { return };
@@ -186,6 +184,7 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
+        let confirmed = session.handshake_is_confirmed();
         session.phase = Phase::Up(Box::new(Up {
             credential,
             path,
@@ -196,7 +195,9 @@ impl Node {
             arriving: Default::default(),
             peer_ports: Vec::new(),
             since: Since { mono: now.mono, wall: now.wall },
-            draining: None,
+            confirmed,
+            drain: Drain::default(),
+            said_to_be_over: false,
             suspect: None,
             next_ping: now.mono + PING_INTERVAL,
             expires: Some(expires),
@@ -206,71 +207,11 @@ impl Node {
         self.accept_streams(key, now);
     }
 
-    /// Settles what a new session means for older ones with the same instance. Replicas are left alone.
-    fn settle_rivals(&mut self, new: SessionKey, peer: &AgentId, instance: InstanceId, now: Now) {
-        let Some(pair) = self.pairs.get(&PairKey::Peer(peer.clone())) else {
-            return;
-        };
-        let Some(session) = self.sessions.get(&new) else { return };
-        let (new_initiator, route) = (session.initiator, session.relayed.clone());
-        let lower_is_ours = (&self.agent, self.instance) < (peer, instance);
-        for old in pair.up.clone() {
-            let Some(session) = self.sessions.get_mut(&old) else {
-                continue;
-            };
-            let (was_ours, Some(up)) = (session.initiator, session.up_mut()) else {
-                continue;
-            };
-            if up.credential.instance() != instance {
-                // A replica, or a process that is gone: the answer, or its absence, tells.
-                session.connection.ping();
-                self.ready.insert(old);
-                continue;
-            }
-            // The new session's way by relay works now; that of an older one may have ended unnoticed while it went
-            // directly (a relay keeps an idle flow to a visitor for three minutes).
-            session.relayed = route.clone();
-            session.connection.ping();
-            self.ready.insert(old);
-            let Some(up) = session.up_mut() else { continue };
-            let at_once = now.mono.saturating_duration_since(up.since.mono) < AT_ONCE && was_ours != new_initiator;
-            match (at_once && up.suspect.is_none(), was_ours == lower_is_ours) {
-                (true, true) => self.drain(new, now.mono),
-                (true, false) => up.draining = Some(now.mono + DRAIN_GRACE),
-                // Its streams may live: it was heard a moment ago, or will be when its path comes back. If it stays silent,
-                // `session_timeout` ends it.
-                (false, _) => up.draining = Some(now.mono + DRAIN_GRACE),
-            }
-        }
-    }
-
-    fn drain(&mut self, key: SessionKey, now: Instant) {
-        if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
-            up.draining = Some(now + DRAIN_GRACE);
-        }
-    }
-
-    /// The session that new streams of this pair use: the newest instance's, and of two with it the one whose
-    /// initiator has the lower (agent id, instance id).
-    pub(super) fn preferred(&self, pair_key: &PairKey) -> Option<SessionKey> {
-        let pair = self.pairs.get(pair_key)?;
-        let usable = |key: &&SessionKey| {
-            self.sessions.get(key).and_then(Session::up).is_some_and(|up| up.draining.is_none() && up.suspect.is_none())
-        };
-        pair.up.iter().rev().find(usable).copied()
-    }
-
     /// Puts waiting streams on a session, where there is one that may carry them.
     pub(super) fn attach_waiting(&mut self, pair_key: &PairKey) {
         let Some(session) = self.carrier(pair_key) else { return };
         let waiting = self.pairs.get_mut(pair_key).map(|pair| std::mem::take(&mut pair.waiting)).unwrap_or_default();
         waiting.into_iter().for_each(|stream| self.attach(session, stream));
-    }
-
-    /// The preferred session, if its path may carry data: with `DirectOnly` that waits for a direct one.
-    pub(super) fn carrier(&self, pair_key: &PairKey) -> Option<SessionKey> {
-        let key = self.preferred(pair_key)?;
-        self.sessions.get(&key)?.up()?.path.carries_data().then_some(key)
     }
 
     fn say_hello(&mut self, key: SessionKey) {
@@ -347,25 +288,12 @@ impl Node {
             ControlMessage::Hello(hello) => {
                 up.peer_ports.clone_from(&hello.ports);
                 let own = up.credential.instance();
-                self.end_predecessors(&peer, &hello.succeeds, own, now);
+                self.doubt_predecessors(&peer, &hello.succeeds, own);
                 self.events.push_back(Event::PeerPorts { peer, ports: hello.ports });
             }
             ControlMessage::Candidates(candidates) => self.on_candidates(key, &candidates, now),
+            ControlMessage::Retire(retire) => self.on_retire(key, retire, now),
             ControlMessage::Renewal(renewal) => self.on_renewal(key, &renewal.credential, now),
-        }
-    }
-
-    /// The peer says which of its instances have ended. It can only speak for its own name, and not for the instance that
-    /// speaks.
-    fn end_predecessors(&mut self, peer: &AgentId, ended: &[InstanceId], speaker: InstanceId, now: Now) {
-        let Some(pair) = self.pairs.get(&PairKey::Peer(peer.clone())) else { return };
-        let is_over = |key: &SessionKey| {
-            let instance = self.sessions.get(key).and_then(Session::up).map(|up| up.credential.instance());
-            instance.is_some_and(|instance| instance != speaker && ended.contains(&instance))
-        };
-        let over: Vec<SessionKey> = pair.up.iter().copied().filter(is_over).collect();
-        for key in over {
-            self.close(key, CloseCode::Replaced, DownReason::Replaced, now.mono);
         }
     }
 
@@ -491,9 +419,9 @@ impl Node {
 
     /// The endpoint has forgotten the connection; so do we.
     fn forget_session(&mut self, key: SessionKey) {
-        // The key may name another session tomorrow.
         self.unanswered.retain(|_, (session, _)| *session != key);
         if let Some(session) = self.sessions.remove(&key) {
+            self.by_handle.remove(&session.handle.0);
             self.first_ids.remove(&session.first_id);
             if let Some(pair) = self.pairs.get_mut(&session.pair) {
                 pair.forget(key);
@@ -515,9 +443,12 @@ impl Node {
         self.sessions.get_mut(&key).map(work).ok_or(StreamError::Closed)
     }
 
-    /// The connection of a handle, for the demultiplexer.
-    pub(super) fn connection_of(&mut self, handle: ConnectionHandle) -> Option<&mut Connection> {
-        self.sessions.get_mut(&SessionKey(handle.0)).map(|s| &mut s.connection)
+    /// A name for a new session. QUIC's handles are used again, and what still names an old session must not mean another.
+    pub(super) fn new_session_key(&mut self, handle: ConnectionHandle) -> SessionKey {
+        self.next_session += 1;
+        let key = SessionKey(self.next_session);
+        self.by_handle.insert(handle.0, key);
+        key
     }
 }
 

@@ -4,7 +4,8 @@
 //! [`Node::poll_event`] after every input and wakes it at [`Node::poll_timeout`]. Nothing here opens a socket, reads a
 //! clock or draws randomness that does not come from the seed, so `protocol/sim` runs the same code in virtual time.
 //!
-//! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `input`
+//! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `rivals`
+//! chooses between several with one peer; `input`
 //! and `output` are the packet paths; `io` and `incoming` are streams; `paths` carries out what each session's path
 //! agent decides; `relays` keeps the relay clients.
 
@@ -22,6 +23,7 @@ mod owed;
 mod pair;
 mod paths;
 mod relays;
+mod rivals;
 mod session;
 mod status;
 mod stream;
@@ -95,6 +97,8 @@ pub struct Node {
     unanswered: BTreeMap<TrustId, (SessionKey, StreamId)>,
     pairs: BTreeMap<PairKey, Pair>,
     sessions: BTreeMap<SessionKey, Session>,
+    by_handle: BTreeMap<usize, SessionKey>,
+    next_session: u64,
     first_ids: BTreeMap<[u8; KNOCK_LEN], SessionKey>,
     streams: BTreeMap<StreamKey, Stream>,
     next_stream: u64,
@@ -153,6 +157,8 @@ impl Node {
             unanswered: BTreeMap::new(),
             pairs: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            by_handle: BTreeMap::new(),
+            next_session: 0,
             first_ids: BTreeMap::new(),
             streams: BTreeMap::new(),
             next_stream: 0,

@@ -9,7 +9,7 @@ use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessag
 use peerage_model::snapshot;
 use tracing::{debug, info};
 
-use super::config::{DRAIN_GRACE, HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
+use super::config::{HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
 use super::life::after;
 use super::pair::PairKey;
@@ -146,7 +146,13 @@ impl Node {
                 PathEvent::Changed { from, to, kind, why } => {
                     self.path_changed(key, (from, to), kind, &why.to_string(), now)
                 }
-                PathEvent::TunnelSilent { hop, waited } => debug!(?hop, ?waited, "tunnel silent"),
+                PathEvent::TunnelSilent { hop, waited } => {
+                    debug!(?hop, ?waited, "tunnel silent");
+                    if self.sessions.get(&key).and_then(Session::up).is_some_and(|up| up.said_to_be_over) {
+                        self.close(key, CloseCode::Replaced, DownReason::Replaced, now.mono);
+                        return;
+                    }
+                }
                 PathEvent::RedialNeeded => self.suspect(key, now),
             }
         }
@@ -183,7 +189,7 @@ impl Node {
         debug!(%peer, ?from, ?to, why, "hops");
         let carries_data = up.path.carries_data();
         // Of two sessions that came up at once, one drains; its way is nobody's business.
-        if up.draining.is_none() {
+        if !up.drain.has_begun() {
             info!(target: "events::path_changed", %peer, from = %before, to = %kind, why, ?rtt);
             let (peer, why) = (peer.clone(), why.to_owned());
             self.events.push_back(Event::PathChanged { session: key, peer, from: before, to: kind, why, rtt });
@@ -218,8 +224,8 @@ impl Node {
     /// Whether the same agent answers on another session. One that stays silent meanwhile is with a process that is
     /// gone, and whoever uses its streams is better off knowing.
     fn is_succeeded(&self, key: SessionKey) -> bool {
-        let pair = self.sessions.get(&key).map(|session| &session.pair);
-        pair.and_then(|pair| self.preferred(pair)).is_some_and(|other| other != key)
+        let pair = self.sessions.get(&key).and_then(|session| self.pairs.get(&session.pair));
+        pair.is_some_and(|pair| pair.up.iter().any(|other| *other != key && self.answers(*other)))
     }
 
     /// A session's deadline came.
@@ -233,8 +239,8 @@ impl Node {
             return;
         }
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        let refused = session.is_unconfirmed() && session.born + HANDSHAKE_TIMEOUT <= now.mono;
         if let Phase::Up(up) = &mut session.phase {
+            let refused = !up.confirmed && session.born + HANDSHAKE_TIMEOUT <= now.mono;
             up.path.handle_timeout(now.mono);
             if up.next_ping <= now.mono {
                 up.next_ping = now.mono + PING_INTERVAL;
@@ -242,13 +248,7 @@ impl Node {
                     session.connection.ping();
                 }
             }
-            // What was finished may still be on its way; the control stream is the one that is always open.
-            let sending = session.connection.streams().send_streams() > 1;
-            let unused = up.streams.is_empty() && up.arriving.is_empty() && !sending;
-            let drained = up.draining.is_some_and(|at| at <= now.mono);
-            if drained && !unused {
-                up.draining = Some(now.mono + DRAIN_GRACE);
-            }
+            let drain = up.drain.is_due(now.mono);
             let over = up.expires.is_some_and(|at| at <= now.mono);
             let doubted = up.suspect.is_some_and(|at| at <= now.mono);
             if doubted {
@@ -258,10 +258,10 @@ impl Node {
                 self.close(key, CloseCode::Drained, DownReason::TimedOut, now.mono);
             } else if doubted && self.is_succeeded(key) {
                 self.close(key, CloseCode::Replaced, DownReason::TimedOut, now.mono);
-            } else if drained && unused {
-                self.close(key, CloseCode::Drained, DownReason::Drained, now.mono);
             } else if over {
                 self.expired(key, now);
+            } else if drain {
+                self.drain_on(key, now);
             }
         }
         self.settle(key, now);
@@ -296,8 +296,8 @@ impl Node {
         let ours = match &session.phase {
             Phase::Up(up) => {
                 let ping = (!up.streams.is_empty()).then_some(up.next_ping);
-                let refused = session.is_unconfirmed().then_some(session.born + HANDSHAKE_TIMEOUT);
-                [up.path.poll_timeout(), ping, up.expires, up.draining, up.suspect, refused]
+                let refused = (!up.confirmed).then_some(session.born + HANDSHAKE_TIMEOUT);
+                [up.path.poll_timeout(), ping, up.expires, up.drain.next(), up.suspect, refused]
             }
             Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None, None],
             Phase::Closing => [None; 6],

@@ -14,6 +14,7 @@ use super::event::StreamKey;
 use super::owed::Owed;
 use super::pair::PairKey;
 use super::relays::RelayKey;
+use super::rivals::Drain;
 use crate::knock::KNOCK_LEN;
 use crate::path::{Hop, PathAgent, PathKind};
 
@@ -84,9 +85,12 @@ pub(super) struct Up {
     pub(super) arriving: BTreeMap<StreamId, Vec<u8>>,
     pub(super) peer_ports: Vec<Port>,
     pub(super) since: Since,
-    /// Takes no new streams; from then on it ends when it has none. Not earlier, because the peer may have opened one
-    /// before it knew of the session that takes this one's place.
-    pub(super) draining: Option<Instant>,
+    /// The peer has shown that it takes us. A client has its keys before the server has judged it, and a server that
+    /// refuses is silent.
+    pub(super) confirmed: bool,
+    pub(super) drain: Drain,
+    /// Somebody who speaks for this peer says that the instance on the other end is gone; silence will prove it.
+    pub(super) said_to_be_over: bool,
     /// Silent for so long that a fresh dial runs: takes no new streams, and is looked at then.
     pub(super) suspect: Option<Instant>,
     pub(super) next_ping: Instant,
@@ -142,10 +146,9 @@ impl Session {
         }
     }
 
-    /// Whether the peer has not shown yet that it takes us: a client has its keys before the server has judged it, and
-    /// a server that refuses is silent.
-    pub(super) fn is_unconfirmed(&self) -> bool {
-        self.initiator && self.connection.stats().frame_rx.handshake_done == 0
+    /// Whether the peer has shown that it takes us.
+    pub(super) fn handshake_is_confirmed(&self) -> bool {
+        !self.initiator || self.connection.stats().frame_rx.handshake_done > 0
     }
 
     /// Whether something proven came since the last call. quinn-proto counts a frame only after its packet decrypted

@@ -317,6 +317,11 @@ impl PathAgent {
         }
     }
 
+    /// Whether what was sent last went without an answer for longer than it should.
+    pub fn is_silent(&self) -> bool {
+        self.liveness.is_silent()
+    }
+
     /// Since when the path in use is in use.
     pub fn since(&self) -> Instant {
         self.since
@@ -500,9 +505,10 @@ impl PathAgent {
             return;
         }
         self.dual = match why {
-            Why::CheckAnswered | Why::SlowerThanRelay => Some((from, now + DUAL_SEND)),
+            // Silence may be bad luck on a lossy path, and the relay may be gone as well.
+            Why::CheckAnswered | Why::SlowerThanRelay | Why::TunnelSilent => Some((from, now + DUAL_SEND)),
             // The path before is gone or forbidden.
-            Why::TunnelSilent | Why::LocalAddressChanged | Why::RemoteAddressWithdrawn | Why::Policy => None,
+            Why::LocalAddressChanged | Why::RemoteAddressWithdrawn | Why::Policy => None,
         };
         self.since = now;
         self.last_sent = now;

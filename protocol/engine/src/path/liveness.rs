@@ -61,6 +61,14 @@ impl Liveness {
         }
     }
 
+    /// Whether an answer is overdue.
+    pub(super) fn is_silent(&self) -> bool {
+        match *self {
+            Self::Quiet { timeouts } | Self::Waiting { timeouts, .. } => timeouts > 0,
+            Self::GivenUp => true,
+        }
+    }
+
     pub(super) fn deadline(&self, rtt: Option<Duration>) -> Option<Instant> {
         match *self {
             Self::Waiting { since, .. } => Some(since + patience(rtt)),
