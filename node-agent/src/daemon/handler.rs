@@ -209,15 +209,15 @@ async fn reject(agent: &Arc<Agent>, name: &str) -> Result<view::Rejected, Failur
 async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revoked, Failure> {
     let name = peer_ref(name)?;
     let peer = agent.document().peer(&name)?.peer.clone();
-    let connected = agent.link.status().await.sessions.iter().any(|session| session.peer == peer);
+    let sessions = agent.link.status().await.sessions.iter().filter(|session| session.peer == peer).count();
     let resets = agent.ended.subscribe();
     let begun = Instant::now();
     let trust = agent
         .change(move |store, now| store.change(|document| Ok::<Trust, UpdateError>(document.revoke(&name, now)?)))
         .await?;
-    let watcher = tokio::spawn(watch_reset(Arc::clone(agent), trust.clone(), resets, begun, connected));
+    let watcher = tokio::spawn(watch_reset(Arc::clone(agent), trust.clone(), resets, begun, sessions));
     let mut answer = view::Revoked { peer: trust.peer, streams_reset: None, reset_ms: None };
-    if wait && connected {
+    if wait && sessions > 0 {
         let Ok(Some((took, streams))) = watcher.await else {
             return Err(Failure::new(
                 Code::TimedOut,
@@ -251,20 +251,24 @@ async fn watch_reset(
     trust: Trust,
     mut resets: broadcast::Receiver<(AgentId, u64)>,
     begun: Instant,
-    connected: bool,
+    sessions: usize,
 ) -> Option<(Duration, u64)> {
     let reset = async {
-        loop {
+        // Two that dial at once have two sessions for a while, and only one of them may have streams.
+        let (mut left, mut reset) = (sessions, 0);
+        while left > 0 {
             match resets.recv().await {
-                Ok((peer, streams)) if peer == trust.peer => return Some((begun.elapsed(), streams)),
+                Ok((peer, 0)) if peer == trust.peer => left -= 1,
+                Ok((peer, streams)) if peer == trust.peer => reset += streams,
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
+        Some((begun.elapsed(), reset))
     };
-    let seen = match connected {
-        true => timeout(REVOCATION_PATIENCE, reset).await.ok().flatten(),
-        false => None,
+    let seen = match sessions {
+        0 => None,
+        _ => timeout(REVOCATION_PATIENCE, reset).await.ok().flatten(),
     };
     if let Some((took, _)) = seen {
         agent.metrics.revocation.observe(took.as_secs_f64());

@@ -52,7 +52,8 @@ pub(super) fn reset(stream: TcpStream) {
     drop(Local::new(stream));
 }
 
-/// A program's connection, which is reset when dropped before it has ended well.
+/// A program's connection, which is reset when dropped before it has ended well. Also when this process is killed: a body
+/// that ends with its connection would look complete if the kernel closed it in order.
 #[derive(Debug)]
 pub(crate) struct Local {
     stream: TcpStream,
@@ -61,12 +62,14 @@ pub(crate) struct Local {
 
 impl Local {
     pub(crate) fn new(stream: TcpStream) -> Self {
+        // Closing with a linger time of zero sends RST and throws away what is queued.
+        drop(stream.set_zero_linger());
         Self { stream, finished: false }
     }
 
     /// The connection, to be ended in another way than by reset.
     pub(crate) fn finish(&mut self) -> &mut TcpStream {
-        self.finished = true;
+        self.ends_well();
         &mut self.stream
     }
 
@@ -88,15 +91,21 @@ impl Local {
             if out.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await?;
-        self.finished = true;
+        self.ends_well();
         Ok(())
+    }
+
+    fn ends_well(&mut self) {
+        self.finished = true;
+        // Fails only for a connection that is gone, which is past caring.
+        let _ = socket2::SockRef::from(&self.stream).set_linger(None);
     }
 }
 
 impl Drop for Local {
     fn drop(&mut self) {
         if !self.finished {
-            // Closing with a linger time of zero sends RST and throws away what is queued.
+            // Again, in case that it could not be set before the connection was made.
             drop(self.stream.set_zero_linger());
         }
     }

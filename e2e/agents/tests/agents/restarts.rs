@@ -61,6 +61,7 @@ fn an_open_direct_stream_outlives_the_relay_and_new_sessions_come_up_with_it() {
 
         world.kill_relays()?;
         read_lines(&mut lines, 50)?;
+        assert_eq!(fetch(&client)?, "hello\n", "new streams need no relay either");
 
         let mark = client.mark();
         world.restart_relays()?;
