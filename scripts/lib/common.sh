@@ -27,6 +27,8 @@ package_of() {
     case "$1" in
         cc) echo gcc ;;
         libc-headers) echo libc6-dev ;;
+        ip) echo iproute2 ;;
+        nft) echo nftables ;;
         *) echo "$1" ;;
     esac
 }
@@ -35,6 +37,8 @@ has() {
     case "$1" in
         libc-headers) [ -e /usr/include/stdlib.h ] ;;
         ca-certificates) [ -e /etc/ssl/certs/ca-certificates.crt ] ;;
+        # Administrators' programs: they need not be in a user's PATH.
+        ip | nft) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
         *) command -v "$1" >/dev/null 2>&1 ;;
     esac
 }

@@ -13,7 +13,7 @@ use crate::host::{Host, Jobs, LINK_INDEX, Namespace};
 use crate::netlink::{self, LinkEnd};
 use crate::router::{Port, Router, host_mac, router_mac};
 use crate::sys;
-use crate::sys::Ring;
+use crate::sys::{Frames, Ring};
 use crate::world::{Access, Drops, HostId, SiteId, Traffic, World};
 
 /// A host to be.
@@ -59,6 +59,14 @@ pub enum LabError {
     /// No address is left to change to.
     #[error("no address is left near {0}")]
     AddressesExhausted(Ipv4Addr),
+    /// A program that the lab needs is not installed.
+    #[error("the lab needs `{program}`: install the package {package}")]
+    Missing {
+        /// What is called.
+        program: &'static str,
+        /// Debian's package that brings it.
+        package: &'static str,
+    },
     /// The kernel refused.
     #[error("cannot {action}")]
     System {
@@ -236,7 +244,7 @@ impl Lab {
             let far = LinkEnd { name: "eth0", index: LINK_INDEX, mac: host_mac(id) };
             netlink::create_link(near, far, there.as_fd())?;
             netlink::set_up(index)?;
-            let (socket, ring) = sys::packet_socket(index)?;
+            let (socket, ring) = sys::packet_socket(index, Frames::Ipv4)?;
             Ok((Port { socket }, ring))
         })?
     }
@@ -280,7 +288,7 @@ impl Drop for Lab {
     }
 }
 
-fn while_trying(action: impl Into<String>) -> impl FnOnce(io::Error) -> LabError {
+pub(crate) fn while_trying(action: impl Into<String>) -> impl FnOnce(io::Error) -> LabError {
     let action = action.into();
     move |cause| LabError::System { action, cause }
 }

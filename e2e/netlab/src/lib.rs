@@ -27,6 +27,7 @@
 
 mod enter;
 mod host;
+pub mod kernel;
 mod lab;
 mod netlink;
 mod packet;

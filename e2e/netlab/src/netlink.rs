@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 /// A hardware address.
 pub(crate) type Mac = [u8; 6];
@@ -75,12 +75,22 @@ pub(crate) const LOOPBACK: u32 = 1;
 
 /// Gives a link an address within a /24.
 pub(crate) fn add_address(index: u32, address: Ipv4Addr) -> io::Result<()> {
-    change_address(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, index, address)
+    add_address_of(index, address, 24)
+}
+
+/// Gives a link an address within a network of that prefix length.
+pub(crate) fn add_address_of(index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    change_address(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL, index, address, prefix)
 }
 
 /// Takes an address away from a link.
 pub(crate) fn remove_address(index: u32, address: Ipv4Addr) -> io::Result<()> {
-    change_address(libc::RTM_DELADDR, 0, index, address)
+    remove_address_of(index, address, 24)
+}
+
+/// Takes an address within a network of that prefix length away from a link.
+pub(crate) fn remove_address_of(index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    change_address(libc::RTM_DELADDR, 0, index, address, prefix)
 }
 
 /// Sends everything that has no better route to a link.
@@ -93,15 +103,27 @@ pub(crate) fn add_default_route(index: u32) -> io::Result<()> {
     message.ask()
 }
 
-fn change_address(kind: u16, flags: i32, index: u32, address: Ipv4Addr) -> io::Result<()> {
+fn change_address(kind: u16, flags: i32, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
     let mut message = Message::new(kind, flags);
     // struct ifaddrmsg: family, prefix length, flags, scope, index.
-    message.bytes(&[libc::AF_INET as u8, 24, 0, 0]);
+    message.bytes(&[libc::AF_INET as u8, prefix, 0, 0]);
     message.bytes(&index.to_ne_bytes());
     message.attribute(libc::IFA_LOCAL, &address.octets());
     message.attribute(libc::IFA_ADDRESS, &address.octets());
     message.ask()
 }
+
+/// Makes connection tracking forget everything (ctnetlink: `IPCTNL_MSG_CT_DELETE` that names no entry).
+pub(crate) fn flush_conntrack() -> io::Result<()> {
+    let mut message = Message::new(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE, 0);
+    // struct nfgenmsg: family, version, resource.
+    message.bytes(&[libc::AF_UNSPEC as u8, 0, 0, 0]);
+    message.ask_of(Some(rustix::net::netlink::NETFILTER))
+}
+
+/// From linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
+const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+const IPCTNL_MSG_CT_DELETE: u16 = 2;
 
 const VETH_INFO_PEER: u16 = 1;
 const HEADER_BYTES: usize = 16;
@@ -152,7 +174,12 @@ impl Message {
 
     /// Sends the request and waits for the kernel's verdict.
     fn ask(self) -> io::Result<()> {
-        let answer = self.exchange()?;
+        // NETLINK_ROUTE is protocol 0, which is what `None` stands for.
+        self.ask_of(None)
+    }
+
+    fn ask_of(self, protocol: Option<Protocol>) -> io::Result<()> {
+        let answer = self.exchange_with(protocol)?;
         // struct nlmsgerr begins with the negative error number, 0 for success.
         match word(&answer, HEADER_BYTES)? {
             0 => Ok(()),
@@ -160,11 +187,14 @@ impl Message {
         }
     }
 
-    fn exchange(mut self) -> io::Result<Vec<u8>> {
+    fn exchange(self) -> io::Result<Vec<u8>> {
+        self.exchange_with(None)
+    }
+
+    fn exchange_with(mut self, protocol: Option<Protocol>) -> io::Result<Vec<u8>> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        // NETLINK_ROUTE is protocol 0, which is what `None` stands for.
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         send(&socket, &self.0, SendFlags::empty())?;
         let mut answer = vec![0; 8192];
         let (received, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;

@@ -44,10 +44,22 @@ pub(crate) struct HookData {
     pub gid_map: Vec<u8>,
 }
 
-/// A packet socket on one interface of the calling thread's network namespace. It carries IPv4 frames, each behind a
-/// virtio-net header, so that batches made by segmentation offload stay whole and checksums may stay partial.
-pub(crate) fn packet_socket(interface: u32) -> io::Result<(OwnedFd, Ring)> {
-    let protocol = (libc::ETH_P_IP as u16).to_be();
+/// What a packet socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Frames {
+    /// IPv4 only.
+    Ipv4,
+    /// Everything.
+    All,
+}
+
+/// A packet socket on one interface of the calling thread's network namespace. What it carries is behind a virtio-net
+/// header, so that batches made by segmentation offload stay whole and checksums may stay partial.
+pub(crate) fn packet_socket(interface: u32, frames: Frames) -> io::Result<(OwnedFd, Ring)> {
+    let protocol = match frames {
+        Frames::Ipv4 => (libc::ETH_P_IP as u16).to_be(),
+        Frames::All => (libc::ETH_P_ALL as u16).to_be(),
+    };
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // Protocol 0: nothing arrives until the socket is bound to its interface.
     // SAFETY: socket takes no pointers.
@@ -58,6 +70,10 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<(OwnedFd, Ring)> {
     // SAFETY: the kernel has just handed out this descriptor and nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(raw) };
     ring::set_option(&socket, libc::PACKET_VNET_HDR, &1_i32)?;
+    if frames == Frames::All {
+        // A socket for everything also sees what is sent through its own interface, by itself too.
+        ring::set_option(&socket, libc::PACKET_IGNORE_OUTGOING, &1_i32)?;
+    }
     let ring = Ring::new(&socket)?;
 
     // SAFETY: sockaddr_ll is plain integers, for which zero is a value.
