@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::ops::Deref;
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,17 @@ impl Agent {
     /// # Errors
     /// It cannot be started. What it says later is for the caller to see.
     pub fn start(machine: &Machine, words: &[&str]) -> Result<Self, Failed> {
-        let words = [&["--json", "up"], words].concat();
-        let mut running = machine.start(machine.peerage(&words), "agent")?;
+        Self::start_with(machine, words, |_| {})
+    }
+
+    /// Starts it with a command that was changed before.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(machine: &Machine, words: &[&str], change: impl FnOnce(&mut Command)) -> Result<Self, Failed> {
+        let mut command = machine.peerage(&[&["--json", "up"], words].concat());
+        change(&mut command);
+        let mut running = machine.start(command, "agent")?;
         let heard = Arc::new(Heard::default());
         let (keeper, stdout) = (Arc::clone(&heard), running.stdout());
         std::thread::spawn(move || {

@@ -2,16 +2,19 @@
 //! internet of `peerage-netlab`, where NATs and links do as they are told and every packet is counted.
 //!
 //! [`World`] is a relay, a client and a server, each on a [`Machine`]; [`Agent`] is a running `peerage up` and what it
-//! has said. [`transfer`], [`nat`] and [`memory`] are what `scripts/e2e` runs at full size and the tests in a small one.
+//! has said. [`transfer`], [`matrix`] and [`memory`] are what `scripts/e2e` runs at full size and the tests in a small one.
 //! Nothing here waits for time to pass: it waits for events, for counters, or until patience ends.
 
 mod agent;
 mod failed;
+pub mod kernel;
 mod machine;
+pub mod matrix;
 pub mod memory;
-pub mod nat;
 pub mod origin;
 mod programs;
+pub mod proxy;
+pub mod table;
 pub mod transfer;
 mod wait;
 mod world;

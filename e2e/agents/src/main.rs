@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
-use peerage_e2e::{Failed, Nats, Programs, Trying, World, memory, nat, origin, transfer};
+use clap::{Args, Parser, Subcommand};
+use peerage_e2e::matrix::{self, Cell, Pair, Plan};
+use peerage_e2e::{Failed, Nats, Programs, Trying, World, memory, origin, proxy, table, transfer};
+use peerage_netlab::kernel::Network;
 
 /// Agents and relays as real processes, on an emulated internet
 #[derive(Parser, Debug)]
@@ -27,8 +29,8 @@ struct Cli {
 
 #[derive(Subcommand, Clone, Debug)]
 enum Test {
-    /// Each of the four NAT types against each
-    Nat,
+    /// Every kind of network against every other, on the real kernel
+    Nat(Nat),
     /// One long download while the path moves and addresses change
     Transfer {
         /// Its size
@@ -39,12 +41,34 @@ enum Test {
     Memory,
     /// All of these
     All,
+    /// Be an HTTP proxy instead
+    #[command(hide = true)]
+    Proxy {
+        /// Where to listen
+        address: String,
+    },
     /// Be the HTTP server instead
     #[command(hide = true)]
     Serve {
         /// Where to listen
         address: String,
     },
+}
+
+/// Which part of the matrix, and how
+#[derive(Args, Clone, Debug)]
+struct Nat {
+    /// Networks, of which every ordered pair is tried, or pairs CLIENT:SERVER; with commas between them [default: all]
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
+    pairs: Vec<String>,
+
+    /// How many pairs are tried at the same time; one after the other measures best
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    at_once: usize,
+
+    /// One way from every client to every server; relays are where the clients are
+    #[arg(long, value_name = "MS", default_value_t = 10)]
+    delay: u64,
 }
 
 fn main() -> ExitCode {
@@ -64,55 +88,62 @@ fn main() -> ExitCode {
 
 /// Runs what was asked for; true if all of it was as expected.
 fn play(cli: &Cli) -> Result<bool, Failed> {
-    if let Test::Serve { address } = &cli.test {
-        return origin::serve(address).trying("serve").map(|()| true);
+    match &cli.test {
+        Test::Serve { address } => return origin::serve(address).trying("serve").map(|()| true),
+        Test::Proxy { address } => return proxy::serve(address).trying("serve").map(|()| true),
+        Test::Nat(_) | Test::Transfer { .. } | Test::Memory | Test::All => {}
     }
     peerage_netlab::enter().trying("make networks")?;
     let origin = env::current_exe().trying("find this program")?;
     let peerage = cli.peerage.clone().unwrap_or_else(|| origin.with_file_name("peerage"));
     let programs = Programs { peerage, origin };
-    match cli.test {
-        Test::Nat => nats(&programs, cli.json),
-        Test::Transfer { mib } => download(&programs, mib, cli.json),
+    match &cli.test {
+        Test::Nat(nat) => nats(&programs, nat, cli.json),
+        Test::Transfer { mib } => download(&programs, *mib, cli.json),
         Test::Memory => idle(&programs, cli.json),
         Test::All => {
-            let good = nats(&programs, cli.json)?;
+            let everything = Nat { pairs: Vec::new(), at_once: 15, delay: 10 };
+            let good = nats(&programs, &everything, cli.json)?;
             Ok(download(&programs, 1024, cli.json)? & idle(&programs, cli.json)? & good)
         }
-        Test::Serve { .. } => Ok(true),
+        Test::Serve { .. } | Test::Proxy { .. } => Ok(true),
     }
 }
 
-fn nats(programs: &Programs, json: bool) -> Result<bool, Failed> {
-    let mut good = true;
-    if !json {
-        println!(
-            "{:<21} {:<21} {:<8} {:<38} {:>10} {:>10}",
-            "client", "server", "path", "expected", "first byte", "direct"
-        );
-    }
-    for client in nat::types() {
-        for server in nat::types() {
-            let outcome = nat::pair(programs, client, server)
-                .map_err(|failed| Failed::new(format!("{} to {}: {failed}", client.name, server.name)))?;
-            good &= outcome.is_as_expected();
-            if json {
-                println!("{}", outcome.json());
-            } else {
-                let verdict = if outcome.is_as_expected() { "" } else { "  NOT AS EXPECTED" };
-                println!(
-                    "{:<21} {:<21} {:<8} {:<38} {:>10} {:>10}{verdict}",
-                    outcome.client,
-                    outcome.server,
-                    outcome.path,
-                    outcome.expected(),
-                    millis(Some(outcome.first_byte)),
-                    millis(outcome.direct_after),
-                );
-            }
+fn nats(programs: &Programs, nat: &Nat, json: bool) -> Result<bool, Failed> {
+    let plan = Plan { pairs: wanted_pairs(&nat.pairs)?, at_once: nat.at_once, delay: Duration::from_millis(nat.delay) };
+    let mut cells = Vec::new();
+    matrix::run(programs, &plan, |cell| {
+        if json {
+            println!("{}", cell.json());
+        } else {
+            eprintln!(
+                "{:>3} of {}: {} to {}: {}",
+                cells.len() + 1,
+                plan.pairs.len(),
+                cell.client,
+                cell.server,
+                cell.path()
+            );
         }
+        cells.push(cell);
+    })?;
+    if !json {
+        print!("{}", table::matrix(&cells));
     }
-    Ok(good)
+    Ok(cells.len() == plan.pairs.len() && cells.iter().all(Cell::is_as_expected))
+}
+
+/// `a,b` is each of them with each; `a:b` is one pair; nothing is everything.
+fn wanted_pairs(words: &[String]) -> Result<Vec<Pair>, Failed> {
+    let network = |word: &str| word.parse::<Network>().trying("understand --pairs");
+    let (pairs, networks): (Vec<&String>, Vec<&String>) = words.iter().partition(|word| word.contains(':'));
+    let networks: Vec<Network> = networks.into_iter().map(|word| network(word)).collect::<Result<_, _>>()?;
+    let mut wanted = matrix::all_pairs(if words.is_empty() { &Network::ALL } else { &networks });
+    for (client, server) in pairs.into_iter().filter_map(|pair| pair.split_once(':')) {
+        wanted.push((network(client)?, network(server)?));
+    }
+    Ok(wanted)
 }
 
 fn download(programs: &Programs, mib: u64, json: bool) -> Result<bool, Failed> {

@@ -134,7 +134,7 @@ impl World {
     pub fn restart_relays(&mut self) -> Result<(), Failed> {
         for relay in &mut self.relays {
             let (_, listen) = relay.info.split_once('@').expect("it said KEY@HOST:PORT");
-            let (running, info) = run_relay(&relay.machine, listen)?;
+            let (running, info) = run_relay(&relay.machine, &relay_words(listen))?;
             if info != relay.info {
                 return Err(Failed::new(format!("the relay was {} and came back as {info}", relay.info)));
             }
@@ -189,23 +189,31 @@ impl World {
 
 impl Relay {
     fn start(machine: Machine, address: Ipv4Addr) -> Result<Self, Failed> {
-        let (running, info) = run_relay(&machine, &format!("{address}:{RELAY_PORT}"))?;
-        Ok(Self { machine, info, running })
+        let listen = format!("{address}:{RELAY_PORT}");
+        let (running, info) = run_relay(&machine, &relay_words(&listen))?;
+        if info.ends_with(&format!("@{listen}")) {
+            return Ok(Self { machine, info, running });
+        }
+        Err(Failed::new(format!("the relay said {info:?}\n{}", machine.log("relay"))))
     }
 }
 
-/// Starts a relay and waits until it says where it is.
-fn run_relay(machine: &Machine, listen: &str) -> Result<(Running, String), Failed> {
-    let words = ["relay", "--open", "--listen", listen, "--key-file", "relay.key"];
+fn relay_words(listen: &str) -> Vec<String> {
+    ["relay", "--open", "--listen", listen, "--key-file", "relay.key"].map(str::to_owned).to_vec()
+}
+
+/// Starts a relay and waits until it says how agents name it.
+pub(crate) fn run_relay(machine: &Machine, words: &[String]) -> Result<(Running, String), Failed> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut running = machine.start(machine.peerage(&words), "relay")?;
     let info = first_line(&mut running)?;
-    if info.ends_with(&format!("@{listen}")) {
+    if info.contains('@') {
         return Ok((running, info));
     }
     Err(Failed::new(format!("the relay said {info:?}\n{}", machine.log("relay"))))
 }
 
-fn start_origin(machine: &Machine) -> Result<Running, Failed> {
+pub(crate) fn start_origin(machine: &Machine) -> Result<Running, Failed> {
     let mut command = Command::new(&machine.programs().origin);
     command.args(["serve", ORIGIN]);
     let mut running = machine.start(command, "origin")?;
@@ -213,7 +221,7 @@ fn start_origin(machine: &Machine) -> Result<Running, Failed> {
     if said.contains(ORIGIN) { Ok(running) } else { Err(Failed::new(format!("the HTTP server said {said:?}"))) }
 }
 
-fn first_line(running: &mut Running) -> Result<String, Failed> {
+pub(crate) fn first_line(running: &mut Running) -> Result<String, Failed> {
     let mut line = String::new();
     BufReader::new(running.stdout()).read_line(&mut line).trying("read a program's first line")?;
     Ok(line.trim().to_owned())

@@ -1,40 +1,61 @@
-//! The path is the best that the two NATs leave. `scripts/e2e nat` tries every pair; these stand for the rest.
+//! The path is the best that the two networks leave, on the real kernel. `scripts/e2e nat` tries every pair; these stand
+//! for the rest.
 
-use peerage_e2e::{Failed, Programs, nat};
+use std::time::Duration;
+
+use peerage_e2e::matrix::{self, Cell, Pair, Plan};
+use peerage_e2e::{Failed, Programs};
+use peerage_netlab::kernel::Network::{
+    Carrier, CarrierHairpin, DualStack, FullCone, Ipv6Only, None as Open, PortRestricted, RestrictedCone,
+    SymmetricPreserving, SymmetricRandom,
+};
 
 use crate::support::inside;
 
 #[test]
-fn a_full_cone_is_reached_from_behind_a_symmetric_nat() {
-    inside("nat::a_full_cone_is_reached_from_behind_a_symmetric_nat", |programs| expect(programs, 3, 0, "direct"));
-}
-
-#[test]
-fn two_port_restricted_cones_are_punched() {
-    inside("nat::two_port_restricted_cones_are_punched", |programs| expect(programs, 2, 2, "direct"));
-}
-
-#[test]
-fn a_restricted_cone_reaches_behind_a_symmetric_nat() {
-    inside("nat::a_restricted_cone_reaches_behind_a_symmetric_nat", |programs| expect(programs, 1, 3, "direct"));
-}
-
-#[test]
-fn two_symmetric_nats_stay_relayed_and_say_why() {
-    inside("nat::two_symmetric_nats_stay_relayed_and_say_why", |programs| {
-        let [.., symmetric] = nat::types();
-        let outcome = nat::pair(programs, symmetric, symmetric)?;
-        assert!(outcome.is_as_expected(), "{outcome:?}");
-        assert!(outcome.why.contains("symmetric"), "it says why: {outcome:?}");
+fn pairs_that_can_meet_past_relays_do() {
+    inside("nat::pairs_that_can_meet_past_relays_do", |programs| {
+        let pairs = [
+            (Open, SymmetricRandom),
+            (FullCone, FullCone),
+            (RestrictedCone, SymmetricRandom),
+            (SymmetricRandom, RestrictedCone),
+            (PortRestricted, PortRestricted),
+            (SymmetricPreserving, PortRestricted),
+            (CarrierHairpin, CarrierHairpin),
+            (Carrier, SymmetricPreserving),
+            (DualStack, Ipv6Only),
+        ];
+        for cell in as_theory_says(programs, &pairs)? {
+            assert_ne!(cell.path(), "relayed", "{cell:?}");
+        }
         Ok(())
     });
 }
 
-fn expect(programs: &Programs, client: usize, server: usize, path: &str) -> Result<(), Failed> {
-    let types = nat::types();
-    let outcome = nat::pair(programs, types[client], types[server])?;
-    let way = if outcome.path == "relayed" { "relayed" } else { "direct" };
-    assert_eq!(way, path, "{outcome:?}");
-    assert!(outcome.is_as_expected(), "{outcome:?}");
-    Ok(())
+#[test]
+fn pairs_that_cannot_meet_stay_relayed_and_say_why() {
+    inside("nat::pairs_that_cannot_meet_stay_relayed_and_say_why", |programs| {
+        let pairs = [(SymmetricRandom, SymmetricRandom), (Carrier, Carrier), (Ipv6Only, Open)];
+        for cell in as_theory_says(programs, &pairs)? {
+            assert_eq!(cell.path(), "relayed", "{cell:?}");
+            let seen = cell.seen.map_err(Failed::new)?;
+            assert!(!seen.why.is_empty(), "it says why: {seen:?}");
+            if cell.client == SymmetricRandom {
+                assert!(seen.why.contains("symmetric"), "{seen:?}");
+            }
+        }
+        Ok(())
+    });
+}
+
+fn as_theory_says(programs: &Programs, pairs: &[Pair]) -> Result<Vec<Cell>, Failed> {
+    let plan = Plan { pairs: pairs.to_vec(), at_once: 4, delay: Duration::from_millis(5) };
+    let mut cells = Vec::new();
+    matrix::run(programs, &plan, |cell| cells.push(cell))?;
+    assert_eq!(cells.len(), pairs.len());
+    for cell in &cells {
+        assert!(cell.is_as_expected(), "{cell:?}");
+    }
+    Ok(cells)
 }

@@ -1,0 +1,320 @@
+//! Every network against every other, on the real kernel: which path two agents end up on, how soon, and whether it is
+//! the one that theory promises.
+//!
+//! All agents of one run are up at once, a client and a server in each network, and pairs that share nobody are tried
+//! at the same time. A pair gets to know each other from nothing (ticket, request, approval), fetches a page by
+//! hostname, is watched until its path is final, and parts again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use peerage_netlab::kernel::{Network, SiteConfig, possibility};
+use peerage_netlab::{Access, Possibility};
+use serde_json::{Value, json};
+
+use crate::agent::{Agent, Mark};
+use crate::failed::Failed;
+use crate::kernel::{KernelWorld, Place, acquaint, fetch};
+use crate::programs::Programs;
+use crate::wait::{PATIENCE, until};
+
+/// A direct path must be there by then.
+const PATH: Duration = Duration::from_secs(20);
+/// How long a path that must not come is waited for.
+const NO_PATH: Duration = Duration::from_secs(6);
+
+/// A client's network and a server's.
+pub type Pair = (Network, Network);
+
+/// What a matrix is to be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Which pairs.
+    pub pairs: Vec<Pair>,
+    /// How many at the same time.
+    pub at_once: usize,
+    /// One way from every client to every server; relays are where the clients are.
+    pub delay: Duration,
+}
+
+/// What one pair led to.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Before the client.
+    pub client: Network,
+    /// Before the server.
+    pub server: Network,
+    /// What theory says.
+    pub possibility: Possibility,
+    /// What was seen, or why nothing was.
+    pub seen: Result<Seen, String>,
+}
+
+/// What was seen of a pair that met.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The path at the end, in the client's words.
+    pub path: String,
+    /// From curl's start to the first byte of its answer, as curl measures it, right after the session came up.
+    pub first_byte: Duration,
+    /// From the session's start to a direct path.
+    pub direct_after: Option<Duration>,
+    /// The NATs as the agents found them: the client's and the server's.
+    pub nats: [String; 2],
+    /// Why the path is no better, in the client's words.
+    pub why: String,
+}
+
+impl Cell {
+    /// Whether agents must find a direct path: all but what takes the opt-in round of guesses.
+    #[must_use]
+    pub const fn must_be_direct(&self) -> bool {
+        matches!(self.possibility, Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction)
+    }
+
+    /// Whether it is as theory says.
+    #[must_use]
+    pub fn is_as_expected(&self) -> bool {
+        let direct = self.seen.as_ref().is_ok_and(|seen| seen.path != "relayed");
+        match self.possibility {
+            Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => direct,
+            // Finding one all the same is no fault.
+            Possibility::NeedsBirthday => self.seen.is_ok(),
+            Possibility::Impossible => self.seen.is_ok() && !direct,
+        }
+    }
+
+    /// `direct` or `relayed`, and by what effort.
+    #[must_use]
+    pub const fn expected(&self) -> &'static str {
+        match self.possibility {
+            Possibility::Direct => "direct",
+            Possibility::Punched => "punched",
+            Possibility::NeedsPrediction => "punched (a predicted port)",
+            Possibility::NeedsBirthday => "relayed (direct by guessing ports)",
+            Possibility::Impossible => "relayed",
+        }
+    }
+
+    /// The path in a word; `failed` if there was none.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.seen.as_ref().map_or("failed", |seen| seen.path.as_str())
+    }
+
+    /// As one line of `--json`.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let mut line = json!({
+            "test": "nat", "client": self.client.name(), "server": self.server.name(), "path": self.path(),
+            "expected": self.expected(), "ok": self.is_as_expected(),
+        });
+        match &self.seen {
+            Ok(seen) => {
+                line["first_byte_ms"] = json!(millis(seen.first_byte));
+                line["direct_ms"] = json!(seen.direct_after.map(millis));
+                line["client_nat"] = json!(seen.nats[0]);
+                line["server_nat"] = json!(seen.nats[1]);
+                line["why"] = json!(seen.why);
+            }
+            Err(why) => line["error"] = json!(why),
+        }
+        line
+    }
+}
+
+/// Every ordered pair of these networks, in an order that lets many be tried at once.
+#[must_use]
+pub fn all_pairs(networks: &[Network]) -> Vec<Pair> {
+    let count = networks.len();
+    let diagonals = (0..count).flat_map(|shift| (0..count).map(move |row| (row, (row + shift) % count)));
+    diagonals.map(|(row, column)| (networks[row], networks[column])).collect()
+}
+
+/// Runs a plan, and hands over each cell as it is done.
+///
+/// # Errors
+/// The lab cannot be made. What goes wrong in a pair is in its cell.
+pub fn run(programs: &Programs, plan: &Plan, mut done: impl FnMut(Cell)) -> Result<(), Failed> {
+    let stage = Stage::new(programs, plan)?;
+    let mut left = plan.pairs.clone();
+    while !left.is_empty() {
+        let round = take_round(&mut left, plan.at_once.max(1));
+        let cells: Vec<Cell> = std::thread::scope(|scope| {
+            let running: Vec<_> = round
+                .into_iter()
+                .map(|pair| {
+                    scope.spawn({
+                        let stage = &stage;
+                        move || stage.cell(pair)
+                    })
+                })
+                .collect();
+            running.into_iter().filter_map(|cell| cell.join().ok()).collect()
+        });
+        cells.into_iter().for_each(&mut done);
+    }
+    Ok(())
+}
+
+/// Takes pairs of which no two share a client or a server.
+fn take_round(left: &mut Vec<Pair>, most: usize) -> Vec<Pair> {
+    let (mut clients, mut servers, mut round) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    left.retain(|&(client, server)| {
+        let free = round.len() < most && !clients.contains(&client) && !servers.contains(&server);
+        if free {
+            clients.insert(client);
+            servers.insert(server);
+            round.push((client, server));
+        }
+        !free
+    });
+    round
+}
+
+/// Everybody who takes part.
+struct Stage {
+    clients: BTreeMap<Network, Party>,
+    servers: BTreeMap<Network, Party>,
+    world: KernelWorld,
+}
+
+/// An agent where it is.
+struct Party {
+    place: Place,
+    agent: Agent,
+    /// Why it takes part in nothing, if so.
+    missing: Option<String>,
+}
+
+impl Stage {
+    fn new(programs: &Programs, plan: &Plan) -> Result<Self, Failed> {
+        let mut world = match plan.delay.is_zero() {
+            true => KernelWorld::new(programs, 2, &Access::default())?,
+            false => KernelWorld::with_sides(programs, 2, plan.delay)?,
+        };
+        let mut party = |prefix: &str, network: Network| {
+            let (name, config) = (format!("{prefix}-{network}"), SiteConfig::new(network));
+            let place = match prefix {
+                "server" => world.server(&name, &config.far())?,
+                _ => world.client(&name, &config)?,
+            };
+            let agent = world.start(&place)?;
+            Ok((network, Party { place, agent, missing: None }))
+        };
+        let clients: BTreeSet<Network> = plan.pairs.iter().map(|pair| pair.0).collect();
+        let servers: BTreeSet<Network> = plan.pairs.iter().map(|pair| pair.1).collect();
+        let clients = clients.into_iter().map(|network| party("client", network)).collect::<Result<_, Failed>>()?;
+        let servers = servers.into_iter().map(|network| party("server", network)).collect::<Result<_, Failed>>()?;
+        let mut stage = Self { clients, servers, world };
+        stage.wait_for_relays();
+        Ok(stage)
+    }
+
+    /// All at once, so that those who find no relay cost one patience together.
+    fn wait_for_relays(&mut self) {
+        let begun = Instant::now();
+        for party in self.clients.values_mut().chain(self.servers.values_mut()) {
+            let patience = PATIENCE.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+            let up = |event: &Value| event["event"] == "relay" && event["up"] == true;
+            if party.agent.heard(Agent::beginning(), patience, up).is_none() {
+                party.missing = Some(format!("{} found no relay within {PATIENCE:?}", party.place.name()));
+            }
+        }
+    }
+
+    fn cell(&self, (client, server): Pair) -> Cell {
+        let possibility = possibility(client, server);
+        let seen = self.meet(client, server, possibility).map_err(|failed| failed.to_string());
+        Cell { client, server, possibility, seen }
+    }
+
+    fn meet(&self, client: Network, server: Network, possibility: Possibility) -> Result<Seen, Failed> {
+        let (client, server) = (&self.clients[&client], &self.servers[&server]);
+        if let Some(missing) = [client, server].into_iter().find_map(|party| party.missing.as_ref()) {
+            return Err(Failed::new(missing));
+        }
+        let mark = client.agent.mark();
+        let before = self.world.direct_bytes(&client.place, &server.place)?;
+        acquaint(&client.agent, &server.agent, client.place.name())?;
+        let seen = self.watch(client, server, mark, possibility);
+        if let Ok(seen) = &seen
+            && seen.path != "relayed"
+        {
+            self.check_counters(client, server, before)?;
+        }
+        // Strangers again, so that the next pair has its NATs to itself.
+        client.agent.ask(&["revoke", server.place.name()])?;
+        server.agent.ask(&["revoke", client.place.name()])?;
+        seen
+    }
+
+    fn watch(&self, client: &Party, server: &Party, mark: Mark, possibility: Possibility) -> Result<Seen, Failed> {
+        let name = server.place.name();
+        let (connected, _) = client.agent.wait_for(mark, "connected", |event| event["peer"] == name)?;
+        let first_byte = fetch(&client.agent, name)?;
+        let patience = match possibility {
+            Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => PATH,
+            Possibility::NeedsBirthday | Possibility::Impossible => NO_PATH,
+        };
+        let direct = client.agent.heard(mark, patience, |event| is_direct(event, name));
+        // Once more, by whatever path it is by then.
+        fetch(&client.agent, name)?;
+        let [status, other] = [client.agent.ask(&["status"])?, server.agent.ask(&["status"])?];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let peers = status["peers"].as_array().into_iter().flatten();
+        let peer = peers.into_iter().find(|peer| peer["name"] == name).cloned().unwrap_or_default();
+        Ok(Seen {
+            path: text(&peer["path"]),
+            first_byte,
+            direct_after: direct.map(|(at, _)| at.saturating_duration_since(connected)),
+            nats: [text(&status["nat"]["kind"]), text(&other["nat"]["kind"])],
+            why: text(&peer["why"]),
+        })
+    }
+
+    /// Whatever agents say: a path that is called direct has carried packets past the relays, both ways.
+    fn check_counters(&self, client: &Party, server: &Party, before: [u64; 2]) -> Result<(), Failed> {
+        until("packets past the relays, both ways", || {
+            let after = self.world.direct_bytes(&client.place, &server.place)?;
+            Ok((after[0] > before[0] && after[1] > before[1]).then_some(()))
+        })
+    }
+}
+
+/// Whether an event says that the path to `peer` is direct.
+fn is_direct(event: &Value, peer: &str) -> bool {
+    let path = match event["event"].as_str() {
+        Some("connected") => &event["path"],
+        Some("path_changed") => &event["to"],
+        _ => return false,
+    };
+    event["peer"] == peer && path.is_string() && path != "relayed"
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e4).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_has_nobody_twice_and_all_pairs_come() {
+        let networks = &Network::ALL[..5];
+        let mut left = all_pairs(networks);
+        let (mut seen, mut rounds) = (BTreeSet::new(), 0);
+        while !left.is_empty() {
+            let round = take_round(&mut left, 4);
+            let clients: BTreeSet<Network> = round.iter().map(|pair| pair.0).collect();
+            let servers: BTreeSet<Network> = round.iter().map(|pair| pair.1).collect();
+            assert_eq!([clients.len(), servers.len()], [round.len(); 2]);
+            assert!(round.len() <= 4);
+            seen.extend(round);
+            rounds += 1;
+        }
+        assert_eq!(seen.len(), 25);
+        assert!(rounds <= 8, "{rounds} rounds of four for 25 pairs");
+    }
+}

@@ -1,0 +1,70 @@
+//! Results as tables for people.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::time::Duration;
+
+use peerage_netlab::kernel::Network;
+
+use crate::matrix::Cell;
+
+/// Wide enough for a path and its mark.
+const COLUMN: usize = 9;
+
+/// Paths by client (down) and server (across), then how long they took, then what is not as it should be.
+#[must_use]
+pub fn matrix(cells: &[Cell]) -> String {
+    let mut out = String::from("\nclient, down; server, across. `!` is not what theory says\n\n");
+    let clients: BTreeSet<Network> = cells.iter().map(|cell| cell.client).collect();
+    let servers: BTreeSet<Network> = cells.iter().map(|cell| cell.server).collect();
+    let numbered = |server: &Network| servers.iter().position(|other| other == server).unwrap_or_default() + 1;
+    line(&mut out, "", servers.iter().map(|server| numbered(server).to_string()));
+    for client in clients {
+        let of = |server: &Network| {
+            let cell = cells.iter().find(|cell| (cell.client, &cell.server) == (client, server));
+            cell.map_or(String::from("."), |cell| {
+                format!("{}{}", cell.path(), if cell.is_as_expected() { "" } else { "!" })
+            })
+        };
+        let number = if servers.contains(&client) { numbered(&client).to_string() } else { String::new() };
+        line(&mut out, &format!("{number:>2} {client}"), servers.iter().map(of));
+    }
+    times(&mut out, cells);
+    for cell in cells.iter().filter(|cell| !cell.is_as_expected()) {
+        let why = cell.seen.as_ref().map_or_else(Clone::clone, |seen| seen.why.clone());
+        let (client, server, path) = (cell.client, cell.server, cell.path());
+        let why = why.lines().next().unwrap_or_default();
+        writeln!(out, "! {client} to {server}: {path}, expected {}: {why}", cell.expected()).expect(ENDLESS);
+    }
+    out
+}
+
+const ENDLESS: &str = "a String takes everything";
+
+fn line(out: &mut String, head: &str, columns: impl Iterator<Item = String>) {
+    write!(out, "{head:<20}").expect(ENDLESS);
+    for column in columns {
+        write!(out, "{column:<COLUMN$}").expect(ENDLESS);
+    }
+    out.truncate(out.trim_end_matches(' ').len());
+    out.push('\n');
+}
+
+fn times(out: &mut String, cells: &[Cell]) {
+    let seen = || cells.iter().filter_map(|cell| cell.seen.as_ref().ok());
+    let good = cells.iter().filter(|cell| cell.is_as_expected()).count();
+    writeln!(out, "\n{good} of {} pairs as theory says", cells.len()).expect(ENDLESS);
+    spread(out, "first byte", seen().map(|seen| seen.first_byte).collect());
+    spread(out, "direct after", seen().filter_map(|seen| seen.direct_after).collect());
+}
+
+/// The median, what nineteen of twenty stay below, and the most.
+fn spread(out: &mut String, what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |part: usize| times.get((times.len() * part / 100).min(times.len().saturating_sub(1))).copied();
+    if let (Some(middle), Some(most), Some(all)) = (at(50), at(95), times.last()) {
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        let (middle, most, all) = (millis(middle), millis(most), millis(*all));
+        writeln!(out, "{what:<13} median {middle:>7.0} ms   95 % {most:>7.0} ms   most {all:>7.0} ms").expect(ENDLESS);
+    }
+}
