@@ -174,13 +174,12 @@ fn a_machine_that_slept_past_its_passport_has_no_session_when_it_wakes() {
 #[test]
 fn a_relay_key_that_a_peer_made_up_does_not_keep_us_from_our_relay() {
     let mut sim = Sim::new(5);
-    sim.add_relay("r1");
     sim.add_agent("a", NatKind::home_router());
     sim.add_agent("b", NatKind::home_router());
+    sim.add_relay("r1");
     let list = sim.relay_list();
     let mut stale = list[0].clone();
     stale.key.0[0] ^= 1;
-    sim.set_relays("a", vec![]);
     sim.set_relays("b", vec![stale]);
     sim.run_for(secs(1));
     sim.trust("a", "b");
@@ -189,4 +188,20 @@ fn a_relay_key_that_a_peer_made_up_does_not_keep_us_from_our_relay() {
     sim.set_relays("a", list);
     sim.run_for(secs(5));
     assert!(sim.events("a")[before..].iter().any(|(_, e)| matches!(e, Event::RelayUp { .. })));
+}
+
+#[test]
+fn a_relay_whose_key_its_owner_corrects_is_used_at_once() {
+    let mut sim = Sim::new(6);
+    sim.add_agent("a", NatKind::home_router());
+    sim.add_relay("r1");
+    let list = sim.relay_list();
+    let mut wrong = list[0].clone();
+    wrong.key.0[0] ^= 1;
+    sim.set_relays("a", vec![wrong]);
+    sim.run_for(secs(5));
+    assert!(!sim.saw("a", |e| matches!(e, Event::RelayUp { .. })));
+    sim.set_relays("a", list);
+    sim.run_for(secs(1));
+    assert!(sim.saw("a", |e| matches!(e, Event::RelayUp { .. })));
 }

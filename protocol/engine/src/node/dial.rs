@@ -32,7 +32,7 @@ impl Node {
         let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(now.wall))?;
         let (agent, relays) = pair.destination()?;
         let destination = agent.routing_id();
-        let via = self.relays.towards(&destination, relays, now.mono);
+        let via = self.relays.towards(&destination, [relays, pair.former_relays(now.mono)], now.mono);
         if via.is_empty() {
             debug!(%agent, "no relay of this agent is known and reachable");
             return None;

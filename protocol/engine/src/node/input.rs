@@ -168,7 +168,12 @@ impl Node {
             // how a peer that moved to another relay, or got another id there, is followed.
             let hop = match via {
                 Via::Relay(relay, peer) => {
-                    session.relayed = RelayRoute::Known { relay, peer };
+                    // One that goes away is no answer for a session that looks for another, nor for one that has found it.
+                    let settled = session.beside.is_empty() && !session.goes_by_other_than(relay);
+                    if settled || !self.relays.drains(relay) {
+                        session.relayed = RelayRoute::Known { relay, peer };
+                        session.beside.clear();
+                    }
                     self.relays.in_use(relay, now.mono);
                     Hop::Relayed
                 }

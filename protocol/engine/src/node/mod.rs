@@ -7,12 +7,14 @@
 //! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `rivals`
 //! chooses between several with one peer; `input`
 //! and `output` are the packet paths; `io` and `incoming` are streams; `paths` carries out what each session's path
-//! agent decides; `relays` keeps the relay clients.
+//! agent decides; `relays` keeps the relay clients, and `failover` finds another
+//! when one is gone.
 
 mod config;
 mod control;
 mod dial;
 mod event;
+mod failover;
 mod incoming;
 mod input;
 mod io;
@@ -187,7 +189,7 @@ impl Node {
         }
         let first = self.hosts.is_empty();
         self.hosts = addresses;
-        self.relays.set_hosts(&self.hosts);
+        self.relays.set_hosts(&self.hosts, now.mono);
         if !first {
             self.relays.local_address_changed(now.mono);
         }

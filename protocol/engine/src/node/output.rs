@@ -125,10 +125,16 @@ impl Node {
         let session = self.sessions.get_mut(&key)?;
         match session.relayed.clone() {
             RelayRoute::Known { relay, peer } => {
+                self.send_beside(key, shape, now);
                 let to = Destination::Endpoint(peer);
-                let (path, segment_size) =
-                    self.relays.wrap(now, relay, to, &self.scratch, shape.segment_size, buffer)?;
-                Some(Shape { segment_size, ..shape }.transmit(path, buffer.len()))
+                let sent = self.relays.wrap(now, relay, to, &self.scratch, shape.segment_size, buffer);
+                if let Some((path, segment_size)) = sent {
+                    return Some(Shape { segment_size, ..shape }.transmit(path, buffer.len()));
+                }
+                // That relay is away; the others may have taken it.
+                let batch = self.batches.pop_front()?;
+                buffer.extend_from_slice(&batch.bytes);
+                Some(batch.transmit)
             }
             RelayRoute::Racing { relays, destination } => {
                 let packets = Held { bytes: self.scratch.clone(), segment_size: shape.segment_size };
@@ -145,6 +151,22 @@ impl Node {
                         None
                     }
                 }
+            }
+        }
+    }
+
+    /// Queues copies of the packets in `scratch` through the other relays where the peer may be, while the session races.
+    fn send_beside(&mut self, key: SessionKey, shape: Shape, now: Instant) {
+        let Some(session) = self.sessions.get(&key).filter(|session| !session.beside.is_empty()) else { return };
+        let Some(up) = session.up() else { return };
+        // A bound agent's id is the same at every relay.
+        let to = Destination::Endpoint(up.credential.instance().into());
+        for relay in session.beside.clone() {
+            let mut bytes = Vec::new();
+            let wrapped = self.relays.wrap(now, relay, to, &self.scratch, shape.segment_size, &mut bytes);
+            if let Some((path, segment_size)) = wrapped {
+                let transmit = Shape { segment_size, ..shape }.transmit(path, bytes.len());
+                self.batches.push_back(Batch { transmit, bytes });
             }
         }
     }

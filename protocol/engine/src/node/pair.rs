@@ -75,6 +75,8 @@ pub(super) struct Pair {
     /// The peer said that it withdrew its trust. Until then nobody is kept waiting for a session that it will not answer;
     /// if it trusts us again, it dials.
     pub(super) refused_until: Option<Instant>,
+    /// The peer's relays before its list changed, and how long it is looked for there as well.
+    pub(super) former: Option<(Vec<RelayInfo>, Instant)>,
 }
 
 impl Pair {
@@ -112,6 +114,7 @@ impl Pair {
             pending: Vec::new(),
             waiting: Vec::new(),
             refused_until: None,
+            former: None,
         }
     }
 
@@ -122,6 +125,11 @@ impl Pair {
             Purpose::Ask { inviter, relays, .. } => Some((inviter, relays)),
             Purpose::Invite(_) => None,
         }
+    }
+
+    /// Where it was to be looked for until a while ago.
+    pub(super) fn former_relays(&self, now: Instant) -> &[RelayInfo] {
+        self.former.as_ref().filter(|(_, until)| now < *until).map_or(&[], |(list, _)| list)
     }
 
     /// Whom the handshake must show; an invitation answers anyone who holds it.

@@ -152,6 +152,7 @@ impl Node {
                         self.close(key, CloseCode::Replaced, DownReason::Replaced, now.mono);
                         return;
                     }
+                    self.race_relays(key, now);
                 }
                 PathEvent::RedialNeeded => self.suspect(key, now),
             }

@@ -22,6 +22,9 @@ use crate::relay::{ClientConfig, Destination, RelayClient, RelayEvent, Role};
 
 /// An agent binds at, and a dialer asks at, this many of the relays in a list (DESIGN section 6).
 const RELAYS_PER_AGENT: usize = 2;
+/// A relay that left a list is still bound at, and asked at, for this long: others learn of the change later
+/// (DESIGN section 6).
+pub(super) const OVERLAP: Duration = Duration::from_secs(600);
 /// A relay of a peer's that no session used for this long is left.
 const FORGET_AFTER: Duration = Duration::from_secs(300);
 
@@ -61,6 +64,12 @@ struct Entry {
     info: RelayInfo,
     own: bool,
     used: Instant,
+    /// It is in our list no more, and left then.
+    until: Option<Instant>,
+    /// It said that it goes away.
+    draining: bool,
+    /// It stopped answering; its name may lead elsewhere.
+    lost: bool,
     place: Place,
 }
 
@@ -90,15 +99,19 @@ impl Relays {
         }
     }
 
-    /// Our own list. We bind at those that rendezvous hashing picks; the caller's routing id is in our credential.
+    /// Our own list. We bind at those that rendezvous hashing picks; the caller's routing id is in our credential. Those that
+    /// are picked no more stay for [`OVERLAP`], since peers go by the list that they have.
     pub(super) fn set_own(&mut self, list: &[RelayInfo], me: &RoutingId, now: Instant) {
         let chosen: BTreeSet<RelayInfo> = pick(list, me).into_iter().cloned().collect();
         if chosen == self.own {
             return;
         }
-        let left: Vec<RelayKey> =
-            self.entries.iter().filter(|(_, e)| e.own && !chosen.contains(&e.info)).map(|(key, _)| *key).collect();
-        left.into_iter().for_each(|key| self.remove(key));
+        for entry in self.entries.values_mut().filter(|entry| entry.own) {
+            entry.until = match chosen.contains(&entry.info) {
+                true => None,
+                false => entry.until.or(Some(now + OVERLAP)),
+            };
+        }
         self.own = chosen.clone();
         for info in chosen {
             match self.find(&info) {
@@ -111,9 +124,14 @@ impl Relays {
         }
     }
 
-    /// The relays at which `destination` may be found, of those in its list.
-    pub(super) fn towards(&mut self, destination: &RoutingId, list: &[RelayInfo], now: Instant) -> Vec<RelayKey> {
-        let picked: Vec<RelayInfo> = pick(list, destination).into_iter().cloned().collect();
+    /// The relays at which `destination` may be found, of those in each of these lists of its relays.
+    pub(super) fn towards<'a>(
+        &mut self,
+        destination: &RoutingId,
+        lists: impl IntoIterator<Item = &'a [RelayInfo]>,
+        now: Instant,
+    ) -> Vec<RelayKey> {
+        let picked: BTreeSet<RelayInfo> = lists.into_iter().flat_map(|list| pick(list, destination)).cloned().collect();
         let keys: Vec<RelayKey> =
             picked.into_iter().map(|info| self.find(&info).unwrap_or_else(|| self.add(info, false, now))).collect();
         for key in &keys {
@@ -131,7 +149,16 @@ impl Relays {
     fn add(&mut self, info: RelayInfo, own: bool, now: Instant) -> RelayKey {
         self.next_key += 1;
         let key = RelayKey(self.next_key);
-        self.entries.insert(key, Entry { info: info.clone(), own, used: now, place: Place::Resolving });
+        let entry = Entry {
+            info: info.clone(),
+            own,
+            used: now,
+            until: None,
+            draining: false,
+            lost: false,
+            place: Place::Resolving,
+        };
+        self.entries.insert(key, entry);
         match info.host.as_str().parse::<IpAddr>() {
             Ok(ip) => self.resolved(&info, &[SocketAddr::new(ip, info.port)], now),
             Err(_) => self.unresolved.push(info),
@@ -150,16 +177,22 @@ impl Relays {
         let Some(key) = self.find(info) else { return };
         let v6 = self.hosts.iter().any(SocketAddr::is_ipv6);
         let v4 = self.hosts.iter().any(SocketAddr::is_ipv4) || !v6;
-        let usable = |a: &&SocketAddr| if a.is_ipv4() { v4 } else { v6 };
-        let Some(address) = addresses.iter().find(usable).or(addresses.first()).copied() else {
-            return;
-        };
-        let address = crate::stun::canonical(address);
+        let mut usable: Vec<SocketAddr> = addresses
+            .iter()
+            .filter(|a| if a.is_ipv4() { v4 } else { v6 })
+            .copied()
+            .map(crate::stun::canonical)
+            .collect();
+        if usable.is_empty() {
+            usable.extend(addresses.iter().copied().map(crate::stun::canonical));
+        }
+        let Some(address) = self.next_address(key, &usable) else { return };
         if let Some(holder) = self.by_address.get(&address).copied() {
-            // Two keys for one address cannot both be right. Ours comes from our owner, the other from some peer.
-            let ours = self.entries.get(&key).is_some_and(|entry| entry.own);
-            let theirs = self.entries.get(&holder).is_some_and(|entry| !entry.own);
-            if !(ours && theirs) {
+            // Two keys for one address cannot both be right. Ours comes from our owner's list, the other from some peer or
+            // from the list before.
+            let ours = self.entries.get(&key).is_some_and(|entry| entry.own && entry.until.is_none());
+            let yields = self.entries.get(&holder).is_some_and(|entry| !entry.own || entry.until.is_some());
+            if !(ours && yields) {
                 return;
             }
             self.remove(holder);
@@ -167,9 +200,10 @@ impl Relays {
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
         };
-        if !matches!(entry.place, Place::Resolving) {
-            return;
+        if let Place::Known { address: old, .. } = entry.place {
+            self.by_address.remove(&old);
         }
+        (entry.lost, entry.draining) = (false, false);
         let role = match entry.own {
             true => Role::Bind { secret: self.secret.clone(), credential: self.credential.clone() },
             false => Role::Visit,
@@ -179,14 +213,53 @@ impl Relays {
         self.by_address.insert(address, key);
     }
 
-    pub(super) fn set_hosts(&mut self, hosts: &BTreeSet<SocketAddr>) {
+    /// Our addresses. Where one of them is gone we may be in another network, and what relays saw of us in the old one says
+    /// nothing of this one; they are asked anew.
+    pub(super) fn set_hosts(&mut self, hosts: &BTreeSet<SocketAddr>, now: Instant) {
+        let moved = !hosts.is_superset(&self.hosts);
         self.hosts.clone_from(hosts);
         let port = hosts.first().map_or(0, SocketAddr::port);
         self.nat = NatClassifier::new(port, hosts.iter().map(SocketAddr::ip));
+        if moved {
+            self.clients().for_each(|(_, client)| client.ask_again(now));
+            return;
+        }
         let seen: Vec<_> = self.known().filter_map(|(a, _, observed)| Some((a, observed?))).collect();
         for (relay, observed) in seen {
             self.nat.observe_mapping(relay, observed);
         }
+    }
+
+    /// Of the addresses that a name leads to, the one to talk to: the first, or the one behind an address that stopped
+    /// answering. `None` where the address in use stays.
+    fn next_address(&self, key: RelayKey, found: &[SocketAddr]) -> Option<SocketAddr> {
+        let entry = self.entries.get(&key)?;
+        let Place::Known { address: current, .. } = entry.place else { return found.first().copied() };
+        if !entry.lost {
+            return None;
+        }
+        let behind = found.iter().position(|a| *a == current).map_or(0, |at| (at + 1) % found.len().max(1));
+        found.get(behind).copied().filter(|next| *next != current)
+    }
+
+    /// A relay does not answer: if it has a name, that may lead to another address.
+    fn look_up_again(&mut self, key: RelayKey) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        entry.lost = true;
+        if entry.info.host.as_str().parse::<IpAddr>().is_err() {
+            self.unresolved.push(entry.info.clone());
+        }
+    }
+
+    fn note_drain(&mut self, key: RelayKey) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.draining = true;
+        }
+    }
+
+    /// Whether a relay said that it goes away.
+    pub(super) fn drains(&self, key: RelayKey) -> bool {
+        self.entries.get(&key).is_some_and(|entry| entry.draining)
     }
 
     fn known(&self) -> impl Iterator<Item = (SocketAddr, &RelayClient, Option<SocketAddr>)> {
@@ -232,14 +305,18 @@ impl Relays {
         let stale: Vec<RelayKey> = self
             .entries
             .iter()
-            .filter(|(_, e)| !e.own && now.saturating_duration_since(e.used) > FORGET_AFTER)
+            .filter(|(_, e)| match e.own {
+                true => e.until.is_some_and(|until| until <= now),
+                false => now.saturating_duration_since(e.used) > FORGET_AFTER,
+            })
             .map(|(key, _)| *key)
             .collect();
         stale.into_iter().for_each(|key| self.remove(key));
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.known().filter_map(|(_, client, _)| client.poll_timeout()).min()
+        let left = self.entries.values().filter_map(|entry| entry.until);
+        self.known().filter_map(|(_, client, _)| client.poll_timeout()).chain(left).min()
     }
 
     pub(super) fn poll_transmit(&mut self) -> Option<(DirectPath, Vec<u8>)> {
@@ -333,6 +410,7 @@ impl Relays {
         };
         *observed = seen.map(crate::stun::canonical);
         if let Some(seen) = *observed {
+            (entry.lost, entry.draining) = (false, false);
             self.nat.observe_mapping(*address, seen);
         }
         Some((entry.info.clone(), entry.own, *address))
@@ -373,6 +451,7 @@ impl Node {
                 self.say_we_are_there(key);
             }
             RelayEvent::Lost => {
+                self.relays.look_up_again(key);
                 let Some((relay, own, _)) = self.relays.observed(key, None) else {
                     return;
                 };
@@ -380,24 +459,19 @@ impl Node {
                     info!(target: "events::relay_down", ?relay);
                     self.events.push_back(Event::RelayDown { relay });
                 }
+                self.leave_relay(key, now);
             }
+            RelayEvent::Silent => self.relays.look_up_again(key),
             RelayEvent::Refused(reason) => {
                 if let Some((relay, _, _)) = self.relays.observed(key, None) {
                     info!(target: "events::relay_refused", ?relay, ?reason);
                     self.events.push_back(Event::RelayRefused { relay, reason: format!("{reason:?}") });
                 }
             }
-            RelayEvent::Draining { grace } => debug!(?key, ?grace, "relay drains"),
-        }
-    }
-
-    /// A relay that was away or saw us move is back: sessions over it say so, instead of waiting out their timeouts.
-    fn say_we_are_there(&mut self, relay: RelayKey) {
-        for (key, session) in &mut self.sessions {
-            let over_it = matches!(session.relayed, RelayRoute::Known { relay: used, .. } if used == relay);
-            if over_it && session.up().is_some() {
-                session.connection.ping();
-                self.ready.insert(*key);
+            RelayEvent::Draining { grace } => {
+                debug!(?key, ?grace, "relay drains");
+                self.relays.note_drain(key);
+                self.leave_relay(key, now);
             }
         }
     }
@@ -424,4 +498,52 @@ fn pick<'a>(list: &'a [RelayInfo], id: &RoutingId) -> Vec<&'a RelayInfo> {
     ranked.sort_by(|a, b| b.cmp(a));
     ranked.dedup();
     ranked.into_iter().take(RELAYS_PER_AGENT).map(|(_, info)| info).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named_relay() -> (Relays, RelayInfo, RelayKey, Instant) {
+        let now = Instant::now();
+        let secret = AgreementSecret::from_bytes([7; 32]);
+        let key = AgreementSecret::from_bytes([8; 32]).public();
+        let info = RelayInfo { key, host: "relay.example".parse().expect("a host"), port: 3478, tls: None };
+        let mut relays = Relays::new(secret, Vec::new(), SeededRandom::from_seed([1; 32]));
+        relays.set_own(std::slice::from_ref(&info), &RoutingId([2; 16]), now);
+        let key = relays.find(&info).expect("it was just added");
+        (relays, info, key, now)
+    }
+
+    fn in_use(relays: &Relays) -> Vec<SocketAddr> {
+        relays.known().map(|(address, _, _)| address).collect()
+    }
+
+    #[test]
+    fn a_name_is_looked_up_again_when_its_relay_is_lost_and_its_next_address_is_used() {
+        let (mut relays, info, key, now) = named_relay();
+        let [one, two] = ["192.0.2.1:3478", "192.0.2.2:3478"].map(|text| text.parse().expect("an address"));
+        assert_eq!(std::mem::take(&mut relays.unresolved), [info.clone()]);
+        relays.resolved(&info, &[one, two], now);
+        assert_eq!(in_use(&relays), [one]);
+        relays.resolved(&info, &[two], now);
+        assert_eq!(in_use(&relays), [one], "one that is not lost stays where it is");
+        for (next, other) in [(two, one), (one, two)] {
+            relays.look_up_again(key);
+            assert_eq!(std::mem::take(&mut relays.unresolved), [info.clone()]);
+            relays.resolved(&info, &[one, two], now);
+            assert_eq!(in_use(&relays), [next]);
+            assert!(relays.by_address.contains_key(&next) && !relays.by_address.contains_key(&other));
+        }
+    }
+
+    #[test]
+    fn a_name_with_one_address_keeps_it() {
+        let (mut relays, info, key, now) = named_relay();
+        let only = "192.0.2.1:3478".parse().expect("an address");
+        relays.resolved(&info, &[only], now);
+        relays.look_up_again(key);
+        relays.resolved(&info, &[only], now);
+        assert_eq!(in_use(&relays), [only]);
+    }
 }

@@ -29,6 +29,8 @@ pub(super) struct Session {
     /// The knock it began with.
     pub(super) first_id: [u8; KNOCK_LEN],
     pub(super) relayed: RelayRoute,
+    /// Relays that get every relayed packet as well, while it is not certain that [`Self::relayed`] leads anywhere.
+    pub(super) beside: Vec<RelayKey>,
     /// When its first packet was made or came.
     pub(super) born: Instant,
     pub(super) phase: Phase,
@@ -122,6 +124,7 @@ impl Session {
             initiator,
             first_id,
             relayed,
+            beside: Vec::new(),
             born,
             phase: Phase::Handshaking,
             last_hop: None,
@@ -149,6 +152,11 @@ impl Session {
     /// Whether the peer has shown that it takes us.
     pub(super) fn handshake_is_confirmed(&self) -> bool {
         !self.initiator || self.connection.stats().frame_rx.handshake_done > 0
+    }
+
+    /// Whether its relayed packets go by one relay, which is not this one.
+    pub(super) fn goes_by_other_than(&self, relay: RelayKey) -> bool {
+        matches!(self.relayed, RelayRoute::Known { relay: used, .. } if used != relay)
     }
 
     /// Whether something proven came since the last call. quinn-proto counts a frame only after its packet decrypted

@@ -13,6 +13,7 @@ use super::Node;
 use super::event::{AskKey, CloseCode, DownReason, Now, SessionKey};
 use super::pair::{Dial, Pair, PairKey, Purpose};
 use super::paths::mode;
+use super::relays::OVERLAP;
 use super::session::Session;
 use super::{StreamError, Timer};
 use crate::noise::{ConfigError, LocalIdentity};
@@ -112,6 +113,10 @@ impl Node {
                     return;
                 }
             }
+        }
+        if old.relays != peer.relays {
+            // Of two changes within the time only the list before the last counts; a third would want a list of lists.
+            pair.former = Some((old.relays.clone(), now.mono + OVERLAP));
         }
         let path = mode(peer.path);
         pair.purpose = Purpose::Peer(peer);

@@ -29,6 +29,8 @@ pub const KEEPALIVE: Duration = Duration::from_secs(25);
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// BIND, VISIT and MOVE are sent this often before the cookie counts as too old.
 const TRIES: u32 = 4;
+/// HELLOs without an answer until somebody may look whether the relay moved: after 3 to 4 s, and then again and again.
+const SILENT_AFTER: u32 = 5;
 /// Keepalives without an answer until the relay counts as lost.
 const KEEPALIVES: u32 = 3;
 
@@ -71,6 +73,8 @@ pub enum RelayEvent {
     },
     /// The relay does not answer any more; the client goes on trying.
     Lost,
+    /// The relay has not answered for a while; the client goes on trying. Perhaps it is elsewhere.
+    Silent,
     /// The relay does not take us; the client asks again in half a minute.
     Refused(Refusal),
     /// The relay goes away soon.
@@ -169,6 +173,11 @@ impl RelayClient {
         Some(frame::unbind(tag, id, |body| session.mac(body)).to_vec())
     }
 
+    /// We may be in another network: begins from HELLO, so that the relay says anew where it sees us.
+    pub fn ask_again(&mut self, now: Instant) {
+        self.greet(now);
+    }
+
     /// A newer credential for the same instance: binds again, without a gap.
     pub fn renew(&mut self, credential: Vec<u8>, now: Instant) {
         if let Role::Bind { credential: old, .. } = &mut self.role {
@@ -252,6 +261,9 @@ impl RelayClient {
                 if schedule.due(now) {
                     schedule.sent(now, self.random.bytes());
                     self.transmits.push_back(frame::hello(*tag).to_vec());
+                    if schedule.sends().is_multiple_of(SILENT_AFTER) {
+                        self.events.push_back(RelayEvent::Silent);
+                    }
                 }
             }
             Exchange::Asking { frame, schedule, .. } => {

@@ -8,7 +8,7 @@ use peerage_model::id::sha256;
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{DeniedInstance, PathMode, Snapshot};
 use peerage_model::{AgentId, AgreementSecret, InstanceId, Ticket};
-use peerage_relay_proto::{Access, Limits, Relay};
+use peerage_relay_proto::{Access, Limits, Place, Relay};
 use zeroize::Zeroizing;
 
 use super::clock::Clock;
@@ -16,7 +16,8 @@ use super::flow::Flows;
 use super::guard::Guard;
 use super::net::{AGENT_DELAY, Line, Queue, RELAY_DELAY, Site, relay_address, stranger_address};
 use super::owner::Owner;
-use super::{Agent, RelayHost, Sim};
+use super::packet::{Origin, Packet};
+use super::{Agent, Arrival, RelayHost, Sim};
 use crate::link::LinkConfig;
 use crate::nat::NatKind;
 use crate::rng::SplitMix64;
@@ -117,6 +118,25 @@ impl Sim {
         self.relay_host(label).relay = None;
     }
 
+    /// A relay is asked to end, and tells those that are bound.
+    pub fn drain_relay(&mut self, label: &str, grace: Duration) {
+        let (now, elapsed) = (self.clock.now(), self.clock.elapsed());
+        let host = self.relay_host(label);
+        let Some(relay) = host.relay.as_mut() else { return };
+        relay.drain(now, grace);
+        let mut leaving = Vec::new();
+        while let Some(notice) = relay.poll_transmit(now) {
+            let Place::Udp(to) = notice.to else { continue };
+            let bytes = notice.frame.as_bytes().to_vec();
+            for at in host.line.up.send(now, bytes.len()) {
+                let packet =
+                    Packet { at: elapsed, from: host.address, to, bytes: bytes.clone(), origin: Origin::Relay };
+                leaving.push((at, packet));
+            }
+        }
+        leaving.into_iter().for_each(|(at, packet)| self.queue.push(at, Arrival::Core(packet)));
+    }
+
     /// Every relay, as an allowlist names it.
     #[must_use]
     pub fn relay_list(&self) -> Vec<RelayInfo> {
@@ -164,6 +184,14 @@ impl Sim {
     pub fn restart(&mut self, label: &str) {
         let number = self.number(label);
         let (name, site) = (self.agents[number].name.clone(), self.agents[number].site);
+        self.kill(label);
+        self.start_instance(label, &name, site);
+    }
+
+    /// A new process of the same agent in another network.
+    pub fn restart_elsewhere(&mut self, label: &str, nat: NatKind) {
+        let name = self.agents[self.number(label)].name.clone();
+        let site = self.add_site(nat);
         self.kill(label);
         self.start_instance(label, &name, site);
     }

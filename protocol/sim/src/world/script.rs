@@ -384,6 +384,12 @@ impl Sim {
         self.apply(name);
     }
 
+    /// The relays at which one believes that another is to be found.
+    pub fn set_relays_of_peer(&mut self, who: &str, whom: &str, list: Vec<RelayInfo>) {
+        self.owner(who).trusts.get_mut(whom).expect("a trust that was declared").relays = list;
+        self.apply(who);
+    }
+
     /// Ends an agent's sessions properly, as a driver does before it exits.
     pub fn shut_down(&mut self, label: &str) {
         let number = self.number(label);
