@@ -14,8 +14,9 @@ use crate::machine::{Machine, Running};
 use crate::programs::Programs;
 use crate::world::{first_line, run_relay, start_origin};
 
-/// The relays' UDP port; TCP has its own where a relay offers it.
+/// The relays' UDP port, and the TCP port that networks let through which block UDP.
 const RELAY_PORT: u16 = 4478;
+const TLS_PORT: u16 = 443;
 /// Where HTTP proxies listen, as usual.
 const PROXY_PORT: u16 = 3128;
 
@@ -215,9 +216,10 @@ impl KernelWorld {
 }
 
 fn relay_words(name: &str) -> Vec<String> {
-    let listen = format!("[::]:{RELAY_PORT}");
+    let (udp, tls) = (format!("[::]:{RELAY_PORT}"), format!("[::]:{TLS_PORT}"));
+    let place = format!("{name}.test:{RELAY_PORT}/{TLS_PORT}");
     let words =
-        ["relay", "--open", "--listen", &listen, "--advertise", &format!("{name}.test"), "--key-file", "relay.key"];
+        ["relay", "--open", "--listen", &udp, "--tls-listen", &tls, "--advertise", &place, "--key-file", "relay.key"];
     words.map(str::to_owned).to_vec()
 }
 
@@ -227,15 +229,33 @@ fn relay_words(name: &str) -> Vec<String> {
 /// # Errors
 /// A step fails.
 pub fn acquaint(client: &Agent, server: &Agent, client_name: &str) -> Result<(), Failed> {
+    acquaint_on(client, server, client_name, &[])
+}
+
+/// The same, with these words in both consents.
+///
+/// # Errors
+/// A step fails.
+pub fn acquaint_on(client: &Agent, server: &Agent, client_name: &str, terms: &[&str]) -> Result<(), Failed> {
     let [client_before, server_before] = [client.mark(), server.mark()];
     let invited = server.ask(&["invite", "--expires", "10m"])?;
     let ticket = invited["ticket"].as_str().ok_or_else(|| Failed::new("no ticket in the answer"))?;
-    client.ask(&["handshake", ticket, "to read reports"])?;
+    client.ask(&[&["handshake", ticket, "to read reports"], terms].concat())?;
     server.wait_for(server_before, "request", |event| event["name"] == client_name)?;
-    server.ask(&["approve", client_name])?;
+    server.ask(&[&["approve", client_name], terms].concat())?;
     client.wait_for(client_before, "connected", |_| true)?;
     client.wait_for(client_before, "ports", |event| !event["ports"][0].is_null())?;
     Ok(())
+}
+
+/// The path of an agent to this peer, in its own words; empty if there is none.
+///
+/// # Errors
+/// The agent does not answer.
+pub fn path_to(agent: &Agent, peer: &str) -> Result<String, Failed> {
+    let status = agent.ask(&["status"])?;
+    let found = status["peers"].as_array().into_iter().flatten().find(|known| known["name"] == peer);
+    Ok(found.and_then(|known| known["path"].as_str()).unwrap_or_default().to_owned())
 }
 
 /// Fetches a page by hostname; returns the time to its first byte, as curl measures it.

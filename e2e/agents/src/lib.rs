@@ -7,6 +7,8 @@
 
 mod agent;
 mod failed;
+pub mod field;
+pub mod flow;
 pub mod kernel;
 mod machine;
 pub mod matrix;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use peerage_e2e::matrix::{self, Cell, Pair, Plan};
-use peerage_e2e::{Failed, Nats, Programs, Trying, World, memory, origin, proxy, table, transfer};
+use peerage_e2e::{Failed, Nats, Programs, Trying, World, field, memory, origin, proxy, table, transfer};
 use peerage_netlab::kernel::Network;
 
 /// Agents and relays as real processes, on an emulated internet
@@ -31,6 +31,15 @@ struct Cli {
 enum Test {
     /// Every kind of network against every other, on the real kernel
     Nat(Nat),
+    /// What others stumble over: symmetric NATs, changed addresses, dead relays, restarts, revocation, long pauses
+    Field {
+        /// Which; with commas between them [default: all]
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+        only: Vec<String>,
+        /// The small size that tests run: seconds instead of minutes
+        #[arg(long)]
+        small: bool,
+    },
     /// One long download while the path moves and addresses change
     Transfer {
         /// Its size
@@ -91,7 +100,7 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
     match &cli.test {
         Test::Serve { address } => return origin::serve(address).trying("serve").map(|()| true),
         Test::Proxy { address } => return proxy::serve(address).trying("serve").map(|()| true),
-        Test::Nat(_) | Test::Transfer { .. } | Test::Memory | Test::All => {}
+        Test::Nat(_) | Test::Field { .. } | Test::Transfer { .. } | Test::Memory | Test::All => {}
     }
     peerage_netlab::enter().trying("make networks")?;
     let origin = env::current_exe().trying("find this program")?;
@@ -99,11 +108,13 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
     let programs = Programs { peerage, origin };
     match &cli.test {
         Test::Nat(nat) => nats(&programs, nat, cli.json),
+        Test::Field { only, small } => in_the_field(&programs, only, *small, cli.json),
         Test::Transfer { mib } => download(&programs, *mib, cli.json),
         Test::Memory => idle(&programs, cli.json),
         Test::All => {
             let everything = Nat { pairs: Vec::new(), at_once: 15, delay: 10 };
             let good = nats(&programs, &everything, cli.json)?;
+            let good = in_the_field(&programs, &[], false, cli.json)? & good;
             Ok(download(&programs, 1024, cli.json)? & idle(&programs, cli.json)? & good)
         }
         Test::Serve { .. } | Test::Proxy { .. } => Ok(true),
@@ -132,6 +143,35 @@ fn nats(programs: &Programs, nat: &Nat, json: bool) -> Result<bool, Failed> {
         print!("{}", table::matrix(&cells));
     }
     Ok(cells.len() == plan.pairs.len() && cells.iter().all(Cell::is_as_expected))
+}
+
+/// Runs the tests of the field; a failure does not keep the others from running.
+fn in_the_field(programs: &Programs, only: &[String], small: bool, json: bool) -> Result<bool, Failed> {
+    let tests = field::tests();
+    if let Some(unknown) = only.iter().find(|name| !tests.iter().any(|(known, _)| known == name)) {
+        let known: Vec<&str> = tests.iter().map(|(name, _)| *name).collect();
+        return Err(Failed::new(format!("`{unknown}` is not one of {}", known.join(", "))));
+    }
+    let size = if small { field::Size::SMALL } else { field::Size::FULL };
+    let mut good = true;
+    for (name, test) in tests.into_iter().filter(|(name, _)| only.is_empty() || only.iter().any(|one| one == name)) {
+        let found = test(programs, size);
+        good &= found.is_ok();
+        match found {
+            Ok(finding) if json => println!("{}", finding.json()),
+            Ok(finding) => {
+                let figures: Vec<String> = finding
+                    .millis
+                    .iter()
+                    .map(|(what, value)| format!("{} {value:.0} ms", what.replace('_', " ")))
+                    .collect();
+                println!("ok      {name:<20} {}; {}", figures.join(", "), finding.said);
+            }
+            Err(failed) if json => println!("{}", serde_json::json!({"test": name, "error": failed.to_string()})),
+            Err(failed) => println!("FAILED  {name:<20} {failed}"),
+        }
+    }
+    Ok(good)
 }
 
 /// `a,b` is each of them with each; `a:b` is one pair; nothing is everything.

@@ -85,7 +85,10 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         None if path == "/drip" => {
             begin(&mut stream, None)?;
             loop {
-                stream.write_all(b"drip\n")?;
+                if let Err(error) = stream.write_all(b"drip\n") {
+                    eprintln!("drip ended: {error}");
+                    return Err(error);
+                }
                 std::thread::sleep(DRIP);
             }
         }

@@ -5,17 +5,14 @@
 //! Who reads sets the pace: a valve lets curl's output through in pieces, so that each stage lasts until the
 //! expected way has carried its share, on fast machines as on slow ones.
 
-use std::io::Read;
-use std::process::ChildStdout;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::digest;
-use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::failed::{Failed, Trying};
+use crate::flow::{Valve, read};
 use crate::origin::Pattern;
 use crate::wait::LOOK;
 use crate::world::{SERVER, World};
@@ -224,67 +221,4 @@ struct Counters {
     relayed: u64,
     direct: u64,
     back: u64,
-}
-
-/// How much may be read.
-#[derive(Debug, Default)]
-struct Valve {
-    state: Mutex<Allowance>,
-    opened: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Allowance {
-    allowed: u64,
-    passed: u64,
-    closed: bool,
-}
-
-impl Valve {
-    /// Lets so much through from here on.
-    fn let_through(&self, more: u64) {
-        let mut state = self.lock();
-        state.allowed = state.passed.saturating_add(more);
-        self.opened.notify_all();
-    }
-
-    fn passed(&self) -> u64 {
-        self.lock().passed
-    }
-
-    fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    /// Waits until something may be read, and says how much.
-    fn wait(&self) -> u64 {
-        let shut = |state: &mut Allowance| state.allowed <= state.passed;
-        let state = self.opened.wait_while(self.lock(), shut).unwrap_or_else(PoisonError::into_inner);
-        state.allowed - state.passed
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Allowance> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Reads to the end; returns how much it was, and its SHA-256.
-fn read(mut from: ChildStdout, valve: &Valve) -> std::io::Result<(u64, String)> {
-    let mut sum = digest::Context::new(&digest::SHA256);
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let most = usize::try_from(valve.wait()).unwrap_or(usize::MAX).min(buffer.len());
-        let got = from.read(&mut buffer[..most]);
-        let mut state = valve.lock();
-        match got {
-            Ok(0) | Err(_) => state.closed = true,
-            Ok(got) => state.passed += got as u64,
-        }
-        let passed = state.passed;
-        drop(state);
-        match got? {
-            0 => return Ok((passed, HEXLOWER.encode(sum.finish().as_ref()))),
-            got => sum.update(&buffer[..got]),
-        }
-    }
 }

@@ -2,6 +2,7 @@
 //! and come back, trust is taken back, and people type wrong things.
 
 mod bad_input;
+mod field;
 mod nat;
 mod restarts;
 mod revocation;
