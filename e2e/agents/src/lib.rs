@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod table;
 pub mod transfer;
 mod wait;
+pub mod warm;
 mod world;
 
 pub use agent::Agent;

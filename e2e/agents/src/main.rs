@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use peerage_e2e::matrix::{self, Cell, Pair, Plan};
-use peerage_e2e::{Failed, Nats, Programs, Trying, World, field, memory, origin, proxy, table, transfer};
+use peerage_e2e::{Failed, Nats, Programs, Trying, World, field, memory, origin, proxy, table, transfer, warm};
 use peerage_netlab::kernel::Network;
 
 /// Agents and relays as real processes, on an emulated internet
@@ -39,6 +39,12 @@ enum Test {
         /// The small size that tests run: seconds instead of minutes
         #[arg(long)]
         small: bool,
+    },
+    /// How soon a request is at the server when there is no session yet, in round trips of the relay path
+    Warm {
+        /// As for `nat`
+        #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
+        pairs: Vec<String>,
     },
     /// One long download while the path moves and addresses change
     Transfer {
@@ -72,7 +78,7 @@ struct Nat {
     pairs: Vec<String>,
 
     /// How many pairs are tried at the same time; one after the other measures best
-    #[arg(long, value_name = "N", default_value_t = 15)]
+    #[arg(long, value_name = "N", default_value_t = 6)]
     at_once: usize,
 
     /// One way from every client to every server; relays are where the clients are
@@ -100,7 +106,7 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
     match &cli.test {
         Test::Serve { address } => return origin::serve(address).trying("serve").map(|()| true),
         Test::Proxy { address } => return proxy::serve(address).trying("serve").map(|()| true),
-        Test::Nat(_) | Test::Field { .. } | Test::Transfer { .. } | Test::Memory | Test::All => {}
+        Test::Nat(_) | Test::Field { .. } | Test::Warm { .. } | Test::Transfer { .. } | Test::Memory | Test::All => {}
     }
     peerage_netlab::enter().trying("make networks")?;
     let origin = env::current_exe().trying("find this program")?;
@@ -109,11 +115,13 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
     match &cli.test {
         Test::Nat(nat) => nats(&programs, nat, cli.json),
         Test::Field { only, small } => in_the_field(&programs, only, *small, cli.json),
+        Test::Warm { pairs } => warm_up(&programs, pairs, cli.json),
         Test::Transfer { mib } => download(&programs, *mib, cli.json),
         Test::Memory => idle(&programs, cli.json),
         Test::All => {
-            let everything = Nat { pairs: Vec::new(), at_once: 15, delay: 10 };
+            let everything = Nat { pairs: Vec::new(), at_once: 6, delay: 10 };
             let good = nats(&programs, &everything, cli.json)?;
+            let good = warm_up(&programs, &[], cli.json)? & good;
             let good = in_the_field(&programs, &[], false, cli.json)? & good;
             Ok(download(&programs, 1024, cli.json)? & idle(&programs, cli.json)? & good)
         }
@@ -143,6 +151,21 @@ fn nats(programs: &Programs, nat: &Nat, json: bool) -> Result<bool, Failed> {
         print!("{}", table::matrix(&cells));
     }
     Ok(cells.len() == plan.pairs.len() && cells.iter().all(Cell::is_as_expected))
+}
+
+fn warm_up(programs: &Programs, pairs: &[String], json: bool) -> Result<bool, Failed> {
+    let pairs = wanted_pairs(pairs)?;
+    let mut flights = Vec::new();
+    warm::run(programs, &pairs, |flight| {
+        if json {
+            println!("{}", flight.json());
+        }
+        flights.push(flight);
+    })?;
+    if !json {
+        print!("{}", table::flights(&flights));
+    }
+    Ok(flights.iter().all(|flight| flight.warm.is_ok() && flight.cold.is_ok()))
 }
 
 /// Runs the tests of the field; a failure does not keep the others from running.

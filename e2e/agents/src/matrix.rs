@@ -135,26 +135,33 @@ pub fn all_pairs(networks: &[Network]) -> Vec<Pair> {
 ///
 /// # Errors
 /// The lab cannot be made. What goes wrong in a pair is in its cell.
-pub fn run(programs: &Programs, plan: &Plan, mut done: impl FnMut(Cell)) -> Result<(), Failed> {
-    let stage = Stage::new(programs, plan)?;
-    let mut left = plan.pairs.clone();
-    while !left.is_empty() {
-        let round = take_round(&mut left, plan.at_once.max(1));
-        let cells: Vec<Cell> = std::thread::scope(|scope| {
-            let running: Vec<_> = round
-                .into_iter()
-                .map(|pair| {
-                    scope.spawn({
-                        let stage = &stage;
-                        move || stage.cell(pair)
-                    })
-                })
-                .collect();
-            running.into_iter().filter_map(|cell| cell.join().ok()).collect()
-        });
-        cells.into_iter().for_each(&mut done);
-    }
+pub fn run(programs: &Programs, plan: &Plan, done: impl FnMut(Cell)) -> Result<(), Failed> {
+    let world = match plan.delay.is_zero() {
+        true => KernelWorld::new(programs, 2, &Access::default())?,
+        false => KernelWorld::with_sides(programs, 2, plan.delay)?,
+    };
+    let stage = Stage::new(world, &plan.pairs)?;
+    in_rounds(&plan.pairs, plan.at_once, |pair| stage.cell(pair), done);
     Ok(())
+}
+
+/// Does something with every pair, many at once, none of which share a client or a server.
+pub(crate) fn in_rounds<T: Send>(
+    pairs: &[Pair],
+    at_once: usize,
+    work: impl Fn(Pair) -> T + Sync,
+    mut done: impl FnMut(T),
+) {
+    let mut left = pairs.to_vec();
+    while !left.is_empty() {
+        let round = take_round(&mut left, at_once.max(1));
+        let results: Vec<T> = std::thread::scope(|scope| {
+            let work = &work;
+            let running: Vec<_> = round.into_iter().map(|pair| scope.spawn(move || work(pair))).collect();
+            running.into_iter().filter_map(|result| result.join().ok()).collect()
+        });
+        results.into_iter().for_each(&mut done);
+    }
 }
 
 /// Takes pairs of which no two share a client or a server.
@@ -173,26 +180,23 @@ fn take_round(left: &mut Vec<Pair>, most: usize) -> Vec<Pair> {
 }
 
 /// Everybody who takes part.
-struct Stage {
-    clients: BTreeMap<Network, Party>,
-    servers: BTreeMap<Network, Party>,
-    world: KernelWorld,
+pub(crate) struct Stage {
+    pub(crate) clients: BTreeMap<Network, Party>,
+    pub(crate) servers: BTreeMap<Network, Party>,
+    pub(crate) world: KernelWorld,
 }
 
 /// An agent where it is.
-struct Party {
-    place: Place,
-    agent: Agent,
+pub(crate) struct Party {
+    pub(crate) place: Place,
+    pub(crate) agent: Agent,
     /// Why it takes part in nothing, if so.
-    missing: Option<String>,
+    pub(crate) missing: Option<String>,
 }
 
 impl Stage {
-    fn new(programs: &Programs, plan: &Plan) -> Result<Self, Failed> {
-        let mut world = match plan.delay.is_zero() {
-            true => KernelWorld::new(programs, 2, &Access::default())?,
-            false => KernelWorld::with_sides(programs, 2, plan.delay)?,
-        };
+    /// A client and a server in each network of these pairs, and their agents.
+    pub(crate) fn new(mut world: KernelWorld, pairs: &[Pair]) -> Result<Self, Failed> {
         let mut party = |prefix: &str, network: Network| {
             let (name, config) = (format!("{prefix}-{network}"), SiteConfig::new(network));
             let place = match prefix {
@@ -202,8 +206,8 @@ impl Stage {
             let agent = world.start(&place)?;
             Ok((network, Party { place, agent, missing: None }))
         };
-        let clients: BTreeSet<Network> = plan.pairs.iter().map(|pair| pair.0).collect();
-        let servers: BTreeSet<Network> = plan.pairs.iter().map(|pair| pair.1).collect();
+        let clients: BTreeSet<Network> = pairs.iter().map(|pair| pair.0).collect();
+        let servers: BTreeSet<Network> = pairs.iter().map(|pair| pair.1).collect();
         let clients = clients.into_iter().map(|network| party("client", network)).collect::<Result<_, Failed>>()?;
         let servers = servers.into_iter().map(|network| party("server", network)).collect::<Result<_, Failed>>()?;
         let mut stage = Self { clients, servers, world };

@@ -1,10 +1,11 @@
 //! The HTTP server that is reached by hostname: it knows nothing of Peerage, and makes up what it serves.
 //!
-//! `/bytes/N` has N bytes of a [`Pattern`]; `/drip` has a line each 20 ms without end; anything else is `hello`.
+//! `/bytes/N` has N bytes of a [`Pattern`]; `/drip` has a line each 20 ms without end; `/stamp` says when
+//! the request came; anything else is `hello`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
@@ -73,6 +74,7 @@ pub fn serve(address: &str) -> std::io::Result<()> {
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     let path = asked_path(&stream)?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     match path.strip_prefix("/bytes/").and_then(|size| size.parse().ok()) {
         Some(size) => {
             begin(&mut stream, Some(size))?;
@@ -91,6 +93,12 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
                 }
                 std::thread::sleep(DRIP);
             }
+        }
+        None if path == "/stamp" => {
+            // The one clock of the machine, so that whoever asks can subtract.
+            let stamp = now.as_nanos().to_string();
+            begin(&mut stream, Some(stamp.len() as u64))?;
+            stream.write_all(stamp.as_bytes())
         }
         None => {
             begin(&mut stream, Some(6))?;

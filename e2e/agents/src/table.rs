@@ -7,6 +7,7 @@ use std::time::Duration;
 use peerage_netlab::kernel::Network;
 
 use crate::matrix::Cell;
+use crate::warm::{Flight, RELAY_ROUND_TRIP};
 
 /// Wide enough for a path and its mark.
 const COLUMN: usize = 9;
@@ -48,6 +49,37 @@ fn line(out: &mut String, head: &str, columns: impl Iterator<Item = String>) {
     }
     out.truncate(out.trim_end_matches(' ').len());
     out.push('\n');
+}
+
+/// Round trips of the relay path by client (down) and server (across), warm and cold.
+#[must_use]
+pub fn flights(flights: &[Flight]) -> String {
+    let millis = RELAY_ROUND_TRIP.as_millis();
+    let mut out =
+        format!("\nclient, down; server, across: warm/cold, in round trips of the relay path ({millis} ms)\n\n");
+    let clients: BTreeSet<Network> = flights.iter().map(|flight| flight.client).collect();
+    let servers: BTreeSet<Network> = flights.iter().map(|flight| flight.server).collect();
+    line(&mut out, "", servers.iter().map(|server| server.name().chars().take(COLUMN - 1).collect()));
+    for client in clients {
+        let trips = |of: &Result<Duration, String>| {
+            of.as_ref().map_or_else(|_| String::from("-"), |of| format!("{:.1}", Flight::round_trips(*of)))
+        };
+        let of = |server: &Network| {
+            let flight = flights.iter().find(|flight| (flight.client, &flight.server) == (client, server));
+            flight.map_or(String::from("."), |flight| format!("{}/{}", trips(&flight.warm), trips(&flight.cold)))
+        };
+        line(&mut out, client.name(), servers.iter().map(of));
+    }
+    out.push('\n');
+    spread(&mut out, "warm", flights.iter().filter_map(|flight| flight.warm.clone().ok()).collect());
+    spread(&mut out, "cold", flights.iter().filter_map(|flight| flight.cold.clone().ok()).collect());
+    for flight in flights {
+        if let Some(error) = flight.warm.as_ref().err().or(flight.cold.as_ref().err()) {
+            let (client, server) = (flight.client, flight.server);
+            writeln!(out, "! {client} to {server}: {}", error.lines().next().unwrap_or_default()).expect(ENDLESS);
+        }
+    }
+    out
 }
 
 fn times(out: &mut String, cells: &[Cell]) {

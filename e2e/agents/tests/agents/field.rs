@@ -18,6 +18,11 @@ fn a_transfer_outlives_new_addresses_of_the_gateway_and_of_the_host() {
 }
 
 #[test]
+fn a_relayed_transfer_outlives_the_relay_that_carries_it() {
+    measured("field::a_relayed_transfer_outlives_the_relay_that_carries_it", field::primary_relay_killed_in_a_transfer);
+}
+
+#[test]
 fn a_relayed_stream_becomes_direct_when_that_is_allowed() {
     measured("field::a_relayed_stream_becomes_direct_when_that_is_allowed", field::upgrade_to_direct);
 }
