@@ -42,12 +42,17 @@ pub enum Command {
         #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_span)]
         expires: Duration,
     },
-    /// Ask the agent that made a ticket for trust
+    /// Ask an agent for trust: the one that made a ticket, or a public one by its name
     Handshake {
-        /// The ticket, from `peerage invite` on the other machine; - reads it from stdin
+        /// The ticket, from `peerage invite` on the other machine; - reads it from stdin. Or, where it runs `up --public`, its name,
+        /// or NAME@FINGERPRINT, of which the first digits are enough
+        #[arg(value_name = "TICKET|NAME")]
         ticket: String,
         /// Why; its owner reads this
         reason: String,
+        /// Relay to look for a name at; repeat for more [default: those this agent uses]
+        #[arg(long, value_name = "KEY@HOST:PORT")]
+        relay: Vec<RelayInfo>,
         #[command(flatten)]
         terms: TermsArgs,
     },
@@ -146,6 +151,12 @@ pub struct Up {
     /// A relay to be found at, as `peerage relay` prints it; repeat for more [default: those used before]
     #[arg(long, value_name = "KEY@HOST:PORT")]
     pub relay: Vec<RelayInfo>,
+    /// Let strangers ask this agent for trust by its name alone: its relays keep a sealed mailbox for it [default: as before]
+    #[arg(long, overrides_with = "no_public")]
+    pub public: bool,
+    /// Do not, from now on
+    #[arg(long)]
+    pub no_public: bool,
     /// An address at which this agent can be reached from outside; repeat for more
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub endpoint: Vec<SocketAddr>,

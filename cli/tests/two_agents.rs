@@ -259,3 +259,57 @@ fn a_denied_instance_stays_out_until_it_is_started_anew() {
     let again = world.up("planner", &[]);
     assert_eq!(again.ok(&["connect", "db", "--message", "anew"]), "hello anew");
 }
+
+#[test]
+fn a_public_agent_is_asked_by_its_name_alone_and_then_answers_curl() {
+    let mut world = World::new();
+    let service = format!("mcp=80:{}", server("hello "));
+    let db = world.up("db", &["--expose", &service, "--public"]);
+    db.until(|status| status["relays"][0]["mailbox"] == true);
+    let planner = world.up("planner", &[]);
+    let asked = planner.json(&["handshake", "db", "to read reports"]);
+    assert_eq!(asked["peer"], db.json(&["status"])["agent"], "the relay named the right authority: {asked}");
+    db.until(|status| status["requests"] == 1);
+    assert!(db.ok(&["requests"]).contains("to read reports"));
+    db.ok(&["approve", "planner"]);
+    planner.until_connected();
+    assert_eq!(planner.ok(&["connect", "db", "--message", "world"]), "hello world");
+    // Asking again, now that it is answered, shows nothing to the owner and breaks nothing.
+    planner.ok(&["handshake", "db", "once more"]);
+    assert_eq!(planner.ok(&["connect", "db", "--message", "again"]), "hello again");
+    assert_eq!(db.json(&["status"])["requests"], 0);
+}
+
+#[test]
+fn asking_for_a_name_looks_the_same_whether_or_not_somebody_has_it() {
+    let mut world = World::new();
+    let _hidden = world.up("hidden", &[]);
+    let planner = world.up("planner", &[]);
+    for name in ["hidden", "nobody"] {
+        let asked = planner.json(&["handshake", name, "hello"]);
+        assert_eq!(asked["name"], name, "{asked}");
+        assert_eq!(asked["mailboxes"].as_array().map(Vec::len), Some(1), "{asked}");
+        let told = planner.json(&["handshake", name, "hello"])["peer"].clone();
+        assert_eq!(told, asked["peer"], "and the same at each look");
+    }
+}
+
+#[test]
+fn a_request_by_name_outlives_a_restart_of_the_owner_and_a_rejected_one_stays_rejected() {
+    let mut world = World::new();
+    let db = world.up("db", &["--public"]);
+    db.until(|status| status["relays"][0]["mailbox"] == true);
+    let planner = world.up("planner", &[]);
+    db.ok(&["down"]);
+    planner.ok(&["handshake", "db", "while you sleep"]);
+    // Public as it was before: it is not said again.
+    let db = world.up("db", &[]);
+    db.until(|status| status["requests"] == 1);
+    db.ok(&["reject", "planner"]);
+    planner.ok(&["down"]);
+    let planner = world.up("planner", &[]);
+    // It posts again what was not answered. The owner has seen that; another wish of its shows that the mail went through.
+    planner.ok(&["handshake", "db", "please"]);
+    db.until(|status| status["requests"] == 1);
+    assert!(db.ok(&["requests"]).contains("please"));
+}

@@ -6,6 +6,7 @@
 
 mod agent;
 mod feed;
+mod mailbox;
 mod model;
 mod node;
 mod noise;
@@ -24,6 +25,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("model_signed", model::signed),
     ("model_control", model::control),
     ("model_snapshot", model::snapshot),
+    ("mailbox", mailbox::mailbox),
     ("relay_frame", wire::relay_frame),
     ("stun", wire::stun),
     ("knock", wire::knock),

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use peerage_engine::relay::{ClientConfig, RelayClient, Role};
+use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{self, Destination, EndpointId, Frame, Tag, keys};
 use peerage_model::{AgreementSecret, Credential, InstanceId, RoutingId};
 use peerage_relay_proto::{Access, Config, Decision, Ingress, Limits, Relay};
@@ -54,6 +55,8 @@ struct World {
     tags: BTreeMap<SocketAddr, Tag>,
     /// Addresses that have shown that they receive what is sent to them.
     proven: BTreeSet<SocketAddr>,
+    /// Of the last BIND that each address sent.
+    sessions: BTreeMap<SocketAddr, keys::MacKey>,
     drawn: u8,
 }
 
@@ -65,17 +68,19 @@ pub fn relay_server(data: &[u8]) {
 
 fn play(data: &[u8]) -> World {
     let now = Instant::now(); // an arbitrary origin; the script's time is counted from it
-    let limits = Limits { memory: 64 << 10, ..Limits::open() };
+    let limits = Limits { memory: 64 << 10, mailbox_memory: 8 << 10, ..Limits::open() };
     let relay = relay(limits, now);
     let (answers, tags, proven) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-    let mut world = World { relay, limits, start: now, now, answers, tags, proven, drawn: 0 };
+    let sessions = BTreeMap::new();
+    let mut world = World { relay, limits, start: now, now, answers, tags, proven, sessions, drawn: 0 };
     let mut feed = Feed::new(data);
     for _ in 0..64 {
         if feed.is_empty() {
             break;
         }
         world.step(&mut feed);
-        assert!(world.relay.occupancy().memory <= world.limits.memory);
+        let held = world.relay.occupancy();
+        assert!(held.memory <= world.limits.memory && held.mailbox_memory <= world.limits.mailbox_memory);
     }
     world
 }
@@ -125,7 +130,9 @@ impl World {
                 self.drawn = self.drawn.wrapping_add(1);
                 let e = AgreementSecret::from_bytes([self.drawn; 32]);
                 let relay = *self.relay.public_key();
-                keys::bind(Tag(feed.array()), cookie, &e, &relay, key, credential).expect("good keys").frame
+                let bind = keys::bind(Tag(feed.array()), cookie, &e, &relay, key, credential).expect("good keys");
+                self.sessions.insert(from, bind.session);
+                bind.frame
             }
             4 => frame::visit(Tag(feed.array()), cookie, feed.one_in(2).then_some((id, tag))).to_vec(),
             5 if feed.one_in(3) => frame::unbind(tag, id, |_| [0; 16]).to_vec(),
@@ -134,6 +141,27 @@ impl World {
             7 | 8 => to(tag, Destination::Endpoint(id)),
             9 => to(tag, Destination::Route(*route)),
             10 => to(tag, Destination::Endpoint(EndpointId(feed.array()))),
+            _ => self.mail(from, tag, feed),
+        }
+    }
+
+    /// What has to do with mailboxes, honest or not, or nothing at all.
+    fn mail(&mut self, from: SocketAddr, tag: Tag, feed: &mut Feed<'_>) -> Vec<u8> {
+        let nonce = [1; 8];
+        let (_, _, route) = agent(feed.u8());
+        match feed.u8() % 5 {
+            0 => mailbox::lookup(tag, nonce, NameKey(feed.array())).to_vec(),
+            1 => mailbox::lookup(tag, nonce, NameKey::of(&"agent-1".parse().expect("a name"))).to_vec(),
+            2 => mailbox::post(tag, nonce, *route, &[feed.u8(); SEALED]),
+            3 => {
+                let done = match self.answers.get(&from).map(|answer| Frame::parse(answer)) {
+                    Some(Ok((_, Frame::Mail { id, .. }))) => id,
+                    Some(_) | None => MailId(feed.array()),
+                };
+                let session = self.sessions.get(&from);
+                let mac = |body: &[u8]| session.map_or([0; 16], |session| session.mac(body));
+                mailbox::check(tag, nonce, done, mac).to_vec()
+            }
             _ => feed.bytes(600).to_vec(),
         }
     }
@@ -151,7 +179,11 @@ impl World {
                 Decision::Reply(reply) => self.replied(from, request, reply.as_bytes()),
                 Decision::Forward(forward) => {
                     assert!(forward.range.end <= handled.consumed && !forward.range.is_empty());
-                    assert!(self.proven.contains(&forward.to.address()), "a packet to {:?}, who never asked", forward.to);
+                    assert!(
+                        self.proven.contains(&forward.to.address()),
+                        "a packet to {:?}, who never asked",
+                        forward.to
+                    );
                     for packet in rest[forward.range].chunks(forward.segment) {
                         assert!(matches!(Frame::parse(packet), Ok((_, Frame::From { .. }))));
                     }
@@ -260,7 +292,8 @@ impl Link {
         for _ in 0..16 {
             for mut datagram in std::mem::take(&mut self.up) {
                 let from = SocketAddr::from(([198, 18, 0, 9], 4000));
-                let ingress = Ingress { now: self.now, wall: NOW.plus(self.now - self.start), from: from.into(), local: None };
+                let ingress =
+                    Ingress { now: self.now, wall: NOW.plus(self.now - self.start), from: from.into(), local: None };
                 let length = datagram.len();
                 if let Decision::Reply(reply) = self.relay.handle(&ingress, &mut datagram, length).decision {
                     self.down.push(reply.as_bytes().to_vec());

@@ -60,7 +60,7 @@ fn of(target: &str) -> Vec<Vec<u8>> {
         "model_signed" => signed(),
         "model_control" => control(),
         "model_snapshot" => vec![cbor::to_vec(&Snapshot::default()), cbor::to_vec(&snapshot())],
-        "relay_frame" => messages("relay.json", "frames"),
+        "relay_frame" => [messages("relay.json", "frames"), messages("mailbox.json", "frames")].concat(),
         "stun" => stun(),
         "dns_message" => dns(),
         "http_head" => text(&[
@@ -195,7 +195,11 @@ fn port(name: &str, number: u16, protocol: Protocol) -> Port {
 fn control() -> Vec<Vec<u8>> {
     let candidate = |kind, address: &str| Candidate { kind, address: address.parse().expect("an address") };
     let messages = [
-        ControlMessage::Hello(Hello { ports: vec![port("web", 80, Protocol::Tcp)], version: Some("1".into()), succeeds: Vec::new() }),
+        ControlMessage::Hello(Hello {
+            ports: vec![port("web", 80, Protocol::Tcp)],
+            version: Some("1".into()),
+            succeeds: Vec::new(),
+        }),
         ControlMessage::Candidates(Candidates {
             generation: 3,
             list: vec![

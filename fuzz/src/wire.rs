@@ -8,7 +8,7 @@ use peerage_engine::noise::{Pairing, SeededRandom};
 use peerage_engine::stun::{
     self, Check, CheckKeys, CheckRequest, CheckResponse, PlainRequest, PlainResponse, Role, TransactionId, canonical,
 };
-use peerage_model::relay::frame::{self, BIND_HEAD, Destination, Frame, is_relay_frame};
+use peerage_model::relay::frame::{self, BIND_HEAD, Destination, Frame, is_relay_frame, mailbox};
 use peerage_model::{PairSecret, UnixTime};
 use peerage_relay_proto::stun as relay_stun;
 
@@ -42,8 +42,18 @@ pub fn relay_frame(data: &[u8]) {
         Frame::Visiting { grant, id } => frame::visiting(tag, grant, *id).to_vec(),
         Frame::Move { cookie, id, counter, mac } => frame::moved(tag, *cookie, *id, *counter, |_| **mac).to_vec(),
         Frame::Keepalive { nonce } => frame::keepalive(tag, *nonce).to_vec(),
-        Frame::Alive { nonce, lifetime, draining } => frame::alive(tag, *nonce, *lifetime, *draining).to_vec(),
+        Frame::Alive { nonce, lifetime, draining, mail } => {
+            frame::alive(tag, *nonce, *lifetime, *draining, *mail).to_vec()
+        }
         Frame::Drain { grace, mac } => frame::drain(tag, *grace, |_| **mac).to_vec(),
+        Frame::Lookup { nonce, name } => mailbox::lookup(tag, *nonce, *name).to_vec(),
+        Frame::Records { nonce, records } => mailbox::records(tag, *nonce, records.iter()),
+        Frame::Post { nonce, to, sealed } => mailbox::post(tag, *nonce, *to, sealed),
+        Frame::Posted { nonce } => mailbox::posted(tag, *nonce).to_vec(),
+        Frame::Check { nonce, done, mac } => mailbox::check(tag, *nonce, *done, |_| **mac).to_vec(),
+        Frame::Mail { nonce, id, sealed, mac } => {
+            mailbox::mail(tag, *nonce, sealed.map(|sealed| (*id, sealed)), |_| **mac)
+        }
         Frame::Unbind { id, mac } => frame::unbind(tag, *id, |_| **mac).to_vec(),
         Frame::To { destination, packet } => {
             let mut out = vec![0; destination.header_len()];

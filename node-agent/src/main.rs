@@ -65,6 +65,7 @@ fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Options, Failure
     Ok(Options {
         hostname: one("PEERAGE_HOSTNAME", get("PEERAGE_HOSTNAME"))?,
         relays: several("PEERAGE_RELAYS", get("PEERAGE_RELAYS"))?,
+        public: one("PEERAGE_PUBLIC", get("PEERAGE_PUBLIC"))?,
         expose: several("PEERAGE_EXPOSE", get("PEERAGE_EXPOSE"))?,
         endpoints: several("PEERAGE_ENDPOINTS", get("PEERAGE_ENDPOINTS"))?,
         bind: several("PEERAGE_BIND", get("PEERAGE_BIND"))?,

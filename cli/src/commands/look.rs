@@ -31,6 +31,9 @@ fn render(status: &Status) -> String {
             (true, None) => format!("relay      {place} up"),
             (false, _) => format!("relay      {place} down"),
         });
+        if relay.mailbox {
+            lines.push(format!("mailbox    open at {place}: strangers may ask for `{}` by name", status.agent.name));
+        }
     }
     if status.relays.is_empty() {
         lines.push("relay      none: peers cannot find this agent (peerage up --relay KEY@HOST:PORT)".into());

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use peerage_agent::control::view::{Approved, Asked, Exposed, Invited, Pending, Rejected, Revoked};
 use peerage_agent::control::{Failure, Request, Terms, client};
-use peerage_agent::state::Place;
 use peerage_agent::state::lookup::short;
 use peerage_agent::state::time::{now, rfc3339, span};
+use peerage_agent::state::{PeerRef, Place};
 use peerage_model::UnixTime;
+use peerage_model::relay::RelayInfo;
 use serde_json::{Value, json};
 
 use super::{Done, system};
@@ -34,11 +35,34 @@ pub async fn invite(place: &Place, expires: Duration, output: Output) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-pub async fn handshake(place: &Place, ticket: String, reason: String, terms: &TermsArgs, output: Output) -> Done {
+pub async fn handshake(
+    place: &Place,
+    ticket: String,
+    reason: String,
+    relays: &[RelayInfo],
+    terms: &TermsArgs,
+    output: Output,
+) -> Done {
     let ticket = if ticket == "-" { from_stdin()? } else { ticket };
-    let request = Request::Handshake { ticket, reason, terms: terms_of(terms) };
+    let terms = terms_of(terms);
+    let relays: Vec<String> = relays.iter().map(ToString::to_string).collect();
+    // No name is a ticket: those have letters and a length that names do not.
+    let request = match (ticket.parse::<PeerRef>(), &relays[..]) {
+        (Err(_), []) => Request::Handshake { ticket, reason, terms },
+        (Err(_), _) => {
+            return Err(Failure::bad_request("a ticket names its relays itself; --relay goes with a name"));
+        }
+        (Ok(_), _) => Request::HandshakeByName { name: ticket, relays, reason, terms },
+    };
     let call = client::call::<Asked>(place, &request);
     let asked = output.waiting("asking the other agent", call).await?;
+    if !asked.mailboxes.is_empty() {
+        output.note(&format!(
+            "note: its relay says that `{}` belongs to authority\n  {}\nThat is what this agent trusts from now on. Compare it with what `peerage status` shows on the other \
+             machine;\nif they differ, take it back: peerage revoke {}",
+            asked.peer.name, asked.peer.authority, asked.name
+        ));
+    }
     output.answer(&asked, |asked| {
         format!(
             "Asked {}. Its owner now runs: peerage approve NAME\nHere it is `{}`, and may open: {}.",

@@ -39,6 +39,11 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
     let options = Options {
         hostname: up.hostname,
         relays: up.relay,
+        public: match (up.public, up.no_public) {
+            (true, _) => Some(true),
+            (false, true) => Some(false),
+            (false, false) => None,
+        },
         expose: up.expose,
         endpoints: up.endpoint,
         bind: up.bind,

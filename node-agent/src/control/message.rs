@@ -57,6 +57,19 @@ pub enum Request {
         #[serde(default)]
         terms: Terms,
     },
+    /// Ask an agent for trust by its name alone. Answer: [`super::view::Asked`].
+    HandshakeByName {
+        /// `NAME` or `NAME@FINGERPRINT`, of which the first digits are enough.
+        name: String,
+        /// Where to look; our own relays when there are none.
+        #[serde(default)]
+        relays: Vec<String>,
+        /// Why.
+        reason: String,
+        /// What the peer may do here.
+        #[serde(default)]
+        terms: Terms,
+    },
     /// Who asks for our trust. Answer: list of [`super::view::Pending`].
     Requests,
     /// Say yes, or change what was said. Answer: [`super::view::Approved`].

@@ -54,6 +54,9 @@ pub struct Relay {
     pub up: bool,
     /// How it sees us.
     pub observed: Option<SocketAddr>,
+    /// Whether it keeps a mailbox for us, in which strangers who know our name can leave a request.
+    #[serde(default)]
+    pub mailbox: bool,
 }
 
 /// What kind of NAT we are behind.
@@ -141,6 +144,9 @@ pub struct Asked {
     pub name: String,
     /// What it may open here.
     pub inbound: String,
+    /// The relays that named it and have the request, when it was asked by name.
+    #[serde(default)]
+    pub mailboxes: Vec<String>,
 }
 
 /// A request that waits for us.

@@ -9,6 +9,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::edge::{Edge, Problem};
 use super::link::{Link, LinkEvent};
+use super::mailbox::Posted;
 use super::outcomes::Outcomes;
 use crate::control::Failure;
 use crate::control::view::{self, Event};
@@ -35,6 +36,8 @@ pub(super) struct Agent {
     pub(super) stop: watch::Sender<bool>,
     /// How the latest `connect`s ended.
     pub(super) outcomes: Outcomes,
+    /// Requests of ours that lie in mailboxes.
+    pub(super) posted: Posted,
     /// Peers as their sessions show them.
     contacts: Mutex<BTreeMap<AgentId, Contact>>,
     instance_key: AgreementSecret,
@@ -75,6 +78,7 @@ impl Agent {
             ended: broadcast::Sender::new(EVENTS),
             stop: watch::Sender::new(false),
             outcomes: Outcomes::default(),
+            posted: Posted::default(),
             contacts: Mutex::default(),
             instance_key: parts.instance_key,
             passport_until: Mutex::new(parts.passport_until),
@@ -188,6 +192,10 @@ impl Agent {
             LinkEvent::Relay { relay, up, observed } => {
                 self.metrics.relay_changed(&relay.to_string(), up);
                 self.say(Event::Relay { relay: relay.to_string(), up, observed });
+                if up {
+                    // It may have restarted, and keeps mail in memory only.
+                    self.post_again();
+                }
             }
             LinkEvent::RelayRefused { relay, reason } => {
                 self.metrics.relay_changed(&relay.to_string(), false);
@@ -212,6 +220,7 @@ impl Agent {
                 let _ = self.ended.send((peer.clone(), count));
                 self.say(Event::StreamsReset { peer: self.alias(&peer), count, why });
             }
+            LinkEvent::Mail { relay, id, sealed } => self.mail(&relay, id, &sealed).await,
             LinkEvent::TrustRequested { invite, asker, request } => self.asked(invite, &asker, request).await,
         }
     }
@@ -282,7 +291,8 @@ impl Agent {
             records: vec![asker.record().clone()],
             relays: request.relays,
             reason: request.reason,
-            invite,
+            invite: Some(invite),
+            asked: None,
             received: time::now(),
         };
         let kept = self.change(move |store, _| {
@@ -303,6 +313,7 @@ impl Agent {
                 self.say(Event::Request { name, id: id.to_string(), reason });
             }
             Ok((Reception::AlreadyTrusted, _)) => tracing::info!(%id, "a peer we trust already asked for trust"),
+            Ok((Reception::Repeated, _)) => tracing::debug!(%id, "a trust request came again"),
             Ok((Reception::Dropped, _)) => tracing::warn!(%id, "a trust request was dropped: too many are waiting"),
             Err(failure) => tracing::error!(%failure, "cannot write a trust request down"),
         }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use peerage_engine::node::{AskError, DownReason};
 use peerage_model::control::TrustRequest;
+use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::stream::{StreamHeader, StreamStatus};
-use peerage_model::{AgentId, Snapshot, Ticket, TrustId, UnixTime};
+use peerage_model::{AgentId, AgentName, RoutingId, Snapshot, Ticket, TrustId, UnixTime};
 use tokio::sync::mpsc;
 
-use super::link::{Boxed, Link, LinkConfig, LinkEvent, LinkSession, LinkStatus, Started, Starter};
+use super::link::{Boxed, Found, Link, LinkConfig, LinkEvent, LinkSession, LinkStatus, Started, Starter};
 use crate::control::view;
 use crate::control::{Code, Failure};
 use crate::driver::{self, DriverConfig, DriverEvent, DriverHandle, RequestError, SessionState};
@@ -26,7 +28,7 @@ pub fn starter() -> Starter {
 }
 
 fn start(config: LinkConfig) -> std::io::Result<Started> {
-    let predecessors = config.predecessors;
+    let (predecessors, public) = (config.predecessors, config.public);
     let config = DriverConfig {
         agent: config.agent,
         instance: config.instance,
@@ -38,6 +40,7 @@ fn start(config: LinkConfig) -> std::io::Result<Started> {
     };
     let (handle, mut driver_events, incoming) = driver::start(config)?;
     handle.set_predecessors(predecessors);
+    handle.set_public(public);
     let (events, heard) = mpsc::channel(EVENTS);
     tokio::spawn(async move {
         while let Some(event) = driver_events.recv().await {
@@ -78,12 +81,30 @@ impl Link for DriverLink {
         self.0.answer_request(invite, if kept { StreamStatus::Open } else { StreamStatus::Busy });
     }
 
+    fn look_up<'a>(&'a self, name: &'a AgentName, relays: &'a [RelayInfo]) -> Boxed<'a, Vec<Found>> {
+        Box::pin(self.0.look_up(name, relays))
+    }
+
+    fn post<'a>(
+        &'a self,
+        to: RoutingId,
+        sealed: &'a [u8; SEALED],
+        relays: &'a [RelayInfo],
+    ) -> Boxed<'a, Vec<RelayInfo>> {
+        Box::pin(self.0.post(to, sealed, relays))
+    }
+
+    fn mail_done(&self, relay: &RelayInfo, id: MailId) {
+        self.0.mail_done(relay, id);
+    }
+
     fn status(&self) -> Boxed<'_, LinkStatus> {
         let status = self.0.status();
         let relay = |relay: driver::RelayState| view::Relay {
             relay: relay.relay,
             up: relay.up,
             observed: relay.observed.and_then(|address| address.parse().ok()),
+            mailbox: relay.mailbox,
         };
         let status = LinkStatus {
             relays: status.relays.into_iter().filter(|relay| relay.own).map(relay).collect(),
@@ -134,6 +155,7 @@ fn translate(event: DriverEvent) -> Vec<LinkEvent> {
         DriverEvent::PathChanged { peer, from, to, why, rtt } => {
             vec![LinkEvent::PathChanged { peer, from: from.to_string(), to: to.to_string(), why, rtt }]
         }
+        DriverEvent::Mail { relay, id, sealed } => vec![LinkEvent::Mail { relay, id, sealed }],
         DriverEvent::PeerPorts { peer, ports } => vec![LinkEvent::PeerPorts { peer, ports }],
         DriverEvent::TrustRequested { invite, asker, request } => {
             vec![LinkEvent::TrustRequested { invite, asker, request }]

@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 
 use super::agent::{Agent, milliseconds};
-use super::{doctor, measure, report};
+use super::{doctor, mailbox, measure, report};
 use crate::control::server::{Handler, Handling, Reply};
 use crate::control::view::{self, Event};
 use crate::control::{Code, Failure, Request, Terms};
@@ -35,6 +35,9 @@ impl Handler for Agent {
                 Request::Invite { expires_s } => value(&invite(&self, expires_s).await?),
                 Request::Handshake { ticket, reason, terms } => {
                     value(&handshake(&self, &ticket, reason, &terms).await?)
+                }
+                Request::HandshakeByName { name, relays, reason, terms } => {
+                    value(&mailbox::handshake(&self, &name, relays, reason, &terms).await?)
                 }
                 Request::Approve { name, terms } => value(&approve(&self, &name, &terms).await?),
                 Request::Reject { name } => value(&reject(&self, &name).await?),
@@ -133,11 +136,16 @@ async fn handshake(agent: &Arc<Agent>, text: &str, reason: String, terms: &Terms
         }
         return Err(failure);
     }
-    Ok(view::Asked { peer: trust.peer, name: trust.alias.to_string(), inbound: trust.inbound.to_string() })
+    Ok(view::Asked {
+        peer: trust.peer,
+        name: trust.alias.to_string(),
+        inbound: trust.inbound.to_string(),
+        mailboxes: Vec::new(),
+    })
 }
 
 /// Undoes a consent that its peer has never heard of, as if it had not been given.
-async fn forget(agent: &Arc<Agent>, trust: &Trust) -> Result<(), Failure> {
+pub(super) async fn forget(agent: &Arc<Agent>, trust: &Trust) -> Result<(), Failure> {
     let (id, peer) = (trust.id, trust.peer.clone());
     let undone = agent.change(move |store, _| {
         store
@@ -186,7 +194,7 @@ fn opens(trust: &Trust, service: &Service) -> bool {
 }
 
 /// What a person said, as a consent with a fresh id.
-fn consent(document: &Document, terms: &Terms) -> Result<Consent, Failure> {
+pub(super) fn consent(document: &Document, terms: &Terms) -> Result<Consent, Failure> {
     let alias = terms.alias.as_deref().map(str::parse).transpose();
     let alias = alias.map_err(|error: peerage_model::InvalidName| Failure::bad_request(error.to_string()))?;
     let inbound = match terms.inbound.as_deref() {

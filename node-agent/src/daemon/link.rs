@@ -11,8 +11,12 @@ use std::time::Duration;
 
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::snapshot::Port;
-use peerage_model::{AgentId, AgreementSecret, Credential, InstanceId, Snapshot, Ticket, TrustId, UnixTime};
+use peerage_model::{
+    AgentId, AgentName, AgreementSecret, AuthorityRecord, Credential, InstanceId, RoutingId, Snapshot, Ticket, TrustId,
+    UnixTime,
+};
 use tokio::sync::mpsc;
 
 use crate::control::Failure;
@@ -34,6 +38,8 @@ pub struct LinkConfig {
     pub fixed_endpoints: Vec<SocketAddr>,
     /// Whom we trust at first.
     pub snapshot: Snapshot,
+    /// Whether we have a mailbox at our relays.
+    pub public: bool,
     /// Earlier runs of ours, newest first, which have ended: the lock on the state says so.
     pub predecessors: Vec<InstanceId>,
 }
@@ -47,6 +53,9 @@ pub type Starter = Box<dyn FnOnce(LinkConfig) -> io::Result<Started> + Send>;
 /// A future in a box.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// A relay, and the authorities that have an agent of some name there, as it says.
+pub type Found = (RelayInfo, Vec<AuthorityRecord>);
+
 /// The tunnel as the daemon sees it.
 pub trait Link: Dial + 'static {
     /// Acts on a new snapshot; what it leaves out is reset.
@@ -57,6 +66,17 @@ pub trait Link: Dial + 'static {
     fn ask<'a>(&'a self, ticket: &'a Ticket, request: TrustRequest) -> Boxed<'a, Result<(), Failure>>;
     /// Answers [`LinkEvent::TrustRequested`]: whether the request is written down.
     fn answer_request(&self, invite: TrustId, kept: bool);
+    /// What these relays say whose agents have this name; those that did not answer are not among them.
+    fn look_up<'a>(&'a self, name: &'a AgentName, relays: &'a [RelayInfo]) -> Boxed<'a, Vec<Found>>;
+    /// Leaves a sealed request in a mailbox at these relays; gives those that say that they have it.
+    fn post<'a>(
+        &'a self,
+        to: RoutingId,
+        sealed: &'a [u8; SEALED],
+        relays: &'a [RelayInfo],
+    ) -> Boxed<'a, Vec<RelayInfo>>;
+    /// [`LinkEvent::Mail`] is dealt with.
+    fn mail_done(&self, relay: &RelayInfo, id: MailId);
     /// Everything as it is.
     fn status(&self) -> Boxed<'_, LinkStatus>;
     /// Ends all sessions, telling the peers.
@@ -128,6 +148,15 @@ pub enum LinkEvent {
         asker: Box<Credential>,
         /// What.
         request: TrustRequest,
+    },
+    /// Something was in our mailbox.
+    Mail {
+        /// At which relay.
+        relay: RelayInfo,
+        /// Its id there.
+        id: MailId,
+        /// What it is, for our authority to open.
+        sealed: Box<[u8; SEALED]>,
     },
     /// Streams with a peer were reset.
     StreamsReset {

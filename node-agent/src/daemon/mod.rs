@@ -10,6 +10,7 @@ pub mod driver;
 pub mod edge;
 mod handler;
 pub mod link;
+mod mailbox;
 mod measure;
 mod outcomes;
 mod report;
@@ -48,6 +49,8 @@ pub struct Options {
     pub hostname: Option<AgentName>,
     /// Its relays; none said means those it had.
     pub relays: Vec<RelayInfo>,
+    /// Whether strangers may ask it for trust by its name alone; as it was unless said.
+    pub public: Option<bool>,
     /// What it offers, besides what it offered.
     pub expose: Vec<Service>,
     /// Where it is reachable, as its owner says.
@@ -110,6 +113,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
         bind: options.bind,
         fixed_endpoints: options.endpoints,
         snapshot,
+        public: store.document().public,
         predecessors,
     })
     .map_err(|error| no_tunnel(&error))?;
@@ -155,6 +159,7 @@ fn settle(store: &mut Store, options: &Options) -> Result<AgentId, Failure> {
         if !options.relays.is_empty() {
             document.relays = options.relays;
         }
+        document.public = options.public.unwrap_or(document.public);
         options.expose.iter().try_for_each(|service| document.expose(service))?;
         document.sweep(time::now());
         Ok::<(), UpdateError>(())
@@ -215,6 +220,7 @@ impl Daemon {
         let mut stop = self.agent.stop.subscribe();
         let mut renewal = ticks(passport::RENEWAL);
         let mut sweep = ticks(SWEEP);
+        let mut post = ticks(mailbox::AGAIN);
         loop {
             tokio::select! {
                 () = told(&mut stop) => break,
@@ -225,6 +231,7 @@ impl Daemon {
                 },
                 _ = renewal.tick() => self.agent.renew_passport(time::now()),
                 _ = sweep.tick() => self.agent.sweep().await,
+                _ = post.tick() => self.agent.post_again(),
             }
         }
         self.drain().await;

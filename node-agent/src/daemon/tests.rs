@@ -3,13 +3,15 @@
 use std::sync::Mutex;
 
 use peerage_model::control::TrustRequest;
+use peerage_model::mailbox::MailRequest;
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::stream::StreamHeader;
-use peerage_model::{Authority, Credential, Snapshot, Ticket, TrustId};
+use peerage_model::{Authority, AuthorityRecord, Credential, RoutingId, Snapshot, Ticket, TrustId, UnixTime};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::link::{Boxed, Link, LinkSession, LinkStatus};
+use super::link::{Boxed, Found, Link, LinkSession, LinkStatus};
 use super::*;
 use crate::control::view::{Approved, Asked, Invited, Pending as Asking, Revoked, Status};
 use crate::control::{Request, Terms, client};
@@ -22,6 +24,10 @@ struct FakeLink {
     sessions: Mutex<Vec<AgentId>>,
     refuse_asks: Mutex<bool>,
     receipts: Mutex<Vec<bool>>,
+    /// What every relay says to a look-up.
+    published: Mutex<Vec<AuthorityRecord>>,
+    posts: Mutex<Vec<(RoutingId, [u8; SEALED])>>,
+    done: Mutex<Vec<MailId>>,
     events: mpsc::Sender<LinkEvent>,
 }
 
@@ -67,6 +73,25 @@ impl Link for FakeLink {
 
     fn answer_request(&self, _: TrustId, kept: bool) {
         self.receipts.lock().expect("no panic").push(kept);
+    }
+
+    fn look_up<'a>(&'a self, _: &'a AgentName, relays: &'a [RelayInfo]) -> Boxed<'a, Vec<Found>> {
+        let records = self.published.lock().expect("no panic").clone();
+        Box::pin(std::future::ready(relays.iter().map(|relay| (relay.clone(), records.clone())).collect()))
+    }
+
+    fn post<'a>(
+        &'a self,
+        to: RoutingId,
+        sealed: &'a [u8; SEALED],
+        relays: &'a [RelayInfo],
+    ) -> Boxed<'a, Vec<RelayInfo>> {
+        self.posts.lock().expect("no panic").push((to, *sealed));
+        Box::pin(std::future::ready(relays.to_vec()))
+    }
+
+    fn mail_done(&self, _: &RelayInfo, id: MailId) {
+        self.done.lock().expect("no panic").push(id);
     }
 
     fn status(&self) -> Boxed<'_, LinkStatus> {
@@ -117,6 +142,9 @@ fn fake() -> (Arc<FakeLink>, Starter) {
         sessions: Mutex::default(),
         refuse_asks: Mutex::default(),
         receipts: Mutex::default(),
+        published: Mutex::default(),
+        posts: Mutex::default(),
+        done: Mutex::default(),
         events,
     });
     let started = Arc::clone(&link);
@@ -206,6 +234,114 @@ async fn a_handshake_gives_our_consent_before_it_asks() {
     assert_eq!((asked.peer, asked.inbound.as_str()), (inviter.us.clone(), "nothing"));
     assert_eq!(asker.last_snapshot().peers[0].id, inviter.us);
     assert_eq!(asker.link.asked.lock().expect("no panic").len(), 1);
+}
+
+fn by_name(name: &str) -> Request {
+    Request::HandshakeByName { name: name.into(), relays: Vec::new(), reason: "why".into(), terms: Terms::default() }
+}
+
+fn stranger(seed: u8) -> Authority {
+    Authority::new(&Zeroizing::new([seed; 96]), time::now())
+}
+
+#[tokio::test]
+async fn a_handshake_by_name_pins_whom_the_relay_names_and_seals_the_request_to_it() {
+    let asker = daemon("planner").await;
+    let owner = stranger(1);
+    asker.link.published.lock().expect("no panic").push(owner.record().clone());
+    let asked: Asked = asker.ask(by_name("db")).await.expect("a relay answers");
+    let db = owner.agent("db".parse().expect("a name"));
+    assert_eq!((asked.peer, asked.mailboxes), (db.clone(), vec![relay().to_string()]));
+    assert_eq!(asker.last_snapshot().peers[0].id, db);
+    let (to, sealed) = asker.link.posts.lock().expect("no panic")[0];
+    assert_eq!(to, db.routing_id());
+    let request = MailRequest::open(&sealed, owner.agreement(), &db, time::now()).expect("it is for the owner");
+    assert_eq!((request.asker(), request.reason.as_str()), (asker.us.clone(), "why"));
+    assert_eq!(request.relays, [relay()]);
+}
+
+#[tokio::test]
+async fn a_name_that_two_authorities_publish_is_decided_by_the_fingerprint() {
+    let asker = daemon("planner").await;
+    let owners = [stranger(1), stranger(2)];
+    *asker.link.published.lock().expect("no panic") = owners.iter().map(|owner| owner.record().clone()).collect();
+    let failure = asker.ask::<Asked>(by_name("db")).await.expect_err("which?");
+    assert_eq!(failure.code, Code::AmbiguousName);
+    let choice = |owner: &Authority| format!("db@{}", &owner.fingerprint().to_string()[..8]);
+    for owner in &owners {
+        assert!(failure.hint.contains(&choice(owner)), "{failure:?}");
+    }
+    let asked: Asked = asker.ask(by_name(&choice(&owners[1]))).await.expect("the second is meant");
+    assert_eq!(asked.peer.authority, owners[1].fingerprint());
+    let failure = asker.ask::<Asked>(by_name("db@0000000000")).await.expect_err("nobody");
+    assert_eq!(failure.code, Code::UnknownPeer);
+    assert_eq!(asker.last_snapshot().peers.len(), 1);
+}
+
+/// What a relay gives the owner out of its mailbox; `id` makes it another mail.
+fn mail(
+    owner: &AgentId,
+    record: &AuthorityRecord,
+    asker: &Authority,
+    reason: &str,
+    asked: UnixTime,
+    id: u8,
+) -> LinkEvent {
+    let request = MailRequest {
+        record: asker.record().clone(),
+        name: "planner".parse().expect("a name"),
+        relays: vec![relay()],
+        reason: reason.into(),
+        asked,
+    };
+    let e = AgreementSecret::from_bytes([id; 32]);
+    let sealed = request.seal(asker, owner, record, &e).expect("it fits");
+    LinkEvent::Mail { relay: relay(), id: MailId([id; 8]), sealed }
+}
+
+async fn until_done(running: &Running, mail: usize) {
+    while running.link.done.lock().expect("no panic").len() < mail {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn mail_is_shown_once_and_what_was_answered_does_not_come_back() {
+    let owner = daemon("db").await;
+    let (record, asker, now) = (owner.invite().await.record, stranger(3), time::now());
+    let arrives = |reason, asked, id| owner.link.events.try_send(mail(&owner.us, &record, &asker, reason, asked, id));
+    arrives("to read reports", now, 1).expect("there is room");
+    until_done(&owner, 1).await;
+    let waiting = until_requested(&owner).await;
+    assert_eq!((waiting.len(), waiting[0].reason.as_str()), (1, "to read reports"));
+    arrives("to read reports", now, 2).expect("there is room");
+    until_done(&owner, 2).await;
+    let _: Value = owner.ask(Request::Reject { name: "planner".into() }).await.expect("it waits");
+    arrives("to read reports", now, 3).expect("there is room");
+    until_done(&owner, 3).await;
+    let waiting: Vec<Asking> = owner.ask(Request::Requests).await.expect("it answers");
+    assert_eq!(waiting, [], "it was answered");
+    // One that is younger is another wish.
+    arrives("please", now.plus(Duration::from_secs(60)), 4).expect("there is room");
+    assert_eq!(until_requested(&owner).await[0].reason, "please");
+    owner
+        .ask::<Approved>(Request::Approve { name: "planner".into(), terms: Terms::default() })
+        .await
+        .expect("it waits");
+    let trusted = asker.agent("planner".parse().expect("a name"));
+    assert_eq!(owner.last_snapshot().peers[0].id, trusted);
+    assert_eq!(owner.last_snapshot().peers[0].relays, [relay()]);
+}
+
+#[tokio::test]
+async fn mail_that_nobody_can_read_is_thrown_away() {
+    let owner = daemon("db").await;
+    let asker = stranger(3);
+    let for_another = mail(&owner.us, stranger(4).record(), &asker, "why", time::now(), 1);
+    owner.link.events.try_send(for_another).expect("there is room");
+    until_done(&owner, 1).await;
+    let waiting: Vec<Asking> = owner.ask(Request::Requests).await.expect("it answers");
+    assert_eq!(waiting, []);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use peerage_engine::node::{DownReason, Event};
 use peerage_engine::path::PathKind;
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, Credential, InstanceId, TrustId};
 
@@ -77,6 +78,15 @@ pub enum DriverEvent {
         /// Its words.
         request: TrustRequest,
     },
+    /// Something was in our mailbox. Answer with [`super::DriverHandle::mail_done`].
+    Mail {
+        /// At which relay.
+        relay: RelayInfo,
+        /// Its id there.
+        id: MailId,
+        /// What it is.
+        sealed: Box<[u8; SEALED]>,
+    },
 }
 
 impl DriverEvent {
@@ -92,7 +102,10 @@ impl DriverEvent {
             Event::PathChanged { peer, from, to, why, rtt, .. } => Some(Self::PathChanged { peer, from, to, why, rtt }),
             Event::PeerPorts { peer, ports } => Some(Self::PeerPorts { peer, ports }),
             Event::TrustRequested { invite, asker, request } => Some(Self::TrustRequested { invite, asker, request }),
-            Event::Resolve { .. }
+            Event::Mail { relay, id, sealed } => Some(Self::Mail { relay, id, sealed }),
+            Event::LookedUp { .. }
+            | Event::MailPosted { .. }
+            | Event::Resolve { .. }
             | Event::Incoming { .. }
             | Event::Readable(_)
             | Event::Writable(_)

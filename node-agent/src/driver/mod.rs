@@ -21,8 +21,12 @@ use std::sync::Arc;
 
 use peerage_engine::node::{AskError, Node, NodeConfig};
 use peerage_model::control::TrustRequest;
+use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::stream::{StreamHeader, StreamStatus};
-use peerage_model::{AgentId, AgreementSecret, InstanceId, Snapshot, Ticket, TrustId};
+use peerage_model::{
+    AgentId, AgentName, AgreementSecret, AuthorityRecord, InstanceId, RoutingId, Snapshot, Ticket, TrustId,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use event::DriverEvent;
@@ -130,6 +134,34 @@ impl DriverHandle {
         let (sender, receiver) = oneshot::channel();
         self.shared.ask(ticket, request, sender)?;
         receiver.await.map_err(|_| RequestError::Stopped)?.map_err(RequestError::Ask)
+    }
+
+    /// Whether we have a mailbox at our relays; see [`Node::set_public`].
+    pub fn set_public(&self, public: bool) {
+        self.shared.with_node(|node| node.set_public(now(), public));
+    }
+
+    /// What these relays say whose agents have this name; within 6 s, and without those that did not answer.
+    pub async fn look_up(&self, name: &AgentName, relays: &[RelayInfo]) -> Vec<(RelayInfo, Vec<AuthorityRecord>)> {
+        let found = self.shared.errand(|inner, sender| {
+            let errand = inner.node.look_up(now(), name, relays);
+            inner.looking.insert(errand, sender);
+        });
+        found.await.unwrap_or_default()
+    }
+
+    /// Leaves a sealed request in a mailbox at these relays; gives those that say that they have it, within 6 s.
+    pub async fn post(&self, to: RoutingId, sealed: &[u8; SEALED], relays: &[RelayInfo]) -> Vec<RelayInfo> {
+        let posted = self.shared.errand(|inner, sender| {
+            let errand = inner.node.post(now(), to, sealed, relays);
+            inner.posting.insert(errand, sender);
+        });
+        posted.await.unwrap_or_default()
+    }
+
+    /// [`DriverEvent::Mail`] is dealt with.
+    pub fn mail_done(&self, relay: &RelayInfo, id: MailId) {
+        self.shared.with_node(|node| node.mail_done(now(), relay, id));
     }
 
     /// Answers [`DriverEvent::TrustRequested`] once the request is written down (`Open`) or was not (`Busy`).

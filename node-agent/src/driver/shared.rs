@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use peerage_engine::node::{AskError, Node, Now, StreamKey};
+use peerage_engine::node::{AskError, ErrandKey, Node, Now, StreamKey};
 use peerage_model::control::TrustRequest;
-use peerage_model::{Ticket, UnixTime};
+use peerage_model::relay::RelayInfo;
+use peerage_model::{AuthorityRecord, Ticket, UnixTime};
 use tokio::sync::{Notify, oneshot};
 
 use super::{Asking, RequestError};
@@ -24,7 +25,12 @@ pub(super) struct Inner {
     pub(super) node: Node,
     pub(super) wakers: BTreeMap<StreamKey, Wakers>,
     pub(super) asking: Asking,
+    pub(super) looking: BTreeMap<ErrandKey, oneshot::Sender<Found>>,
+    pub(super) posting: BTreeMap<ErrandKey, oneshot::Sender<Vec<RelayInfo>>>,
 }
+
+/// What relays say to a look-up.
+pub(super) type Found = Vec<(RelayInfo, Vec<AuthorityRecord>)>;
 
 /// Who waits for one stream.
 #[derive(Default)]
@@ -42,7 +48,13 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(node: Node) -> Self {
-        let inner = Inner { node, wakers: BTreeMap::new(), asking: BTreeMap::new() };
+        let inner = Inner {
+            node,
+            wakers: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            looking: BTreeMap::new(),
+            posting: BTreeMap::new(),
+        };
         Self { inner: Mutex::new(inner), nudge: Notify::new() }
     }
 
@@ -56,6 +68,15 @@ impl Shared {
         let result = work(&mut self.lock().node);
         self.nudge.notify_one();
         result
+    }
+
+    /// Starts something whose answer an event of the node brings.
+    pub(super) fn errand<T>(&self, start: impl FnOnce(&mut Inner, oneshot::Sender<T>)) -> oneshot::Receiver<T> {
+        let (sender, receiver) = oneshot::channel();
+        // Under one lock, so that the answer cannot come before it is waited for.
+        start(&mut self.lock(), sender);
+        self.nudge.notify_one();
+        receiver
     }
 
     pub(super) fn ask(

@@ -29,6 +29,8 @@ pub struct RelayState {
     pub up: bool,
     /// Where it sees us.
     pub observed: Option<String>,
+    /// Whether it keeps a mailbox for us.
+    pub mailbox: bool,
 }
 
 /// A session.
@@ -78,6 +80,7 @@ fn relay(relay: &RelayStatus) -> RelayState {
         own: relay.own,
         up: relay.observed.is_some(),
         observed: relay.observed.map(|address| address.to_string()),
+        mailbox: relay.mailbox,
     }
 }
 

@@ -169,6 +169,16 @@ impl Task {
                         let _ = receipt.send(result);
                     }
                 }
+                Event::LookedUp { errand, found } => {
+                    if let Some(waiting) = inner.looking.remove(&errand) {
+                        let _ = waiting.send(found);
+                    }
+                }
+                Event::MailPosted { errand, at } => {
+                    if let Some(waiting) = inner.posting.remove(&errand) {
+                        let _ = waiting.send(at);
+                    }
+                }
                 Event::Resolve { relay } => resolve(relay, self.resolved.0.clone()),
                 Event::Incoming { stream, peer, header } => {
                     let incoming = offer(&self.shared, stream, peer, header);

@@ -8,7 +8,7 @@ use peerage_model::control::{MAX_PORTS, MAX_REASON};
 use peerage_model::relay::RelayInfo;
 use peerage_model::{AgentId, AuthorityRecord, Fingerprint, InstanceId, Label, Ticket, TrustId, UnixTime, passport};
 
-use super::document::{Denied, Document, Inbound, Invitation, Path, Received, Revoked, Sent, Service, Trust};
+use super::document::{Answered, Denied, Document, Inbound, Invitation, Path, Received, Revoked, Sent, Service, Trust};
 use super::lookup::{PeerRef, Unmatched};
 
 /// How long a request waits for its answer (DESIGN section 7 uses the same in Kubernetes).
@@ -17,6 +17,10 @@ pub const REQUEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const MAX_REQUESTS_PER_AUTHORITY: usize = 20;
 /// Most waiting requests in all; authorities cost a stranger nothing.
 pub const MAX_REQUESTS: usize = 200;
+/// Of them, by mail: its senders need no invitation.
+pub const MAX_MAIL_REQUESTS: usize = 100;
+/// How long an answered request by mail is remembered: longer than it could be repeated, by any clock that it passes.
+const ANSWERED_LIFETIME: Duration = Duration::from_secs(8 * 24 * 3600);
 /// Most open invitations: every one is a key that first packets are tried against.
 pub const MAX_INVITES: usize = 64;
 /// Most relays kept for one peer; a ticket carries as many.
@@ -106,6 +110,8 @@ pub enum Reception {
     AlreadyTrusted,
     /// Its authority, or everybody together, has too many waiting.
     Dropped,
+    /// It waits already, or was answered.
+    Repeated,
 }
 
 /// What sweeping up removed.
@@ -152,20 +158,51 @@ impl Document {
         consent: &Consent,
         now: UnixTime,
     ) -> Result<Trust, ChangeError> {
-        let peer = ticket.inviter();
-        if peer == *us {
+        let met = Met { peer: &ticket.inviter(), record: &ticket.record, relays: &ticket.relays, reason };
+        self.ask(us, &met, &[], consent, now)
+    }
+
+    /// The same for somebody that these relays know by name.
+    ///
+    /// # Errors
+    /// As [`Self::handshake`].
+    pub fn handshake_by_name(
+        &mut self,
+        us: &AgentId,
+        found: &Found,
+        reason: &str,
+        consent: &Consent,
+        now: UnixTime,
+    ) -> Result<Trust, ChangeError> {
+        let met = Met { peer: &found.peer, record: &found.record, relays: &found.relays, reason };
+        self.ask(us, &met, &found.relays, consent, now)
+    }
+
+    fn ask(
+        &mut self,
+        us: &AgentId,
+        met: &Met<'_>,
+        mailboxes: &[RelayInfo],
+        consent: &Consent,
+        now: UnixTime,
+    ) -> Result<Trust, ChangeError> {
+        if met.peer == us {
             return Err(ChangeError::OwnTicket);
         }
-        let met = Met { peer: &peer, record: &ticket.record, relays: &ticket.relays, reason };
-        let trust = self.consent(&met, consent, Inbound::NOTHING, now)?;
+        let trust = self.consent(met, consent, Inbound::NOTHING, now)?;
+        let (peer, mailboxes) = (met.peer.clone(), mailboxes.to_vec());
+        // Asked by mail twice within a second, the second must be the younger one: its owner takes no repeats.
+        let earlier =
+            self.sent.iter().find(|sent| sent.peer == peer).map(|sent| sent.sent.plus(Duration::from_secs(1)));
+        let sent = earlier.map_or(now, |earlier| earlier.max(now));
         self.sent.retain(|sent| sent.peer != peer);
-        self.sent.push(Sent { peer, reason: printable(reason, MAX_REASON), sent: now });
+        self.sent.push(Sent { peer, reason: printable(met.reason, MAX_REASON), sent, mailboxes });
         Ok(trust)
     }
 
     /// Takes in a request and uses its invitation up, whether or not there is room for the request.
     pub fn receive(&mut self, request: Received) -> Reception {
-        self.invites.retain(|invite| invite.id != request.invite);
+        self.invites.retain(|invite| Some(invite.id) != request.invite);
         if let Some(trust) = self.trusts.iter_mut().find(|trust| trust.peer == request.asker) {
             // The session proved who asks, and the same root signs: its newer keys and place are as good as the old.
             for record in &request.records {
@@ -190,6 +227,33 @@ impl Document {
         Reception::Waiting
     }
 
+    /// Takes in a request that came by mail. Its signature shows who asks, and nothing shows that it was not sent before.
+    pub fn receive_mail(&mut self, request: Received, asked: UnixTime) -> Reception {
+        if self.trusts.iter().any(|trust| trust.peer == request.asker) {
+            return Reception::AlreadyTrusted;
+        }
+        let answered = self.answered.iter().any(|answered| answered.asker == request.asker && asked <= answered.asked);
+        let waits =
+            self.requests.iter().any(|other| other.asker == request.asker && other.asked.is_none_or(|at| asked <= at));
+        if answered || waits {
+            return Reception::Repeated;
+        }
+        // Strangers by mail never take the room of those that were invited.
+        let by_mail = self.requests.iter().filter(|other| other.asked.is_some() && other.asker != request.asker);
+        if by_mail.count() >= MAX_MAIL_REQUESTS {
+            return Reception::Dropped;
+        }
+        self.receive(Received { asked: Some(asked), ..request })
+    }
+
+    /// Remembers that a request by mail was answered, so that repeating it does not bring it back.
+    fn note_answered(&mut self, request: &Received) {
+        if let Some(asked) = request.asked {
+            self.answered.retain(|answered| answered.asker != request.asker);
+            self.answered.push(Answered { asker: request.asker.clone(), asked });
+        }
+    }
+
     /// Says yes to a waiting request, or, where there is none, changes the consent to a peer we already trust.
     ///
     /// # Errors
@@ -204,6 +268,7 @@ impl Document {
                 let met = Met { peer: &request.asker, record, relays: &request.relays, reason: &request.reason };
                 let trust = self.consent(&met, consent, Inbound::Everything, now)?;
                 self.requests.retain(|other| other.asker != request.asker);
+                self.note_answered(&request);
                 Ok(trust)
             }
             Err(Unmatched::Ambiguous { choices }) => Err(ChangeError::Ambiguous { name: name.clone(), choices }),
@@ -230,6 +295,7 @@ impl Document {
             })?;
         let request = found.clone();
         self.requests.retain(|other| other.asker != request.asker);
+        self.note_answered(&request);
         Ok(request)
     }
 
@@ -333,6 +399,7 @@ impl Document {
         self.invites.retain(|invite| invite.expires > now);
         self.sent.retain(|sent| !old(sent.sent) && trusts.iter().all(|trust| trust.peer != sent.peer));
         self.denied.retain(|denied| denied.until > now);
+        self.answered.retain(|answered| !forgotten(answered, now));
         Ended { trusts, requests: requests - self.requests.len(), invites: invites - self.invites.len() }
     }
 
@@ -344,7 +411,8 @@ impl Document {
         let sent = self.sent.iter().map(|sent| sent.sent.plus(REQUEST_LIFETIME));
         let invites = self.invites.iter().map(|invite| invite.expires);
         let denied = self.denied.iter().map(|denied| denied.until);
-        trusts.chain(requests).chain(sent).chain(invites).chain(denied).min()
+        let answered = self.answered.iter().map(|answered| answered.asked.plus(ANSWERED_LIFETIME));
+        trusts.chain(requests).chain(sent).chain(invites).chain(denied).chain(answered).min()
     }
 
     /// Creates or renews the trust in somebody whose authority record we have just been shown.
@@ -406,6 +474,21 @@ impl Document {
         let known = self.services.iter().map(|service| service.name.to_string()).collect();
         ChangeError::UnknownService { name: name.to_owned(), known }
     }
+}
+
+fn forgotten(answered: &Answered, now: UnixTime) -> bool {
+    answered.asked.plus(ANSWERED_LIFETIME) <= now
+}
+
+/// Whom relays name for a hostname, and which of them do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The agent.
+    pub peer: AgentId,
+    /// Its authority's keys.
+    pub record: AuthorityRecord,
+    /// Where its mailbox is.
+    pub relays: Vec<RelayInfo>,
 }
 
 /// Whom a ticket or a request has introduced.

@@ -27,7 +27,8 @@ fn request(seed: u8, asker: &str) -> Received {
         records: vec![authority.record().clone()],
         relays: Vec::new(),
         reason: "to work together".into(),
-        invite: TrustId([9; 16]),
+        invite: Some(TrustId([9; 16])),
+        asked: None,
         received: NOW,
     }
 }
@@ -240,4 +241,28 @@ fn whom_we_trust_already_need_not_wait_when_it_asks() {
     assert_eq!(document.receive(moved), Reception::AlreadyTrusted);
     assert!(document.requests.is_empty());
     assert_eq!(document.trusts[0].relays, relays);
+}
+
+#[test]
+fn strangers_by_mail_never_take_the_room_of_who_was_invited() {
+    let mut document = Document::default();
+    for seed in 0..120_u8 {
+        let request = Received { invite: None, ..request(seed, "db") };
+        let expected = if usize::from(seed) < MAX_MAIL_REQUESTS { Reception::Waiting } else { Reception::Dropped };
+        assert_eq!(document.receive_mail(request, NOW), expected, "{seed}");
+    }
+    assert_eq!(document.receive(request(200, "db")), Reception::Waiting);
+}
+
+#[test]
+fn an_answered_request_by_mail_is_remembered_for_longer_than_it_could_be_repeated() {
+    let mut document = Document::default();
+    let again = || Received { invite: None, ..request(2, "db") };
+    assert_eq!(document.receive_mail(again(), NOW), Reception::Waiting);
+    document.reject(&name("db")).expect("it waits");
+    document.sweep(NOW.plus(peerage_model::mailbox::LIFETIME));
+    assert_eq!(document.receive_mail(again(), NOW), Reception::Repeated);
+    let end = document.next_end().expect("it is forgotten some time");
+    document.sweep(end);
+    assert!(document.answered.is_empty());
 }

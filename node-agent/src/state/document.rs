@@ -26,6 +26,9 @@ pub struct Document {
     /// The relays it binds at.
     #[serde(with = "texts")]
     pub relays: Vec<RelayInfo>,
+    /// Whether strangers may ask it for trust by its name alone.
+    #[serde(default)]
+    pub public: bool,
     /// What it offers.
     pub services: Vec<Service>,
     /// Whom it trusts.
@@ -40,6 +43,9 @@ pub struct Document {
     pub denied: Vec<Denied>,
     /// Trusts that were taken back, for ever.
     pub revoked: Vec<Revoked>,
+    /// Requests by mail that were answered; who repeats one is not shown again.
+    #[serde(default)]
+    pub answered: Vec<Answered>,
 }
 
 impl Default for Document {
@@ -48,6 +54,7 @@ impl Default for Document {
             version: VERSION,
             hostname: None,
             relays: Vec::new(),
+            public: false,
             services: Vec::new(),
             trusts: Vec::new(),
             requests: Vec::new(),
@@ -55,6 +62,7 @@ impl Default for Document {
             invites: Vec::new(),
             denied: Vec::new(),
             revoked: Vec::new(),
+            answered: Vec::new(),
         }
     }
 }
@@ -193,7 +201,7 @@ pub struct Trust {
     pub expires: Option<UnixTime>,
 }
 
-/// A wish to be trusted that came in over one of our invitations.
+/// A wish to be trusted that came in over one of our invitations, or by mail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Received {
@@ -208,9 +216,12 @@ pub struct Received {
     pub relays: Vec<RelayInfo>,
     /// Why, in its words; made safe for terminals.
     pub reason: String,
-    /// Over which invitation.
-    #[serde(with = "text")]
-    pub invite: TrustId,
+    /// Over which invitation; none for mail.
+    #[serde(with = "optional_text")]
+    pub invite: Option<TrustId>,
+    /// When it was asked, if by mail.
+    #[serde(default, with = "optional_time")]
+    pub asked: Option<UnixTime>,
     /// When.
     #[serde(with = "time")]
     pub received: UnixTime,
@@ -228,6 +239,21 @@ pub struct Sent {
     /// When.
     #[serde(with = "time")]
     pub sent: UnixTime,
+    /// The relays at which it lies in a mailbox; none for a ticket's, which was handed over.
+    #[serde(default, with = "texts")]
+    pub mailboxes: Vec<RelayInfo>,
+}
+
+/// A request by mail that was approved or rejected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answered {
+    /// Who asked.
+    #[serde(with = "text")]
+    pub asker: AgentId,
+    /// When, as it says; what it asked before that is old, too.
+    #[serde(with = "time")]
+    pub asked: UnixTime,
 }
 
 /// A ticket we gave out. What it opens is in `invites.key`.

@@ -48,6 +48,18 @@ impl fmt::Display for PeerRef {
 }
 
 impl PeerRef {
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether an authority may be the one that is meant.
+    #[must_use]
+    pub fn fits(&self, authority: &peerage_model::Fingerprint) -> bool {
+        self.prefix.as_ref().is_none_or(|prefix| authority.to_string().starts_with(prefix.as_str()))
+    }
+
     /// The one among `items` that is meant. An alias is unique here, so it is looked for first.
     ///
     /// # Errors

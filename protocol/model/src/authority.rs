@@ -209,6 +209,11 @@ impl Authority {
         Passport::sign(&self.signing, agent, instance, not_before, not_after)
     }
 
+    /// Signs what this authority vouches for.
+    pub(crate) fn sign(&self, kind: Kind, payload: Vec<u8>) -> Signed {
+        Signed::new(kind, payload, &self.signing)
+    }
+
     /// What to store.
     #[must_use]
     pub fn secrets(&self) -> AuthoritySecrets {

@@ -9,6 +9,7 @@ pub mod cbor;
 pub mod control;
 pub mod id;
 pub mod keys;
+pub mod mailbox;
 pub mod name;
 pub mod pair;
 pub mod passport;

@@ -22,6 +22,8 @@ pub enum Kind {
     AuthorityRecord,
     /// A passport, signed by the authority's signing key.
     Passport,
+    /// A trust request for a mailbox, signed by the asker's authority's signing key.
+    MailRequest,
 }
 
 impl Kind {
@@ -29,6 +31,7 @@ impl Kind {
         match self {
             Self::AuthorityRecord => b"peerage authority record v1\0",
             Self::Passport => b"peerage passport v1\0",
+            Self::MailRequest => b"peerage mail request v1\0",
         }
     }
 }

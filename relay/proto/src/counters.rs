@@ -81,6 +81,10 @@ pub struct Counters {
     pub shed: u64,
     /// STUN answers.
     pub stun: u64,
+    /// Look-ups of names answered.
+    pub lookups: u64,
+    /// Posts to mailboxes answered, whether or not there is such a mailbox.
+    pub posts: u64,
     dropped: [u64; DropReason::ALL.len()],
 }
 
@@ -107,4 +111,10 @@ pub struct Occupancy {
     pub flows: usize,
     /// Bytes counted against the memory limit, each entry at its worst.
     pub memory: usize,
+    /// Open mailboxes.
+    pub mailboxes: usize,
+    /// Mail in them.
+    pub mail: usize,
+    /// Bytes counted against the memory limit of mailboxes.
+    pub mailbox_memory: usize,
 }

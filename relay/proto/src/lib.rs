@@ -11,6 +11,7 @@
 pub mod bucket;
 pub mod counters;
 pub mod limits;
+pub mod mailbox;
 mod network;
 mod place;
 mod relay;

@@ -90,6 +90,8 @@ pub struct Limits {
     pub flows_per_binding: usize,
     /// Bytes for everything remembered, each entry counted at its worst.
     pub memory: usize,
+    /// Bytes for mailboxes and mail, each counted at its worst.
+    pub mailbox_memory: usize,
     /// STUN answers to one /24 or /48.
     pub stun_per_network: Rate,
     /// STUN answers in all.
@@ -107,6 +109,7 @@ impl Limits {
             handshakes: Rate::new(50, 200),
             flows_per_binding: 4_096,
             memory: 256 << 20,
+            mailbox_memory: 16 << 20,
             stun_per_network: Rate::new(50, 100),
             stun: Rate::new(20_000, 20_000),
         }

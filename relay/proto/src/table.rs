@@ -15,6 +15,7 @@ use peerage_model::{AgreementKey, Fingerprint, RoutingId, UnixTime};
 use crate::bucket::Bucket;
 use crate::counters::Occupancy;
 use crate::limits::{ATTEMPT_LIFETIME, ATTEMPTS, FIRST_CONTACT, FLOW_IDLE, LIFETIME, Limits, Quota, STREAM_GRACE};
+use crate::mailbox::Card;
 use crate::network::Network;
 use crate::place::Place;
 
@@ -27,7 +28,7 @@ const VISITOR_COST: usize = size_of::<Source>() * 2
     + ACCOUNT_COST
     + 2 * size_of::<(Place, EndpointId)>();
 /// The same for a binding, its flows aside.
-const BOUND_COST: usize = VISITOR_COST + size_of::<Binding>() + MAP_ENTRY + ACCOUNT_COST;
+const BOUND_COST: usize = VISITOR_COST + size_of::<Binding>() + Card::COST + MAP_ENTRY + ACCOUNT_COST;
 const FLOW_COST: usize = size_of::<(EndpointId, Flow)>() * 2 + 16;
 const ACCOUNT_COST: usize = size_of::<(Fingerprint, Account)>() * 2 + MAP_ENTRY;
 
@@ -57,6 +58,8 @@ pub(crate) struct Binding {
     pub(crate) route: RoutingId,
     pub(crate) instance: AgreementKey,
     pub(crate) session: MacKey,
+    /// What a mailbox of this agent shows.
+    pub(crate) card: Card,
     pub(crate) not_after: UnixTime,
     /// Of the last MOVE.
     pub(crate) moves: u64,
@@ -216,6 +219,7 @@ impl Binding {
         route: RoutingId,
         instance: AgreementKey,
         session: MacKey,
+        card: Card,
         not_after: UnixTime,
         e: [u8; 8],
     ) -> Self {
@@ -224,6 +228,7 @@ impl Binding {
             route,
             instance,
             session,
+            card,
             not_after,
             moves: 0,
             recent: [e, [0; 8], [0; 8], [0; 8]],
@@ -499,7 +504,13 @@ impl Table {
 
     pub(crate) fn occupancy(&self) -> Occupancy {
         let visitors = self.waiting.len() + self.talking.len();
-        Occupancy { bound: self.sources.len() - visitors, visitors, flows: self.flows, memory: self.memory() }
+        Occupancy {
+            bound: self.sources.len() - visitors,
+            visitors,
+            flows: self.flows,
+            memory: self.memory(),
+            ..Occupancy::default()
+        }
     }
 
     /// Drops all that has ended.

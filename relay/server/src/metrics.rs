@@ -46,6 +46,8 @@ impl Collector for Reading {
             ("tls_streams_turned_away", "TLS streams above a limit", streams.turned_away.load(Ordering::Relaxed)),
             ("tls_streams_failed", "TLS streams that spoke something else", streams.failed.load(Ordering::Relaxed)),
             ("tls_queue_dropped_packets", "Packets that slow TLS streams did not take", self.0.streams.dropped()),
+            ("name_lookups", "Look-ups of names answered", counters.lookups),
+            ("mailbox_posts", "Posts answered, whether or not there is such a mailbox", counters.posts),
             ("send_errors", "Batches the kernel did not take", self.0.send_errors.load(Ordering::Relaxed)),
         ];
         for (name, help, value) in totals {
@@ -64,6 +66,9 @@ impl Collector for Reading {
             ("flows", "Pairs past first contact", held.flows),
             ("tls_streams", "TLS streams open now", self.0.streams.count()),
             ("tls_queued_bytes", "Bytes that wait for TLS streams", self.0.streams.waiting()),
+            ("mailboxes", "Open mailboxes", held.mailboxes),
+            ("mail", "Sealed requests that wait for their owners", held.mail),
+            ("mailbox_memory_bytes", "Memory counted against the limit of mailboxes", held.mailbox_memory),
             ("counted_memory_bytes", "Memory counted against the limit, each entry at its worst", held.memory),
         ];
         for (name, help, value) in gauges {

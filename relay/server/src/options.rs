@@ -83,6 +83,10 @@ pub struct Options {
     /// MiB for bindings, visitors and flows; what does not fit is refused, visitors first
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub memory: u32,
+
+    /// MiB for mailboxes of public agents and the sealed requests in them; the oldest request goes first
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub mailbox_memory: u32,
 }
 
 impl Options {
@@ -108,6 +112,7 @@ impl Options {
             limits.network.packets = packets(count);
         }
         limits.memory = usize::try_from(u64::from(self.memory) << 20).unwrap_or(usize::MAX);
+        limits.mailbox_memory = usize::try_from(u64::from(self.mailbox_memory) << 20).unwrap_or(usize::MAX);
         limits
     }
 }

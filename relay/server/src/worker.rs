@@ -26,6 +26,9 @@ const MAX_JOINED: usize = 65_000;
 /// What came in joined to more than this leaves as it is: the copy would cost more than the system call.
 const JOINED_PART: usize = 16_384;
 
+/// The most notices that leave with one batch of batches.
+const NOTICES: usize = 16;
+
 /// What all workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -178,6 +181,13 @@ fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut 
             at += note(handled, &ingress, meta.ecn, number * BUFFER + at, outgoing);
         }
     }
+    tell_owners(&mut relay, now, outgoing);
+}
+
+/// What mail made the relay say to its owners. A drain tells thousands, and does that by itself.
+fn tell_owners(relay: &mut Relay, now: Instant, outgoing: &mut Vec<Outgoing>) {
+    let notices = std::iter::from_fn(|| relay.poll_transmit(now)).take(NOTICES);
+    outgoing.extend(notices.map(|notice| answer(notice.to, notice.local, notice.frame)));
 }
 
 /// Hands all whole frames at the start of what a stream gave to the relay. Says how many bytes those were.
@@ -198,6 +208,7 @@ pub(crate) fn decide_frames(
         note(relay.handle(&ingress, frame, len), &ingress, None, at, outgoing);
         used = at + len;
     }
+    tell_owners(&mut relay, ingress.now, outgoing);
     Ok(used)
 }
 

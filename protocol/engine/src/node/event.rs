@@ -133,6 +133,29 @@ pub enum Event {
         /// Its words.
         request: TrustRequest,
     },
+    /// What relays say to a look-up: records of authorities, verified, by relay. One that did not answer is not among them.
+    LookedUp {
+        /// Which look-up.
+        errand: super::ErrandKey,
+        /// What they say.
+        found: Vec<(RelayInfo, Vec<peerage_model::AuthorityRecord>)>,
+    },
+    /// These relays have taken a post, or say so.
+    MailPosted {
+        /// Which post.
+        errand: super::ErrandKey,
+        /// Which relays.
+        at: Vec<RelayInfo>,
+    },
+    /// Something was in our mailbox at a relay. Call [`super::Node::mail_done`] when it is dealt with.
+    Mail {
+        /// Where.
+        relay: RelayInfo,
+        /// Its id there.
+        id: peerage_model::relay::frame::mailbox::MailId,
+        /// What it is; to be opened with the authority's agreement key.
+        sealed: Box<[u8; peerage_model::relay::frame::mailbox::SEALED]>,
+    },
     /// A trust request of ours was delivered, or was not.
     Asked {
         /// Which.

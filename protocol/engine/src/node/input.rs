@@ -208,6 +208,7 @@ impl Node {
             match timer {
                 Timer::Session(key) => self.session_timeout(key, now),
                 Timer::Pair(key) => self.pair_timeout(&key, now),
+                Timer::Errand(key) => self.conclude_errand(key, now),
             }
         }
     }

@@ -20,6 +20,7 @@ mod input;
 mod io;
 mod judge;
 mod life;
+mod mailbox;
 mod output;
 mod owed;
 mod pair;
@@ -44,10 +45,12 @@ use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
 use quinn_proto::{Endpoint, StreamId, TransportConfig};
 
 pub use event::{AskError, AskKey, DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
+pub use mailbox::ErrandKey;
 pub use output::Transmit;
 pub use status::{NodeStatus, PeerDial, RelayStatus, SessionStatus};
 
 use self::judge::Judge;
+use self::mailbox::Errand;
 use self::output::Batch;
 use self::pair::{Pair, PairKey};
 use self::paths::CheckBudget;
@@ -105,6 +108,8 @@ pub struct Node {
     streams: BTreeMap<StreamKey, Stream>,
     next_stream: u64,
     next_ask: u64,
+    errands: BTreeMap<ErrandKey, Errand>,
+    next_errand: u64,
 
     relays: Relays,
     hosts: BTreeSet<SocketAddr>,
@@ -128,6 +133,7 @@ pub struct Node {
 enum Timer {
     Session(SessionKey),
     Pair(PairKey),
+    Errand(ErrandKey),
 }
 
 impl Node {
@@ -165,6 +171,8 @@ impl Node {
             streams: BTreeMap::new(),
             next_stream: 0,
             next_ask: 0,
+            errands: BTreeMap::new(),
+            next_errand: 0,
             relays,
             hosts: BTreeSet::new(),
             fixed: config.fixed.into_iter().collect(),

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use peerage_model::id::sha256;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::EndpointId;
+use peerage_model::relay::frame::mailbox::MailId;
 use peerage_model::{AgreementSecret, RoutingId};
 use tracing::{debug, info};
 
@@ -18,7 +19,7 @@ use super::status::RelayStatus;
 use crate::nat::{NatClassifier, NatReport};
 use crate::noise::SeededRandom;
 use crate::path::DirectPath;
-use crate::relay::{ClientConfig, Destination, RelayClient, RelayEvent, Role};
+use crate::relay::{ClientConfig, Destination, MailEvent, Question, RelayClient, RelayEvent, Role};
 
 /// An agent binds at, and a dialer asks at, this many of the relays in a list (DESIGN section 6).
 const RELAYS_PER_AGENT: usize = 2;
@@ -57,6 +58,7 @@ pub(super) struct Relays {
     unresolved: Vec<RelayInfo>,
     reported: Option<NatReport>,
     leaving: bool,
+    public: bool,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,8 @@ struct Entry {
     /// It stopped answering; its name may lead elsewhere.
     lost: bool,
     place: Place,
+    /// Asked while the relay's name is looked up.
+    questions: Vec<(u64, Question)>,
 }
 
 #[derive(Debug)]
@@ -96,6 +100,7 @@ impl Relays {
             unresolved: Vec::new(),
             reported: None,
             leaving: false,
+            public: false,
         }
     }
 
@@ -157,6 +162,7 @@ impl Relays {
             draining: false,
             lost: false,
             place: Place::Resolving,
+            questions: Vec::new(),
         };
         self.entries.insert(key, entry);
         match info.host.as_str().parse::<IpAddr>() {
@@ -208,7 +214,11 @@ impl Relays {
             true => Role::Bind { secret: self.secret.clone(), credential: self.credential.clone() },
             false => Role::Visit,
         };
-        let client = Box::new(RelayClient::new(ClientConfig::new(info.key, role), self.random.bytes(), now));
+        let mut client = Box::new(RelayClient::new(ClientConfig::new(info.key, role), self.random.bytes(), now));
+        client.set_public(self.public);
+        for (token, question) in entry.questions.drain(..) {
+            client.ask(token, question, now);
+        }
         entry.place = Place::Known { address, client, observed: None };
         self.by_address.insert(address, key);
     }
@@ -323,6 +333,51 @@ impl Relays {
         self.clients().find_map(|(address, client)| Some((DirectPath::main(address), client.poll_transmit()?)))
     }
 
+    /// Whether we have a mailbox where we are bound.
+    pub(super) fn set_public(&mut self, public: bool) {
+        self.public = public;
+        self.clients().for_each(|(_, client)| client.set_public(public));
+    }
+
+    /// Asks a relay something; one that we do not know yet is visited for it.
+    pub(super) fn ask(&mut self, info: &RelayInfo, token: u64, question: Question, now: Instant) -> RelayKey {
+        let key = self.find(info).unwrap_or_else(|| self.add(info.clone(), false, now));
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.used = now;
+            match &mut entry.place {
+                Place::Known { client, .. } => client.ask(token, question, now),
+                Place::Resolving => entry.questions.push((token, question)),
+            }
+        }
+        key
+    }
+
+    pub(super) fn give_up(&mut self, token: u64) {
+        self.clients().for_each(|(_, client)| client.give_up(token));
+        for entry in self.entries.values_mut() {
+            entry.questions.retain(|(asked, _)| *asked != token);
+        }
+    }
+
+    pub(super) fn mail_done(&mut self, info: &RelayInfo, id: MailId, now: Instant) {
+        let entry = self.find(info).and_then(|key| self.entries.get_mut(&key));
+        if let Some(Entry { place: Place::Known { client, .. }, .. }) = entry {
+            client.mail_done(id, now);
+        }
+    }
+
+    /// What came by mail, and from which relay.
+    pub(super) fn poll_mail(&mut self) -> Option<(RelayKey, MailEvent)> {
+        self.entries.iter_mut().find_map(|(key, entry)| match &mut entry.place {
+            Place::Known { client, .. } => Some((*key, client.poll_mail()?)),
+            Place::Resolving => None,
+        })
+    }
+
+    pub(super) fn info(&self, relay: RelayKey) -> Option<RelayInfo> {
+        self.entries.get(&relay).map(|entry| entry.info.clone())
+    }
+
     /// After [`Self::leave`] was asked for: the next relay's UNBIND. To be sent when nothing else is left to send.
     pub(super) fn poll_farewell(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
         if !self.leaving {
@@ -391,6 +446,10 @@ impl Relays {
                     Place::Known { observed, .. } => *observed,
                     Place::Resolving => None,
                 },
+                mailbox: match &entry.place {
+                    Place::Known { client, .. } => client.has_mailbox(),
+                    Place::Resolving => false,
+                },
             })
             .collect()
     }
@@ -427,6 +486,7 @@ impl Node {
         while let Some((key, event)) = self.relays.poll_event() {
             self.on_relay_event(key, event, now);
         }
+        self.settle_mail(now);
         if self.relays.reflexive() != before {
             self.candidates_changed(now);
         }

@@ -35,6 +35,8 @@ pub struct RelayStatus {
     pub own: bool,
     /// Where it sees us, while it does.
     pub observed: Option<SocketAddr>,
+    /// Whether it keeps a mailbox for us.
+    pub mailbox: bool,
 }
 
 /// A session at one moment.

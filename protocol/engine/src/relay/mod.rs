@@ -4,6 +4,7 @@
 //! [`RelayClient::wrap`] puts packets into frames and [`RelayClient::handle_datagram`] says where the packet in a frame
 //! lies. What the relay granted stays in use while an exchange that renews or moves it runs, so nothing in flight is lost.
 
+mod mailbox;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -14,11 +15,15 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use peerage_model::relay::frame::keys::{MacKey, bind};
+use peerage_model::relay::frame::mailbox::MailId;
 use peerage_model::relay::frame::{self, Boot, Cookie, ENDPOINT_HEADER, EndpointId, Frame, Grant, Tag};
 use peerage_model::{AgreementKey, AgreementSecret, InstanceId};
 use tracing::debug;
 
 pub use peerage_model::relay::frame::{Destination, Refusal};
+
+use self::mailbox::Mailbox;
+pub use self::mailbox::{MailEvent, Question};
 
 use self::schedule::Schedule;
 use crate::noise::SeededRandom;
@@ -136,6 +141,7 @@ pub struct RelayClient {
     exchange: Exchange,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<RelayEvent>,
+    mailbox: Mailbox,
 }
 
 impl RelayClient {
@@ -150,6 +156,7 @@ impl RelayClient {
             exchange: Exchange::Quiet,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
+            mailbox: Mailbox::new(),
         };
         client.greet(now);
         client
@@ -163,10 +170,51 @@ impl RelayClient {
         }
     }
 
+    /// Whether we have a mailbox here while we are bound.
+    pub fn set_public(&mut self, public: bool) {
+        self.mailbox.set_public(public);
+    }
+
+    /// Asks the relay something, again and again until it is answered or given up. `token` comes back with the answer.
+    pub fn ask(&mut self, token: u64, question: Question, now: Instant) {
+        self.mailbox.ask(token, question, now, &mut self.random);
+        self.see_to_mail(now);
+    }
+
+    /// The answer is of no interest any more.
+    pub fn give_up(&mut self, token: u64) {
+        self.mailbox.give_up(token);
+    }
+
+    /// What came out of our mailbox is dealt with; the relay forgets it and gives the next.
+    pub fn mail_done(&mut self, id: MailId, now: Instant) {
+        self.mailbox.done(id, now, &mut self.random);
+        self.see_to_mail(now);
+    }
+
+    /// Whether the relay knows us and keeps a mailbox for us.
+    #[must_use]
+    pub fn has_mailbox(&self) -> bool {
+        self.granted.is_some() && self.mailbox.is_open()
+    }
+
+    /// The next thing that came by mail.
+    pub fn poll_mail(&mut self) -> Option<MailEvent> {
+        self.mailbox.poll_event()
+    }
+
+    fn see_to_mail(&mut self, now: Instant) {
+        if let Some(Granted { tag, binding, .. }) = &self.granted {
+            let session = binding.as_ref().map(|(session, _)| session);
+            self.mailbox.handle_timeout(now, *tag, session, &mut self.random);
+        }
+    }
+
     /// Ends the binding: gives the frame that makes the relay forget it, if there is one, and is silent from then on.
     /// What was wrapped for the relay before must be sent first, since it comes from nobody it knows afterwards.
     pub fn leave(&mut self) -> Option<Vec<u8>> {
         self.transmits.clear();
+        self.mailbox.leave();
         self.exchange = Exchange::Quiet;
         let Granted { tag, id, binding, .. } = self.granted.take()?;
         let (session, _) = binding?;
@@ -210,8 +258,18 @@ impl RelayClient {
                 self.on_refused(tag, reason, datagram, now);
                 None
             }
-            Frame::Alive { draining, .. } => {
+            Frame::Records { .. } | Frame::Posted { .. } | Frame::Mail { .. } => {
                 self.heard(tag, now)?;
+                let binding = self.granted.as_ref().and_then(|granted| granted.binding.as_ref());
+                self.mailbox.on_frame(&frame, binding.map(|(session, _)| session), datagram, now);
+                None
+            }
+            Frame::Alive { draining, mail, .. } => {
+                self.heard(tag, now)?;
+                if mail {
+                    self.mailbox.mail_waits(now);
+                    self.see_to_mail(now);
+                }
                 if draining {
                     self.drains(Duration::ZERO);
                 }
@@ -228,6 +286,9 @@ impl RelayClient {
             | Frame::Move { .. }
             | Frame::Keepalive { .. }
             | Frame::To { .. }
+            | Frame::Lookup { .. }
+            | Frame::Post { .. }
+            | Frame::Check { .. }
             | Frame::Unbind { .. } => None,
         }
     }
@@ -278,11 +339,12 @@ impl RelayClient {
             Exchange::Refused { .. } | Exchange::Quiet => {}
         }
         self.keep_alive(now);
+        self.see_to_mail(now);
     }
 
     /// The next frame for the relay.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
-        self.transmits.pop_front()
+        self.transmits.pop_front().or_else(|| self.mailbox.poll_transmit())
     }
 
     /// The next thing that happened.
@@ -298,7 +360,9 @@ impl RelayClient {
             Exchange::Refused { until } => Some(*until),
             Exchange::Quiet => None,
         };
-        exchange.into_iter().chain(self.granted.as_ref().map(Granted::next_keepalive)).min()
+        let granted = self.granted.as_ref();
+        let mail = granted.and_then(|granted| self.mailbox.poll_timeout(granted.binding.is_some()));
+        exchange.into_iter().chain(granted.map(Granted::next_keepalive)).chain(mail).min()
     }
 
     fn greet(&mut self, now: Instant) {
@@ -402,6 +466,9 @@ impl RelayClient {
             draining: false,
         });
         self.exchange = Exchange::Quiet;
+        let bound = self.granted.as_ref().is_some_and(|granted| granted.binding.is_some());
+        self.mailbox.granted(bound, now);
+        self.see_to_mail(now);
         self.events.push_back(RelayEvent::Ready { observed: grant.observed });
     }
 

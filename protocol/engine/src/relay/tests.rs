@@ -1,6 +1,8 @@
 //! The client against a relay that is played by hand from the codec, so that it can also lie.
 
+use peerage_model::RoutingId;
 use peerage_model::relay::frame::keys::{BootKey, Opening};
+use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{COOKIE, HELLO, MAX_BIND, MOVE, VISIT};
 use zeroize::Zeroizing;
 
@@ -276,7 +278,7 @@ fn an_idle_binding_is_kept_alive_every_25_seconds() {
         let out = run(&mut client, now);
         assert_eq!(out.len(), 1);
         let Ok((tag, Frame::Keepalive { nonce })) = Frame::parse(&out[0]) else { panic!("KEEPALIVE") };
-        client.handle_datagram(now, &frame::alive(tag, nonce, 90, false));
+        client.handle_datagram(now, &frame::alive(tag, nonce, 90, false, false));
     }
     assert_eq!(client.poll_event(), None);
 }
@@ -309,7 +311,7 @@ fn a_draining_relay_is_reported_once_and_only_if_it_is_the_relay() {
 #[test]
 fn a_lost_drain_is_learned_from_the_next_alive() {
     let (_, mut client, now) = bound_pair();
-    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, true));
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, true, false));
     assert!(matches!(client.poll_event(), Some(RelayEvent::Draining { .. })));
 }
 
@@ -380,6 +382,138 @@ fn what_only_clients_send_is_ignored_when_it_comes_back() {
         assert_eq!(client.poll_transmit(), None);
         assert_eq!(client.poll_event(), None);
     }
+}
+
+/// A public client past BOUND, and the nonce of its first CHECK.
+fn public_pair() -> (Relay, RelayClient, Instant) {
+    let now = Instant::now();
+    let mut relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    client.set_public(true);
+    bind_it(&mut relay, &mut client, now);
+    (relay, client, now)
+}
+
+fn checked(client: &mut RelayClient, relay: &Relay) -> ([u8; 8], MailId) {
+    let check = sent(client);
+    assert!(relay.session.as_ref().expect("bound").verifies(&check), "CHECK is authentic");
+    match Frame::parse(&check) {
+        Ok((ENDPOINT_TAG, Frame::Check { nonce, done, .. })) => (nonce, done),
+        other => panic!("CHECK, not {other:?}"),
+    }
+}
+
+fn mail(relay: &Relay, nonce: [u8; 8], mail: Option<(MailId, &[u8; SEALED])>) -> Vec<u8> {
+    let session = relay.session.as_ref().expect("bound");
+    mailbox::mail(ENDPOINT_TAG, nonce, mail, |body| session.mac(body))
+}
+
+#[test]
+fn a_public_agent_opens_its_mailbox_when_it_is_bound_and_looks_again_after_five_minutes() {
+    let (relay, mut client, now) = public_pair();
+    let (nonce, done) = checked(&mut client, &relay);
+    assert!(done == MailId::NONE && !client.has_mailbox());
+    client.handle_datagram(now, &mail(&relay, nonce, None));
+    assert!(client.has_mailbox());
+    assert_eq!((client.poll_mail(), client.poll_transmit()), (None, None));
+    let mut at = now;
+    let checks = (0..24).flat_map(|_| {
+        at += KEEPALIVE;
+        let out = run(&mut client, at);
+        for frame in &out {
+            if let Ok((tag, Frame::Keepalive { nonce })) = Frame::parse(frame) {
+                client.handle_datagram(at, &frame::alive(tag, nonce, 90, false, false));
+            }
+            if let Ok((_, Frame::Check { nonce, .. })) = Frame::parse(frame) {
+                client.handle_datagram(at, &mail(&relay, nonce, None));
+            }
+        }
+        out
+    });
+    assert_eq!(checks.filter(|frame| frame[1] == 20).count(), 2, "in ten minutes");
+}
+
+#[test]
+fn mail_is_handed_out_one_by_one_and_forgotten_by_the_relay_when_it_is_safe() {
+    let (relay, mut client, now) = public_pair();
+    let (nonce, _) = checked(&mut client, &relay);
+    let (first, second) = ((MailId([1; 8]), &[11; SEALED]), (MailId([2; 8]), &[22; SEALED]));
+    client.handle_datagram(now, &mail(&relay, nonce, Some(first)));
+    assert_eq!(client.poll_mail(), Some(MailEvent::Mail { id: first.0, sealed: Box::new(*first.1) }));
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, false, true));
+    assert_eq!(client.poll_transmit(), None, "not before the first is dealt with");
+    client.mail_done(first.0, now);
+    let (nonce, done) = checked(&mut client, &relay);
+    assert_eq!(done, first.0);
+    client.handle_datagram(now, &mail(&relay, nonce, Some(second)));
+    assert!(matches!(client.poll_mail(), Some(MailEvent::Mail { id, .. }) if id == second.0));
+}
+
+#[test]
+fn a_word_of_mail_is_followed_at_once() {
+    let (relay, mut client, now) = public_pair();
+    let (nonce, _) = checked(&mut client, &relay);
+    client.handle_datagram(now, &mail(&relay, nonce, None));
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, false, true));
+    checked(&mut client, &relay);
+}
+
+#[test]
+fn forged_mail_and_an_answer_to_another_question_are_ignored() {
+    let (relay, mut client, now) = public_pair();
+    let (nonce, _) = checked(&mut client, &relay);
+    let one = Some((MailId([1; 8]), &[11; SEALED]));
+    client.handle_datagram(now, &mailbox::mail(ENDPOINT_TAG, nonce, one, |_| [0; 16]));
+    client.handle_datagram(now, &mail(&relay, [9; 8], one));
+    assert_eq!(client.poll_mail(), None);
+    client.handle_datagram(now, &mail(&relay, nonce, one));
+    assert!(client.poll_mail().is_some(), "the true one still counts");
+    client.handle_datagram(now, &mail(&relay, nonce, one));
+    assert_eq!(client.poll_mail(), None, "and counts once");
+}
+
+#[test]
+fn an_agent_that_is_not_public_never_looks() {
+    let (_, mut client, now) = bound_pair();
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, false, true));
+    assert_eq!(client.poll_transmit(), None);
+}
+
+#[test]
+fn a_question_is_repeated_until_it_is_answered_and_answered_once() {
+    let (_, mut client, now) = bound_pair();
+    client.ask(7, Question::LookUp(NameKey([1; 16])), now);
+    let first = sent(&mut client);
+    let again = run(&mut client, now + Duration::from_secs(1));
+    assert!(again.len() == 2 && again.iter().all(|frame| *frame == first), "the same bytes: {}", again.len());
+    let Ok((_, Frame::Lookup { nonce, name: NameKey([1, ..]) })) = Frame::parse(&first) else { panic!("LOOKUP") };
+    client.handle_datagram(now, &mailbox::posted(ENDPOINT_TAG, nonce));
+    assert_eq!(client.poll_mail(), None, "the answer to another kind of question");
+    let answer = mailbox::records(ENDPOINT_TAG, nonce, [&[5; 200][..], &[6; 100]]);
+    client.handle_datagram(now, &answer);
+    client.handle_datagram(now, &answer);
+    assert_eq!(client.poll_mail(), Some(MailEvent::Found { token: 7, records: vec![vec![5; 200], vec![6; 100]] }));
+    assert_eq!(client.poll_mail(), None);
+    assert!(run(&mut client, now + Duration::from_secs(20)).is_empty());
+}
+
+#[test]
+fn a_question_that_is_given_up_is_not_repeated() {
+    let (_, mut client, now) = bound_pair();
+    client.ask(7, Question::Post(RoutingId([3; 16]), Box::new([4; SEALED])), now);
+    assert_eq!(sent(&mut client).len(), mailbox::POST);
+    client.give_up(7);
+    assert!(run(&mut client, now + Duration::from_secs(20)).is_empty());
+}
+
+#[test]
+fn a_question_waits_for_the_relay_to_know_us() {
+    let now = Instant::now();
+    let mut relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    client.ask(7, Question::LookUp(NameKey([1; 16])), now);
+    bind_it(&mut relay, &mut client, now);
+    assert!(matches!(Frame::parse(&sent(&mut client)), Ok((ENDPOINT_TAG, Frame::Lookup { .. }))));
 }
 
 proptest::proptest! {

@@ -14,10 +14,12 @@ use crate::keys::AgreementKey;
 use crate::passport::MAX_CREDENTIAL;
 
 pub mod keys;
+pub mod mailbox;
 #[cfg(test)]
 mod tests;
 mod write;
 
+use self::mailbox::{MailId, NameKey, Records, SEALED};
 use self::write::header;
 pub use self::write::{
     address_bytes, alive, bind_head, bound, cookie, drain, from_header, hello, keepalive, moved, refused, unbind,
@@ -150,6 +152,18 @@ pub enum Type {
     From = 14,
     /// A bound client goes away.
     Unbind = 15,
+    /// Asks whose agents have a name.
+    Lookup = 16,
+    /// Answers it.
+    Records = 17,
+    /// Leaves a request in a mailbox.
+    Post = 18,
+    /// Answers it, whether or not there is such a mailbox.
+    Posted = 19,
+    /// A bound client looks into its mailbox.
+    Check = 20,
+    /// What is in it.
+    Mail = 21,
 }
 
 /// Why a relay refuses a BIND.
@@ -308,6 +322,8 @@ pub enum Frame<'a> {
         lifetime: u16,
         /// The relay goes away soon.
         draining: bool,
+        /// There is something in our mailbox.
+        mail: bool,
     },
     /// The relay goes away.
     Drain {
@@ -329,6 +345,54 @@ pub enum Frame<'a> {
         source: EndpointId,
         /// The sealed packet.
         packet: &'a [u8],
+    },
+    /// Asks whose agents have a name.
+    Lookup {
+        /// Repeated by the answer.
+        nonce: [u8; 8],
+        /// The name.
+        name: NameKey,
+    },
+    /// Answers it.
+    Records {
+        /// From LOOKUP.
+        nonce: [u8; 8],
+        /// Of authorities.
+        records: Records<'a>,
+    },
+    /// Leaves a request in a mailbox.
+    Post {
+        /// Repeated by the answer.
+        nonce: [u8; 8],
+        /// Whose mailbox.
+        to: RoutingId,
+        /// The request.
+        sealed: &'a [u8; SEALED],
+    },
+    /// Answers it.
+    Posted {
+        /// From POST.
+        nonce: [u8; 8],
+    },
+    /// A bound client looks into its mailbox.
+    Check {
+        /// Repeated by the answer.
+        nonce: [u8; 8],
+        /// Which mail the relay may forget.
+        done: MailId,
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
+    },
+    /// What is in it.
+    Mail {
+        /// From CHECK.
+        nonce: [u8; 8],
+        /// For [`Frame::Check`].
+        id: MailId,
+        /// The oldest mail, if there is one.
+        sealed: Option<&'a [u8; SEALED]>,
+        /// Over everything before it.
+        mac: &'a [u8; MAC],
     },
     /// A bound client goes away.
     Unbind {
@@ -375,11 +439,24 @@ impl<'a> Frame<'a> {
                 r.padding(KEEPALIVE - HEADER - 8)?;
                 Self::Keepalive { nonce }
             }
-            10 => Self::Alive { nonce: *r.array()?, lifetime: r.u16()?, draining: r.array::<1>()?[0] & 1 == 1 },
+            10 => {
+                let (nonce, lifetime, [flags]) = (*r.array()?, r.u16()?, *r.array::<1>()?);
+                Self::Alive { nonce, lifetime, draining: flags & 1 != 0, mail: flags & 2 != 0 }
+            }
             11 => Self::Drain { grace: r.u16()?, mac: r.array()? },
             12 => Self::To { destination: Destination::Route(RoutingId(*r.array()?)), packet: r.packet()? },
             13 => Self::To { destination: Destination::Endpoint(EndpointId(*r.array()?)), packet: r.packet()? },
             14 => Self::From { source: EndpointId(*r.array()?), packet: r.packet()? },
+            16 => {
+                let (nonce, name) = (*r.array()?, NameKey(*r.array()?));
+                r.padding(mailbox::LOOKUP - HEADER - 24)?;
+                Self::Lookup { nonce, name }
+            }
+            17 => Self::records(&mut r)?,
+            18 => Self::Post { nonce: *r.array()?, to: RoutingId(*r.array()?), sealed: r.array()? },
+            19 => Self::Posted { nonce: *r.array()? },
+            20 => Self::Check { nonce: *r.array()?, done: MailId(*r.array()?), mac: r.array()? },
+            21 => Self::mail(&mut r)?,
             15 => Self::Unbind { id: EndpointId(*r.array()?), mac: r.array()? },
             _ => return Err(NotAFrame),
         };

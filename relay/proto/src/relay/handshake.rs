@@ -11,6 +11,7 @@ use peerage_model::{AgreementKey, Credential};
 use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply};
 use crate::counters::DropReason;
 use crate::limits::COOKIE_WINDOW;
+use crate::mailbox::Card;
 use crate::network::Network;
 use crate::place::StreamId;
 use crate::table::{Binding, Source};
@@ -127,7 +128,8 @@ impl Relay {
         }
         let id = EndpointId::from(credential.instance());
         let route = credential.agent().routing_id();
-        let binding = Binding::new(authority, route, instance, session, credential.not_after(), start_of(e));
+        let card = Card::new(&credential.agent().name, credential.record());
+        let binding = Binding::new(authority, route, instance, session, card, credential.not_after(), start_of(e));
         self.table.drop_if_ended(id, ingress.now, ingress.wall);
         if let Some(former) = self.table.get(id).and_then(Source::binding) {
             let replayed = former.recent.contains(&start_of(e));
@@ -296,11 +298,13 @@ impl Relay {
             return self.challenge(ingress, tag);
         }
         let draining = self.is_draining();
+        let route = self.table.get(id).and_then(Source::binding).map(|binding| binding.route);
+        let mail = route.is_some_and(|route| self.mailboxes.has_mail(route));
         let Some(source) = self.table.get_mut(id).filter(|source| source.tag == tag) else {
             return self.drop_for(DropReason::WrongTag);
         };
         source.last_heard = ingress.now;
-        Decision::Reply(Reply::new(&frame::alive(tag, nonce, LIFETIME_SECS, draining)))
+        Decision::Reply(Reply::new(&frame::alive(tag, nonce, LIFETIME_SECS, draining, mail)))
     }
 }
 

@@ -4,6 +4,7 @@
 //! packet for somebody else ([`forward`]). Only the last comes in batches worth the name, so only it looks past the
 //! first segment.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -17,6 +18,7 @@ use zeroize::Zeroizing;
 use crate::bucket::Bucket;
 use crate::counters::{Counters, DropReason, Occupancy};
 use crate::limits::{Access, LIFETIME, Limits, SWEEP};
+use crate::mailbox::Mailboxes;
 use crate::place::Place;
 use crate::spread::SpreadBuckets;
 use crate::stun;
@@ -24,6 +26,7 @@ use crate::table::Table;
 
 mod forward;
 mod handshake;
+mod mailbox;
 
 const LIFETIME_SECS: u16 = LIFETIME.as_secs() as u16;
 
@@ -86,32 +89,43 @@ pub struct Forward {
     pub segment: usize,
 }
 
-/// A frame of at most 56 bytes, on the stack.
-#[derive(Clone, Copy)]
-pub struct Reply {
-    bytes: [u8; Self::MAX],
-    len: usize,
+/// A short frame, on the stack where it can be.
+#[derive(Clone)]
+pub struct Reply(Bytes);
+
+#[derive(Clone)]
+enum Bytes {
+    Short([u8; Reply::SHORT], usize),
+    /// What mailboxes answer. Only to who is known here, and charged.
+    Long(Box<[u8]>),
 }
 
 impl Reply {
-    const MAX: usize = 56;
+    const SHORT: usize = 56;
 
     fn new(frame: &[u8]) -> Self {
-        let mut bytes = [0; Self::MAX];
+        if frame.len() > Self::SHORT {
+            return Self(Bytes::Long(frame.into()));
+        }
+        let mut bytes = [0; Self::SHORT];
         bytes[..frame.len()].copy_from_slice(frame);
-        Self { bytes, len: frame.len() }
+        Self(Bytes::Short(bytes, frame.len()))
     }
 
     /// The bytes to send.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        match &self.0 {
+            Bytes::Short(bytes, len) => &bytes[..*len],
+            Bytes::Long(bytes) => bytes,
+        }
     }
 }
 
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reply(type {}, {} bytes)", self.bytes[1], self.len)
+        let bytes = self.as_bytes();
+        write!(f, "Reply(type {}, {} bytes)", bytes[1], bytes.len())
     }
 }
 
@@ -156,6 +170,9 @@ pub struct Relay {
     handshakes: SpreadBuckets,
     next_sweep: Instant,
     counters: Counters,
+    mailboxes: Mailboxes,
+    /// Words to owners of mailboxes, for [`Self::poll_transmit`].
+    notices: VecDeque<Notice>,
 }
 
 impl Relay {
@@ -165,6 +182,8 @@ impl Relay {
         let boot_key = BootKey::new(&config.seed);
         Self {
             public: config.key.public(),
+            mailboxes: Mailboxes::new(&config.key, now),
+            notices: VecDeque::new(),
             key: config.key,
             access: config.access,
             limits: config.limits,
@@ -197,7 +216,8 @@ impl Relay {
     /// What is held now.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        self.table.occupancy()
+        let (mailboxes, mail) = self.mailboxes.occupancy();
+        Occupancy { mailboxes, mail, mailbox_memory: self.mailboxes.memory(), ..self.table.occupancy() }
     }
 
     /// Deals with the start of `batch`: segments of `segment` bytes (the last may be shorter), all from one source, as
@@ -242,6 +262,9 @@ impl Relay {
             Frame::Move { cookie, id, counter, mac: _ } => self.relocate(ingress, tag, cookie, id, counter, datagram),
             Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
             Frame::Unbind { id, mac: _ } => self.unbind(tag, id, datagram),
+            Frame::Lookup { nonce, name } => self.look_up(ingress, tag, nonce, name),
+            Frame::Post { nonce, to, sealed } => self.post(ingress, tag, nonce, to, sealed),
+            Frame::Check { nonce, done, mac: _ } => self.check(ingress, tag, nonce, done, datagram),
             // Packets are dealt with by `forward`; the rest is what only relays send, and answering it could loop.
             Frame::To { .. }
             | Frame::Cookie { .. }
@@ -250,6 +273,9 @@ impl Relay {
             | Frame::Visiting { .. }
             | Frame::Alive { .. }
             | Frame::Drain { .. }
+            | Frame::Records { .. }
+            | Frame::Posted { .. }
+            | Frame::Mail { .. }
             | Frame::From { .. } => self.drop_for(DropReason::Malformed),
         }
     }
@@ -287,8 +313,11 @@ impl Relay {
         }
     }
 
-    /// The next frame that nobody asked for; call until `None` after [`Self::drain`].
+    /// The next frame that nobody asked for; call until `None` after [`Self::handle`] and [`Self::drain`].
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Notice> {
+        if let Some(notice) = self.notices.pop_front() {
+            return Some(notice);
+        }
         let Phase::Draining { until, told, all_told: false } = self.phase else {
             return None;
         };
@@ -308,6 +337,7 @@ impl Relay {
     pub fn handle_timeout(&mut self, now: Instant, wall: UnixTime) {
         if now >= self.next_sweep {
             self.table.sweep(now, wall);
+            self.mailboxes.sweep(now);
             self.next_sweep = now + SWEEP;
         }
     }
@@ -315,7 +345,7 @@ impl Relay {
     /// When to call [`Self::handle_timeout`]; `None` while there is nothing to forget.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (!self.table.is_empty()).then_some(self.next_sweep)
+        (!self.table.is_empty() || !self.mailboxes.is_empty()).then_some(self.next_sweep)
     }
 
     fn is_draining(&self) -> bool {

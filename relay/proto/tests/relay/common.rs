@@ -68,10 +68,19 @@ impl World {
         Self::new(Access::Open, Limits::open())
     }
 
+    /// The same relay in another run.
+    pub fn with_seed(seed: u8) -> Self {
+        Self::seeded(Access::Open, Limits::open(), seed)
+    }
+
     pub fn new(access: Access, limits: Limits) -> Self {
+        Self::seeded(access, limits, 88)
+    }
+
+    fn seeded(access: Access, limits: Limits, seed: u8) -> Self {
         let start = Instant::now();
         let config =
-            Config { key: AgreementSecret::from_bytes([77; 32]), access, limits, seed: Zeroizing::new([88; 32]) };
+            Config { key: AgreementSecret::from_bytes([77; 32]), access, limits, seed: Zeroizing::new([seed; 32]) };
         Self { relay: Relay::new(config, start), now: start, wall: WALL, drawn: 0 }
     }
 

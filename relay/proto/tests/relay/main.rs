@@ -4,4 +4,5 @@ mod binding;
 mod common;
 mod floods;
 mod forwarding;
+mod mailbox;
 mod streams;

@@ -191,6 +191,12 @@ impl BootKey {
         super::EndpointId(self.prf(&[b"visitor", &number.to_be_bytes()]))
     }
 
+    /// The id of the mail with this number; unguessable, so that nobody counts what others get.
+    #[must_use]
+    pub fn mail(&self, number: u64) -> super::mailbox::MailId {
+        super::mailbox::MailId(self.prf(&[b"mail", &number.to_be_bytes()]))
+    }
+
     /// Where `key` lies in a table of fixed size, so that nobody outside can aim at a neighbour's place.
     #[must_use]
     pub fn place(&self, key: &[u8]) -> u64 {

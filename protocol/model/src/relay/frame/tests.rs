@@ -101,7 +101,8 @@ fn every_other_frame_is_written_as_the_vectors_say() {
     assert_eq!(visiting(tag, &v.grant("visitor_tag", "address6"), visitor)[..], v.frame("visiting"));
     assert_eq!(moved(tag, cookie, endpoint, 7, mac)[..], v.frame("move"));
     assert_eq!(keepalive(endpoint_tag, nonce)[..], v.frame("keepalive"));
-    assert_eq!(alive(endpoint_tag, nonce, 90, true)[..], v.frame("alive_draining"));
+    assert_eq!(alive(endpoint_tag, nonce, 90, true, false)[..], v.frame("alive_draining"));
+    assert_eq!(alive(endpoint_tag, nonce, 90, false, true)[..], v.frame("alive_mail"));
     assert_eq!(drain(endpoint_tag, 30, mac)[..], v.frame("drain"));
     assert_eq!(unbind(endpoint_tag, endpoint, mac)[..], v.frame("unbind"));
     let packet = unhex(v.text("packet"));

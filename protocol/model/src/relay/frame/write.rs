@@ -112,12 +112,12 @@ pub fn keepalive(tag: Tag, nonce: [u8; 8]) -> [u8; KEEPALIVE] {
 
 /// ALIVE.
 #[must_use]
-pub fn alive(tag: Tag, nonce: [u8; 8], lifetime: u16, draining: bool) -> [u8; ALIVE] {
+pub fn alive(tag: Tag, nonce: [u8; 8], lifetime: u16, draining: bool, mail: bool) -> [u8; ALIVE] {
     let mut out = [0; ALIVE];
     header(&mut out, Type::Alive, tag);
     out[8..16].copy_from_slice(&nonce);
     out[16..18].copy_from_slice(&lifetime.to_be_bytes());
-    out[18] = u8::from(draining);
+    out[18] = u8::from(draining) | u8::from(mail) << 1;
     out
 }
 
@@ -157,7 +157,7 @@ fn write_grant(out: &mut [u8], grant: &Grant) {
     }
 }
 
-fn finish<const N: usize>(mut out: [u8; N], mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8; N] {
+pub(super) fn finish<const N: usize>(mut out: [u8; N], mac: impl FnOnce(&[u8]) -> [u8; MAC]) -> [u8; N] {
     let (body, place) = out.split_at_mut(N - MAC);
     place.copy_from_slice(&mac(body));
     out
