@@ -27,6 +27,9 @@ use crate::{Advertise, EndpointError, metrics};
 /// How often the relay is asked whether something has ended; it sweeps every 10 s.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often a draining relay looks whether anybody is left.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Why a relay does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -204,10 +207,15 @@ impl Bound {
             pages.ready.store(false, Ordering::Relaxed);
             tracing::info!(target: "events::relay_draining", grace = ?self.grace, "relay draining");
             worker::announce_drain(&sockets[0], &self.shared, self.grace).await;
-            let held = self.shared.relay().occupancy();
-            if held.bound + held.visitors > 0 {
-                tokio::time::sleep(self.grace).await;
-            }
+            // Visitors reach bound agents only, so with the last of those everything to forward is gone.
+            let everybody_left = async {
+                let mut looks = tokio::time::interval(LOOK);
+                while self.shared.relay().occupancy().bound > 0 {
+                    looks.tick().await;
+                }
+            };
+            // Whoever is still here after the grace period had its warning.
+            let _ = tokio::time::timeout(self.grace, everybody_left).await;
         };
         tokio::select! {
             () = ending => Ok(()),

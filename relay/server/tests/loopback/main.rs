@@ -10,8 +10,9 @@ use std::thread::JoinHandle;
 
 use clap::Parser;
 use client::{Client, agent, authority};
+use peerage_model::AgreementSecret;
 use peerage_model::relay::RelayInfo;
-use peerage_model::relay::frame::{Destination, Frame};
+use peerage_model::relay::frame::{self, Destination, Frame, Tag, keys};
 use peerage_relay::{Bound, Options, RunError};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -172,6 +173,23 @@ fn an_idle_relay_told_to_stop_ends_at_once() {
     let mut relay = Running::start(&["--listen", "127.0.0.1:0", "--grace", "3600"]);
     relay.tell_to_stop();
     relay.ended().expect("an orderly end");
+}
+
+#[test]
+fn a_draining_relay_ends_when_its_last_agent_has_left() {
+    let mut relay = Running::start(&["--listen", "127.0.0.1:0", "--grace", "3600"]);
+    let (_, instance, credential) = agent(&authority(1), "db", [10; 32]);
+    let socket = client::socket(relay.address);
+    let cookie = client::cookie(&socket);
+    let e = AgreementSecret::from_bytes([77; 32]);
+    let bind = keys::bind(Tag([2; 6]), cookie, &e, &relay.info.key, &instance, &credential).expect("good keys");
+    let bound = client::ask(&socket, &bind.frame);
+    let Ok((_, Frame::Bound { grant, .. })) = Frame::parse(&bound) else { panic!("BOUND") };
+    relay.tell_to_stop();
+    assert!(matches!(Frame::parse(&client::receive(&socket)), Ok((_, Frame::Drain { .. }))));
+    let endpoint = peerage_model::InstanceId::of_key(&instance.public()).into();
+    socket.send(&frame::unbind(grant.tag, endpoint, |body| bind.session.mac(body))).expect("sent");
+    relay.ended().expect("an orderly end, long before the grace period's");
 }
 
 #[test]
