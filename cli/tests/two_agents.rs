@@ -261,7 +261,7 @@ fn a_denied_instance_stays_out_until_it_is_started_anew() {
 }
 
 #[test]
-fn a_public_agent_is_asked_by_its_name_alone_and_then_answers_curl() {
+fn a_public_agent_is_asked_by_its_name_alone_and_then_opens_its_port() {
     let mut world = World::new();
     let service = format!("mcp=80:{}", server("hello "));
     let db = world.up("db", &["--expose", &service, "--public"]);
