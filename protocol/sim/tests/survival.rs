@@ -231,3 +231,33 @@ fn neighbours_behind_one_router_meet_inside() {
     assert!(direct.is_some());
     assert_eq!(sim.path("a", "b"), Some(PathKind::Local));
 }
+
+#[test]
+fn a_process_that_was_stopped_goes_on_at_once() {
+    for who in ["a", "b"] {
+        for seconds in [5, 30, 100] {
+            let (mut sim, stream) = direct_pair(8);
+            sim.stop(who);
+            sim.run_for(secs(seconds));
+            sim.go_on(who);
+            goes_on(&mut sim, stream, secs(1));
+        }
+    }
+}
+
+#[test]
+fn a_process_that_was_stopped_for_long_finds_its_peer_again_within_two_seconds() {
+    for who in ["a", "b"] {
+        for seconds in [130, 200, 3_000] {
+            let (mut sim, _) = direct_pair(9);
+            sim.stop(who);
+            sim.run_for(secs(seconds));
+            sim.go_on(who);
+            let up = sim.run_until(secs(2), |sim| sim.both_up("a", "b"));
+            assert!(up.is_some(), "{who} after {seconds} s");
+            let request = sim.request("b", "a", b"awake?");
+            let answered = sim.run_until(secs(2), |sim| sim.returned(request) == b"awake?");
+            assert!(answered.is_some(), "{who} after {seconds} s: {:?}", sim.outcome(request));
+        }
+    }
+}

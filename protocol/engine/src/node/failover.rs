@@ -4,11 +4,25 @@
 //! certain that the relay in use leads anywhere, every packet goes through the others as well, and the first proven packet
 //! that comes back decides. Nobody waits for a keepalive to fail.
 
+use std::time::Duration;
+
+use tracing::debug;
+
 use super::Node;
-use super::event::{Now, SessionKey};
-use super::pair::PairKey;
+use super::config::IDLE_TIMEOUT;
+use super::event::{CloseCode, DownReason, Now, SessionKey};
+use super::pair::{Dial, Pair, PairKey};
 use super::relays::RelayKey;
 use super::session::RelayRoute;
+
+/// How we know that we were away.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Away {
+    /// A timer was so late: time passed, and we did not run.
+    Stopped(Duration),
+    /// The wall clock went so far ahead of the timers': the machine slept, or its clock was set.
+    ClockJumped(Duration),
+}
 
 impl Node {
     /// The tunnel fell silent: its packets go through every relay where the peer may be, until one of them brings an answer.
@@ -26,6 +40,37 @@ impl Node {
         session.connection.ping();
         self.ready.insert(key);
         self.settle_relays(now);
+    }
+
+    /// We stood still, perhaps for long: NATs and relays may have forgotten us, and peers given us up. Everything is asked
+    /// at once instead of waiting until it turns out to be gone, and peers whose session has ended meanwhile are dialled.
+    pub(super) fn resumed(&mut self, away: Away, now: Now) {
+        debug!(?away, "stood still");
+        self.relays.slept(now.mono);
+        let had_sessions = |pair: &Pair| !pair.up.is_empty() && pair.dial == Dial::Rest && pair.peer().is_some();
+        let pairs: Vec<PairKey> =
+            self.pairs.iter().filter(|(_, pair)| had_sessions(pair)).map(|(key, _)| key.clone()).collect();
+        for key in pairs {
+            if let Some(pair) = self.pairs.get_mut(&key) {
+                // Goes to rest again at once where the session is still up.
+                pair.dial = Dial::Pause { until: now.mono, attempts: 0 };
+            }
+            self.arm_pair(&key);
+        }
+        for key in self.up_sessions() {
+            match away {
+                // Peers have given it up, whatever old packets in our socket say.
+                Away::Stopped(at_least) if at_least >= IDLE_TIMEOUT => {
+                    self.close(key, CloseCode::Drained, DownReason::TimedOut, now.mono);
+                }
+                // So they have, or somebody set the clock. New streams wait until one or the other is known.
+                Away::ClockJumped(forward) if forward >= IDLE_TIMEOUT => {
+                    self.race_relays(key, now);
+                    self.doubt(key, now);
+                }
+                Away::Stopped(_) | Away::ClockJumped(_) => self.race_relays(key, now),
+            }
+        }
     }
 
     /// A relay does not answer any more, or says that it goes: sessions on it look for another at once.

@@ -1,6 +1,7 @@
 //! What comes in: datagrams and time.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use peerage_model::relay::frame::EndpointId;
@@ -8,6 +9,7 @@ use quinn_proto::{DatagramEvent, EcnCodepoint};
 
 use super::config::INITIAL_RTT;
 use super::event::{Now, SessionKey};
+use super::failover::Away;
 use super::relays::{FromRelay, RelayKey};
 use super::session::{RelayRoute, Session};
 use super::{Node, Timer, VIRTUAL_REMOTE};
@@ -16,6 +18,9 @@ use crate::noise::QUIC_VERSION;
 use crate::path::{DirectPath, Hop, Link};
 use crate::stun;
 
+/// A deadline that was missed by this much means that the process stood still (a stopped process, a machine that slept
+/// with its clock running); a busy machine is late by milliseconds.
+const STOOD_STILL: Duration = Duration::from_secs(3);
 /// Seconds that the two clocks may drift apart between two inputs before it counts as a jump.
 const WALL_JUMP: u64 = 5;
 
@@ -234,6 +239,9 @@ impl Node {
         if !jumped {
             return;
         }
+        // A machine that sleeps stops the clock of the timers but not this one.
+        let forward = now.wall.0.saturating_sub(before.wall.0.saturating_add(passed));
+        self.resumed(Away::ClockJumped(Duration::from_secs(forward)), now);
         for key in self.up_sessions() {
             if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
                 up.expires = Some(now.mono);
@@ -242,8 +250,12 @@ impl Node {
         }
     }
 
-    /// The wall clock, for everything that verifies.
+    /// The times of an input, for everything that goes by them.
     pub(super) fn tick(&mut self, now: Now) {
+        let late = self.poll_timeout().map(|at| now.mono.saturating_duration_since(at));
+        if let Some(late) = late.filter(|late| *late >= STOOD_STILL && now.mono != self.last.mono) {
+            self.resumed(Away::Stopped(late), now);
+        }
         self.notice_wall_jump(now);
         self.judge.set_time(now.wall);
         self.knocks().advance(now.wall);

@@ -208,18 +208,24 @@ impl Node {
 
     /// Three silent timeouts: a fresh dial runs beside the session, which may still come back.
     fn suspect(&mut self, key: SessionKey, now: Now) {
-        let Some(session) = self.sessions.get_mut(&key) else {
+        let Some(session) = self.sessions.get(&key) else {
             return;
         };
         let PairKey::Peer(peer) = session.pair.clone() else {
             return;
         };
-        if let Some(up) = session.up_mut() {
-            up.suspect = Some(now.mono + DOUBT);
-        }
+        self.doubt(key, now);
         if self.preferred(&PairKey::Peer(peer.clone())).is_none() {
             self.redial(&peer, now);
         }
+    }
+
+    /// A session takes no new streams until it is heard again.
+    pub(super) fn doubt(&mut self, key: SessionKey, now: Now) {
+        if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+            up.suspect = Some(now.mono + DOUBT);
+        }
+        self.arm_session(key);
     }
 
     /// Whether the same agent answers on another session. One that stays silent meanwhile is with a process that is

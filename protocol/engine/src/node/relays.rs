@@ -290,6 +290,10 @@ impl Relays {
         self.clients().for_each(|(_, client)| client.address_changed(now));
     }
 
+    pub(super) fn slept(&mut self, now: Instant) {
+        self.clients().for_each(|(_, client)| client.slept(now));
+    }
+
     pub(super) fn renew(&mut self, credential: Vec<u8>, now: Instant) {
         self.credential.clone_from(&credential);
         self.clients().for_each(|(_, client)| client.renew(credential.clone(), now));

@@ -30,6 +30,8 @@ use crate::noise::SeededRandom;
 
 /// A KEEPALIVE goes out when nothing was sent or nothing was heard for this long; three fit a binding's 90 s.
 pub const KEEPALIVE: Duration = Duration::from_secs(25);
+/// Without a word from the relay for this long, as when our machine slept, our binding may be over there: it lives 90 s.
+const MAY_BE_FORGOTTEN: Duration = Duration::from_secs(60);
 /// After a refusal.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// BIND, VISIT and MOVE are sent this often before the cookie counts as too old.
@@ -110,6 +112,8 @@ struct Granted {
     last_heard: Instant,
     probes: u32,
     draining: bool,
+    /// We were away for so long that the relay may know nothing of this.
+    may_be_forgotten: bool,
 }
 
 /// The exchange that runs.
@@ -219,6 +223,14 @@ impl RelayClient {
         let Granted { tag, id, binding, .. } = self.granted.take()?;
         let (session, _) = binding?;
         Some(frame::unbind(tag, id, |body| session.mac(body)).to_vec())
+    }
+
+    /// We stood still: says something, and does not count on being known.
+    pub fn slept(&mut self, now: Instant) {
+        if let Some(granted) = &mut self.granted {
+            granted.may_be_forgotten |= now.saturating_duration_since(granted.last_heard) > MAY_BE_FORGOTTEN;
+        }
+        self.address_changed(now);
     }
 
     /// We may be in another network: begins from HELLO, so that the relay says anew where it sees us.
@@ -383,12 +395,16 @@ impl RelayClient {
         if !answers_hello && (!challenges || busy) {
             return;
         }
+        let mut forgotten = false;
         if !answers_hello && let Some(granted) = &mut self.granted {
+            forgotten = granted.may_be_forgotten;
             granted.last_heard = now;
         }
         let asked_tag = Tag(self.random.bytes());
         let question = match answers_hello {
             true => self.first_question(asked_tag, cookie),
+            // A relay does not answer a MOVE of a binding that it has forgotten.
+            false if forgotten => self.first_question(asked_tag, cookie),
             false => self.question_after_challenge(asked_tag, cookie, boot),
         };
         let Some((frame, asked)) = question else { return };
@@ -464,6 +480,7 @@ impl RelayClient {
             last_heard: now,
             probes: 0,
             draining: false,
+            may_be_forgotten: false,
         });
         self.exchange = Exchange::Quiet;
         let bound = self.granted.as_ref().is_some_and(|granted| granted.binding.is_some());

@@ -40,6 +40,9 @@ use crate::rng::SplitMix64;
 /// The most inputs one moment may bring before we call it a loop that never ends.
 const MAX_AT_ONCE: u32 = 20_000;
 
+/// Packets that a stopped process finds in its socket; later ones were dropped by its kernel. Some 200 kB of full ones.
+const SOCKET_BUFFER: usize = 150;
+
 /// A simulated world.
 pub struct Sim {
     seed: u64,
@@ -78,6 +81,8 @@ struct Agent {
     skew: i64,
     events: Vec<(Duration, Event)>,
     cut_off: bool,
+    /// While its process is stopped: what waits in its socket.
+    stopped: Option<Vec<(SocketAddr, Packet)>>,
     /// Whether trust requests can be kept; a full disk cannot.
     writes_down: bool,
 }
@@ -130,7 +135,8 @@ impl Sim {
     }
 
     fn next_moment(&self) -> Option<Instant> {
-        let nodes = self.agents.iter().filter_map(|a| a.node.as_ref()?.poll_timeout());
+        let running = self.agents.iter().filter(|a| a.stopped.is_none());
+        let nodes = running.filter_map(|a| a.node.as_ref()?.poll_timeout());
         let relays = self.relays.iter().filter_map(|r| r.relay.as_ref()?.poll_timeout());
         nodes.chain(relays).chain(self.queue.next()).min()
     }
@@ -144,7 +150,8 @@ impl Sim {
         }
         for agent in 0..self.agents.len() {
             let moment = self.clock.for_agent(self.agents[agent].skew);
-            let node = self.agents[agent].node.as_mut();
+            let host = &mut self.agents[agent];
+            let node = host.node.as_mut().filter(|_| host.stopped.is_none());
             if let Some(node) = node.filter(|node| node.poll_timeout().is_some_and(|at| at <= now)) {
                 node.handle_timeout(moment);
                 self.drain(agent);
@@ -349,8 +356,14 @@ impl Sim {
 
     fn deliver(&mut self, agent: usize, inside: SocketAddr, packet: Packet) {
         let moment = self.clock.for_agent(self.agents[agent].skew);
-        let Agent { node, address, cut_off, .. } = &mut self.agents[agent];
+        let Agent { node, address, cut_off, stopped, .. } = &mut self.agents[agent];
         let Some(node) = node.as_mut() else { return };
+        if let Some(waiting) = stopped {
+            if waiting.len() < SOCKET_BUFFER {
+                waiting.push((inside, packet));
+            }
+            return;
+        }
         if *address != inside || *cut_off {
             return;
         }

@@ -376,6 +376,7 @@ impl Sim {
             writes_down: true,
             events: Vec::new(),
             cut_off: false,
+            stopped: None,
         });
         self.drain(number);
     }

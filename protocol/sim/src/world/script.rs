@@ -188,6 +188,21 @@ impl Sim {
         self.agents[number].cut_off = cut_off;
     }
 
+    /// An agent's process is stopped: no timer of its runs, and packets wait in its socket.
+    pub fn stop(&mut self, label: &str) {
+        let number = self.number(label);
+        self.agents[number].stopped.get_or_insert_default();
+    }
+
+    /// It goes on, not knowing that it was stopped.
+    pub fn go_on(&mut self, label: &str) {
+        let number = self.number(label);
+        let waiting = self.agents[number].stopped.take().unwrap_or_default();
+        for (inside, packet) in waiting {
+            self.deliver(number, inside, packet);
+        }
+    }
+
     /// An agent's wall clock jumps, to so many seconds ahead of everybody's.
     pub fn set_clock(&mut self, label: &str, ahead: i64) {
         let number = self.number(label);
