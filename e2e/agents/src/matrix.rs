@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::agent::{Agent, Mark};
 use crate::failed::Failed;
-use crate::kernel::{KernelWorld, Place, acquaint, fetch};
+use crate::kernel::{KernelWorld, Place, acquaint_on, fetch};
 use crate::programs::Programs;
 use crate::wait::{PATIENCE, until};
 
@@ -35,6 +35,8 @@ pub struct Plan {
     pub at_once: usize,
     /// One way from every client to every server; relays are where the clients are.
     pub delay: Duration,
+    /// Whether both sides allow ports to be guessed.
+    pub birthday: bool,
 }
 
 /// What one pair led to.
@@ -46,6 +48,8 @@ pub struct Cell {
     pub server: Network,
     /// What theory says.
     pub possibility: Possibility,
+    /// Whether both sides allowed ports to be guessed.
+    pub birthday: bool,
     /// What was seen, or why nothing was.
     pub seen: Result<Seen, String>,
 }
@@ -66,21 +70,20 @@ pub struct Seen {
 }
 
 impl Cell {
-    /// Whether agents must find a direct path: all but what takes the opt-in round of guesses.
+    /// Whether the path was a direct one.
     #[must_use]
-    pub const fn must_be_direct(&self) -> bool {
-        matches!(self.possibility, Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction)
+    pub fn is_direct(&self) -> bool {
+        self.seen.as_ref().is_ok_and(|seen| seen.path != "relayed")
     }
 
     /// Whether it is as theory says.
     #[must_use]
     pub fn is_as_expected(&self) -> bool {
-        let direct = self.seen.as_ref().is_ok_and(|seen| seen.path != "relayed");
         match self.possibility {
-            Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => direct,
-            // Finding one all the same is no fault.
+            Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => self.is_direct(),
+            // Finding one all the same is no fault, and a guess may fail: who counts many decides.
             Possibility::NeedsBirthday => self.seen.is_ok(),
-            Possibility::Impossible => self.seen.is_ok() && !direct,
+            Possibility::Impossible => self.seen.is_ok() && !self.is_direct(),
         }
     }
 
@@ -91,6 +94,7 @@ impl Cell {
             Possibility::Direct => "direct",
             Possibility::Punched => "punched",
             Possibility::NeedsPrediction => "punched (a predicted port)",
+            Possibility::NeedsBirthday if self.birthday => "punched (guessed ports)",
             Possibility::NeedsBirthday => "relayed (direct by guessing ports)",
             Possibility::Impossible => "relayed",
         }
@@ -141,7 +145,7 @@ pub fn run(programs: &Programs, plan: &Plan, done: impl FnMut(Cell)) -> Result<(
         false => KernelWorld::with_sides(programs, 2, plan.delay)?,
     };
     let stage = Stage::new(world, &plan.pairs)?;
-    in_rounds(&plan.pairs, plan.at_once, |pair| stage.cell(pair), done);
+    in_rounds(&plan.pairs, plan.at_once, |pair| stage.cell(pair, plan.birthday), done);
     Ok(())
 }
 
@@ -227,21 +231,27 @@ impl Stage {
         }
     }
 
-    fn cell(&self, (client, server): Pair) -> Cell {
+    fn cell(&self, (client, server): Pair, birthday: bool) -> Cell {
         let possibility = possibility(client, server);
-        let seen = self.meet(client, server, possibility).map_err(|failed| failed.to_string());
-        Cell { client, server, possibility, seen }
+        let patience = match possibility {
+            Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => PATH,
+            Possibility::NeedsBirthday if birthday => PATH,
+            Possibility::NeedsBirthday | Possibility::Impossible => NO_PATH,
+        };
+        let terms: &[&str] = if birthday { &["--birthday"] } else { &[] };
+        let seen = self.meet(client, server, patience, terms).map_err(|failed| failed.to_string());
+        Cell { client, server, possibility, birthday, seen }
     }
 
-    fn meet(&self, client: Network, server: Network, possibility: Possibility) -> Result<Seen, Failed> {
+    fn meet(&self, client: Network, server: Network, patience: Duration, terms: &[&str]) -> Result<Seen, Failed> {
         let (client, server) = (&self.clients[&client], &self.servers[&server]);
         if let Some(missing) = [client, server].into_iter().find_map(|party| party.missing.as_ref()) {
             return Err(Failed::new(missing));
         }
         let mark = client.agent.mark();
         let before = self.world.direct_bytes(&client.place, &server.place)?;
-        acquaint(&client.agent, &server.agent, client.place.name())?;
-        let seen = self.watch(client, server, mark, possibility);
+        acquaint_on(&client.agent, &server.agent, client.place.name(), terms)?;
+        let seen = self.watch(client, server, mark, patience);
         if let Ok(seen) = &seen
             && seen.path != "relayed"
         {
@@ -253,14 +263,10 @@ impl Stage {
         seen
     }
 
-    fn watch(&self, client: &Party, server: &Party, mark: Mark, possibility: Possibility) -> Result<Seen, Failed> {
+    fn watch(&self, client: &Party, server: &Party, mark: Mark, patience: Duration) -> Result<Seen, Failed> {
         let name = server.place.name();
         let (connected, _) = client.agent.wait_for(mark, "connected", |event| event["peer"] == name)?;
         let first_byte = fetch(&client.agent, name)?;
-        let patience = match possibility {
-            Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => PATH,
-            Possibility::NeedsBirthday | Possibility::Impossible => NO_PATH,
-        };
         let direct = client.agent.heard(mark, patience, |event| is_direct(event, name));
         // Once more, by whatever path it is by then.
         fetch(&client.agent, name)?;

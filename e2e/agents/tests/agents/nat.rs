@@ -50,7 +50,7 @@ fn pairs_that_cannot_meet_stay_relayed_and_say_why() {
 }
 
 fn as_theory_says(programs: &Programs, pairs: &[Pair]) -> Result<Vec<Cell>, Failed> {
-    let plan = Plan { pairs: pairs.to_vec(), at_once: 4, delay: Duration::from_millis(5) };
+    let plan = Plan { pairs: pairs.to_vec(), at_once: 4, delay: Duration::from_millis(5), birthday: false };
     let mut cells = Vec::new();
     matrix::run(programs, &plan, |cell| cells.push(cell))?;
     assert_eq!(cells.len(), pairs.len());
