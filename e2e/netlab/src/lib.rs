@@ -22,7 +22,10 @@
 //! # }
 //! ```
 //!
-//! Limits: UDP over IPv4 only, without fragments (TCP works within a host, on its loopback); every link has an MTU of
+//! [`kernel`] is the other laboratory of this crate: NATs of the real kernel instead of the simulation's, for whatever runs
+//! over IP.
+//!
+//! Limits of the first one: UDP over IPv4 only, without fragments (TCP works within a host, on its loopback); every link has an MTU of
 //! 1500; all hosts share the machine's clock and, if not root, one user.
 
 mod enter;
