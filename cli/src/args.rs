@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use peerage_agent::portmap;
 use peerage_agent::state::document::{Path, Service};
 use peerage_agent::state::time::parse_span;
 use peerage_model::AgentName;
@@ -166,6 +167,9 @@ pub struct Up {
     /// A port to offer to peers, as for `peerage expose`; repeat for more
     #[arg(long, value_name = "[NAME=]PORT[:TARGET]")]
     pub expose: Vec<Service>,
+    /// Ask the router for a port by PCP, NAT-PMP or UPnP, so that peers reach this machine directly: auto or off
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub port_mapping: portmap::Mode,
     /// Local SOCKS5 and HTTP proxy that leads to peers
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub proxy: Option<SocketAddr>,

@@ -1,7 +1,8 @@
 //! The node agent: sockets, DNS, listeners and forwarders around the tunnel engine.
 //!
 //! `tunnel` is the seam: everything towards local programs (`dns`, `listen`, `forward`, `proxy`, `address`) and towards
-//! people (`control`, `state`, `health`) sits on one side of it, the `driver` that feeds the engine on the other.
+//! people (`control`, `state`, `health`) sits on one side of it, the `driver` that feeds the engine on the other, and
+//! `portmap`, which asks the router for a port, beside that.
 
 pub mod address;
 pub mod control;
@@ -11,6 +12,7 @@ pub mod driver;
 pub mod forward;
 pub mod health;
 pub mod listen;
+pub mod portmap;
 pub mod proxy;
 pub mod state;
 pub mod trust;

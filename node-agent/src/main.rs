@@ -5,8 +5,9 @@
 //! | `PEERAGE_STATE` | `--state` |
 //! | `PEERAGE_HOSTNAME` | `--hostname` |
 //! | `PEERAGE_RELAYS`, `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_EXPOSE` | `--relay`, `--endpoint`, `--bind`, `--expose`; commas between several |
+//! | `PEERAGE_PORT_MAPPING` | `--port-mapping`, but `off` unless set: a pod's gateway is nobody's home router |
 //! | `PEERAGE_PROXY`, `PEERAGE_HEALTH` | `--proxy`, `--health` |
-//! | `PEERAGE_LOG` | what to log, as `tracing` filters; `info` unless set |
+//! | `PEERAGE_LOG` | what to log: a level, or `target=level` pairs with commas between; `info` unless set |
 //!
 //! Logs are JSON on stderr. Exit status 0 after SIGTERM, 1 with the failure as JSON when it cannot run.
 
@@ -20,11 +21,17 @@ use peerage_agent::control::Failure;
 use peerage_agent::daemon::{self, Options, driver};
 use peerage_agent::state::Place;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("PEERAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(io::stderr).init();
+    let said = env::var("PEERAGE_LOG").ok().and_then(|filter| filter.parse().ok());
+    let filter: Targets = said.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(tracing_subscriber::fmt::layer().json().with_writer(io::stderr))
+        .init();
     // One thread carries traffic best: driver and copying take turns instead of waking each other (docs/benchmarks).
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
@@ -47,7 +54,9 @@ async fn run() -> Result<(), Failure> {
         |kind| signal(kind).map_err(|error| Failure::bad_request(format!("cannot listen for signals: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let daemon = daemon::start(Place::find(None)?, options(|name| env::var(name).ok())?, driver::starter()).await?;
-    tracing::info!(agent = %daemon.agent(), problems = ?daemon.problems(), "started");
+    let problems = daemon.problems();
+    tracing::info!(agent = %daemon.agent().routing_id(), problems = problems.len(), "started");
+    tracing::debug!(agent = %daemon.agent(), ?problems, "started");
     let stopper = daemon.stopper();
     tokio::spawn(async move {
         tokio::select! {
@@ -69,6 +78,7 @@ fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Options, Failure
         expose: several("PEERAGE_EXPOSE", get("PEERAGE_EXPOSE"))?,
         endpoints: several("PEERAGE_ENDPOINTS", get("PEERAGE_ENDPOINTS"))?,
         bind: several("PEERAGE_BIND", get("PEERAGE_BIND"))?,
+        port_mapping: one("PEERAGE_PORT_MAPPING", get("PEERAGE_PORT_MAPPING"))?.unwrap_or_default(),
         proxy: one("PEERAGE_PROXY", get("PEERAGE_PROXY"))?,
         names: true,
         health: one("PEERAGE_HEALTH", get("PEERAGE_HEALTH"))?,

@@ -29,6 +29,9 @@ package_of() {
         libc-headers) echo libc6-dev ;;
         ip) echo iproute2 ;;
         nft) echo nftables ;;
+        unshare) echo util-linux ;;
+        sysctl) echo procps ;;
+        miniupnpd) echo miniupnpd-nftables ;;
         *) echo "$1" ;;
     esac
 }

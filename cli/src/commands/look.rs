@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use peerage_agent::control::view::{Finding, Peer, PeerState, Severity, Status};
 use peerage_agent::control::{Request, client};
+use peerage_agent::portmap::Mapping;
 use peerage_agent::state::Place;
 use peerage_agent::state::lookup::short;
 use peerage_agent::state::time::{now, rfc3339, span};
@@ -39,6 +40,12 @@ fn render(status: &Status) -> String {
         lines.push("relay      none: peers cannot find this agent (peerage up --relay KEY@HOST:PORT)".into());
     }
     lines.push(format!("nat        {}", if status.nat.detail.is_empty() { "unknown" } else { &status.nat.detail }));
+    match &status.mapping {
+        Mapping::Mapped { external, by } => lines.push(format!("mapping    {external}, by {by} from the router")),
+        Mapping::Asking => lines.push("mapping    asking the router for a port".into()),
+        Mapping::None { why } => lines.push(format!("mapping    none: {why}")),
+        Mapping::Off => {}
+    }
     for service in &status.services {
         let (name, port, protocol) = (&service.name, service.port, service.protocol);
         lines.push(format!("exposes    {name} {port}/{protocol} -> {}", service.target));

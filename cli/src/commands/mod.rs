@@ -14,6 +14,9 @@ use clap::CommandFactory;
 use peerage_agent::control::failure::chain;
 use peerage_agent::control::{Code, Failure};
 use peerage_agent::state::Place;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::{Cli, Command};
 use crate::output::Output;
@@ -75,7 +78,7 @@ fn completions(shell: clap_complete::Shell) -> Done {
 }
 
 fn relay(options: peerage_relay::Options) -> Done {
-    log_to_stderr("info");
+    log_to_stderr(tracing::Level::INFO);
     runtime(Threads::Some(usize::from(options.workers)))?.block_on(async {
         let stop = up::stop_signal()?;
         let result = peerage_relay::run(options, stop).await;
@@ -85,15 +88,13 @@ fn relay(options: peerage_relay::Options) -> Done {
     })
 }
 
-fn log_to_stderr(default: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PEERAGE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+fn log_to_stderr(default: tracing::Level) {
+    let said = std::env::var("PEERAGE_LOG").ok().and_then(|filter| filter.parse().ok());
+    let filter = said.unwrap_or_else(|| Targets::new().with_default(default));
+    let stderr = std::io::stderr;
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
     // Set already in tests that start two: then the first stays.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
 
 /// How many threads carry traffic.

@@ -33,7 +33,7 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         // Away from the terminal, so that closing it does not end us.
         rustix::process::setsid().map_err(|error| system("leave the terminal", &error.into()))?;
     }
-    log_to_stderr("warn");
+    log_to_stderr(tracing::Level::WARN);
     let stop = stop_signal()?;
     let state = place.directory().display().to_string();
     let options = Options {
@@ -47,6 +47,7 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         expose: up.expose,
         endpoints: up.endpoint,
         bind: up.bind,
+        port_mapping: up.port_mapping,
         proxy: up.proxy,
         names: true,
         health: up.health,

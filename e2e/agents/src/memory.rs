@@ -1,6 +1,8 @@
 //! What idle programs keep in memory.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -30,6 +32,12 @@ pub struct Idle {
 }
 
 impl Idle {
+    /// Whether the agent is as small as it has to be.
+    #[must_use]
+    pub fn is_as_expected(&self) -> bool {
+        self.agent.resident <= LIMIT
+    }
+
     /// As one line of `--json`.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -38,7 +46,12 @@ impl Idle {
     }
 }
 
-/// Measures agents behind home routers that have met and served a request.
+/// The most that an idle agent may have resident: 8 MB, in KiB.
+pub const LIMIT: u64 = 8_000_000 / 1024;
+/// How long after its last request an agent may take to become idle; it gives memory back after ten quiet seconds.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// Measures agents behind home routers that have met and served a request, once they are idle.
 ///
 /// # Errors
 /// They do not meet, or the kernel does not say.
@@ -51,7 +64,13 @@ pub fn measure(programs: &Programs) -> Result<Idle, Failed> {
         return Err(Failed::new(format!("curl: {}", answer.said())));
     }
     client.until_status("no stream is open", |status| status["peers"][0]["streams"] == 0)?;
-    Ok(Idle { agent: memory_of(client.process().id())?, relay: memory_of(world.relay_process())? })
+    let begun = Instant::now();
+    let mut agent = memory_of(client.process().id())?;
+    while agent.resident > LIMIT && begun.elapsed() < SETTLE {
+        sleep(Duration::from_millis(500));
+        agent = memory_of(client.process().id())?;
+    }
+    Ok(Idle { agent, relay: memory_of(world.relay_process())? })
 }
 
 fn memory_of(process: u32) -> Result<Memory, Failed> {

@@ -6,6 +6,7 @@ use peerage_model::{AgentId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::message::Listener;
+use crate::portmap::Mapping;
 use crate::state::document::{Service, Transport};
 use crate::state::encoding::{optional_time, text, time};
 
@@ -33,6 +34,9 @@ pub struct Status {
     pub relays: Vec<Relay>,
     /// What is known of its NAT.
     pub nat: Nat,
+    /// The port that its router forwards to it.
+    #[serde(default)]
+    pub mapping: Mapping,
     /// What it offers.
     pub services: Vec<Service>,
     /// Whom it trusts.

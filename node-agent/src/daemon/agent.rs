@@ -146,8 +146,12 @@ impl Agent {
         *self.passport_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Issues a fresh passport for this run and shows it from now on.
-    pub(super) fn renew_passport(&self, now: UnixTime) {
+    /// Issues a fresh passport for this run where it is time to, and shows it from now on. Asked every second, so that a
+    /// machine that slept, or whose clock was wrong, does not wait for an hour to pass.
+    pub(super) fn renew_passport_if_due(&self, now: UnixTime) {
+        if !is_renewal_due(self.passport_until(), now) {
+            return;
+        }
         let (credential, until) = issue(&self.store(), &self.us, &self.instance_key, now);
         *self.passport_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
         self.link.renew(credential);
@@ -165,7 +169,7 @@ impl Agent {
         match swept.await {
             Ok(ended) => {
                 for trust in ended.trusts {
-                    tracing::info!(peer = %trust.peer, "a trust came to its end");
+                    tracing::info!(peer = %trust.peer.routing_id(), "a trust came to its end");
                     self.say(Event::Expired { peer: trust.alias.to_string(), id: trust.peer.to_string() });
                 }
             }
@@ -205,7 +209,7 @@ impl Agent {
             LinkEvent::SessionUp { peer, path, instance: _ } => self.session_up(peer, path).await,
             LinkEvent::SessionDown { peer, reason } => self.session_down(peer, reason),
             LinkEvent::PathChanged { peer, from, to, why, rtt } => {
-                tracing::info!(target: "events::path_changed", %peer, from, to, ?rtt);
+                tracing::info!(target: "events::path_changed", peer = %peer.routing_id(), from, to, ?rtt);
                 let peer = self.alias(&peer);
                 self.say(Event::PathChanged { peer, from, to, why, rtt_ms: rtt.map(milliseconds) });
             }
@@ -312,12 +316,23 @@ impl Agent {
                 let name = id.name.to_string();
                 self.say(Event::Request { name, id: id.to_string(), reason });
             }
-            Ok((Reception::AlreadyTrusted, _)) => tracing::info!(%id, "a peer we trust already asked for trust"),
+            Ok((Reception::AlreadyTrusted, _)) => {
+                tracing::info!(peer = %id.routing_id(), "a peer we trust already asked for trust");
+            }
             Ok((Reception::Repeated, _)) => tracing::debug!(%id, "a trust request came again"),
-            Ok((Reception::Dropped, _)) => tracing::warn!(%id, "a trust request was dropped: too many are waiting"),
+            Ok((Reception::Dropped, _)) => {
+                tracing::warn!(peer = %id.routing_id(), "a trust request was dropped: too many are waiting");
+            }
             Err(failure) => tracing::error!(%failure, "cannot write a trust request down"),
         }
     }
+}
+
+/// Whether a passport that ends at `until` has been used for as long as one may, or was made by a clock so far ahead that
+/// peers do not accept it yet.
+fn is_renewal_due(until: UnixTime, now: UnixTime) -> bool {
+    let used_up = until <= now.plus(passport::LIFETIME - passport::RENEWAL);
+    used_up || until > now.plus(passport::LIFETIME + passport::BACKDATED)
 }
 
 /// A passport for one run of `us`, as it is shown, and when it ends.
@@ -331,4 +346,24 @@ pub(super) fn issue(store: &Store, us: &AgentId, key: &AgreementSecret, now: Uni
 pub(super) fn milliseconds(duration: Duration) -> f64 {
     // Microseconds are as exact as a round trip is; more digits would only look exact.
     (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_passport_is_renewed_after_an_hour_after_a_sleep_and_when_the_clock_was_wrong() {
+        let issued = UnixTime(1_800_000_000);
+        let until = issued.plus(passport::LIFETIME);
+        assert!(!is_renewal_due(until, issued));
+        assert!(!is_renewal_due(until, issued.plus(passport::RENEWAL - Duration::from_secs(1))));
+        assert!(is_renewal_due(until, issued.plus(passport::RENEWAL)));
+        assert!(is_renewal_due(until, until.plus(passport::RENEWAL)), "it slept through the end");
+        assert!(
+            !is_renewal_due(until, issued.minus(Duration::from_secs(60))),
+            "clocks are set by a little all the time"
+        );
+        assert!(is_renewal_due(until, issued.minus(2 * passport::BACKDATED)), "it was issued in the future");
+    }
 }

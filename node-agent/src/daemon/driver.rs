@@ -35,6 +35,7 @@ fn start(config: LinkConfig) -> std::io::Result<Started> {
         credential: config.credential,
         bind: config.bind,
         fixed_endpoints: config.fixed_endpoints,
+        port_mapping: config.port_mapping,
         snapshot: config.snapshot,
         seed: *random::<32>(),
     };
@@ -109,6 +110,7 @@ impl Link for DriverLink {
         let status = LinkStatus {
             relays: status.relays.into_iter().filter(|relay| relay.own).map(relay).collect(),
             nat: view::Nat { kind: status.nat_type, detail: status.nat },
+            mapping: status.mapping,
             sessions: status.sessions.into_iter().filter_map(session).collect(),
         };
         Box::pin(std::future::ready(status))

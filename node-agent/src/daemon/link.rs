@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::control::Failure;
 use crate::control::view;
+use crate::portmap;
 use crate::tunnel::{Dial, Incoming};
 
 /// What the tunnel starts with.
@@ -36,6 +37,8 @@ pub struct LinkConfig {
     pub bind: Vec<SocketAddr>,
     /// Addresses at which we are reachable, as our owner says.
     pub fixed_endpoints: Vec<SocketAddr>,
+    /// Whether the router is asked for a port.
+    pub port_mapping: portmap::Mode,
     /// Whom we trust at first.
     pub snapshot: Snapshot,
     /// Whether we have a mailbox at our relays.
@@ -176,6 +179,8 @@ pub struct LinkStatus {
     pub relays: Vec<view::Relay>,
     /// Our NAT.
     pub nat: view::Nat,
+    /// The port that our router forwards to us.
+    pub mapping: portmap::Mapping,
     /// Sessions that are up.
     pub sessions: Vec<LinkSession>,
 }

@@ -8,6 +8,7 @@ mod agent;
 mod doctor;
 pub mod driver;
 pub mod edge;
+mod footprint;
 mod handler;
 pub mod link;
 mod mailbox;
@@ -21,20 +22,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_model::relay::RelayInfo;
-use peerage_model::{AgentId, AgentName, AgreementSecret, InstanceId, passport};
+use peerage_model::{AgentId, AgentName, AgreementSecret, InstanceId};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use self::agent::{Agent, Parts, issue};
 use self::edge::{Edge, EdgeConfig};
+use self::footprint::Footprint;
 use self::link::{LinkConfig, LinkEvent, Starter};
 use crate::control::view::Event;
 use crate::control::{Code, ControlSocket, Failure};
 use crate::health::{HealthServer, Metrics, Pending, Readiness};
 use crate::state::document::Service;
 use crate::state::{Place, Store, UpdateError, random, time};
-use crate::trust;
+use crate::{portmap, trust};
 
 /// How often endings are looked for. They are announced to the second elsewhere (the engine itself ends what expires);
 /// this is for the files.
@@ -57,6 +59,8 @@ pub struct Options {
     pub endpoints: Vec<SocketAddr>,
     /// Where it sends from; any address and port unless said.
     pub bind: Vec<SocketAddr>,
+    /// Whether the router is asked for a port.
+    pub port_mapping: portmap::Mode,
     /// Where the proxy listens; nowhere unless said.
     pub proxy: Option<SocketAddr>,
     /// Whether programs here find peers by name and address.
@@ -112,6 +116,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
         credential,
         bind: options.bind,
         fixed_endpoints: options.endpoints,
+        port_mapping: options.port_mapping,
         snapshot,
         public: store.document().public,
         predecessors,
@@ -218,8 +223,8 @@ impl Daemon {
     /// Runs until told to stop, then tells the peers and ends.
     pub async fn run(mut self) {
         let mut stop = self.agent.stop.subscribe();
-        let mut renewal = ticks(passport::RENEWAL);
         let mut sweep = ticks(SWEEP);
+        let mut footprint = Footprint::new();
         let mut post = ticks(mailbox::AGAIN);
         loop {
             tokio::select! {
@@ -229,8 +234,11 @@ impl Daemon {
                     // The tunnel is gone; without it we are nothing.
                     None => break,
                 },
-                _ = renewal.tick() => self.agent.renew_passport(time::now()),
-                _ = sweep.tick() => self.agent.sweep().await,
+                _ = sweep.tick() => {
+                    self.agent.renew_passport_if_due(time::now());
+                    self.agent.sweep().await;
+                    footprint.look(self.agent.edge.stats.open.get(), Instant::now());
+                }
                 _ = post.tick() => self.agent.post_again(),
             }
         }

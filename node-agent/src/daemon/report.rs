@@ -26,6 +26,7 @@ pub(super) async fn status(agent: &Agent) -> view::Status {
         passport_until: agent.passport_until(),
         relays: link.relays,
         nat: link.nat,
+        mapping: link.mapping,
         peers,
         requests: document.requests.len(),
         services: document.services,

@@ -7,7 +7,7 @@ use peerage_model::mailbox::MailRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::stream::StreamHeader;
-use peerage_model::{Authority, AuthorityRecord, Credential, RoutingId, Snapshot, Ticket, TrustId, UnixTime};
+use peerage_model::{Authority, AuthorityRecord, Credential, RoutingId, Snapshot, Ticket, TrustId, UnixTime, passport};
 use serde_json::Value;
 use zeroize::Zeroizing;
 

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod event;
+mod network;
 mod shared;
 mod socket;
 mod status;
@@ -35,6 +36,7 @@ pub use status::{DriverStatus, RelayState, SessionState};
 use self::shared::{Shared, now};
 use self::socket::Sockets;
 use self::task::Task;
+use crate::portmap::{self, Mapping, PortMapper};
 use crate::tunnel::{Dial, DialError, Incoming, Opened};
 
 /// Streams that peers opened and nobody has taken yet; what is above is told [`peerage_model::stream::StreamStatus::Busy`].
@@ -53,6 +55,8 @@ pub struct DriverConfig {
     pub bind: Vec<SocketAddr>,
     /// Addresses that our owner says can be reached from outside.
     pub fixed_endpoints: Vec<SocketAddr>,
+    /// Whether the router is asked for a port.
+    pub port_mapping: portmap::Mode,
     /// Whom we trust, to begin with.
     pub snapshot: Snapshot,
     /// 32 bytes from the operating system, used for nothing else.
@@ -87,16 +91,30 @@ pub fn start(
     };
     let start = now();
     let mut node = Node::new(node, start).map_err(io::Error::other)?;
-    node.set_local_addresses(start, addresses::local(&sockets));
+    match addresses::local(&sockets) {
+        Ok(addresses) => node.set_local_addresses(start, addresses),
+        // The task looks again.
+        Err(error) => tracing::debug!(%error, "the host's addresses are not known yet"),
+    }
     node.apply_snapshot(start, config.snapshot);
     let shared = Arc::new(Shared::new(node));
     let (events, event_receiver) = mpsc::unbounded_channel();
     let (incoming, incoming_receiver) = mpsc::channel(INCOMING_QUEUE);
     let (stop, stopping) = watch::channel(false);
-    let task = Task::new(shared.clone(), sockets, events, incoming, stopping);
+    let mapper = match config.port_mapping {
+        portmap::Mode::Auto => sockets.port_v4().map(|port| PortMapper::start(port, mapped(shared.clone()))),
+        portmap::Mode::Off => None,
+    };
+    let mapping = mapper.as_ref().map(PortMapper::mapping);
+    let task = Task::new(shared.clone(), sockets, events, incoming, stopping, mapper);
     let done = tokio::spawn(task.run());
-    let handle = DriverHandle { shared, stop, done: Arc::new(tokio::sync::Mutex::new(Some(done))) };
+    let handle = DriverHandle { shared, stop, mapping, done: Arc::new(tokio::sync::Mutex::new(Some(done))) };
     Ok((handle, event_receiver, incoming_receiver))
+}
+
+/// Hands what the router forwards to us to the node.
+fn mapped(shared: Arc<Shared>) -> impl Fn(Option<SocketAddr>) + Send + 'static {
+    move |address| shared.with_node(|node| node.set_mapped(now(), address))
 }
 
 /// The running driver; clones are the same driver. It ends with the last of them, as [`Self::shutdown`] does.
@@ -104,6 +122,7 @@ pub fn start(
 pub struct DriverHandle {
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
+    mapping: Option<watch::Receiver<Mapping>>,
     done: Arc<tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>>,
 }
 
@@ -172,7 +191,8 @@ impl DriverHandle {
     /// How things are.
     #[must_use]
     pub fn status(&self) -> DriverStatus {
-        status::describe(&self.shared.lock().node.status())
+        let mapping = self.mapping.as_ref().map(|mapping| mapping.borrow().clone());
+        status::describe(&self.shared.lock().node.status(), mapping.unwrap_or_default())
     }
 
     /// Ends all sessions, tells the peers, and waits until that is sent.

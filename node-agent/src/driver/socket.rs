@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
@@ -71,6 +72,11 @@ impl Sockets {
             return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no UDP socket can be bound on this host"));
         }
         Ok(Self { v4, v6, extra: BTreeMap::new(), buffer: vec![0; MESSAGES * MESSAGE] })
+    }
+
+    /// Our port on IPv4.
+    pub(super) fn port_v4(&self) -> Option<NonZeroU16> {
+        NonZeroU16::new(self.v4.as_ref()?.socket.local_addr().ok()?.port())
     }
 
     /// Our port for peers that reach `ip`.

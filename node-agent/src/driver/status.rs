@@ -3,6 +3,8 @@
 use peerage_engine::node::{NodeStatus, RelayStatus, SessionStatus};
 use serde::Serialize;
 
+use crate::portmap::Mapping;
+
 /// How things are.
 #[derive(Clone, Debug, Serialize)]
 pub struct DriverStatus {
@@ -12,6 +14,8 @@ pub struct DriverStatus {
     pub nat_type: String,
     /// Our NAT in RFC 4787's words, and what would make the verdict sharper.
     pub nat: String,
+    /// The port that our router forwards to us.
+    pub mapping: Mapping,
     /// Sessions that are up.
     pub sessions: Vec<SessionState>,
     /// Peers that are being dialled, with the number of attempts so far.
@@ -64,11 +68,12 @@ pub struct SessionState {
     pub mtu: u16,
 }
 
-pub(super) fn describe(node: &NodeStatus) -> DriverStatus {
+pub(super) fn describe(node: &NodeStatus, mapping: Mapping) -> DriverStatus {
     DriverStatus {
         relays: node.relays.iter().map(relay).collect(),
         nat_type: node.nat.nat_type.to_string(),
         nat: node.nat.to_string(),
+        mapping,
         sessions: node.sessions.iter().map(session).collect(),
         dialling: node.dials.iter().map(|dial| (dial.peer.to_string(), dial.attempts)).collect(),
     }

@@ -15,14 +15,13 @@ use tokio::time::{Sleep, sleep_until};
 use tracing::debug;
 
 use super::event::DriverEvent;
+use super::network::{Change, NetworkWatch};
 use super::shared::{Shared, now};
 use super::socket::{Received, Sockets};
 use super::{addresses, stream};
+use crate::portmap::PortMapper;
 use crate::tunnel::Incoming;
 
-/// How often the host's addresses are compared with those we told. One look costs some 50 µs, and a receiver that moved is
-/// deaf until it knows.
-const ADDRESS_CHECK: Duration = Duration::from_secs(1);
 /// After a host name could not be looked up.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
 /// Receive calls before sending gets its turn, so that acknowledgements are not held up by a flood.
@@ -42,6 +41,9 @@ pub(super) struct Task {
     unsent: Option<Transmit>,
     buffer: Vec<u8>,
     received: Vec<Received>,
+    mapper: Option<PortMapper>,
+    /// There was no address at the last look: whatever comes is another network.
+    offline: bool,
 }
 
 type Resolved = (RelayInfo, Vec<SocketAddr>);
@@ -53,7 +55,7 @@ enum Wake {
     Nudged,
     Timeout,
     Resolved(Resolved),
-    AddressCheck,
+    Network(Change),
     Stop,
 }
 
@@ -64,20 +66,20 @@ impl Task {
         events: mpsc::UnboundedSender<DriverEvent>,
         incoming: mpsc::Sender<Incoming>,
         stopping: watch::Receiver<bool>,
+        mapper: Option<PortMapper>,
     ) -> Self {
         let resolved = mpsc::channel(16);
         let (unsent, buffer, received) = (None, Vec::new(), Vec::new());
-        Self { shared, sockets, events, incoming, stopping, resolved, unsent, buffer, received }
+        Self { shared, sockets, events, incoming, stopping, resolved, unsent, buffer, received, mapper, offline: false }
     }
 
     /// Runs until told to stop.
     pub(super) async fn run(mut self) {
-        let mut address_check = tokio::time::interval(ADDRESS_CHECK);
-        address_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut network = NetworkWatch::new();
         loop {
             self.drain();
             let deadline = self.shared.lock().node.poll_timeout();
-            match self.wait(deadline, &mut address_check).await {
+            match self.wait(deadline, &mut network).await {
                 Wake::Received => {
                     self.take_received();
                     // A flood must hold up neither what waits to be sent nor what is due.
@@ -90,14 +92,17 @@ impl Task {
                 Wake::Nudged => {}
                 Wake::Timeout => self.shared.lock().node.handle_timeout(now()),
                 Wake::Resolved((relay, found)) => self.shared.lock().node.relay_resolved(now(), &relay, &found),
-                Wake::AddressCheck => self.check_addresses(),
+                Wake::Network(change) => self.look_at_network(change),
                 Wake::Stop => break,
             }
         }
         self.say_goodbye().await;
+        if let Some(mapper) = self.mapper.take() {
+            mapper.stop().await;
+        }
     }
 
-    async fn wait(&mut self, deadline: Option<Instant>, address_check: &mut tokio::time::Interval) -> Wake {
+    async fn wait(&mut self, deadline: Option<Instant>, network: &mut NetworkWatch) -> Wake {
         let far = Instant::now() + Duration::from_secs(3600);
         let timer = sleep_until(deadline.unwrap_or(far).into());
         tokio::pin!(timer);
@@ -110,7 +115,7 @@ impl Task {
             wake = poll_fn(|cx| poll_io(cx, sockets, received, unsent.as_ref(), timer.as_mut())) => wake,
             () = &mut nudged => Wake::Nudged,
             Some(found) = resolved.1.recv() => Wake::Resolved(found),
-            _ = address_check.tick() => Wake::AddressCheck,
+            change = network.changed() => Wake::Network(change),
         }
     }
 
@@ -200,9 +205,25 @@ impl Task {
         }
     }
 
-    fn check_addresses(&mut self) {
-        let addresses = addresses::local(&self.sockets);
-        self.shared.lock().node.set_local_addresses(now(), addresses);
+    fn look_at_network(&mut self, change: Change) {
+        let mut inner = self.shared.lock();
+        let mut moved = change != Change::Perhaps;
+        match addresses::local(&self.sockets) {
+            Ok(addresses) => {
+                moved |= self.offline && !addresses.is_empty();
+                self.offline = addresses.is_empty();
+                inner.node.set_local_addresses(now(), addresses);
+            }
+            // Not knowing is no reason to withdraw what peers were told.
+            Err(error) => debug!(%error, "the host's addresses cannot be read"),
+        }
+        if moved {
+            inner.node.network_changed(now());
+        }
+        drop(inner);
+        if let Some(mapper) = &self.mapper {
+            mapper.network_changed(moved);
+        }
     }
 
     async fn say_goodbye(&mut self) {

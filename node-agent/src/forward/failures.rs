@@ -50,7 +50,9 @@ impl Failures {
             }
             all.insert(peer.clone(), failure);
         }
-        tracing::warn!(%peer, port, %error, "dial failed");
+        // The text of the failure names the peer.
+        tracing::warn!(peer = %peer.routing_id(), port, "dial failed");
+        tracing::debug!(%peer, port, %error, "dial failed");
     }
 
     /// A dial of this peer went well: its failure is over.

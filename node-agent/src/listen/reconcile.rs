@@ -126,10 +126,10 @@ impl Listeners {
                     match &running.conflict {
                         // The usual case without root, and `peerage run` leads programs to the port that was had instead.
                         Some(reason @ ConflictReason::Reserved) => {
-                            tracing::info!(%peer, port = endpoint.address.port(), %reason, "a peer's port is elsewhere");
+                            tracing::info!(peer = %peer.routing_id(), port = endpoint.address.port(), %reason, "a peer's port is elsewhere");
                         }
                         Some(reason) => {
-                            tracing::warn!(%peer, port = endpoint.address.port(), %reason, "a peer's port is taken");
+                            tracing::warn!(peer = %peer.routing_id(), port = endpoint.address.port(), %reason, "a peer's port is taken");
                         }
                         None => {}
                     }

@@ -108,6 +108,7 @@ impl Person {
             credential: Credential::join(self.authority.record(), passport),
             bind: vec![bind],
             fixed_endpoints: Vec::new(),
+            port_mapping: peerage_agent::portmap::Mode::Off,
             snapshot,
             seed: random(),
         };

@@ -170,7 +170,7 @@ impl Node {
         // the one that stays; it then comes up by itself, because its packets are on the way already.
         let Some(session) = self.sessions.get(&key) else { return };
         let initiator = session.initiator;
-        info!(target: "events::session_up", %peer, ?instance, initiator);
+        info!(target: "events::session_up", peer = %peer.routing_id(), ?instance, initiator);
         self.events.push_back(Event::SessionUp { session: key, peer, instance, initiator, path: PathKind::Relayed });
         self.attach_waiting(&pair_key);
         self.say_hello(key);
@@ -403,7 +403,7 @@ impl Node {
             self.wake(stream);
         }
         if let PairKey::Peer(peer) = pair_key {
-            info!(target: "events::session_down", %peer, %reason, streams);
+            info!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams);
             self.events.push_back(Event::SessionDown { session: key, peer, reason, streams });
         }
     }

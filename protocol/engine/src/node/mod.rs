@@ -114,6 +114,7 @@ pub struct Node {
     relays: Relays,
     hosts: BTreeSet<SocketAddr>,
     fixed: BTreeSet<SocketAddr>,
+    mapped: Option<SocketAddr>,
     candidate_generation: u64,
     check_budget: CheckBudget,
 
@@ -176,6 +177,7 @@ impl Node {
             relays,
             hosts: BTreeSet::new(),
             fixed: config.fixed.into_iter().collect(),
+            mapped: None,
             candidate_generation: 0,
             check_budget: CheckBudget::new(),
             last: now,
@@ -202,6 +204,23 @@ impl Node {
             self.relays.local_address_changed(now.mono);
         }
         self.candidates_changed(now);
+    }
+
+    /// The address that our router forwards to us, as it says, while it does.
+    pub fn set_mapped(&mut self, now: Now, address: Option<SocketAddr>) {
+        self.tick(now);
+        if self.mapped != address {
+            self.mapped = address;
+            self.candidates_changed(now);
+        }
+    }
+
+    /// The machine slept, was stopped, or is in another network that gave it the same addresses: relays are asked anew how
+    /// they see us, because a NAT on the way has forgotten or changed what it had for us.
+    pub fn network_changed(&mut self, now: Now) {
+        self.tick(now);
+        self.relays.local_address_changed(now.mono);
+        self.settle_relays(now);
     }
 
     /// Instances of this agent that have ended for certain, newest first: peers are told, so that nothing waits for them.

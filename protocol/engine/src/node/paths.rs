@@ -78,9 +78,10 @@ impl Node {
         let of = |kind, addresses: &BTreeSet<SocketAddr>| {
             addresses.iter().map(move |address| Candidate { kind, address: *address }).collect::<Vec<_>>()
         };
-        let mut all = of(CandidateKind::Fixed, &self.fixed);
+        let fixed: BTreeSet<_> = self.fixed.iter().chain(&self.mapped).copied().collect();
+        let mut all = of(CandidateKind::Fixed, &fixed);
         all.extend(of(CandidateKind::Host, &self.hosts));
-        let known: BTreeSet<_> = self.fixed.union(&self.hosts).copied().collect();
+        let known: BTreeSet<_> = fixed.union(&self.hosts).copied().collect();
         let reflexive: BTreeSet<_> = self.relays.reflexive().difference(&known).copied().collect();
         // Reflexive ones last but never cut off: behind a NAT they are the ones that work.
         all.truncate(MAX_CANDIDATES.saturating_sub(reflexive.len()));
@@ -191,7 +192,7 @@ impl Node {
         let carries_data = up.path.carries_data();
         // Of two sessions that came up at once, one drains; its way is nobody's business.
         if !up.drain.has_begun() {
-            info!(target: "events::path_changed", %peer, from = %before, to = %kind, why, ?rtt);
+            info!(target: "events::path_changed", peer = %peer.routing_id(), from = %before, to = %kind, why, ?rtt);
             let (peer, why) = (peer.clone(), why.to_owned());
             self.events.push_back(Event::PathChanged { session: key, peer, from: before, to: kind, why, rtt });
         }

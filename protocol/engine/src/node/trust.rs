@@ -58,7 +58,7 @@ impl Node {
         let gone: Vec<PairKey> = self.pairs.iter().filter(|(_, pair)| gone(pair)).map(|(key, _)| key.clone()).collect();
         for key in gone {
             if let Some(peer) = self.pairs.get(&key).and_then(Pair::peer) {
-                info!(target: "events::trust_withdrawn", peer = %peer.id, trust = ?peer.trust);
+                info!(target: "events::trust_withdrawn", peer = %peer.id.routing_id(), trust = ?peer.trust);
                 self.revoked.insert(peer.trust);
             }
             self.remove_pair(&key, CloseCode::Revoked, &DownReason::RevokedHere, now);

@@ -61,6 +61,7 @@ impl Person {
             credential,
             bind: vec![SocketAddr::from(([0, 0, 0, 0], 0))],
             fixed_endpoints: Vec::new(),
+            port_mapping: peerage_agent::portmap::Mode::Off,
             snapshot,
             seed: random(),
         }
