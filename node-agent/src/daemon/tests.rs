@@ -53,8 +53,10 @@ impl Link for FakeLink {
         let trusted = |peer: &AgentId| snapshot.peers.iter().any(|entry| entry.id == *peer);
         let mut sessions = self.sessions.lock().expect("no panic");
         for peer in sessions.extract_if(.., |peer| !trusted(peer)) {
-            let why = "trust was revoked here".into();
+            let why = "trust was revoked here".to_owned();
+            let down = LinkEvent::SessionDown { peer: peer.clone(), reason: why.clone() };
             self.events.try_send(LinkEvent::StreamsReset { peer, count: 2, why }).expect("there is room");
+            self.events.try_send(down).expect("there is room");
         }
         self.snapshots.lock().expect("no panic").push(snapshot);
     }
