@@ -10,7 +10,9 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use peerage_agent::state::document::Document;
 use peerage_engine::noise::SeededRandom;
-use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, Hello, Renewal, Retire, TrustRequest};
+use peerage_model::control::{
+    Candidate, CandidateKind, Candidates, ControlMessage, Hello, Renewal, Retire, TrustRequest,
+};
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{DeniedInstance, Invite, PathMode, Peer, Port, Protocol, Snapshot};
 use peerage_model::stream::{StreamHeader, StreamKind};

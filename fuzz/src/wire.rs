@@ -110,8 +110,8 @@ fn raw_stun(bytes: &[u8]) {
     }
     assert!(!read || stun::is_stun(bytes));
     let source = SocketAddr::from(([198, 18, 0, 1], 4000));
-    if let Some((answer, length)) = relay_stun::answer(bytes, source) {
-        let answer = PlainResponse::decode(&answer[..length]).expect("a relay's answer is one");
+    if let Some(answer) = relay_stun::answer(bytes, source, None, relay_stun::Corner::default()) {
+        let answer = PlainResponse::decode(answer.as_bytes()).expect("a relay's answer is one");
         assert_eq!((answer.id.0.as_slice(), answer.mapped), (&bytes[8..20], source));
     }
 }

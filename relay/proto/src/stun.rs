@@ -12,19 +12,84 @@ const BINDING_SUCCESS: u16 = 0x0101;
 const CHANGE_REQUEST: u16 = 0x0003;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 const FINGERPRINT: u16 = 0x8028;
+const OTHER_ADDRESS: u16 = 0x802C;
+/// Flags of CHANGE-REQUEST (RFC 5780 section 7.2).
+const CHANGE_IP: u8 = 4;
+const CHANGE_PORT: u8 = 2;
 /// Longest request looked at: what IPv4 hosts must take (576, RFC 1122) less headers.
 const MAX_REQUEST: usize = 548;
-/// Longest answer: header, an IPv6 address and FINGERPRINT.
-pub const MAX_RESPONSE: usize = HEADER + 24 + 8;
+/// Longest answer: header, two IPv6 addresses and FINGERPRINT.
+pub const MAX_RESPONSE: usize = HEADER + 24 + 24 + 8;
 
-/// The answer to a Binding request from `source`, and its length; `None` if the request gets none.
+/// Which of a relay's two addresses and two ports: where a request came to, or an answer leaves from (RFC 5780).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Corner {
+    /// Not the address where the relay is, but its second.
+    pub other_ip: bool,
+    /// Not its port, but the second.
+    pub other_port: bool,
+}
+
+/// The four places of a relay that has two addresses: each of them with each of two ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corners {
+    /// Where the relay is.
+    pub first: SocketAddr,
+    /// Its second address, with its second port. Both differ from the first.
+    pub second: SocketAddr,
+}
+
+impl Corners {
+    /// The address of one of the four.
+    #[must_use]
+    pub fn address(&self, corner: Corner) -> SocketAddr {
+        let ip = if corner.other_ip { self.second.ip() } else { self.first.ip() };
+        let port = if corner.other_port { self.second.port() } else { self.first.port() };
+        SocketAddr::new(ip, port)
+    }
+}
+
+/// An answer, and from where it is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    bytes: [u8; MAX_RESPONSE],
+    len: usize,
+    /// From where.
+    pub from: Corner,
+}
+
+impl Answer {
+    /// The bytes to send.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// What a request asks for.
+struct Wanted {
+    fingerprint: bool,
+    change: Corner,
+}
+
+/// The answer to a Binding request from `source` that came to `at`; `None` if the request gets none. Only a relay that
+/// has all four `corners` names its other address and answers from elsewhere: an answer from the wrong place would be
+/// read as a NAT that filters nothing.
 #[must_use]
-pub fn answer(request: &[u8], source: SocketAddr) -> Option<([u8; MAX_RESPONSE], usize)> {
-    let fingerprint = accept(request)?;
+pub fn answer(request: &[u8], source: SocketAddr, corners: Option<&Corners>, at: Corner) -> Option<Answer> {
+    let Wanted { fingerprint, change } = accept(request)?;
+    if corners.is_none() && change != Corner::default() {
+        return None;
+    }
+    let from = Corner { other_ip: at.other_ip ^ change.other_ip, other_port: at.other_port ^ change.other_port };
     let mut out = [0; MAX_RESPONSE];
     out[..2].copy_from_slice(&BINDING_SUCCESS.to_be_bytes());
     out[4..HEADER].copy_from_slice(&request[4..HEADER]);
     let mut len = HEADER + xor_mapped_address(source, &mut out);
+    if let Some(corners) = corners {
+        let across = Corner { other_ip: !at.other_ip, other_port: !at.other_port };
+        len += other_address(corners.address(across), &mut out[len..]);
+    }
     if fingerprint {
         // The checksum covers the header with the length that includes FINGERPRINT itself (RFC 8489 section 14.7).
         set_length(&mut out, len + 8 - HEADER);
@@ -33,11 +98,11 @@ pub fn answer(request: &[u8], source: SocketAddr) -> Option<([u8; MAX_RESPONSE],
         len += 8;
     }
     set_length(&mut out, len - HEADER);
-    Some((out, len))
+    Some(Answer { bytes: out, len, from })
 }
 
-/// Whether it is a request we answer; inside, whether with FINGERPRINT.
-fn accept(request: &[u8]) -> Option<bool> {
+/// What it asks for, if it is a request that one may answer.
+fn accept(request: &[u8]) -> Option<Wanted> {
     let well_formed = (HEADER..=MAX_REQUEST).contains(&request.len())
         && request.len().is_multiple_of(4)
         && usize::from(u16_at(request, 2)) == request.len() - HEADER
@@ -46,21 +111,23 @@ fn accept(request: &[u8]) -> Option<bool> {
     if !well_formed {
         return None;
     }
-    let mut fingerprint = false;
+    let (mut fingerprint, mut change) = (false, Corner::default());
     let mut at = HEADER;
     while at < request.len() {
         let kind = u16_at(request, at);
         let value = request.get(at + 4..at + 4 + usize::from(u16_at(request, at + 2)))?;
         match kind {
-            // Answering from this address would tell the client that its NAT filters nothing.
-            CHANGE_REQUEST if value.len() != 4 || value[3] & 6 != 0 => return None,
+            CHANGE_REQUEST if value.len() != 4 => return None,
+            CHANGE_REQUEST => {
+                change = Corner { other_ip: value[3] & CHANGE_IP != 0, other_port: value[3] & CHANGE_PORT != 0 };
+            }
             FINGERPRINT if value != fingerprint_of(&request[..at]).to_be_bytes() => return None,
             FINGERPRINT => fingerprint = true,
             _ => {}
         }
         at += 4 + value.len().next_multiple_of(4);
     }
-    (at == request.len()).then_some(fingerprint)
+    (at == request.len()).then_some(Wanted { fingerprint, change })
 }
 
 /// RFC 8489 section 14.2; returns the bytes written.
@@ -87,6 +154,25 @@ fn xor_mapped_address(source: SocketAddr, out: &mut [u8; MAX_RESPONSE]) -> usize
     len + 4
 }
 
+/// RFC 5780 section 7.4; returns the bytes written.
+fn other_address(address: SocketAddr, out: &mut [u8]) -> usize {
+    let mut value = [0; 20];
+    value[2..4].copy_from_slice(&address.port().to_be_bytes());
+    let (family, len) = match address.ip().to_canonical() {
+        IpAddr::V4(ip) => {
+            value[4..8].copy_from_slice(&ip.octets());
+            (1, 8)
+        }
+        IpAddr::V6(ip) => {
+            value[4..].copy_from_slice(&ip.octets());
+            (2, 20)
+        }
+    };
+    value[1] = family;
+    put_attribute(out, OTHER_ADDRESS, &value[..len]);
+    len + 4
+}
+
 fn put_attribute(out: &mut [u8], kind: u16, value: &[u8]) {
     out[..2].copy_from_slice(&kind.to_be_bytes());
     let length = u16::try_from(value.len()).expect("our attributes have at most 20 bytes");
@@ -95,7 +181,7 @@ fn put_attribute(out: &mut [u8], kind: u16, value: &[u8]) {
 }
 
 fn set_length(out: &mut [u8; MAX_RESPONSE], length: usize) {
-    let length = u16::try_from(length).expect("an answer has at most 52 bytes");
+    let length = u16::try_from(length).expect("an answer has at most 76 bytes");
     out[2..4].copy_from_slice(&length.to_be_bytes());
 }
 
@@ -136,8 +222,44 @@ mod tests {
     }
 
     fn answered(request: &[u8], source: &str) -> Option<Vec<u8>> {
-        let (bytes, len) = answer(request, source.parse().expect("an address"))?;
-        Some(bytes[..len].to_vec())
+        let answer = answer(request, source.parse().expect("an address"), None, Corner::default())?;
+        assert_eq!(answer.from, Corner::default());
+        Some(answer.as_bytes().to_vec())
+    }
+
+    fn corners() -> Corners {
+        let at = |text: &str| text.parse().expect("an address");
+        Corners { first: at("192.0.2.10:3478"), second: at("192.0.2.11:3479") }
+    }
+
+    #[test]
+    fn a_relay_with_two_addresses_answers_from_where_it_is_asked_to() {
+        let corner = |other_ip, other_port| Corner { other_ip, other_port };
+        for (flags, from) in [
+            ("00", corner(false, false)),
+            ("02", corner(false, true)),
+            ("04", corner(true, false)),
+            ("06", corner(true, true)),
+        ] {
+            let request = request(&format!("00030004000000{flags}"));
+            let source = "192.0.2.1:32853".parse().expect("an address");
+            for at in [corner(false, false), corner(true, false), corner(false, true), corner(true, true)] {
+                let answer = answer(&request, source, Some(&corners()), at).expect("answered");
+                let expected = corner(at.other_ip ^ from.other_ip, at.other_port ^ from.other_port);
+                assert_eq!(answer.from, expected, "flags {flags} at {at:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_other_address_is_the_one_across_of_where_the_request_came_to() {
+        let source = "192.0.2.1:32853".parse().expect("an address");
+        let first = answer(&request(""), source, Some(&corners()), Corner::default()).expect("answered");
+        // Attribute 0x802c: IPv4, port 3479, 192.0.2.11.
+        assert!(first.as_bytes().ends_with(&unhex("802c000800010d97c000020b")), "{:x?}", first.as_bytes());
+        let at = Corner { other_ip: true, other_port: false };
+        let second = answer(&request(""), source, Some(&corners()), at).expect("answered");
+        assert!(second.as_bytes().ends_with(&unhex("802c000800010d97c000020a")), "{:x?}", second.as_bytes());
     }
 
     #[test]
@@ -204,10 +326,14 @@ mod tests {
             let whole = attributes.len() / 4 * 4;
             let length = u16::try_from(whole).expect("short");
             let request = [&[0, 1][..], &length.to_be_bytes(), &MAGIC, &[0; 12], &attributes[..whole]].concat();
-            if let Some((_, len)) = answer(&request, ([192, 0, 2, 1], 1).into()) {
-                prop_assert!(len <= request.len() + 24);
+            let source = ([192, 0, 2, 1], 1).into();
+            if let Some(answer) = answer(&request, source, None, Corner::default()) {
+                prop_assert!(answer.as_bytes().len() <= request.len() + 24);
             }
-            let _ = answer(&attributes, ([192, 0, 2, 1], 1).into());
+            if let Some(answer) = answer(&request, source, Some(&corners()), Corner::default()) {
+                prop_assert!(answer.as_bytes().len() <= request.len() + 48);
+            }
+            let _ = answer(&attributes, source, Some(&corners()), Corner::default());
         }
     }
 }

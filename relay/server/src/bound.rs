@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use peerage_model::relay::RelayInfo;
+use peerage_model::relay::{DEFAULT_PORT, RelayInfo};
 use peerage_model::{AgreementKey, AgreementSecret};
 use peerage_relay_proto::{Config, Counters, Occupancy, Relay};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -16,9 +16,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::discovery::{self, Discovery};
 use crate::http::{self, Pages};
 use crate::keyfile::{self, KeyFileError};
-use crate::options::Options;
+use crate::options::{Options, StunAddress};
 use crate::socket::{self, BatchSocket};
 use crate::tls::{self, Tls};
 use crate::worker::{self, Shared};
@@ -62,6 +63,19 @@ pub enum RunError {
     Metrics {
         /// Where.
         address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The second address for STUN cannot be used.
+    #[error(
+        "cannot answer STUN from {address} beside {first}; give --listen one address, and another of this machine's here"
+    )]
+    Stun {
+        /// The second.
+        address: SocketAddr,
+        /// Where the relay is.
+        first: SocketAddr,
         /// Why.
         #[source]
         cause: io::Error,
@@ -128,13 +142,19 @@ impl Bound {
             true => None,
             false => Some(TlsPort::open(options, address, &key)?),
         };
+        let discovery = match options.stun_address {
+            Some(second) => Some(Arc::new(open_discovery(address, second)?)),
+            None => None,
+        };
         let info = info(key.public(), options.advertise.as_ref(), address, tls.as_ref().map(|tls| tls.address.port()));
         let config = Config { key, access: options.access(), limits: options.limits(), seed };
+        let corners = discovery.as_deref().map(Discovery::corners);
+        let relay = Relay::new(config, Instant::now()).with_corners(corners);
         Ok(Self {
             sockets: sockets.map_err(listen)?,
             address,
             info,
-            shared: Arc::new(Shared::new(Relay::new(config, Instant::now()))),
+            shared: Arc::new(Shared::new(relay, discovery)),
             tls,
             metrics,
             grace: Duration::from_secs(u64::from(options.grace)),
@@ -198,6 +218,12 @@ impl Bound {
             let tls = Tls::new(acceptor, key, streams, Arc::clone(&self.shared), sockets.clone());
             tasks.spawn(Arc::new(tls).serve(listener));
         }
+        if let Some(discovery) = &self.shared.discovery {
+            for number in 0..discovery::PLACES {
+                let (main, shared) = (Arc::clone(&sockets[0]), Arc::clone(&self.shared));
+                tasks.spawn(Arc::clone(discovery).serve(number, main, shared));
+            }
+        }
         let shared = Arc::clone(&self.shared);
         tasks.spawn(async move { sweep(&shared).await });
         tracing::info!(target: "events::relay_started", workers = sockets.len(), "relay started");
@@ -238,6 +264,17 @@ async fn sweep(shared: &Shared) -> io::Result<()> {
         ticks.tick().await;
         shared.relay().handle_timeout(Instant::now(), worker::wall_time());
     }
+}
+
+/// The second port is the one after the first, as RFC 5780's 3479 is, unless it is said or the kernel chose the first.
+fn open_discovery(first: SocketAddr, second: StunAddress) -> Result<Discovery, RunError> {
+    let port = second.port.unwrap_or_else(|| if first.port() == DEFAULT_PORT { DEFAULT_PORT + 1 } else { 0 });
+    let failed = |cause| RunError::Stun { address: SocketAddr::new(second.ip, port), first, cause };
+    // Behind "every address" nobody knows which of them a client asked.
+    if first.ip().is_unspecified() || first.ip() == second.ip || first.is_ipv4() != second.ip.is_ipv4() {
+        return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
+    }
+    Discovery::open(first, second.ip, port).map_err(failed)
 }
 
 async fn open_metrics(address: SocketAddr) -> Result<TcpListener, RunError> {

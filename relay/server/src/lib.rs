@@ -4,6 +4,7 @@
 //! [`Bound::serve`] runs until told to stop, then drains. [`run`] is both, and what `peerage relay` embeds.
 
 mod bound;
+mod discovery;
 mod http;
 mod keyfile;
 mod metrics;
@@ -14,5 +15,5 @@ mod worker;
 
 pub use bound::{Bound, RunError, run};
 pub use keyfile::KeyFileError;
-pub use options::{Advertise, InvalidAdvertise, Options};
+pub use options::{Advertise, InvalidAdvertise, Options, StunAddress};
 pub use tls::EndpointError;

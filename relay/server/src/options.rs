@@ -52,6 +52,11 @@ pub struct Options {
     #[arg(long, env = "PEERAGE_RELAY_OPEN")]
     pub open: bool,
 
+    /// A second address of this machine, so that agents can measure what their NAT lets in (RFC 5780). It answers STUN only; with
+    /// it, --listen must name one address. Unless said, its port is 3479 where the first is 3478, else any
+    #[arg(long, value_name = "IP[:PORT]", env = "PEERAGE_RELAY_STUN_ADDRESS")]
+    pub stun_address: Option<StunAddress>,
+
     /// Address for /metrics, /healthz and /readyz over HTTP; nothing is served unless given
     #[arg(long, value_name = "ADDRESS:PORT", env = "PEERAGE_RELAY_METRICS")]
     pub metrics: Option<SocketAddr>,
@@ -114,6 +119,27 @@ impl Options {
         limits.memory = usize::try_from(u64::from(self.memory) << 20).unwrap_or(usize::MAX);
         limits.mailbox_memory = usize::try_from(u64::from(self.mailbox_memory) << 20).unwrap_or(usize::MAX);
         limits
+    }
+}
+
+/// The second address for STUN, and its port if that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StunAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// `None`: see [`Options::stun_address`].
+    pub port: Option<u16>,
+}
+
+impl FromStr for StunAddress {
+    type Err = InvalidAdvertise;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAdvertise> {
+        if let Ok(ip) = text.parse() {
+            return Ok(Self { ip, port: None });
+        }
+        let address: SocketAddr = text.parse().map_err(|_| InvalidAdvertise)?;
+        Ok(Self { ip: address.ip(), port: Some(address.port()) })
     }
 }
 

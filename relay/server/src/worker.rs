@@ -15,6 +15,7 @@ use peerage_model::relay::stream::{NoFrame, PREFIX, frame_len};
 use peerage_relay_proto::{Decision, Forward, Handled, Ingress, Notice, Place, Relay, Reply, StreamId};
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
 
+use crate::discovery::Discovery;
 use crate::socket::{BatchSocket, Envelope};
 use crate::tls::{StreamCounters, Streams};
 
@@ -33,6 +34,8 @@ const NOTICES: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Shared {
     relay: Mutex<Relay>,
+    /// The second address and port, where there are any.
+    pub(crate) discovery: Option<Arc<Discovery>>,
     /// Batches that the kernel did not take.
     pub(crate) send_errors: AtomicU64,
     /// Streams that can be sent to.
@@ -41,9 +44,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(relay: Relay) -> Self {
+    pub(crate) fn new(relay: Relay, discovery: Option<Arc<Discovery>>) -> Self {
         Self {
             relay: Mutex::new(relay),
+            discovery,
             send_errors: AtomicU64::new(0),
             streams: Arc::default(),
             stream_counters: StreamCounters::default(),
@@ -55,7 +59,7 @@ impl Shared {
         self.relay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count_send(&self, sent: io::Result<()>) {
+    pub(crate) fn count_send(&self, sent: io::Result<()>) {
         if let Err(error) = sent {
             tracing::debug!(%error, "send");
             self.send_errors.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +115,7 @@ pub(crate) async fn send_all(
     while let Some((first, more)) = rest.split_first() {
         rest = more;
         let sent = match first {
-            Outgoing::Reply(envelope, reply) => socket.send(*envelope, reply.as_bytes()).await,
+            Outgoing::Reply(envelope, reply) => answer_from(socket, shared, *envelope, reply).await,
             Outgoing::Forward(envelope, range) => {
                 let followers = joinable(*envelope, range, more);
                 if followers == 0 {
@@ -134,6 +138,16 @@ pub(crate) async fn send_all(
         };
         shared.count_send(sent);
     }
+}
+
+/// Sends an answer from where it says; from anywhere but this socket only what a STUN request asked for.
+async fn answer_from(socket: &BatchSocket, shared: &Shared, envelope: Envelope, reply: &Reply) -> io::Result<()> {
+    if let Some(discovery) = &shared.discovery
+        && let Some(sent) = discovery.send(envelope.to, reply).await
+    {
+        return sent;
+    }
+    socket.send(envelope, reply.as_bytes()).await
 }
 
 /// How many of what follows can leave in one GSO batch with a packet to `envelope`. Where the kernel did not join what

@@ -21,7 +21,7 @@ use crate::limits::{Access, LIFETIME, Limits, SWEEP};
 use crate::mailbox::Mailboxes;
 use crate::place::Place;
 use crate::spread::SpreadBuckets;
-use crate::stun;
+use crate::stun::{self, Corner, Corners};
 use crate::table::Table;
 
 mod forward;
@@ -91,7 +91,11 @@ pub struct Forward {
 
 /// A short frame, on the stack where it can be.
 #[derive(Clone)]
-pub struct Reply(Bytes);
+pub struct Reply {
+    bytes: Bytes,
+    /// From which of a relay's places; all but some answers to STUN leave from where they were asked for.
+    pub from: Corner,
+}
 
 #[derive(Clone)]
 enum Bytes {
@@ -101,21 +105,21 @@ enum Bytes {
 }
 
 impl Reply {
-    const SHORT: usize = 56;
+    const SHORT: usize = stun::MAX_RESPONSE;
 
     fn new(frame: &[u8]) -> Self {
         if frame.len() > Self::SHORT {
-            return Self(Bytes::Long(frame.into()));
+            return Self { bytes: Bytes::Long(frame.into()), from: Corner::default() };
         }
         let mut bytes = [0; Self::SHORT];
         bytes[..frame.len()].copy_from_slice(frame);
-        Self(Bytes::Short(bytes, frame.len()))
+        Self { bytes: Bytes::Short(bytes, frame.len()), from: Corner::default() }
     }
 
     /// The bytes to send.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        match &self.0 {
+        match &self.bytes {
             Bytes::Short(bytes, len) => &bytes[..*len],
             Bytes::Long(bytes) => bytes,
         }
@@ -170,6 +174,7 @@ pub struct Relay {
     handshakes: SpreadBuckets,
     next_sweep: Instant,
     counters: Counters,
+    corners: Option<Corners>,
     mailboxes: Mailboxes,
     /// Words to owners of mailboxes, for [`Self::poll_transmit`].
     notices: VecDeque<Notice>,
@@ -182,6 +187,7 @@ impl Relay {
         let boot_key = BootKey::new(&config.seed);
         Self {
             public: config.key.public(),
+            corners: None,
             mailboxes: Mailboxes::new(&config.key, now),
             notices: VecDeque::new(),
             key: config.key,
@@ -199,6 +205,12 @@ impl Relay {
             next_sweep: now + SWEEP,
             counters: Counters::default(),
         }
+    }
+
+    /// The same relay at four places: it names its other address, and answers STUN from where it is asked to (RFC 5780).
+    #[must_use]
+    pub fn with_corners(self, corners: Option<Corners>) -> Self {
+        Self { corners, ..self }
     }
 
     /// The public key that clients pin.
@@ -228,7 +240,7 @@ impl Relay {
         let alone = |decision| Handled { consumed: first, decision };
         match batch.first() {
             Some(0..=3) => alone(match ingress.from {
-                Place::Udp(from) => self.handle_stun(ingress.now, from, &batch[..first]),
+                Place::Udp(from) => self.handle_stun(ingress.now, from, &batch[..first], Corner::default()),
                 // What a NAT does to TCP says nothing about UDP.
                 Place::Stream(..) => self.drop_for(DropReason::Stun),
             }),
@@ -238,8 +250,16 @@ impl Relay {
         }
     }
 
-    fn handle_stun(&mut self, now: Instant, from: SocketAddr, request: &[u8]) -> Decision {
-        let Some((answer, len)) = stun::answer(request, from) else {
+    /// A STUN request that came to one of the places that only answer STUN.
+    pub fn handle_stun_at(&mut self, now: Instant, from: SocketAddr, request: &[u8], at: Corner) -> Option<Reply> {
+        match self.handle_stun(now, from, request, at) {
+            Decision::Reply(reply) => Some(reply),
+            Decision::Drop | Decision::Forward(_) => None,
+        }
+    }
+
+    fn handle_stun(&mut self, now: Instant, from: SocketAddr, request: &[u8], at: Corner) -> Decision {
+        let Some(answer) = stun::answer(request, from, self.corners.as_ref(), at) else {
             return self.drop_for(DropReason::Stun);
         };
         let admitted = self.stun_by_network.admit(&self.boot_key, from, self.limits.stun_per_network, now)
@@ -248,7 +268,7 @@ impl Relay {
             return self.drop_for(DropReason::Stun);
         }
         self.counters.stun += 1;
-        Decision::Reply(Reply::new(&answer[..len]))
+        Decision::Reply(Reply { from: answer.from, ..Reply::new(answer.as_bytes()) })
     }
 
     fn handle_frame(&mut self, ingress: &Ingress, datagram: &[u8]) -> Decision {

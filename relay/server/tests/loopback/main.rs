@@ -139,6 +139,57 @@ fn stun_tells_a_client_its_address() {
     assert_eq!([answer[28] ^ 0x21, answer[29] ^ 0x12, answer[30] ^ 0xa4, answer[31] ^ 0x42], [127, 0, 0, 1]);
 }
 
+/// Where an answer to a Binding request with these CHANGE-REQUEST flags comes from, and the other address that it names.
+fn stun_from(relay: SocketAddr, flags: u8) -> (SocketAddr, Option<SocketAddr>) {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("a timeout");
+    let request = [&[0, 1, 0, 8, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12], &[0, 3, 0, 4, 0, 0, 0, flags]].concat();
+    socket.send_to(&request, relay).expect("sent");
+    let mut buffer = [0; 512];
+    let (len, from) = socket.recv_from(&mut buffer).expect("an answer within ten seconds");
+    let other = buffer[..len].windows(4).position(|window| window == [0x80, 0x2c, 0, 8]).map(|at| {
+        let value = &buffer[at + 4..at + 12];
+        let ip = [value[4], value[5], value[6], value[7]];
+        SocketAddr::from((ip, u16::from_be_bytes([value[2], value[3]])))
+    });
+    (from, other)
+}
+
+#[test]
+fn a_relay_with_a_second_address_answers_stun_from_all_four_places() {
+    let relay = Running::start(&["--listen", "127.0.0.1:0", "--stun-address", "127.0.0.2"]);
+    let (from, other) = stun_from(relay.address, 0);
+    let other = other.expect("it names its other address");
+    assert_eq!((from, other.ip()), (relay.address, "127.0.0.2".parse().expect("an address")));
+    assert_ne!(other.port(), relay.address.port());
+    let place = |ip: SocketAddr, port: SocketAddr| SocketAddr::new(ip.ip(), port.port());
+    assert_eq!(stun_from(relay.address, 2).0, place(relay.address, other));
+    assert_eq!(stun_from(relay.address, 4).0, place(other, relay.address));
+    assert_eq!(stun_from(relay.address, 6).0, other);
+    // Asked there, it is the other way round.
+    assert_eq!(stun_from(other, 0), (other, Some(relay.address)));
+    assert_eq!(stun_from(other, 6).0, relay.address);
+}
+
+#[test]
+fn a_relay_with_one_address_names_no_other() {
+    let relay = Running::start(&["--listen", "127.0.0.1:0"]);
+    assert_eq!(stun_from(relay.address, 0), (relay.address, None));
+}
+
+#[test]
+fn a_second_address_needs_a_first_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    for wrong in [
+        ["--listen", "0.0.0.0:0", "--stun-address", "127.0.0.2"],
+        ["--listen", "127.0.0.1:0", "--stun-address", "127.0.0.1"],
+    ] {
+        let error = runtime.block_on(Bound::new(&options(&folder, &wrong))).expect_err("it cannot work");
+        assert!(error.to_string().contains("--listen"), "{error}");
+    }
+}
+
 #[test]
 fn metrics_health_and_readiness_are_served() {
     let relay = Running::start(&["--listen", "127.0.0.1:0"]);
