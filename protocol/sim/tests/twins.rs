@@ -1,5 +1,6 @@
 //! Two sessions between the same two processes: whichever of them ends, no stream notices.
 
+use peerage_engine::node::Event;
 use peerage_sim::link::{Chance, LinkConfig};
 use peerage_sim::nat::NatKind;
 use peerage_sim::{Outcome, Sim, SplitMix64, StreamId, ms, secs};
@@ -107,4 +108,26 @@ fn a_revoked_stream_is_reset_on_both_sides_whichever_twin_it_is_on() {
             assert!(reset, "seed {seed}: {stream:?} ended as {ends:?}");
         }
     }
+}
+
+#[test]
+fn of_two_sessions_that_were_dialled_at_once_both_ends_keep_one() {
+    let mut twins = 0;
+    for seed in seeds().take(20) {
+        let mut rng = SplitMix64::new(seed);
+        let mut sim = late_consent(seed, &mut rng);
+        sim.run_until(secs(20), |sim| sim.both_up("a", "b")).expect("a session");
+        sim.run_for(secs(30));
+        let came_up = |sim: &Sim| {
+            let is_up = |(_, event): &&(_, Event)| matches!(event, Event::SessionUp { .. });
+            ["a", "b"].map(|who| sim.events(who).iter().filter(is_up).count())
+        };
+        let before = came_up(&sim);
+        twins += usize::from(before[0] > 1);
+        let requests = [sim.request("a", "b", b"from a"), sim.request("b", "a", b"from b")];
+        sim.run_for(secs(5));
+        assert_answered(&sim, seed, &requests);
+        assert_eq!(came_up(&sim), before, "seed {seed}: the one that was left serves both ends");
+    }
+    assert!(twins > 0, "some dialled at once");
 }

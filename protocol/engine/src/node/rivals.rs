@@ -61,6 +61,13 @@ impl Drain {
         self.at.get_or_insert(now + DRAIN_GRACE);
     }
 
+    /// It is the one that stays after all; what an end has said cannot be taken back.
+    fn cancel(&mut self) {
+        if self.said.is_none() && self.heard.is_none() {
+            self.at = None;
+        }
+    }
+
     /// Whether each end has retired the session and has seen all that the other opened.
     fn is_agreed(&self) -> bool {
         let Some(heard) = self.heard else { return false };
@@ -142,6 +149,7 @@ impl Node {
         let Some(session) = self.sessions.get(&new) else { return };
         let (PairKey::Peer(peer), new_initiator) = (&session.pair, session.initiator) else { return };
         let lower_is_ours = (&self.agent, self.instance) < (peer, instance);
+        let mut stays = true;
         for old in rivals {
             let Some(session) = self.sessions.get_mut(&old) else { continue };
             let (was_ours, Some(up)) = (session.initiator, session.up_mut()) else { continue };
@@ -151,7 +159,12 @@ impl Node {
             let at_once = now.mono.saturating_duration_since(up.since.mono) < AT_ONCE && was_ours != new_initiator;
             let keeps_old = at_once && up.confirmed && up.suspect.is_none() && was_ours == lower_is_ours;
             let loser = if keeps_old { new } else { old };
+            stays &= !keeps_old;
             self.begin_drain(loser, now.mono);
+        }
+        // The twin is confirmed first, as its server is from the beginning, and sent this one away, unconfirmed as it was.
+        if let Some(up) = self.sessions.get_mut(&new).and_then(Session::up_mut).filter(|_| stays) {
+            up.drain.cancel();
         }
     }
 
@@ -188,9 +201,9 @@ impl Node {
     /// A draining session's time came: retires it once nothing is on it and another one serves the pair.
     pub(super) fn drain_on(&mut self, key: SessionKey, now: Now) {
         let replaced = self.rivals(key).is_some_and(|(instance, rivals)| {
-            let same = |other: &SessionKey| {
-                self.sessions.get(other).and_then(Session::up).is_some_and(|up| up.credential.instance() == instance)
-            };
+            // One that is retired serves nobody: of two that drain, the second stays.
+            let serves = |up: &Up| up.credential.instance() == instance && up.drain.said.is_none();
+            let same = |other: &SessionKey| self.sessions.get(other).and_then(Session::up).is_some_and(serves);
             rivals.iter().any(|other| same(other) && self.answers(*other))
         });
         let Some(session) = self.sessions.get_mut(&key) else { return };
