@@ -26,6 +26,8 @@ const RELAYS_PER_AGENT: usize = 2;
 /// A relay that left a list is still bound at, and asked at, for this long: others learn of the change later
 /// (DESIGN section 6).
 pub(super) const OVERLAP: Duration = Duration::from_secs(600);
+/// Most spellings that are remembered. Peers write these lists, and one that is forgotten is found out again.
+const MAX_SPELLINGS: usize = 256;
 /// A relay of a peer's that no session used for this long is left.
 const FORGET_AFTER: Duration = Duration::from_secs(300);
 
@@ -51,6 +53,8 @@ pub(super) struct Relays {
     own: BTreeSet<RelayInfo>,
     entries: BTreeMap<RelayKey, Entry>,
     by_address: BTreeMap<SocketAddr, RelayKey>,
+    /// Other ways to write relays that we have, found out when a name was looked up.
+    spellings: BTreeMap<RelayInfo, RelayKey>,
     next_key: u32,
     hosts: BTreeSet<SocketAddr>,
     nat: NatClassifier,
@@ -94,6 +98,7 @@ impl Relays {
             own: BTreeSet::new(),
             entries: BTreeMap::new(),
             by_address: BTreeMap::new(),
+            spellings: BTreeMap::new(),
             next_key: 0,
             hosts: BTreeSet::new(),
             nat: NatClassifier::new(0, []),
@@ -120,7 +125,12 @@ impl Relays {
         self.own = chosen.clone();
         for info in chosen {
             match self.find(&info) {
-                Some(key) if self.entries.get(&key).is_some_and(|entry| entry.own) => continue,
+                Some(key) if self.entries.get(&key).is_some_and(|entry| entry.own) => {
+                    if let Some(entry) = self.entries.get_mut(&key) {
+                        (entry.info, entry.until) = (info, None);
+                    }
+                    continue;
+                }
                 // Where we only visited so far, we bind from now on.
                 Some(key) => self.remove(key),
                 None => {}
@@ -147,8 +157,11 @@ impl Relays {
         keys
     }
 
+    /// A relay is its key and its place for UDP: lists may name different TCP ports for one and the same.
     fn find(&self, info: &RelayInfo) -> Option<RelayKey> {
-        self.entries.iter().find(|(_, e)| e.info == *info).map(|(key, _)| *key)
+        let same = |of: &RelayInfo| (&of.key, &of.host, of.port) == (&info.key, &info.host, info.port);
+        let listed = self.entries.iter().find(|(_, e)| same(&e.info)).map(|(key, _)| *key);
+        listed.or_else(|| self.spellings.get(info).copied().filter(|key| self.entries.contains_key(key)))
     }
 
     fn add(&mut self, info: RelayInfo, own: bool, now: Instant) -> RelayKey {
@@ -167,9 +180,19 @@ impl Relays {
         self.entries.insert(key, entry);
         match info.host.as_str().parse::<IpAddr>() {
             Ok(ip) => self.resolved(&info, &[SocketAddr::new(ip, info.port)], now),
-            Err(_) => self.unresolved.push(info),
+            Err(_) => self.unresolved.push(info.clone()),
         }
-        key
+        self.find(&info).unwrap_or(key)
+    }
+
+    /// `key` turned out to be the relay that we have as `holder`, by another name.
+    fn merge(&mut self, key: RelayKey, holder: RelayKey) {
+        if self.spellings.len() >= MAX_SPELLINGS {
+            self.spellings.clear();
+        }
+        if let Some(entry) = self.entries.remove(&key) {
+            self.spellings.insert(entry.info, holder);
+        }
     }
 
     fn remove(&mut self, key: RelayKey) {
@@ -199,6 +222,10 @@ impl Relays {
             let ours = self.entries.get(&key).is_some_and(|entry| entry.own && entry.until.is_none());
             let yields = self.entries.get(&holder).is_some_and(|entry| !entry.own || entry.until.is_some());
             if !(ours && yields) {
+                let held = self.entries.get(&holder).map(|entry| entry.info.key);
+                if held == Some(info.key) {
+                    self.merge(key, holder);
+                }
                 return;
             }
             self.remove(holder);
@@ -599,6 +626,43 @@ mod tests {
             assert_eq!(in_use(&relays), [next]);
             assert!(relays.by_address.contains_key(&next) && !relays.by_address.contains_key(&other));
         }
+    }
+
+    #[test]
+    fn a_relay_that_lists_write_in_different_ways_is_one() {
+        let (mut relays, info, key, now) = named_relay();
+        let address: SocketAddr = "192.0.2.1:3478".parse().expect("an address");
+        relays.resolved(&info, &[address], now);
+        let to = RoutingId([3; 16]);
+        let with_tls = RelayInfo { tls: Some(443), ..info.clone() };
+        let by_address = RelayInfo { host: "192.0.2.1".parse().expect("a host"), ..info.clone() };
+        let by_another_name = RelayInfo { host: "other.example".parse().expect("a host"), ..info.clone() };
+        for other in [&with_tls, &by_address] {
+            assert_eq!(relays.towards(&to, [std::slice::from_ref(other)], now), [key], "{other}");
+        }
+        relays.towards(&to, [std::slice::from_ref(&by_another_name)], now);
+        relays.resolved(&by_another_name, &[address], now);
+        assert_eq!(relays.towards(&to, [std::slice::from_ref(&by_another_name)], now), [key]);
+        assert_eq!((in_use(&relays), relays.entries.len()), (vec![address], 1));
+
+        let other_key = AgreementSecret::from_bytes([9; 32]).public();
+        let stranger = RelayInfo { key: other_key, ..by_address };
+        assert_ne!(
+            relays.towards(&to, [std::slice::from_ref(&stranger)], now),
+            [key],
+            "it says that it is another one"
+        );
+    }
+
+    #[test]
+    fn a_relay_of_ours_that_is_written_in_another_way_is_not_left() {
+        let (mut relays, info, key, now) = named_relay();
+        relays.resolved(&info, &["192.0.2.1:3478".parse().expect("an address")], now);
+        let with_tls = RelayInfo { tls: Some(443), ..info };
+        relays.set_own(std::slice::from_ref(&with_tls), &RoutingId([2; 16]), now);
+        relays.handle_timeout(now + OVERLAP);
+        assert_eq!(relays.find(&with_tls), Some(key));
+        assert_eq!(relays.entries.values().map(|entry| entry.info.clone()).collect::<Vec<_>>(), [with_tls]);
     }
 
     #[test]
