@@ -20,6 +20,8 @@ pub const ATTEMPT_LIFETIME: Duration = Duration::from_secs(30);
 /// Without an answer for this long, first packets go to the next instance. Below QUIC's first retransmission (1 s), so
 /// that this one already does; above any round trip between a relay and an instance of its region.
 pub const REPICK: Duration = Duration::from_millis(750);
+/// Instances of a route among which one source's first packets choose, and so what ranking them may cost.
+pub const CHOICES: usize = 64;
 /// An instance that was heard within this time comes before one that was not: a keepalive is due every 25 s, and is
 /// repeated after 1 s and 2 s.
 pub const RECENT: Duration = Duration::from_secs(30);

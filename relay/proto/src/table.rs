@@ -297,6 +297,18 @@ impl Table {
         self.routes.range(all).map(|(_, id)| *id)
     }
 
+    /// The same, at most `most` of them, round the circle of ids from `start`.
+    pub(crate) fn instances_from(
+        &self,
+        route: RoutingId,
+        start: EndpointId,
+        most: usize,
+    ) -> impl Iterator<Item = EndpointId> + '_ {
+        let behind = self.routes.range((route, start)..=(route, EndpointId([255; 8])));
+        let before = self.routes.range((route, EndpointId([0; 8]))..(route, start));
+        behind.chain(before).map(|(_, id)| *id).take(most)
+    }
+
     pub(crate) fn is_bound_to(&self, id: EndpointId, route: RoutingId) -> bool {
         self.routes.contains(&(route, id))
     }

@@ -13,7 +13,7 @@ use peerage_model::relay::frame::{
 
 use super::{Decision, Forward, Handled, Ingress, Relay};
 use crate::counters::DropReason;
-use crate::limits::{RECENT, REPICK};
+use crate::limits::{CHOICES, RECENT, REPICK};
 use crate::place::Place;
 use crate::table::{Load, Reached, Source};
 
@@ -142,12 +142,16 @@ impl Relay {
     }
 
     /// Rendezvous hashing over the instances of a route, those heard recently first; `passed` of them were tried in vain.
+    /// Over [`CHOICES`] of them at most, others for each source: anybody may bind thousands under one name and have them asked
+    /// for over and over, and ranking all would hold up everybody's packets.
     fn pick(&self, source: EndpointId, route: RoutingId, passed: usize, now: Instant) -> Option<EndpointId> {
         let recent = |instance| {
             let instance = self.table.get(instance);
             instance.is_some_and(|source| now.saturating_duration_since(source.last_heard) < RECENT)
         };
-        let others = self.table.instances(route).filter(|instance| *instance != source);
+        let start = EndpointId(self.boot_key.preference(source, EndpointId([0; 8])).to_be_bytes());
+        let instances = self.table.instances_from(route, start, CHOICES);
+        let others = instances.filter(|instance| *instance != source);
         let mut ranked: Vec<_> =
             others.map(|instance| (recent(instance), self.boot_key.preference(source, instance), instance)).collect();
         ranked.sort_unstable_by(|a, b| b.cmp(a));

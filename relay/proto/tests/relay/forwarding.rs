@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::common::{Client, Out, PACKET, World, addr, agent, cookie_in};
 use peerage_model::RoutingId;
 use peerage_model::relay::frame::{self, Destination, ENDPOINT_HEADER, EndpointId, Frame, Tag};
+use peerage_relay_proto::limits::CHOICES;
 use peerage_relay_proto::{Access, Decision, DropReason, Limits, Quota, Rate};
 
 const HOME: &str = "192.0.2.7:4000";
@@ -207,6 +208,31 @@ fn first_packets_that_nobody_answers_try_every_instance_in_turn() {
     tried.sort_unstable();
     tried.dedup();
     assert_eq!(tried, [0, 1, 2]);
+}
+
+#[test]
+fn of_very_many_replicas_each_dialer_tries_some_and_all_get_their_share() {
+    let mut world = World::open();
+    let agents: Vec<_> = (0..100).map(|n| agent(1, "db", n)).collect();
+    let route = agents[0].id.routing_id();
+    let bound: Vec<_> =
+        agents.iter().enumerate().map(|(n, agent)| world.bind(&format!("192.0.{n}.1:4000"), agent)).collect();
+    let mut tried = vec![0; bound.len()];
+    for dialer in 0..20 {
+        let visitor = world.visit(&format!("198.51.100.{dialer}:5000"));
+        let first = reached(&mut world, &bound, &visitor, route);
+        tried[first] += 1;
+        for _ in 1..CHOICES {
+            world.pass(Duration::from_millis(750));
+            tried[reached(&mut world, &bound, &visitor, route)] += 1;
+        }
+        world.pass(Duration::from_millis(750));
+        assert_eq!(reached(&mut world, &bound, &visitor, route), first, "then it begins anew");
+        for client in &bound {
+            world.send(client.address, &frame::keepalive(client.tag, [0; 8]));
+        }
+    }
+    assert!(tried.iter().all(|times| (1..=20).contains(times)), "{tried:?}");
 }
 
 #[test]
