@@ -144,7 +144,7 @@ pub(crate) fn internet() -> String {
     format!("flush ruleset\n{COUNTERS}{BLOCKS}")
 }
 
-/// Bytes by source and destination, read by [`super::flows`].
+/// Bytes by source and destination, read by [`super::KernelLab::bytes`].
 const COUNTERS: &str = "table inet count {
   set flows4 { type ipv4_addr . ipv4_addr; size 65535; flags dynamic; counter; }
   set flows6 { type ipv6_addr . ipv6_addr; size 65535; flags dynamic; counter; }
