@@ -9,6 +9,7 @@ use peerage_model::UnixTime;
 use super::agent::Agent;
 use super::link::LinkStatus;
 use crate::control::view::{Finding, Severity};
+use crate::portmap::Mapping;
 use crate::state::time;
 
 /// A file written this far in the future shows a clock that went back: more than filesystems round.
@@ -22,6 +23,7 @@ pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     let directory = agent.store().place().directory().to_owned();
     let mut findings = relays(&link);
     findings.push(nat(&link));
+    findings.extend(mapping(&link));
     findings.push(clock(&directory, time::now()));
     findings.extend(packets(&link));
     findings.push(low_ports());
@@ -91,6 +93,26 @@ fn nat(link: &LinkStatus) -> Finding {
         }
         _ => good("nat", text),
     }
+}
+
+/// The port from the router; nothing to say where nobody is asked, as in containers.
+fn mapping(link: &LinkStatus) -> Option<Finding> {
+    Some(match &link.mapping {
+        Mapping::Off => return None,
+        Mapping::Asking => {
+            finding("mapping", Severity::Note, "the router has not answered yet", "look again in some seconds")
+        }
+        Mapping::Mapped { external, by } => {
+            good("mapping", format!("the router forwards {external} to this agent ({by})"))
+        }
+        Mapping::None { why } => finding(
+            "mapping",
+            Severity::Note,
+            format!("the router forwards no port to this agent: {why}"),
+            "where direct paths are missing, allow PCP, NAT-PMP or UPnP in the router, or forward a UDP port by hand and \
+             tell it with --bind and --endpoint",
+        ),
+    })
 }
 
 fn clock(directory: &Path, now: UnixTime) -> Finding {
