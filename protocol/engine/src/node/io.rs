@@ -228,15 +228,22 @@ impl Node {
         }
     }
 
-    /// A flow lives as long as its stream: an end or reset of that ends the flow.
+    /// A flow lives as long as its stream: an end or reset of that ends the flow. The stream carries nothing else; what a
+    /// peer writes there all the same is thrown away, so that it neither waits in memory nor hides the end.
     fn flow_ended(&mut self, key: StreamKey) -> Result<Bytes, StreamError> {
         let Ok((session, id)) = self.attached(key) else {
             return Err(StreamError::Blocked);
         };
-        match self.on_session(session, |s| stream::read(s, id, 1))?.0 {
-            Ok(None) | Err(StreamError::Closed) => Err(StreamError::Closed),
-            Ok(Some(_)) => Err(StreamError::Blocked),
-            Err(other) => Err(other),
+        loop {
+            let (read, credit) = self.on_session(session, |s| stream::read(s, id, usize::MAX))?;
+            if credit {
+                self.ready.insert(session);
+            }
+            match read {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(StreamError::Closed) => return Err(StreamError::Closed),
+                Err(other) => return Err(other),
+            }
         }
     }
 

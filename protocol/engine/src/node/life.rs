@@ -193,7 +193,8 @@ impl Node {
             control_in: None,
             streams: Default::default(),
             arriving: Default::default(),
-            peer_ports: Vec::new(),
+            peer_ports: None,
+            said_hello: None,
             since: Since { mono: now.mono, wall: now.wall },
             confirmed,
             drain: Drain::default(),
@@ -214,20 +215,20 @@ impl Node {
         waiting.into_iter().for_each(|stream| self.attach(session, stream));
     }
 
-    fn say_hello(&mut self, key: SessionKey) {
+    /// Tells what the peer may open, unless it was told just that.
+    pub(super) fn say_hello(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get(&key) else { return };
         let Some(peer) = self.pairs.get(&session.pair).and_then(|pair| pair.peer()) else {
             return;
         };
         let ports = peerage_policy::open_to(peer, &self.ports);
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        let succeeds = self.predecessors.clone();
-        self.say(key, &ControlMessage::Hello(Hello { ports, version, succeeds }));
-    }
-
-    /// Tells the ports anew after a change of the allowlist.
-    pub(super) fn say_hello_again(&mut self, key: SessionKey) {
-        self.say_hello(key);
+        let hello = Hello { ports, version, succeeds: self.predecessors.clone() };
+        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
+        if up.said_hello.as_ref() != Some(&hello) {
+            up.said_hello = Some(hello.clone());
+            self.say(key, &ControlMessage::Hello(hello));
+        }
     }
 
     /// Sends a control message to the peer of a session that is up.
@@ -257,7 +258,7 @@ impl Node {
         let mut excess = false;
         while let Some(id) = connection.streams().accept(Dir::Uni) {
             excess |= up.control_in.is_some();
-            up.control_in = Some(ControlIn::new(id));
+            up.control_in = Some(ControlIn::new(id, now.mono));
         }
         match excess {
             true => self.violated(key, "two control streams", now),
@@ -270,7 +271,7 @@ impl Node {
             return;
         };
         let Some(control) = &mut up.control_in else { return };
-        match control.read(connection) {
+        match control.read(connection, now.mono) {
             Ok(messages) => messages.into_iter().for_each(|message| self.on_control(key, message, now)),
             Err(_) => self.violated(key, "a malformed control message", now),
         }
@@ -286,10 +287,13 @@ impl Node {
         let Some(up) = session.up_mut() else { return };
         match message {
             ControlMessage::Hello(hello) => {
-                up.peer_ports.clone_from(&hello.ports);
+                let news = up.peer_ports.as_ref() != Some(&hello.ports);
+                up.peer_ports = Some(hello.ports.clone());
                 let own = up.credential.instance();
                 self.doubt_predecessors(&peer, &hello.succeeds, own);
-                self.events.push_back(Event::PeerPorts { peer, ports: hello.ports });
+                if news {
+                    self.events.push_back(Event::PeerPorts { peer, ports: hello.ports });
+                }
             }
             ControlMessage::Candidates(candidates) => self.on_candidates(key, &candidates, now),
             ControlMessage::Retire(retire) => self.on_retire(key, retire, now),

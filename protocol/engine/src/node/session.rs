@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use peerage_model::control::Hello;
 use peerage_model::relay::frame::EndpointId;
 use peerage_model::snapshot::Port;
 use peerage_model::{Credential, RoutingId, UnixTime};
@@ -85,7 +86,10 @@ pub(super) struct Up {
     pub(super) streams: BTreeMap<StreamId, StreamKey>,
     /// Streams whose header is not complete.
     pub(super) arriving: BTreeMap<StreamId, Vec<u8>>,
-    pub(super) peer_ports: Vec<Port>,
+    /// What its last hello said.
+    pub(super) peer_ports: Option<Vec<Port>>,
+    /// What ours said.
+    pub(super) said_hello: Option<Hello>,
     pub(super) since: Since,
     /// The peer has shown that it takes us. A client has its keys before the server has judged it, and a server that
     /// refuses is silent.

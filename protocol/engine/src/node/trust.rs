@@ -131,7 +131,7 @@ impl Node {
 
     /// Applies a changed rule to a session that is up.
     fn refresh_session(&mut self, key: SessionKey, mode: Option<crate::path::PathMode>, now: Now) {
-        self.say_hello_again(key);
+        self.say_hello(key);
         self.recheck_streams(key, now);
         if let (Some(mode), Some(up)) = (mode, self.sessions.get_mut(&key).and_then(Session::up_mut)) {
             up.path.set_mode(now.mono, mode);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// `capacity` at once, one more each `interval`.
 #[derive(Clone, Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     capacity: u32,
     interval: Duration,
     tokens: u32,
@@ -13,12 +13,12 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn full(now: Instant, capacity: u32, interval: Duration) -> Self {
+    pub(crate) fn full(now: Instant, capacity: u32, interval: Duration) -> Self {
         Self { capacity, interval, tokens: capacity, counted: now }
     }
 
     /// Takes one token, if there is one.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
         self.refill(now);
         if self.tokens == 0 {
             return false;

@@ -10,7 +10,7 @@
 
 mod admission;
 mod agent;
-mod budget;
+pub(crate) mod budget;
 mod checklist;
 mod explain;
 mod link;
