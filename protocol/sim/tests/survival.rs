@@ -261,3 +261,25 @@ fn a_process_that_was_stopped_for_long_finds_its_peer_again_within_two_seconds()
         }
     }
 }
+
+#[test]
+fn a_stream_that_is_opened_when_a_session_is_about_to_end_by_idleness_is_answered_at_once() {
+    for seed in 0..10 {
+        let mut sim = Sim::seeded_pair(seed, NatKind::home_router(), NatKind::home_router());
+        sim.run_until(secs(10), |sim| sim.both_direct("a", "b")).expect("a direct path");
+        // The last word of each is lost to the other, so that their clocks run apart.
+        sim.run_for(secs(10));
+        let early = sim.request("a", "b", b"the last words");
+        sim.run_for(ms(25 + seed * 7));
+        sim.cut_off("b", true);
+        sim.run_for(ms(600));
+        sim.cut_off("b", false);
+        sim.run_for(secs(117));
+        for _ in 0..12 {
+            sim.run_for(ms(300));
+            let request = sim.request("a", "b", b"still there?");
+            let answered = sim.run_until(secs(2), |sim| sim.returned(request) == b"still there?");
+            assert!(answered.is_some(), "seed {seed}: {:?} {:?}", sim.outcome(request), sim.outcome(early));
+        }
+    }
+}

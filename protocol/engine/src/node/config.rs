@@ -13,6 +13,8 @@ pub(super) const INITIAL_RTT: Duration = Duration::from_millis(100);
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without traffic ends after this. Sessions with open streams send a ping before ([`PING_INTERVAL`]).
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// So long before that end no new stream is put on a session that was not heard: the peer may be ahead of us.
+pub(super) const IDLE_MARGIN: Duration = Duration::from_secs(10);
 /// A session that another one replaces lives at least this much longer: more than any round trip, so that a stream that
 /// was opened on it before its end was known is not cut off.
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);

@@ -165,7 +165,7 @@ impl Node {
     /// After packets for one session: what follows from them, and whether they prove that the peer is there.
     fn after_packets(&mut self, key: SessionKey, via: Via, now: Now) {
         if let Some(session) = self.sessions.get_mut(&key)
-            && session.heard_something()
+            && session.heard_something(now.mono)
         {
             // After a switch QUIC starts from the initial value, which is no measurement.
             let rtt = Some(session.connection.rtt()).filter(|rtt| *rtt != INITIAL_RTT);

@@ -22,6 +22,7 @@ impl Node {
     /// # Errors
     /// [`OpenError::NotTrusted`]. Whatever goes wrong later is told by the first read.
     pub fn open(&mut self, now: Now, peer: &AgentId, header: StreamHeader) -> Result<StreamKey, OpenError> {
+        self.tick(now);
         let pair_key = PairKey::Peer(peer.clone());
         if !self.pairs.contains_key(&pair_key) {
             return Err(OpenError::NotTrusted);

@@ -101,8 +101,10 @@ impl Node {
     fn fittest(&self, pair_key: &PairKey, admit: impl Fn(&Up) -> bool) -> Option<SessionKey> {
         let pair = self.pairs.get(pair_key)?;
         let candidates = pair.up.iter().enumerate().filter_map(|(at, key)| {
-            let up = self.sessions.get(key).and_then(Session::up)?;
-            let usable = up.suspect.is_none() && up.drain.said.is_none() && admit(up);
+            let session = self.sessions.get(key)?;
+            let up = session.up()?;
+            let idle = session.may_be_forgotten(self.last.mono);
+            let usable = up.suspect.is_none() && up.drain.said.is_none() && !idle && admit(up);
             let unfitness = Unfitness {
                 unconfirmed: !up.confirmed,
                 silent: up.path.is_silent(),

@@ -10,6 +10,7 @@ use peerage_model::snapshot::Port;
 use peerage_model::{Credential, RoutingId, UnixTime};
 use quinn_proto::{Connection, ConnectionHandle, FrameStats, StreamId};
 
+use super::config::{IDLE_MARGIN, IDLE_TIMEOUT};
 use super::control::{ControlIn, ControlOut};
 use super::event::StreamKey;
 use super::owed::Owed;
@@ -45,6 +46,8 @@ pub(super) struct Session {
     heard: u64,
     /// Ack-eliciting frames sent so far.
     asked: u64,
+    /// When the peer was last proven to be there.
+    last_heard: Instant,
 }
 
 /// Packets that wait for a relay to be ready, with the length of each but the last.
@@ -136,6 +139,7 @@ impl Session {
             held: None,
             heard: 0,
             asked: 0,
+            last_heard: born,
         }
     }
 
@@ -163,12 +167,22 @@ impl Session {
         matches!(self.relayed, RelayRoute::Known { relay: used, .. } if used != relay)
     }
 
+    /// Whether the peer may have given the session up for idleness: its clock runs from what it heard last, and that may be a
+    /// packet or two less than what we know of.
+    pub(super) fn may_be_forgotten(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_heard) + IDLE_MARGIN >= IDLE_TIMEOUT
+    }
+
     /// Whether something proven came since the last call. quinn-proto counts a frame only after its packet decrypted
     /// and turned out to be no duplicate, so nothing that a relay or stranger invents or repeats counts.
-    pub(super) fn heard_something(&mut self) -> bool {
+    pub(super) fn heard_something(&mut self, now: Instant) -> bool {
         let received = self.connection.stats().frame_rx;
         let total = ack_eliciting(&received) + received.acks + received.connection_close;
-        std::mem::replace(&mut self.heard, total) != total
+        let heard = std::mem::replace(&mut self.heard, total) != total;
+        if heard {
+            self.last_heard = now;
+        }
+        heard
     }
 
     /// Whether something that the peer must acknowledge was sent since the last call.
