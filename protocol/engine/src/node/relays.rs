@@ -614,14 +614,14 @@ mod tests {
     fn a_name_is_looked_up_again_when_its_relay_is_lost_and_its_next_address_is_used() {
         let (mut relays, info, key, now) = named_relay();
         let [one, two] = ["192.0.2.1:3478", "192.0.2.2:3478"].map(|text| text.parse().expect("an address"));
-        assert_eq!(std::mem::take(&mut relays.unresolved), [info.clone()]);
+        assert_eq!(std::mem::take(&mut relays.unresolved), std::slice::from_ref(&info));
         relays.resolved(&info, &[one, two], now);
         assert_eq!(in_use(&relays), [one]);
         relays.resolved(&info, &[two], now);
         assert_eq!(in_use(&relays), [one], "one that is not lost stays where it is");
         for (next, other) in [(two, one), (one, two)] {
             relays.look_up_again(key);
-            assert_eq!(std::mem::take(&mut relays.unresolved), [info.clone()]);
+            assert_eq!(std::mem::take(&mut relays.unresolved), std::slice::from_ref(&info));
             relays.resolved(&info, &[one, two], now);
             assert_eq!(in_use(&relays), [next]);
             assert!(relays.by_address.contains_key(&next) && !relays.by_address.contains_key(&other));
