@@ -25,6 +25,7 @@ fn pairs_that_can_meet_past_relays_do() {
             (CarrierHairpin, CarrierHairpin),
             (Carrier, SymmetricPreserving),
             (DualStack, Ipv6Only),
+            (DualStack, RestrictedCone),
         ];
         for cell in as_theory_says(programs, &pairs)? {
             assert_ne!(cell.path(), "relayed", "{cell:?}");

@@ -215,6 +215,9 @@ impl Relays {
         if usable.is_empty() {
             usable.extend(addresses.iter().copied().map(crate::stun::canonical));
         }
+        // IPv4 first: only there do we need the relay to tell our public endpoint, which a peer behind an
+        // address-restricted NAT must know before it can let us in. Our IPv6 addresses are candidates as they are.
+        usable.sort_by_key(SocketAddr::is_ipv6);
         let Some(address) = self.next_address(key, &usable) else { return };
         if let Some(holder) = self.by_address.get(&address).copied() {
             // Two keys for one address cannot both be right. Ours comes from our owner's list, the other from some peer or
