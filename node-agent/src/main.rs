@@ -19,6 +19,7 @@ use std::str::FromStr;
 
 use peerage_agent::control::Failure;
 use peerage_agent::daemon::{self, Options, driver};
+use peerage_agent::driver::ProxySettings;
 use peerage_agent::state::Place;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::Targets;
@@ -79,6 +80,7 @@ fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Options, Failure
         endpoints: several("PEERAGE_ENDPOINTS", get("PEERAGE_ENDPOINTS"))?,
         bind: several("PEERAGE_BIND", get("PEERAGE_BIND"))?,
         port_mapping: one("PEERAGE_PORT_MAPPING", get("PEERAGE_PORT_MAPPING"))?.unwrap_or_default(),
+        relay_proxy: ProxySettings::from_env(&variable),
         proxy: one("PEERAGE_PROXY", get("PEERAGE_PROXY"))?,
         names: true,
         health: one("PEERAGE_HEALTH", get("PEERAGE_HEALTH"))?,

@@ -28,6 +28,7 @@ fn render(status: &Status) -> String {
     for relay in &status.relays {
         let place = relay.relay.split_once('@').map_or(relay.relay.as_str(), |(_, place)| place);
         lines.push(match (relay.up, relay.observed) {
+            (true, _) if relay.tls => format!("relay      {place} up by TLS on TCP, since UDP is not answered"),
             (true, Some(observed)) => format!("relay      {place} up, sees us at {observed}"),
             (true, None) => format!("relay      {place} up"),
             (false, _) => format!("relay      {place} down"),

@@ -11,6 +11,7 @@ use peerage_agent::control::failure::Failure;
 use peerage_agent::control::view::{Event, Status};
 use peerage_agent::control::{Code, Request, client};
 use peerage_agent::daemon::{self, Options, driver};
+use peerage_agent::driver::ProxySettings;
 use peerage_agent::state::Place;
 use peerage_agent::state::lookup::short;
 use serde::Deserialize;
@@ -48,6 +49,7 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         endpoints: up.endpoint,
         bind: up.bind,
         port_mapping: up.port_mapping,
+        relay_proxy: ProxySettings::from_env(|name| std::env::var(name).ok()),
         proxy: up.proxy,
         names: true,
         health: up.health,

@@ -61,6 +61,12 @@ pub struct Relay {
     /// Whether it keeps a mailbox for us, in which strangers who know our name can leave a request.
     #[serde(default)]
     pub mailbox: bool,
+    /// Whether it is reached by TLS on TCP, since UDP is not answered.
+    #[serde(default)]
+    pub tls: bool,
+    /// What is wrong with UDP to it, and with the way around it.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// What kind of NAT we are behind.

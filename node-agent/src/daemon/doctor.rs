@@ -55,13 +55,23 @@ fn relays(link: &LinkStatus) -> Vec<Finding> {
         )];
     }
     let look = |relay: &crate::control::view::Relay| match (relay.up, relay.observed) {
+        (true, _) if relay.tls => finding(
+            "relay",
+            Severity::Note,
+            format!("{}: {}", place(&relay.relay), relay.note.as_deref().unwrap_or("using TLS on TCP")),
+            "it works, with more delay and without direct paths; a firewall that lets UDP out to the relay gives both",
+        ),
         (true, Some(observed)) => good("relay", format!("{} answers and sees us at {observed}", place(&relay.relay))),
         (true, None) => good("relay", format!("{} answers", place(&relay.relay))),
         (false, _) => finding(
             "relay",
             Severity::Problem,
-            format!("{} does not answer", place(&relay.relay)),
-            "check its address and key, that it runs, and that a firewall here lets UDP out to that port",
+            match &relay.note {
+                Some(note) => format!("{} does not answer: {note}", place(&relay.relay)),
+                None => format!("{} does not answer", place(&relay.relay)),
+            },
+            "check its address and key, that it runs, and that a firewall here lets UDP or, for TLS, TCP out to its port; behind an HTTP proxy set \
+             HTTPS_PROXY",
         ),
     };
     link.relays.iter().map(look).collect()

@@ -37,6 +37,7 @@ fn start(config: LinkConfig) -> std::io::Result<Started> {
         fixed_endpoints: config.fixed_endpoints,
         port_mapping: config.port_mapping,
         snapshot: config.snapshot,
+        proxy: config.relay_proxy,
         seed: *random::<32>(),
     };
     let (handle, mut driver_events, incoming) = driver::start(config)?;
@@ -106,6 +107,8 @@ impl Link for DriverLink {
             up: relay.up,
             observed: relay.observed.and_then(|address| address.parse().ok()),
             mailbox: relay.mailbox,
+            tls: relay.tls,
+            note: relay.note,
         };
         let status = LinkStatus {
             relays: status.relays.into_iter().filter(|relay| relay.own).map(relay).collect(),

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::control::Failure;
 use crate::control::view;
+use crate::driver::ProxySettings;
 use crate::portmap;
 use crate::tunnel::{Dial, Incoming};
 
@@ -39,6 +40,8 @@ pub struct LinkConfig {
     pub fixed_endpoints: Vec<SocketAddr>,
     /// Whether the router is asked for a port.
     pub port_mapping: portmap::Mode,
+    /// How TCP ports of relays are reached where UDP is blocked.
+    pub relay_proxy: ProxySettings,
     /// Whom we trust at first.
     pub snapshot: Snapshot,
     /// Whether we have a mailbox at our relays.

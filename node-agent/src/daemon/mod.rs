@@ -33,6 +33,7 @@ use self::footprint::Footprint;
 use self::link::{LinkConfig, LinkEvent, Starter};
 use crate::control::view::Event;
 use crate::control::{Code, ControlSocket, Failure};
+use crate::driver::ProxySettings;
 use crate::health::{HealthServer, Metrics, Pending, Readiness};
 use crate::state::document::Service;
 use crate::state::{Place, Store, UpdateError, random, time};
@@ -61,6 +62,8 @@ pub struct Options {
     pub bind: Vec<SocketAddr>,
     /// Whether the router is asked for a port.
     pub port_mapping: portmap::Mode,
+    /// The HTTP proxy, if any, through which TCP ports of relays are reached where UDP is blocked.
+    pub relay_proxy: ProxySettings,
     /// Where the proxy listens; nowhere unless said.
     pub proxy: Option<SocketAddr>,
     /// Whether programs here find peers by name and address.
@@ -117,6 +120,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
         bind: options.bind,
         fixed_endpoints: options.endpoints,
         port_mapping: options.port_mapping,
+        relay_proxy: options.relay_proxy,
         snapshot,
         public: store.document().public,
         predecessors,

@@ -106,6 +106,8 @@ impl DriverEvent {
             Event::LookedUp { .. }
             | Event::MailPosted { .. }
             | Event::Resolve { .. }
+            | Event::OpenRelayStream { .. }
+            | Event::CloseRelayStream { .. }
             | Event::Incoming { .. }
             | Event::Readable(_)
             | Event::Writable(_)

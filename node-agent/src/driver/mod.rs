@@ -7,6 +7,7 @@
 mod addresses;
 mod event;
 mod network;
+mod relay_stream;
 mod shared;
 mod socket;
 mod status;
@@ -31,8 +32,10 @@ use peerage_model::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use event::DriverEvent;
+pub use relay_stream::ProxySettings;
 pub use status::{DriverStatus, RelayState, SessionState};
 
+use self::relay_stream::RelayStreams;
 use self::shared::{Shared, now};
 use self::socket::Sockets;
 use self::task::Task;
@@ -59,6 +62,8 @@ pub struct DriverConfig {
     pub port_mapping: portmap::Mode,
     /// Whom we trust, to begin with.
     pub snapshot: Snapshot,
+    /// How TCP ports of relays are reached where UDP is blocked.
+    pub proxy: ProxySettings,
     /// 32 bytes from the operating system, used for nothing else.
     pub seed: [u8; 32],
 }
@@ -82,6 +87,7 @@ pub fn start(
     config: DriverConfig,
 ) -> io::Result<(DriverHandle, mpsc::UnboundedReceiver<DriverEvent>, mpsc::Receiver<Incoming>)> {
     let sockets = Sockets::bind(&config.bind)?;
+    let streams = RelayStreams::new(config.proxy)?;
     let node = NodeConfig {
         agent: config.agent,
         instance: config.instance,
@@ -106,7 +112,7 @@ pub fn start(
         portmap::Mode::Off => None,
     };
     let mapping = mapper.as_ref().map(PortMapper::mapping);
-    let task = Task::new(shared.clone(), sockets, events, incoming, stopping, mapper);
+    let task = Task::new(shared.clone(), sockets, streams, events, incoming, stopping, mapper);
     let done = tokio::spawn(task.run());
     let handle = DriverHandle { shared, stop, mapping, done: Arc::new(tokio::sync::Mutex::new(Some(done))) };
     Ok((handle, event_receiver, incoming_receiver))

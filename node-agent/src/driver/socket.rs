@@ -115,6 +115,8 @@ impl Sockets {
             Link::Main if destination.is_ipv4() => self.v4.as_ref(),
             Link::Main => self.v6.as_ref(),
             Link::Extra(socket) => self.extra.get(&socket),
+            // Streams have queues of their own; no datagram leaves by them.
+            Link::RelayStream(_) => None,
         }
     }
 

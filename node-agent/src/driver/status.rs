@@ -1,6 +1,6 @@
 //! The driver's state in words and numbers, for `peerage status` and metrics.
 
-use peerage_engine::node::{NodeStatus, RelayStatus, SessionStatus};
+use peerage_engine::node::{NodeStatus, RelayStatus, RelayWay, SessionStatus};
 use serde::Serialize;
 
 use crate::portmap::Mapping;
@@ -31,10 +31,14 @@ pub struct RelayState {
     pub own: bool,
     /// Whether it knows us at the moment.
     pub up: bool,
-    /// Where it sees us.
+    /// Where it sees us by UDP.
     pub observed: Option<String>,
     /// Whether it keeps a mailbox for us.
     pub mailbox: bool,
+    /// Whether it is reached by TLS on TCP, since UDP is not answered.
+    pub tls: bool,
+    /// What is wrong with UDP, and with the way around it.
+    pub note: Option<String>,
 }
 
 /// A session.
@@ -83,9 +87,11 @@ fn relay(relay: &RelayStatus) -> RelayState {
     RelayState {
         relay: relay.relay.to_string(),
         own: relay.own,
-        up: relay.observed.is_some(),
+        up: relay.way != RelayWay::None,
         observed: relay.observed.map(|address| address.to_string()),
         mailbox: relay.mailbox,
+        tls: relay.way == RelayWay::Tls,
+        note: relay.note.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use peerage_engine::node::{Event, StreamKey, Transmit};
+use peerage_engine::path::Link;
 use peerage_model::relay::RelayInfo;
 use peerage_model::stream::StreamStatus;
 use tokio::sync::{mpsc, watch};
@@ -16,6 +17,7 @@ use tracing::debug;
 
 use super::event::DriverEvent;
 use super::network::{Change, NetworkWatch};
+use super::relay_stream::{RelayStreams, Report};
 use super::shared::{Shared, now};
 use super::socket::{Received, Sockets};
 use super::{addresses, stream};
@@ -33,6 +35,7 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 pub(super) struct Task {
     shared: Arc<Shared>,
     sockets: Sockets,
+    streams: RelayStreams,
     events: mpsc::UnboundedSender<DriverEvent>,
     incoming: mpsc::Sender<Incoming>,
     stopping: watch::Receiver<bool>,
@@ -56,6 +59,7 @@ enum Wake {
     Timeout,
     Resolved(Resolved),
     Network(Change),
+    Stream(Report),
     Stop,
 }
 
@@ -63,6 +67,7 @@ impl Task {
     pub(super) fn new(
         shared: Arc<Shared>,
         sockets: Sockets,
+        streams: RelayStreams,
         events: mpsc::UnboundedSender<DriverEvent>,
         incoming: mpsc::Sender<Incoming>,
         stopping: watch::Receiver<bool>,
@@ -70,7 +75,20 @@ impl Task {
     ) -> Self {
         let resolved = mpsc::channel(16);
         let (unsent, buffer, received) = (None, Vec::new(), Vec::new());
-        Self { shared, sockets, events, incoming, stopping, resolved, unsent, buffer, received, mapper, offline: false }
+        Self {
+            shared,
+            sockets,
+            streams,
+            events,
+            incoming,
+            stopping,
+            resolved,
+            unsent,
+            buffer,
+            received,
+            mapper,
+            offline: false,
+        }
     }
 
     /// Runs until told to stop.
@@ -93,6 +111,7 @@ impl Task {
                 Wake::Timeout => self.shared.lock().node.handle_timeout(now()),
                 Wake::Resolved((relay, found)) => self.shared.lock().node.relay_resolved(now(), &relay, &found),
                 Wake::Network(change) => self.look_at_network(change),
+                Wake::Stream(report) => self.take_report(report),
                 Wake::Stop => break,
             }
         }
@@ -106,7 +125,7 @@ impl Task {
         let far = Instant::now() + Duration::from_secs(3600);
         let timer = sleep_until(deadline.unwrap_or(far).into());
         tokio::pin!(timer);
-        let Self { shared, sockets, received, unsent, stopping, resolved, .. } = self;
+        let Self { shared, sockets, streams, received, unsent, stopping, resolved, .. } = self;
         let nudged = shared.nudge.notified();
         tokio::pin!(nudged);
         tokio::select! {
@@ -116,6 +135,7 @@ impl Task {
             () = &mut nudged => Wake::Nudged,
             Some(found) = resolved.1.recv() => Wake::Resolved(found),
             change = network.changed() => Wake::Network(change),
+            report = streams.report() => Wake::Stream(report),
         }
     }
 
@@ -133,6 +153,10 @@ impl Task {
 
     fn send_unsent(&mut self) {
         let Some(transmit) = self.unsent.take() else { return };
+        if let Link::RelayStream(stream) = transmit.link {
+            self.streams.send(stream, &self.buffer[..transmit.size], transmit.segment_size);
+            return;
+        }
         let datagrams = quinn_udp::Transmit {
             destination: transmit.destination,
             ecn: transmit.ecn.and_then(|ecn| quinn_udp::EcnCodepoint::from_bits(ecn as u8)),
@@ -150,6 +174,22 @@ impl Task {
         for batch in self.received.drain(..) {
             let ecn = batch.ecn.and_then(|ecn| peerage_engine::EcnCodepoint::from_bits(ecn as u8));
             inner.node.handle_datagrams(now(), batch.link, batch.from, ecn, batch.data, batch.stride);
+        }
+    }
+
+    fn take_report(&mut self, report: Report) {
+        let mut inner = self.shared.lock();
+        match report {
+            Report::Opened(stream) => inner.node.relay_stream_opened(now(), stream),
+            Report::Frames(stream, frames) => {
+                for frame in frames {
+                    inner.node.handle_relay_frame(now(), stream, frame);
+                }
+            }
+            Report::Closed(stream, why) => {
+                self.streams.close(stream);
+                inner.node.relay_stream_closed(now(), stream, why);
+            }
         }
     }
 
@@ -184,6 +224,8 @@ impl Task {
                         let _ = waiting.send(at);
                     }
                 }
+                Event::OpenRelayStream { stream, relay } => self.streams.open(stream, relay),
+                Event::CloseRelayStream { stream } => self.streams.close(stream),
                 Event::Resolve { relay } => resolve(relay, self.resolved.0.clone()),
                 Event::Incoming { stream, peer, header } => {
                     let incoming = offer(&self.shared, stream, peer, header);
@@ -235,6 +277,7 @@ impl Task {
                 poll_fn(|cx| self.sockets.poll_writable(cx, unsent.link, &unsent.destination)).await;
                 self.send_unsent();
             }
+            self.streams.flushed().await;
         });
         if last.await.is_err() {
             debug!("not every peer could be told");

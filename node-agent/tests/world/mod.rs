@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use peerage_agent::driver::{DriverConfig, DriverEvent, DriverHandle, start};
+use peerage_agent::driver::{DriverConfig, DriverEvent, DriverHandle, ProxySettings, start};
 use peerage_agent::tunnel::{Incoming, Opened, TunnelStream};
 use peerage_model::passport::{BACKDATED, LIFETIME};
 use peerage_model::relay::RelayInfo;
@@ -98,11 +98,17 @@ pub struct Running {
 
 impl Person {
     pub fn start(&self, snapshot: Snapshot) -> Running {
+        self.start_behind(ProxySettings::default(), snapshot)
+    }
+
+    /// The same for an agent that may have to reach relays through an HTTP proxy.
+    pub fn start_behind(&self, proxy: ProxySettings, snapshot: Snapshot) -> Running {
         let instance = AgreementSecret::from_bytes(random());
         let now = wall();
         let passport = self.authority.issue(&self.id, instance.public(), now.minus(BACKDATED), now.plus(LIFETIME));
         let bind: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let config = DriverConfig {
+            proxy,
             agent: self.id.clone(),
             instance,
             credential: Credential::join(self.authority.record(), passport),

@@ -11,7 +11,7 @@ use peerage_model::stream::{StreamHeader, StreamStatus};
 use peerage_model::{AgentId, Credential, InstanceId, TrustId, UnixTime};
 
 use crate::nat::NatReport;
-use crate::path::PathKind;
+use crate::path::{PathKind, RelayStream};
 
 /// The two times every input comes with: one that only moves forward, and the wall clock for passports and knocks.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,19 @@ pub enum Event {
     Resolve {
         /// Which.
         relay: RelayInfo,
+    },
+    /// A relay does not answer by UDP: open a stream to its TLS port. Answer with [`super::Node::relay_stream_opened`] or
+    /// [`super::Node::relay_stream_closed`].
+    OpenRelayStream {
+        /// What the stream is called from now on.
+        stream: RelayStream,
+        /// Whereto.
+        relay: RelayInfo,
+    },
+    /// A stream is of no use any more.
+    CloseRelayStream {
+        /// Which.
+        stream: RelayStream,
     },
     /// What we know of our NAT changed.
     Nat(NatReport),

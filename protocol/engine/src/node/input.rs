@@ -69,6 +69,13 @@ impl Node {
         }
     }
 
+    /// A packet that came by a relay's stream.
+    pub(super) fn take_relayed(&mut self, relay: RelayKey, sender: EndpointId, packet: BytesMut, now: Now) {
+        if let Some((key, via)) = self.on_quic(packet, None, Via::Relay(relay, sender), now) {
+            self.after_packets(key, via, now);
+        }
+    }
+
     fn handle_one(
         &mut self,
         now: Now,

@@ -47,7 +47,7 @@ use quinn_proto::{Endpoint, StreamId, TransportConfig};
 pub use event::{AskError, AskKey, DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 pub use mailbox::ErrandKey;
 pub use output::Transmit;
-pub use status::{NodeStatus, PeerDial, RelayStatus, SessionStatus};
+pub use status::{NodeStatus, PeerDial, RelayStatus, RelayWay, SessionStatus};
 
 use self::judge::Judge;
 use self::mailbox::Errand;

@@ -49,9 +49,9 @@ impl Node {
             self.arm_session(key);
         }
         // Last, because the closes before it go through the same bindings.
-        let (destination, bytes) = self.relays.poll_farewell()?;
+        let (path, bytes) = self.relays.poll_farewell()?;
         buffer.extend_from_slice(&bytes);
-        Some(Transmit { link: Link::Main, destination, size: buffer.len(), segment_size: None, ecn: None })
+        Some(Shape { segment_size: None, ecn: None }.transmit(path, buffer.len()))
     }
 
     fn transmit_session(

@@ -13,7 +13,7 @@ use super::config::{HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
 use super::life::after;
 use super::pair::PairKey;
-use super::session::{Phase, Session};
+use super::session::{Phase, RelayRoute, Session};
 use super::{Node, Timer};
 use crate::nat::NatType;
 use crate::path::{DirectPath, Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
@@ -152,6 +152,10 @@ impl Node {
                     if self.sessions.get(&key).and_then(Session::up).is_some_and(|up| up.said_to_be_over) {
                         self.close(key, CloseCode::Replaced, DownReason::Replaced, now.mono);
                         return;
+                    }
+                    // The peer may be gone, or the way to the relay: UDP that worked so far may be blocked.
+                    if let Some(RelayRoute::Known { relay, .. }) = self.sessions.get(&key).map(|s| s.relayed.clone()) {
+                        self.relays.doubt(relay, now.mono);
                     }
                     self.race_relays(key, now);
                 }

@@ -1,5 +1,7 @@
 //! The relays under the sessions: our own, where peers find us, and the peers', where we find them.
 
+mod stream;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -12,10 +14,11 @@ use peerage_model::relay::frame::mailbox::MailId;
 use peerage_model::{AgreementSecret, RoutingId};
 use tracing::{debug, info};
 
+use self::stream::{Fallback, Order};
 use super::Node;
 use super::event::{Event, Now};
 use super::session::RelayRoute;
-use super::status::RelayStatus;
+use super::status::{RelayStatus, RelayWay};
 use crate::nat::{NatClassifier, NatReport};
 use crate::noise::SeededRandom;
 use crate::path::DirectPath;
@@ -61,6 +64,9 @@ pub(super) struct Relays {
     /// Names that the driver must look up.
     unresolved: Vec<RelayInfo>,
     reported: Option<NatReport>,
+    next_stream: u32,
+    /// Streams that the driver is to open or close.
+    orders: Vec<(RelayKey, Order)>,
     leaving: bool,
     public: bool,
 }
@@ -69,6 +75,7 @@ pub(super) struct Relays {
 struct Entry {
     info: RelayInfo,
     own: bool,
+    added: Instant,
     used: Instant,
     /// It is in our list no more, and left then.
     until: Option<Instant>,
@@ -77,8 +84,9 @@ struct Entry {
     /// It stopped answering; its name may lead elsewhere.
     lost: bool,
     place: Place,
-    /// Asked while the relay's name is looked up.
+    /// Asked, and neither answered nor given up: for a client that comes later, by UDP or on a stream.
     questions: Vec<(u64, Question)>,
+    fallback: Fallback,
 }
 
 #[derive(Debug)]
@@ -87,6 +95,13 @@ enum Place {
     Resolving,
     /// The client talks to `address`; `observed` is set while the relay knows us.
     Known { address: SocketAddr, client: Box<RelayClient>, observed: Option<SocketAddr> },
+}
+
+/// Which of a relay's two clients has something to say.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    Udp,
+    Stream,
 }
 
 impl Relays {
@@ -104,6 +119,8 @@ impl Relays {
             nat: NatClassifier::new(0, []),
             unresolved: Vec::new(),
             reported: None,
+            next_stream: 0,
+            orders: Vec::new(),
             leaving: false,
             public: false,
         }
@@ -167,17 +184,7 @@ impl Relays {
     fn add(&mut self, info: RelayInfo, own: bool, now: Instant) -> RelayKey {
         self.next_key += 1;
         let key = RelayKey(self.next_key);
-        let entry = Entry {
-            info: info.clone(),
-            own,
-            used: now,
-            until: None,
-            draining: false,
-            lost: false,
-            place: Place::Resolving,
-            questions: Vec::new(),
-        };
-        self.entries.insert(key, entry);
+        self.entries.insert(key, Entry::new(info.clone(), own, now));
         match info.host.as_str().parse::<IpAddr>() {
             Ok(ip) => self.resolved(&info, &[SocketAddr::new(ip, info.port)], now),
             Err(_) => self.unresolved.push(info.clone()),
@@ -196,9 +203,13 @@ impl Relays {
     }
 
     fn remove(&mut self, key: RelayKey) {
-        if let Some(Entry { place: Place::Known { address, .. }, .. }) = self.entries.remove(&key) {
+        let Some(mut entry) = self.entries.remove(&key) else {
+            return;
+        };
+        if let Place::Known { address, .. } = entry.place {
             self.by_address.remove(&address);
         }
+        self.orders.extend(entry.fallback.reset().map(|order| (key, order)));
     }
 
     /// A name was looked up. An address of a family that our socket has is preferred; an empty answer is asked again.
@@ -240,17 +251,27 @@ impl Relays {
             self.by_address.remove(&old);
         }
         (entry.lost, entry.draining) = (false, false);
-        let role = match entry.own {
-            true => Role::Bind { secret: self.secret.clone(), credential: self.credential.clone() },
-            false => Role::Visit,
+        let own = entry.own;
+        let mut client = Box::new(self.new_client(info, own, now));
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
         };
-        let mut client = Box::new(RelayClient::new(ClientConfig::new(info.key, role), self.random.bytes(), now));
-        client.set_public(self.public);
-        for (token, question) in entry.questions.drain(..) {
-            client.ask(token, question, now);
+        client.resume(entry.fallback.client().and_then(|(_, client)| client.identity()));
+        for (token, question) in &entry.questions {
+            client.ask(*token, question.clone(), now);
         }
         entry.place = Place::Known { address, client, observed: None };
         self.by_address.insert(address, key);
+    }
+
+    fn new_client(&mut self, info: &RelayInfo, own: bool, now: Instant) -> RelayClient {
+        let role = match own {
+            true => Role::Bind { secret: self.secret.clone(), credential: self.credential.clone() },
+            false => Role::Visit,
+        };
+        let mut client = RelayClient::new(ClientConfig::new(info.key, role), self.random.bytes(), now);
+        client.set_public(self.public);
+        client
     }
 
     /// Our addresses. Where one of them is gone we may be in another network, and what relays saw of us in the old one says
@@ -261,6 +282,7 @@ impl Relays {
         let port = hosts.first().map_or(0, SocketAddr::port);
         self.nat = NatClassifier::new(port, hosts.iter().map(SocketAddr::ip));
         if moved {
+            self.reset_streams();
             self.clients().for_each(|(_, client)| client.ask_again(now));
             return;
         }
@@ -318,6 +340,7 @@ impl Relays {
 
     pub(super) fn local_address_changed(&mut self, now: Instant) {
         self.clients().for_each(|(_, client)| client.address_changed(now));
+        self.stream_clients().for_each(|(_, client)| client.address_changed(now));
     }
 
     pub(super) fn slept(&mut self, now: Instant) {
@@ -327,6 +350,7 @@ impl Relays {
     pub(super) fn renew(&mut self, credential: Vec<u8>, now: Instant) {
         self.credential.clone_from(&credential);
         self.clients().for_each(|(_, client)| client.renew(credential.clone(), now));
+        self.stream_clients().for_each(|(_, client)| client.renew(credential.clone(), now));
     }
 
     /// A datagram with a relay frame's first byte; from an address that is no relay of ours it is nothing.
@@ -335,7 +359,9 @@ impl Relays {
         let Place::Known { client, .. } = &mut self.entries.get_mut(&relay)?.place else {
             return None;
         };
-        match client.handle_datagram(now, &datagram) {
+        let delivered = client.handle_datagram(now, &datagram);
+        self.udp_answered(relay, now);
+        match delivered {
             Some(delivered) => {
                 let packet = datagram.split_off(delivered.packet_at);
                 Some(FromRelay::Packet { relay, sender: delivered.from, packet })
@@ -346,6 +372,7 @@ impl Relays {
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.clients().for_each(|(_, client)| client.handle_timeout(now));
+        self.step_streams(now);
         let stale: Vec<RelayKey> = self
             .entries
             .iter()
@@ -360,17 +387,24 @@ impl Relays {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let left = self.entries.values().filter_map(|entry| entry.until);
-        self.known().filter_map(|(_, client, _)| client.poll_timeout()).chain(left).min()
+        let streams = self.entries.values().filter_map(|entry| entry.fallback.next(entry.silent_since()));
+        self.known().filter_map(|(_, client, _)| client.poll_timeout()).chain(left).chain(streams).min()
     }
 
     pub(super) fn poll_transmit(&mut self) -> Option<(DirectPath, Vec<u8>)> {
-        self.clients().find_map(|(address, client)| Some((DirectPath::main(address), client.poll_transmit()?)))
+        let udp =
+            self.clients().find_map(|(address, client)| Some((DirectPath::main(address), client.poll_transmit()?)));
+        udp.or_else(|| {
+            let mut streams = self.stream_clients();
+            streams.find_map(|(stream, client)| Some((DirectPath::stream(stream), client.poll_transmit()?)))
+        })
     }
 
     /// Whether we have a mailbox where we are bound.
     pub(super) fn set_public(&mut self, public: bool) {
         self.public = public;
         self.clients().for_each(|(_, client)| client.set_public(public));
+        self.stream_clients().for_each(|(_, client)| client.set_public(public));
     }
 
     /// Asks a relay something; one that we do not know yet is visited for it.
@@ -378,34 +412,52 @@ impl Relays {
         let key = self.find(info).unwrap_or_else(|| self.add(info.clone(), false, now));
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.used = now;
-            match &mut entry.place {
-                Place::Known { client, .. } => client.ask(token, question, now),
-                Place::Resolving => entry.questions.push((token, question)),
+            if let Place::Known { client, .. } = &mut entry.place {
+                client.ask(token, question.clone(), now);
             }
+            if let Some((_, client)) = entry.fallback.client() {
+                client.ask(token, question.clone(), now);
+            }
+            entry.questions.push((token, question));
         }
         key
     }
 
     pub(super) fn give_up(&mut self, token: u64) {
         self.clients().for_each(|(_, client)| client.give_up(token));
+        self.stream_clients().for_each(|(_, client)| client.give_up(token));
         for entry in self.entries.values_mut() {
             entry.questions.retain(|(asked, _)| *asked != token);
         }
     }
 
     pub(super) fn mail_done(&mut self, info: &RelayInfo, id: MailId, now: Instant) {
-        let entry = self.find(info).and_then(|key| self.entries.get_mut(&key));
-        if let Some(Entry { place: Place::Known { client, .. }, .. }) = entry {
+        let Some(entry) = self.find(info).and_then(|key| self.entries.get_mut(&key)) else {
+            return;
+        };
+        if let Place::Known { client, .. } = &mut entry.place {
+            client.mail_done(id, now);
+        }
+        if let Some((_, client)) = entry.fallback.client() {
             client.mail_done(id, now);
         }
     }
 
-    /// What came by mail, and from which relay.
+    /// What came by mail, and from which relay. An answer counts once, by whichever way it came first.
     pub(super) fn poll_mail(&mut self) -> Option<(RelayKey, MailEvent)> {
-        self.entries.iter_mut().find_map(|(key, entry)| match &mut entry.place {
-            Place::Known { client, .. } => Some((*key, client.poll_mail()?)),
-            Place::Resolving => None,
-        })
+        for (key, entry) in &mut self.entries {
+            while let Some(event) = entry.poll_mail() {
+                let token = match &event {
+                    MailEvent::Found { token, .. } | MailEvent::Posted { token } => *token,
+                    MailEvent::Mail { .. } => return Some((*key, event)),
+                };
+                if let Some(at) = entry.questions.iter().position(|(asked, _)| *asked == token) {
+                    entry.questions.remove(at);
+                    return Some((*key, event));
+                }
+            }
+        }
+        None
     }
 
     pub(super) fn info(&self, relay: RelayKey) -> Option<RelayInfo> {
@@ -413,11 +465,15 @@ impl Relays {
     }
 
     /// After [`Self::leave`] was asked for: the next relay's UNBIND. To be sent when nothing else is left to send.
-    pub(super) fn poll_farewell(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    pub(super) fn poll_farewell(&mut self) -> Option<(DirectPath, Vec<u8>)> {
         if !self.leaving {
             return None;
         }
-        self.clients().find_map(|(address, client)| Some((address, client.leave()?)))
+        let udp = self.clients().find_map(|(address, client)| Some((DirectPath::main(address), client.leave()?)));
+        udp.or_else(|| {
+            let mut streams = self.stream_clients();
+            streams.find_map(|(stream, client)| Some((DirectPath::stream(stream), client.leave()?)))
+        })
     }
 
     /// This agent shuts down: relays forget it at once, so that no first flight goes astray until the binding ends.
@@ -435,7 +491,13 @@ impl Relays {
         segment_size: Option<usize>,
         out: &mut Vec<u8>,
     ) -> Option<(DirectPath, Option<usize>)> {
-        let Place::Known { address, client, .. } = &mut self.entries.get_mut(&relay)?.place else {
+        let entry = self.entries.get_mut(&relay)?;
+        if entry.uses_stream(now) {
+            let (stream, client) = entry.fallback.client()?;
+            let framed = client.wrap(now, destination, packets, segment_size, out)?;
+            return Some((DirectPath::stream(stream), framed));
+        }
+        let Place::Known { address, client, .. } = &mut entry.place else {
             return None;
         };
         let framed = client.wrap(now, destination, packets, segment_size, out)?;
@@ -449,6 +511,18 @@ impl Relays {
         }
     }
 
+    /// A session hears nothing through this relay; it is asked by the way in use whether it is there.
+    pub(super) fn doubt(&mut self, relay: RelayKey, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&relay) else {
+            return;
+        };
+        if entry.uses_stream(now) {
+            entry.fallback.client().into_iter().for_each(|(_, client)| client.doubt(now));
+        } else if let Place::Known { client, .. } = &mut entry.place {
+            client.doubt(now);
+        }
+    }
+
     /// Where relays see us.
     pub(super) fn reflexive(&self) -> BTreeSet<SocketAddr> {
         self.nat.reflexive()
@@ -459,7 +533,7 @@ impl Relays {
     }
 
     pub(super) fn any_reachable(&self) -> bool {
-        self.known().any(|(_, _, observed)| observed.is_some())
+        self.entries.values().any(|entry| entry.way() != RelayWay::None)
     }
 
     /// What to tell somebody whose peer did not answer.
@@ -480,19 +554,23 @@ impl Relays {
                     Place::Known { observed, .. } => *observed,
                     Place::Resolving => None,
                 },
-                mailbox: match &entry.place {
-                    Place::Known { client, .. } => client.has_mailbox(),
-                    Place::Resolving => false,
-                },
+                mailbox: entry.has_mailbox(),
+                way: entry.way(),
+                note: entry.note(),
             })
             .collect()
     }
 
     /// What the clients have to say, as (relay, event).
-    fn poll_event(&mut self) -> Option<(RelayKey, RelayEvent)> {
-        self.entries.iter_mut().find_map(|(key, entry)| match &mut entry.place {
-            Place::Known { client, .. } => Some((*key, client.poll_event()?)),
-            Place::Resolving => None,
+    fn poll_event(&mut self) -> Option<(RelayKey, By, RelayEvent)> {
+        self.entries.iter_mut().find_map(|(key, entry)| {
+            let udp = match &mut entry.place {
+                Place::Known { client, .. } => client.poll_event(),
+                Place::Resolving => None,
+            };
+            let stream = |entry: &mut Entry| entry.fallback.client().and_then(|(_, client)| client.poll_event());
+            let by_udp = udp.map(|event| (*key, By::Udp, event));
+            by_udp.or_else(|| stream(entry).map(|event| (*key, By::Stream, event)))
         })
     }
 
@@ -517,10 +595,14 @@ impl Node {
             self.events.push_back(Event::Resolve { relay });
         }
         let before = self.relays.reflexive();
-        while let Some((key, event)) = self.relays.poll_event() {
-            self.on_relay_event(key, event, now);
+        while let Some((key, by, event)) = self.relays.poll_event() {
+            match by {
+                By::Udp => self.on_relay_event(key, event, now),
+                By::Stream => self.on_relay_stream_event(key, event, now),
+            }
         }
         self.settle_mail(now);
+        self.tell_orders();
         if self.relays.reflexive() != before {
             self.candidates_changed(now);
         }
@@ -537,18 +619,16 @@ impl Node {
                 let Some((relay, own, _)) = self.relays.observed(key, Some(observed)) else {
                     return;
                 };
-                if own {
-                    info!(target: "events::relay_up", ?relay);
-                    self.events.push_back(Event::RelayUp { relay, observed });
-                }
-                self.send_held(key, now);
-                self.say_we_are_there(key);
+                self.relay_is_up(key, relay, own, observed, now);
             }
             RelayEvent::Lost => {
                 self.relays.look_up_again(key);
                 let Some((relay, own, _)) = self.relays.observed(key, None) else {
                     return;
                 };
+                if self.relays.is_up(key) {
+                    return; // the stream carries on
+                }
                 if own {
                     info!(target: "events::relay_down", ?relay);
                     self.events.push_back(Event::RelayDown { relay });
@@ -568,6 +648,15 @@ impl Node {
                 self.leave_relay(key, now);
             }
         }
+    }
+
+    fn relay_is_up(&mut self, key: RelayKey, relay: RelayInfo, own: bool, observed: SocketAddr, now: Now) {
+        if own {
+            info!(target: "events::relay_up", ?relay);
+            self.events.push_back(Event::RelayUp { relay, observed });
+        }
+        self.send_held(key, now);
+        self.say_we_are_there(key);
     }
 
     /// First flights that waited for this relay go out now, instead of after a retransmission timeout.

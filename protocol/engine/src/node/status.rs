@@ -33,10 +33,25 @@ pub struct RelayStatus {
     pub relay: RelayInfo,
     /// Whether we are bound there, or only use it to reach peers.
     pub own: bool,
-    /// Where it sees us, while it does.
+    /// Where it sees us by UDP, while it does.
     pub observed: Option<SocketAddr>,
     /// Whether it keeps a mailbox for us.
     pub mailbox: bool,
+    /// How it is reached.
+    pub way: RelayWay,
+    /// What is wrong with UDP, and with the way around it; in words for a person.
+    pub note: Option<String>,
+}
+
+/// How a relay is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayWay {
+    /// It is not.
+    None,
+    /// By UDP.
+    Udp,
+    /// By TLS on TCP, since UDP is not answered.
+    Tls,
 }
 
 /// A session at one moment.

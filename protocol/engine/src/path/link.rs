@@ -6,6 +6,10 @@ use std::net::SocketAddr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExtraSocket(pub u32);
 
+/// A stream to a relay, for where UDP is blocked. The engine names it; the driver opens and closes it when told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayStream(pub u32);
+
 /// By what a datagram leaves this agent, or came to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Link {
@@ -13,6 +17,8 @@ pub enum Link {
     Main,
     /// One of the UDP sockets of a birthday round, or what is left of it: the one that met the peer.
     Extra(ExtraSocket),
+    /// A stream to a relay. What goes there are relay frames; no direct path has it.
+    RelayStream(RelayStream),
 }
 
 /// A direct path: what the peer sees of us hangs on the socket, so a path is a pair of both.
@@ -25,6 +31,11 @@ pub struct DirectPath {
 }
 
 impl DirectPath {
+    /// Into a stream; there is no address to say.
+    pub(crate) fn stream(stream: RelayStream) -> Self {
+        Self { link: Link::RelayStream(stream), remote: SocketAddr::from(([0, 0, 0, 0], 0)) }
+    }
+
     /// From the main socket to `remote`.
     #[must_use]
     pub const fn main(remote: SocketAddr) -> Self {

@@ -26,7 +26,7 @@ use peerage_model::control::Candidate;
 pub use admission::{Refused, is_private};
 pub use agent::{CheckRefused, PathAgent, PathConfig};
 pub use explain::WhyNotBetter;
-pub use link::{DirectPath, ExtraSocket, Link};
+pub use link::{DirectPath, ExtraSocket, Link, RelayStream};
 
 /// What the owner's policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -142,6 +142,10 @@ pub struct RelayClient {
     role: Role,
     random: SeededRandom,
     granted: Option<Granted>,
+    /// Id and tag of the last grant, here or by another way to the same relay: a visitor keeps them.
+    earlier: Option<(EndpointId, Tag)>,
+    /// Since when the relay owes us an answer.
+    unanswered: Option<Instant>,
     exchange: Exchange,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<RelayEvent>,
@@ -157,6 +161,8 @@ impl RelayClient {
             role: config.role,
             random: SeededRandom::from_seed(seed),
             granted: None,
+            earlier: None,
+            unanswered: None,
             exchange: Exchange::Quiet,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -164,6 +170,29 @@ impl RelayClient {
         };
         client.greet(now);
         client
+    }
+
+    /// Since when the relay owes us an answer; `None` while it has answered everything, or refuses us.
+    #[must_use]
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.unanswered
+    }
+
+    /// Whether the relay knows us.
+    #[must_use]
+    pub fn is_granted(&self) -> bool {
+        self.granted.is_some()
+    }
+
+    /// Who we last were to the relay.
+    #[must_use]
+    pub fn identity(&self) -> Option<(EndpointId, Tag)> {
+        self.earlier
+    }
+
+    /// Who we are to the relay by another way to it: a visitor asks to stay that.
+    pub fn resume(&mut self, identity: Option<(EndpointId, Tag)>) {
+        self.earlier = identity.or(self.earlier);
     }
 
     /// Our address changed: says something, so that the relay notices and challenges the new one.
@@ -220,6 +249,7 @@ impl RelayClient {
         self.transmits.clear();
         self.mailbox.leave();
         self.exchange = Exchange::Quiet;
+        self.unanswered = None;
         let Granted { tag, id, binding, .. } = self.granted.take()?;
         let (session, _) = binding?;
         Some(frame::unbind(tag, id, |body| session.mac(body)).to_vec())
@@ -236,6 +266,13 @@ impl RelayClient {
     /// We may be in another network: begins from HELLO, so that the relay says anew where it sees us.
     pub fn ask_again(&mut self, now: Instant) {
         self.greet(now);
+    }
+
+    /// Somebody waits in vain for what should come through the relay: asks it at once whether it is there.
+    pub fn doubt(&mut self, now: Instant) {
+        if self.granted.is_some() && self.unanswered.is_none() {
+            self.send_keepalive(now);
+        }
     }
 
     /// A newer credential for the same instance: binds again, without a gap.
@@ -378,6 +415,7 @@ impl RelayClient {
     }
 
     fn greet(&mut self, now: Instant) {
+        self.unanswered.get_or_insert(now);
         let tag = Tag(self.random.bytes());
         let mut schedule = Schedule::new(now);
         schedule.sent(now, self.random.bytes());
@@ -408,6 +446,7 @@ impl RelayClient {
             false => self.question_after_challenge(asked_tag, cookie, boot),
         };
         let Some((frame, asked)) = question else { return };
+        self.unanswered = Some(now);
         let mut schedule = Schedule::new(now);
         schedule.sent(now, self.random.bytes());
         self.transmits.push_back(frame.clone());
@@ -426,10 +465,7 @@ impl RelayClient {
                     }
                 }
             }
-            Role::Visit => {
-                let earlier = self.granted.as_ref().map(|granted| (granted.id, granted.tag));
-                Some((frame::visit(tag, cookie, earlier).to_vec(), Asked::Visit))
-            }
+            Role::Visit => Some((frame::visit(tag, cookie, self.earlier).to_vec(), Asked::Visit)),
         }
     }
 
@@ -482,6 +518,8 @@ impl RelayClient {
             draining: false,
             may_be_forgotten: false,
         });
+        self.earlier = Some((id, grant.tag));
+        self.unanswered = None;
         self.exchange = Exchange::Quiet;
         let bound = self.granted.as_ref().is_some_and(|granted| granted.binding.is_some());
         self.mailbox.granted(bound, now);
@@ -496,6 +534,7 @@ impl RelayClient {
         if *asked_tag != tag || !refusal.verifies(datagram) {
             return;
         }
+        self.unanswered = None;
         self.exchange = Exchange::Refused { until: now + REFUSED_PAUSE };
         self.events.push_back(RelayEvent::Refused(reason));
     }
@@ -521,6 +560,9 @@ impl RelayClient {
         let granted = self.granted.as_mut().filter(|granted| granted.tag == tag)?;
         granted.last_heard = now;
         granted.probes = 0;
+        if matches!(self.exchange, Exchange::Quiet) {
+            self.unanswered = None;
+        }
         Some(())
     }
 
@@ -543,6 +585,7 @@ impl RelayClient {
         let Some(granted) = &mut self.granted else { return };
         granted.probes += 1;
         granted.last_sent = now;
+        self.unanswered.get_or_insert(now);
         self.transmits.push_back(frame::keepalive(granted.tag, nonce).to_vec());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use peerage_agent::driver::DriverConfig;
+use peerage_agent::driver::{DriverConfig, ProxySettings};
 use peerage_model::passport::{BACKDATED, LIFETIME};
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{PathMode, Peer, Port, Protocol};
@@ -56,6 +56,7 @@ impl Person {
     pub fn config(&self, snapshot: Snapshot) -> DriverConfig {
         let (instance, credential) = self.instance();
         DriverConfig {
+            proxy: ProxySettings::default(),
             agent: self.id.clone(),
             instance,
             credential,
