@@ -13,7 +13,7 @@ use peerage_model::relay::stream::{ChannelBinding, EXPORTER_LABEL, PREFIX, frame
 use peerage_relay_proto::Place;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
@@ -25,8 +25,12 @@ use crate::worker::{self, Outgoing, Shared};
 
 /// How long TLS and OPEN may take.
 const OPENING: Duration = Duration::from_secs(10);
-/// A stream through which nobody is bound or visiting at two of these in a row is closed.
+/// A stream through which nobody has been bound or visiting for this long is closed.
+const USELESS: Duration = Duration::from_secs(20);
+/// How often that is looked at,
 const CHECK: Duration = Duration::from_secs(10);
+/// and at first: a new stream has one of few seats until it has shown that it is of use.
+const FIRST_CHECKS: Duration = Duration::from_millis(250);
 /// What one read takes and one write gives: a TLS record (RFC 8446 section 5.1).
 const RECORD: usize = 16 << 10;
 
@@ -126,17 +130,12 @@ async fn send(mut writer: impl AsyncWrite + Unpin, queue: &Queue) -> io::Result<
 /// Returns when nobody has been bound or visiting through the stream for a while. A binding that is silent for too long
 /// ends in the relay, and by this rule here.
 async fn until_useless(shared: &Shared, place: Place, mut seat: Seat) {
-    let mut checks = interval(CHECK);
-    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    checks.tick().await; // the first is at once
-    let mut useless = 0;
-    while useless < 2 {
-        checks.tick().await;
+    let mut useful = Instant::now();
+    while useful.elapsed() < USELESS {
+        sleep(if seat.is_settled() { CHECK } else { FIRST_CHECKS }).await;
         if shared.relay().knows(place) {
-            useless = 0;
+            useful = Instant::now();
             seat.settle();
-        } else {
-            useless += 1;
         }
     }
 }

@@ -80,6 +80,11 @@ impl Taken {
 }
 
 impl Seat {
+    /// Whether the stream has shown what it is.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     /// The stream has shown what it is: it leaves its place among the new ones to others.
     pub(super) fn settle(&mut self) {
         if !std::mem::replace(&mut self.settled, true) {

@@ -321,7 +321,7 @@ fn handshakes_that_never_finish_take_limited_seats_and_lose_them_after_a_while()
     let (bound, mut visitor) = agent_and_visitor(&relay);
     let silent: Vec<_> = (0..160).map(|_| TcpStream::connect(relay.tls).expect("the port is open")).collect();
     let turned_away = |relay: &Running| relay.metric("peerage_relay_tls_streams_turned_away_total");
-    // One network has 128 seats for streams that have shown nothing; the visitor's is one of them until it is looked at.
+    // One network has 128 seats for streams that have shown nothing; the visitor's may still be one of them.
     wait_until("the rest are turned away", || turned_away(&relay) >= 32);
     visitor.send(Destination::Endpoint(bound.id), b"\x40all the same");
     assert_eq!(bound.packet(), (visitor.id, b"\x40all the same".to_vec()));
