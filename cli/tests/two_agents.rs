@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,13 +41,20 @@ impl World {
 
     /// Starts an agent in the background, as `up --detach` does, and waits until its relay knows it.
     fn up(&mut self, name: &str, args: &[&str]) -> Agent {
+        self.up_behind(None, name, args)
+    }
+
+    /// The same for an agent that is told of an HTTP proxy.
+    fn up_behind(&mut self, proxy: Option<&str>, name: &str, args: &[&str]) -> Agent {
         let state = self.dir.path().join(name);
         self.agents.push(state.clone());
         let agent = Agent { state };
         let relay = self.relay_at.clone();
         let mut all = vec!["up", "--detach", "--hostname", name, "--relay", &relay];
         all.extend(args);
-        agent.ok(&all);
+        let mut command = agent.command(&all);
+        let started = command.envs(proxy.map(|proxy| ("HTTPS_PROXY", proxy))).output().expect("it starts");
+        assert!(started.status.success(), "{all:?}: {}", String::from_utf8_lossy(&started.stderr));
         agent.until(|status| status["relays"][0]["up"] == true);
         agent
     }
@@ -117,6 +126,9 @@ impl Agent {
 fn peerage() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_peerage"));
     command.env_remove("PEERAGE_STATE").env("PEERAGE_LOG", "warn");
+    for variable in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"] {
+        command.env_remove(variable); // of whoever runs the tests
+    }
     command
 }
 
@@ -141,10 +153,14 @@ fn server(text: &'static str) -> u16 {
 
 /// Two agents that trust each other; the first exposes `db`'s port 80.
 fn acquainted() -> (World, Agent, Agent) {
-    let mut world = World::new();
+    acquainted_in(World::new(), None)
+}
+
+/// The same, where the second may be behind an HTTP proxy.
+fn acquainted_in(mut world: World, proxy: Option<&str>) -> (World, Agent, Agent) {
     let service = format!("mcp=80:{}", server("hello "));
     let db = world.up("db", &["--expose", &service]);
-    let planner = world.up("planner", &[]);
+    let planner = world.up_behind(proxy, "planner", &[]);
     let ticket = db.ok(&["invite", "--expires", "10m"]);
     let mut handshake = planner.command(&["handshake", "-", "to read reports"]);
     let mut handshake = handshake.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts");
@@ -168,6 +184,66 @@ fn from_a_ticket_to_a_port_of_the_other_agent() {
     assert_eq!(refused["error"]["code"], "refused", "only what is exposed is open");
     let refused = db.json(&["connect", "planner", "--message", "x"]);
     assert_eq!(refused["error"]["code"], "refused", "asking opened nothing of the asker's");
+}
+
+/// An HTTP proxy that passes one CONNECT after another on to where they ask, and counts them.
+fn connect_proxy() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let passed = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&passed);
+    let copy = |mut from: TcpStream, mut to: TcpStream| {
+        thread::spawn(move || {
+            // A reset is one way for a connection to end.
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        })
+    };
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.expect("it accepts");
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") {
+                client.read_exact(&mut byte).expect("a whole request");
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8(head).expect("text");
+            let place = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).expect("a CONNECT");
+            let server = TcpStream::connect(place).expect("the relay listens");
+            counter.fetch_add(1, Ordering::Relaxed);
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").expect("it reads");
+            copy(client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
+            copy(server, client);
+        }
+    });
+    (port, passed)
+}
+
+#[test]
+fn without_udp_they_meet_by_tls_and_through_an_http_proxy_and_the_agent_says_so() {
+    let mut world = World::new();
+    // For these agents the relay's UDP port is one at which nobody answers.
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+    let entry = world.relay_at.clone();
+    let (key, tls) = entry.rsplit_once(':').expect("KEY@HOST:PORT");
+    let tls = tls.rsplit_once('/').map_or(tls, |(_, tls)| tls);
+    world.relay_at = format!("{key}:{}/{tls}", silent.local_addr().expect("it is bound").port());
+    let (port, passed) = connect_proxy();
+    let (_world, db, planner) = acquainted_in(world, Some(&format!("http://127.0.0.1:{port}")));
+    assert_eq!(planner.ok(&["connect", "db", "--message", "by TLS"]), "hello by TLS");
+    assert!(passed.load(Ordering::Relaxed) > 0, "it went through the proxy");
+    for agent in [&db, &planner] {
+        let status = agent.json(&["status"]);
+        assert_eq!(
+            (&status["relays"][0]["tls"], &status["nat"]["kind"]),
+            (&true.into(), &"blocked".into()),
+            "{status}"
+        );
+        assert!(agent.ok(&["status"]).contains("up by TLS on TCP, since UDP is not answered"));
+    }
+    let output = db.run(&["doctor"]);
+    let found = String::from_utf8_lossy(&output.stdout);
+    assert!(found.contains(&format!("UDP to the relay is blocked; using TLS on TCP port {tls}")), "{found}");
 }
 
 #[test]
