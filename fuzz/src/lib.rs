@@ -27,6 +27,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("model_snapshot", model::snapshot),
     ("mailbox", mailbox::mailbox),
     ("relay_frame", wire::relay_frame),
+    ("relay_stream", wire::relay_stream),
     ("stun", wire::stun),
     ("knock", wire::knock),
     ("noise_session", noise::noise_session),

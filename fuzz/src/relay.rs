@@ -1,7 +1,7 @@
 //! The relay and its client, against each other and against everybody else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use peerage_engine::relay::{ClientConfig, RelayClient, Role};
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{self, Destination, EndpointId, Frame, Tag, keys};
 use peerage_model::{AgreementSecret, Credential, InstanceId, RoutingId};
-use peerage_relay_proto::{Access, Config, Decision, Ingress, Limits, Relay};
+use peerage_relay_proto::{Access, Config, Decision, Ingress, Limits, Place, Relay, StreamId};
 use zeroize::Zeroizing;
 
 use crate::feed::Feed;
@@ -106,6 +106,10 @@ impl World {
     fn pass(&mut self, by: Duration) {
         self.now += by;
         self.relay.handle_timeout(self.now, self.wall());
+        let ends = self.proven.iter().find(|_| by > Duration::from_secs(200)).copied();
+        if let Some(from) = ends {
+            self.relay.stream_ended(Self::place(from), self.now);
+        }
         while let Some(notice) = self.relay.poll_transmit(self.now) {
             assert!(self.proven.contains(&notice.to.address()), "a notice to a stranger");
         }
@@ -166,10 +170,18 @@ impl World {
         }
     }
 
+    /// Clients with IPv6 addresses come through streams, the others by UDP.
+    fn place(from: SocketAddr) -> Place {
+        match from.ip().to_canonical() {
+            IpAddr::V6(ip) => Place::Stream(StreamId(u64::from(ip.segments()[7])), from),
+            IpAddr::V4(_) => Place::Udp(from),
+        }
+    }
+
     fn send(&mut self, from: SocketAddr, mut batch: Vec<u8>, segment: usize) {
         let mut rest = &mut batch[..];
         while !rest.is_empty() {
-            let ingress = Ingress { now: self.now, wall: self.wall(), from: from.into(), local: None };
+            let ingress = Ingress { now: self.now, wall: self.wall(), from: Self::place(from), local: None };
             let before = rest.to_vec();
             let handled = self.relay.handle(&ingress, rest, segment);
             assert!((1..=rest.len()).contains(&handled.consumed));
@@ -200,6 +212,7 @@ impl World {
                 self.proven.insert(from);
                 self.tags.insert(from, grant.tag);
             }
+            Ok(_) if Self::place(from) != from.into() => {} // who has a stream receives at its address
             Ok(_) => assert!(reply.len() <= request.len() || self.proven.contains(&from), "amplified"),
             Err(_) => assert!(reply.len() <= request.len() + STUN_LONGER, "an answer to STUN"),
         }

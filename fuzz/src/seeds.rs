@@ -55,6 +55,7 @@ fn of(target: &str) -> Vec<Vec<u8>> {
             &agent("db").to_string(),
             &relay(1, "relay.example").to_string(),
             &relay(2, "2001:db8::1").to_string(),
+            &RelayInfo { tls: Some(443), ..relay(2, "relay.example") }.to_string(),
             &TrustId([1; 16]).to_string(),
             &InstanceId([2; 8]).to_string(),
         ]),
@@ -63,6 +64,7 @@ fn of(target: &str) -> Vec<Vec<u8>> {
         "model_control" => control(),
         "model_snapshot" => vec![cbor::to_vec(&Snapshot::default()), cbor::to_vec(&snapshot())],
         "relay_frame" => [messages("relay.json", "frames"), messages("mailbox.json", "frames")].concat(),
+        "relay_stream" => messages("relay.json", "tls"),
         "stun" => stun(),
         "dns_message" => dns(),
         "http_head" => text(&[

@@ -9,8 +9,12 @@ use peerage_engine::stun::{
     self, Check, CheckKeys, CheckRequest, CheckResponse, PlainRequest, PlainResponse, Role, TransactionId, canonical,
 };
 use peerage_model::relay::frame::{self, BIND_HEAD, Destination, Frame, is_relay_frame, mailbox};
-use peerage_model::{PairSecret, UnixTime};
+use peerage_model::relay::stream::{
+    ChannelBinding, MAX_FRAME, PREFIX, frame_len, open, prefix, proof, proves, read_open,
+};
+use peerage_model::{AgreementSecret, PairSecret, UnixTime};
 use peerage_relay_proto::stun as relay_stun;
+use zeroize::Zeroizing;
 
 use crate::feed::Feed;
 use crate::model::NOW;
@@ -68,6 +72,38 @@ pub fn relay_frame(data: &[u8]) {
     };
     assert_eq!(again.len(), data.len(), "each type has one length");
     assert_eq!(Frame::parse(&again), Ok((tag, frame)));
+}
+
+/// What comes out of a TLS stream, as either end reads it: an OPEN or a PROOF, or frames behind their lengths, cut
+/// anywhere. However it is cut, the same frames come out, none longer than a frame may be; and no PROOF is right that was not
+/// made with the relay's key.
+pub fn relay_stream(data: &[u8]) {
+    let frames = frames_of(data);
+    let cut = data.first().map_or(0, |byte| usize::from(*byte) % data.len());
+    assert_eq!(frames_of(&data[..cut]), frames[..frames_of(&data[..cut]).len()], "a prefix gives a prefix");
+    let key = AgreementSecret::from_bytes([77; 32]);
+    let binding = ChannelBinding::new(Zeroizing::new([5; 32]));
+    for frame in frames {
+        assert!((frame::HEADER..=MAX_FRAME).contains(&frame.len()));
+        let right = proof(&binding, &key, &key.public()).expect("a good key");
+        assert_eq!(proves(&frame, &binding, &key.public(), &key), frame == right);
+        if let Ok(e) = read_open(&frame) {
+            assert_eq!(open(&e)[..], frame);
+            // A weak key is refused, any other is answered with a proof of one length.
+            let _ = proof(&binding, &key, &e);
+        }
+    }
+}
+
+fn frames_of(mut stream: &[u8]) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    while let Ok(Some(len)) = frame_len(stream) {
+        let Some(frame) = stream.get(PREFIX..PREFIX + len) else { break };
+        assert_eq!(stream[..PREFIX], prefix(len));
+        frames.push(frame.to_vec());
+        stream = &stream[PREFIX + len..];
+    }
+    frames
 }
 
 /// STUN. The first byte says how: raw bytes to every reader; a check that must survive, and must not survive any
