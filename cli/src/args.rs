@@ -199,6 +199,9 @@ pub struct TermsArgs {
     /// How data may travel
     #[arg(long, value_name = "MODE")]
     pub path: Option<PathArg>,
+    /// Whether a thousand ports may be tried where both NATs leave no other way; both sides must say so
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub birthday: Option<bool>,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy)]

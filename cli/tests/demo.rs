@@ -34,7 +34,8 @@ fn two_agents_behind_symmetric_nats_stay_relayed_and_say_why() {
     let room = Room::new();
     let events = room.succeeds(&["--rtt", "20", "--nat-a", "symmetric", "--nat-b", "symmetric"]);
     assert!(events.iter().all(|event| event["event"] != "path_changed"), "there is no way");
-    assert_eq!(one(&events, "stays_relayed")["why"], "both NATs are symmetric");
+    let why = one(&events, "stays_relayed")["why"].as_str().expect("a reason").to_owned();
+    assert!(why.starts_with("both NATs are symmetric"), "{why}");
     assert_eq!(one(&events, "throughput")["path"], "relayed");
     one(&events, "revoked");
 }

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use peerage_engine::nat::NatType;
 use peerage_engine::path::{DirectPath, ExtraSocket, Hop, Link, PathAgent, PathConfig, PathEvent, PathMode};
 use peerage_engine::stun::{Check, CheckKeys, CheckRequest, CheckResponse, Role, TransactionId, canonical, is_stun};
-use peerage_model::control::{Candidate, CandidateKind};
+use peerage_model::control::{BirthdayStep, Candidate, CandidateKind};
 
 use crate::feed::Feed;
 use crate::wire::check_keys;
@@ -30,8 +31,13 @@ pub fn path_agent(data: &[u8]) {
     let now = Instant::now(); // an arbitrary origin; the script's time is counted from it
     let role = if feed.one_in(2) { Role::Initiator } else { Role::Responder };
     let other = if role == Role::Initiator { Role::Responder } else { Role::Initiator };
-    let config =
-        PathConfig { role, mode: PathMode::Auto, share_private: feed.one_in(2), keepalive: Duration::from_secs(15) };
+    let config = PathConfig {
+        role,
+        mode: PathMode::Auto,
+        share_private: feed.one_in(2),
+        keepalive: Duration::from_secs(15),
+        birthday: feed.one_in(2),
+    };
     let mut script = Script {
         agent: PathAgent::new(now, config, check_keys(role), &[5; 32]),
         peer: check_keys(other),
@@ -53,7 +59,7 @@ pub fn path_agent(data: &[u8]) {
 impl Script {
     fn step(&mut self, feed: &mut Feed<'_>) {
         let now = self.now;
-        match feed.u8() % 10 {
+        match feed.u8() % 12 {
             0 => self.pass(Duration::from_millis(u64::from(feed.u16()) + 1)),
             1 => self.agent.local_candidates_changed(now, candidates(feed)),
             2 => drop(self.agent.remote_candidates(now, candidates(feed))),
@@ -75,6 +81,19 @@ impl Script {
             8 => {
                 let route = self.agent.route(now);
                 self.agent.on_tunnel_sent(now, route.primary, feed.one_in(2));
+            }
+            9 => {
+                let nats = [NatType::Symmetric, NatType::PortRestrictedCone, NatType::Cone, NatType::Unknown];
+                self.agent.local_nat(nats[feed.below(4)], feed.one_in(2));
+                self.agent.remote_nat(Some(nats[feed.below(4)]));
+                self.agent.peer_allows_birthday(now, feed.one_in(2));
+                self.agent.allow_birthday(now, feed.one_in(2));
+            }
+            10 => {
+                let step = if feed.one_in(2) { BirthdayStep::Ready } else { BirthdayStep::Probed };
+                self.agent.on_birthday(now, step);
+                self.agent
+                    .birthday_sockets(now, (0..feed.below(40)).map(|n| ExtraSocket(u32::from(n as u16))).collect());
             }
             _ => self.pass(Duration::from_secs(u64::from(feed.u8()))),
         }
@@ -141,8 +160,8 @@ impl Script {
 }
 
 fn candidates(feed: &mut Feed<'_>) -> Vec<Candidate> {
-    let kinds = [CandidateKind::Host, CandidateKind::Fixed, CandidateKind::ServerReflexive];
-    (0..feed.below(24)).map(|_| Candidate { kind: kinds[feed.below(3)], address: feed.address() }).collect()
+    let kinds = [CandidateKind::Host, CandidateKind::Fixed, CandidateKind::ServerReflexive, CandidateKind::Predicted];
+    (0..feed.below(24)).map(|_| Candidate { kind: kinds[feed.below(4)], address: feed.address() }).collect()
 }
 
 fn hop(feed: &mut Feed<'_>) -> Hop {

@@ -11,10 +11,10 @@ use data_encoding::HEXLOWER;
 use peerage_agent::state::document::Document;
 use peerage_engine::noise::SeededRandom;
 use peerage_model::control::{
-    Candidate, CandidateKind, Candidates, ControlMessage, Hello, Renewal, Retire, TrustRequest,
+    Birthday, BirthdayStep, Candidate, CandidateKind, Candidates, ControlMessage, Hello, Renewal, Retire, TrustRequest,
 };
 use peerage_model::relay::RelayInfo;
-use peerage_model::snapshot::{DeniedInstance, Invite, PathMode, Peer, Port, Protocol, Snapshot};
+use peerage_model::snapshot::{BirthdayMode, DeniedInstance, Invite, PathMode, Peer, Port, Protocol, Snapshot};
 use peerage_model::stream::{StreamHeader, StreamKind};
 use peerage_model::ticket::InviteSecret;
 use peerage_model::{AgentId, AgreementSecret, Credential, Fingerprint, InstanceId, PairSecret, Ticket, TrustId, cbor};
@@ -211,9 +211,11 @@ fn control() -> Vec<Vec<u8>> {
                 candidate(CandidateKind::ServerReflexive, "[2001:db8::7]:4000"),
             ],
             nat: Some("symmetric".parse().expect("a label")),
+            birthday: true,
         }),
         ControlMessage::Renewal(Renewal { credential: credential() }),
         ControlMessage::Retire(Retire { opened: 2, accepted: 300 }),
+        ControlMessage::Birthday(Birthday { step: BirthdayStep::Ready }),
     ];
     let request = TrustRequest { reason: "reports need the database".into(), relays: vec![relay(1, "relay.example")] };
     let header = StreamHeader { kind: StreamKind::Tcp, port: 80 }.encode();
@@ -233,6 +235,7 @@ fn snapshot() -> Snapshot {
         relays: vec![relay(1, "relay.example")],
         expires: Some(NOW),
         path: PathMode::RelayOnly,
+        birthday: BirthdayMode::Enabled,
     };
     Snapshot {
         peers: vec![peer],

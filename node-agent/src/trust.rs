@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use peerage_model::snapshot::{DeniedInstance, Invite, Peer};
+use peerage_model::snapshot::{BirthdayMode, DeniedInstance, Invite, Peer};
 use peerage_model::{AgentId, Authority, AuthorityRecord, Label, PairSecret, Snapshot, TrustId, UnixTime};
 
 use crate::state::document::{Document, Inbound, Service, Trust};
@@ -121,6 +121,7 @@ fn peer(trust: &Trust, secrets: Vec<PairSecret>, services: &[Service]) -> Peer {
         relays: trust.relays.clone(),
         expires: trust.expires,
         path: trust.path.into(),
+        birthday: if trust.birthday { BirthdayMode::Enabled } else { BirthdayMode::Disabled },
     }
 }
 
@@ -173,6 +174,7 @@ mod tests {
             inbound: Inbound::Everything,
             relays: Vec::new(),
             path: Path::Auto,
+            birthday: false,
             purpose: String::new(),
             since: NOW,
             expires: None,

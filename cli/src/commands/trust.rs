@@ -184,5 +184,6 @@ fn terms_of(args: &TermsArgs) -> Terms {
         inbound: (!args.inbound.is_empty()).then(|| args.inbound.clone()),
         expires_s: args.expires.map(|expires| expires.as_secs()),
         path: args.path.map(Into::into),
+        birthday: args.birthday,
     }
 }

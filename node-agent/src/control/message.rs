@@ -163,6 +163,9 @@ pub struct Terms {
     /// How data may travel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<Path>,
+    /// Whether ports may be guessed to get a direct path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub birthday: Option<bool>,
 }
 
 /// One line from the daemon.

@@ -204,7 +204,7 @@ pub(super) fn consent(document: &Document, terms: &Terms) -> Result<Consent, Fai
         Some(names) => Some(Inbound::Only(document.service_names(names)?)),
     };
     let expires = terms.expires_s.map(|seconds| time::now().plus(Duration::from_secs(seconds)));
-    Ok(Consent { id: TrustId(*random::<16>()), alias, inbound, expires, path: terms.path })
+    Ok(Consent { id: TrustId(*random::<16>()), alias, inbound, expires, path: terms.path, birthday: terms.birthday })
 }
 
 async fn reject(agent: &Arc<Agent>, name: &str) -> Result<view::Rejected, Failure> {

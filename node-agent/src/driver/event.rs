@@ -108,6 +108,8 @@ impl DriverEvent {
             | Event::Resolve { .. }
             | Event::OpenRelayStream { .. }
             | Event::CloseRelayStream { .. }
+            | Event::OpenSockets { .. }
+            | Event::CloseSockets { .. }
             | Event::Incoming { .. }
             | Event::Readable(_)
             | Event::Writable(_)

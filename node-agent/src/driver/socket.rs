@@ -1,9 +1,11 @@
 //! The agent's UDP sockets: one for each address family, batches in both directions.
 
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
@@ -12,6 +14,7 @@ use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+use tokio::task::unconstrained;
 use tracing::debug;
 
 /// What the kernel may queue for us in each direction: 20 ms at 1 Gb/s. Linux gives less where net.core.rmem_max says so.
@@ -79,6 +82,34 @@ impl Sockets {
         NonZeroU16::new(self.v4.as_ref()?.socket.local_addr().ok()?.port())
     }
 
+    /// Opens sockets beside the main ones, for IPv4 where we have it, and says which and at which port. What the host has
+    /// no room for is left out.
+    pub(super) fn open_extra(&mut self, wanted: &[ExtraSocket]) -> Vec<(ExtraSocket, u16)> {
+        let Some(main) = self.v4.as_ref().or(self.v6.as_ref()) else { return Vec::new() };
+        let Ok(ip) = main.socket.local_addr().map(|local| local.ip()) else { return Vec::new() };
+        let mut opened = Vec::with_capacity(wanted.len());
+        for socket in wanted {
+            let bound =
+                Bound::new(SocketAddr::new(ip, 0)).and_then(|bound| Ok((bound.socket.local_addr()?.port(), bound)));
+            match bound {
+                Ok((port, bound)) => {
+                    self.extra.insert(*socket, bound);
+                    opened.push((*socket, port));
+                }
+                Err(error) => {
+                    debug!(%error, opened = opened.len(), wanted = wanted.len(), "no more sockets");
+                    break;
+                }
+            }
+        }
+        opened
+    }
+
+    /// Closes sockets that were opened by [`Self::open_extra`].
+    pub(super) fn close_extra(&mut self, sockets: &[ExtraSocket]) {
+        sockets.iter().for_each(|socket| drop(self.extra.remove(socket)));
+    }
+
     /// Our port for peers that reach `ip`.
     pub(super) fn port_for(&self, ip: &IpAddr) -> Option<u16> {
         let bound = if ip.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }?;
@@ -135,8 +166,15 @@ impl Sockets {
         for bound in [v4, v6].into_iter().flatten() {
             any |= bound.poll_receive(cx, Link::Main, buffer, received).is_ready();
         }
-        for (socket, bound) in extra {
-            any |= bound.poll_receive(cx, Link::Extra(*socket), buffer, received).is_ready();
+        if !extra.is_empty() {
+            // Hundreds of sockets would use up the task's cooperative budget in one look, and the rest would seem silent.
+            let look = poll_fn(|cx| {
+                for (socket, bound) in &*extra {
+                    any |= bound.poll_receive(cx, Link::Extra(*socket), buffer, received).is_ready();
+                }
+                Poll::Ready(())
+            });
+            let _ = pin!(unconstrained(look)).poll(cx);
         }
         if any { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -199,10 +237,35 @@ impl Bound {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::time::Duration;
 
     use super::*;
+
+    #[tokio::test]
+    async fn hundreds_of_extra_sockets_are_all_heard_and_closed_ones_are_not() {
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let sender = Sockets::bind(&[local]).expect("loopback can be bound");
+        let mut receiver = Sockets::bind(&[local]).expect("loopback can be bound");
+        let wanted: Vec<_> = (0..256).map(ExtraSocket).collect();
+        let opened = receiver.open_extra(&wanted);
+        assert_eq!(opened.len(), wanted.len(), "this host allows that many sockets");
+        receiver.close_extra(&wanted[..1]);
+        for (_, port) in &opened {
+            let destination = SocketAddr::new(local.ip(), *port);
+            let transmit = Transmit { destination, ecn: None, contents: b"hello", segment_size: None, src_ip: None };
+            poll_fn(|cx| sender.poll_writable(cx, Link::Main, &destination)).await;
+            sender.try_send(Link::Main, &transmit).expect("an empty socket takes it");
+        }
+        let mut received = Vec::new();
+        let all = async {
+            while received.len() < wanted.len() - 1 {
+                poll_fn(|cx| receiver.poll_receive(cx, &mut received)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("every open socket hears its datagram");
+        let heard: std::collections::BTreeSet<_> = received.iter().map(|r: &Received| r.link).collect();
+        assert_eq!(heard, wanted[1..].iter().map(|socket| Link::Extra(*socket)).collect());
+    }
 
     #[tokio::test]
     async fn the_largest_batch_of_the_largest_datagrams_goes_out_whole() {

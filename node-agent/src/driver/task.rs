@@ -141,14 +141,21 @@ impl Task {
 
     /// Sends everything and tells everything, until the node is quiet or the socket is full.
     fn drain(&mut self) {
-        self.tell();
+        // What is told may be answered at once (sockets that were wished for are open), and give more to send.
+        while self.tell() | self.send_all() && self.unsent.is_none() {}
+    }
+
+    /// Sends what there is, until the socket is full. Returns whether there was anything.
+    fn send_all(&mut self) -> bool {
+        let mut any = false;
         while self.unsent.is_none() {
             let transmit = self.shared.lock().node.poll_transmit(now(), self.sockets.max_datagrams(), &mut self.buffer);
             let Some(transmit) = transmit else { break };
+            any = true;
             self.unsent = Some(transmit);
             self.send_unsent();
         }
-        self.tell();
+        any
     }
 
     fn send_unsent(&mut self) {
@@ -193,10 +200,12 @@ impl Task {
         }
     }
 
-    /// Deals with the node's events.
-    fn tell(&mut self) {
+    /// Deals with the node's events. Returns whether there were any.
+    fn tell(&mut self) -> bool {
         let mut inner = self.shared.lock();
+        let mut any = false;
         while let Some(event) = inner.node.poll_event() {
+            any = true;
             match event {
                 Event::Readable(key) | Event::PacketReadable(key) => {
                     if let Some(waker) = inner.wakers.get_mut(&key).and_then(|w| w.read.take()) {
@@ -227,6 +236,11 @@ impl Task {
                 Event::OpenRelayStream { stream, relay } => self.streams.open(stream, relay),
                 Event::CloseRelayStream { stream } => self.streams.close(stream),
                 Event::Resolve { relay } => resolve(relay, self.resolved.0.clone()),
+                Event::OpenSockets { sockets } => {
+                    let opened = self.sockets.open_extra(&sockets);
+                    inner.node.sockets_opened(now(), &opened);
+                }
+                Event::CloseSockets { sockets } => self.sockets.close_extra(&sockets),
                 Event::Incoming { stream, peer, header } => {
                     let incoming = offer(&self.shared, stream, peer, header);
                     if let Err(refused) = self.incoming.try_send(incoming) {
@@ -245,6 +259,7 @@ impl Task {
                 }
             }
         }
+        any
     }
 
     fn look_at_network(&mut self, change: Change) {

@@ -39,6 +39,8 @@ pub struct Consent {
     pub expires: Option<UnixTime>,
     /// How data may travel.
     pub path: Option<Path>,
+    /// Whether ports may be guessed to get a direct path.
+    pub birthday: Option<bool>,
 }
 
 /// Why a change was not made. The document is as before.
@@ -441,6 +443,7 @@ impl Document {
             inbound: consent.inbound.clone().unwrap_or(inbound),
             relays: met.relays.iter().take(MAX_RELAYS).cloned().collect(),
             path: consent.path.unwrap_or_default(),
+            birthday: consent.birthday.unwrap_or_default(),
             purpose: printable(met.reason, MAX_REASON),
             since: now,
             expires: consent.expires,
@@ -459,6 +462,7 @@ impl Document {
         trust.alias = consent.alias.clone().unwrap_or_else(|| trust.alias.clone());
         trust.inbound = consent.inbound.clone().unwrap_or_else(|| trust.inbound.clone());
         trust.path = consent.path.unwrap_or(trust.path);
+        trust.birthday = consent.birthday.unwrap_or(trust.birthday);
         trust.expires = consent.expires.or(trust.expires);
         Ok(trust.clone())
     }

@@ -13,7 +13,7 @@ fn authority(seed: u8) -> Authority {
 }
 
 fn consent(id: u8) -> Consent {
-    Consent { id: TrustId([id; 16]), alias: None, inbound: None, expires: None, path: None }
+    Consent { id: TrustId([id; 16]), alias: None, inbound: None, expires: None, path: None, birthday: None }
 }
 
 fn name(text: &str) -> PeerRef {

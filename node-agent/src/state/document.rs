@@ -191,6 +191,9 @@ pub struct Trust {
     pub relays: Vec<RelayInfo>,
     /// How data may travel.
     pub path: Path,
+    /// Whether ports may be guessed to get a direct path.
+    #[serde(default)]
+    pub birthday: bool,
     /// Why we trust it, in its owner's words or ours.
     pub purpose: String,
     /// Since when.

@@ -80,6 +80,7 @@ pub fn trust(me: &Person, other: &Person, relay: &RelayInfo, inbound: &[&str]) -
         relays: vec![relay.clone()],
         expires: None,
         path: PathMode::Auto,
+        birthday: Default::default(),
     }
 }
 

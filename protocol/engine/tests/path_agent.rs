@@ -9,7 +9,7 @@ use std::time::Duration;
 use path_net::{A, B, By, Nat, Net, address, candidate, config, keys, ms};
 use peerage_engine::nat::NatType;
 use peerage_engine::path::{
-    CheckRefused, DirectPath, Hop, Link, PathConfig, PathEvent, PathKind, PathMode, WhyNotBetter,
+    CheckRefused, DirectPath, Guessing, Hop, Link, PathConfig, PathEvent, PathKind, PathMode, WhyNotBetter,
 };
 use peerage_engine::stun::{AnswerFrom, Check, CheckKeys, CheckRequest, PlainRequest, Role, TransactionId};
 use peerage_model::control::CandidateKind;
@@ -50,20 +50,26 @@ fn a_symmetric_nat_reaches_full_and_restricted_cones() {
 #[test]
 fn symmetric_and_port_restricted_stay_relayed_and_say_why() {
     let mut net = hard_pair(By::Nothing);
-    net.ends[A].agent.nat_types(Some(NatType::Symmetric), Some(NatType::PortRestrictedCone));
+    net.ends[A].agent.local_nat(NatType::Symmetric, true);
+    net.ends[A].agent.remote_nat(Some(NatType::PortRestrictedCone));
     net.run_for(Duration::from_secs(10));
     assert_eq!(net.kind(A), PathKind::Relayed);
-    assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::SymmetricAndPortRestricted));
+    assert_eq!(
+        net.ends[A].agent.why_not_better(),
+        Some(WhyNotBetter::SymmetricAndPortRestricted(Guessing::NotAllowedHere))
+    );
 }
 
 #[test]
 fn two_symmetric_nats_stay_relayed_and_say_why() {
     let mut net = hard_pair(By::AddressAndPort);
-    net.ends[A].agent.nat_types(Some(NatType::Symmetric), Some(NatType::Symmetric));
+    net.ends[A].agent.local_nat(NatType::Symmetric, true);
+    net.ends[A].agent.remote_nat(Some(NatType::Symmetric));
     assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::StillChecking { candidates: 1 }));
     net.run_for(Duration::from_secs(10));
     let why = net.ends[A].agent.why_not_better().expect("relayed");
-    assert_eq!(why.to_string(), "both NATs are symmetric");
+    assert_eq!(why, WhyNotBetter::BothSymmetric);
+    assert!(why.to_string().contains("would help"), "a reason names the remedy: {why}");
 }
 
 #[test]

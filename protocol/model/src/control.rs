@@ -34,6 +34,9 @@ pub enum CandidateKind {
     /// What a relay saw of us.
     #[n(2)]
     ServerReflexive,
+    /// Where our next packet to a new destination will come from, if our NAT goes on as it did.
+    #[n(3)]
+    Predicted,
 }
 
 /// An address where its sender may be reached.
@@ -77,6 +80,30 @@ pub struct Candidates {
     /// The sender's NAT as far as it knows: an RFC 3489 word, for the other side's explanation of the path.
     #[n(2)]
     pub nat: Option<Label>,
+    /// Whether the sender's owner allows a birthday round with the receiver.
+    #[cbor(n(3), default)]
+    pub birthday: bool,
+}
+
+/// How far the sender is in a birthday round (docs/spec/paths.md section 9).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
+#[cbor(index_only)]
+pub enum BirthdayStep {
+    /// My ports are unpredictable and my sockets are open: let your packets out to my address, over many ports.
+    #[n(0)]
+    Ready,
+    /// They are out.
+    #[n(1)]
+    Probed,
+}
+
+/// A step of a birthday round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Birthday {
+    /// Which.
+    #[n(0)]
+    pub step: BirthdayStep,
 }
 
 /// A fresh credential for the same instance, before the old one ends.
@@ -113,6 +140,8 @@ pub enum ControlMessage {
     Renewal(Renewal),
     /// This session is not needed.
     Retire(Retire),
+    /// A step of a birthday round.
+    Birthday(Birthday),
 }
 
 /// A trust request, the one message of a request-only session. The asker's credential was shown in the handshake.
@@ -146,6 +175,7 @@ impl ControlMessage {
             Self::Candidates(m) => cbor::to_vec(&(1u8, m)),
             Self::Renewal(m) => cbor::to_vec(&(2u8, m)),
             Self::Retire(m) => cbor::to_vec(&(3u8, m)),
+            Self::Birthday(m) => cbor::to_vec(&(4u8, m)),
         };
         let length = u16::try_from(body.len()).expect("our own messages stay below MAX_MESSAGE");
         let mut out = length.to_be_bytes().to_vec();
@@ -167,6 +197,7 @@ impl ControlMessage {
             1 => Self::Candidates(d.decode().map_err(|_| BadMessage)?),
             2 => Self::Renewal(d.decode().map_err(|_| BadMessage)?),
             3 => Self::Retire(d.decode().map_err(|_| BadMessage)?),
+            4 => Self::Birthday(d.decode().map_err(|_| BadMessage)?),
             _ => return Ok(None),
         };
         let within_limits = match &message {
@@ -178,6 +209,7 @@ impl ControlMessage {
             Self::Candidates(candidates) => candidates.list.len() <= MAX_CANDIDATES,
             Self::Renewal(renewal) => renewal.credential.len() <= crate::passport::MAX_CREDENTIAL,
             Self::Retire(_) => true,
+            Self::Birthday(_) => true,
         };
         match within_limits && d.position() == bytes.len() {
             true => Ok(Some(message)),
@@ -196,7 +228,13 @@ mod tests {
         let candidate = Candidate { kind: CandidateKind::ServerReflexive, address };
         for message in [
             ControlMessage::Hello(Hello::default()),
-            ControlMessage::Candidates(Candidates { generation: 3, list: vec![candidate; 16], nat: None }),
+            ControlMessage::Candidates(Candidates {
+                generation: 3,
+                list: vec![candidate; 16],
+                nat: None,
+                birthday: true,
+            }),
+            ControlMessage::Birthday(Birthday { step: BirthdayStep::Probed }),
             ControlMessage::Renewal(Renewal { credential: vec![1; 400] }),
             ControlMessage::Retire(Retire { opened: 3, accepted: u64::MAX }),
         ] {
@@ -217,7 +255,8 @@ mod tests {
         assert_eq!(ControlMessage::decode(&cbor::to_vec(&(99u8, Hello::default()))), Ok(None));
         let address = "192.0.2.1:1".parse().expect("an address");
         let list = vec![Candidate { kind: CandidateKind::Host, address }; MAX_CANDIDATES + 1];
-        let long = ControlMessage::Candidates(Candidates { generation: 0, list, nat: None }).encode_framed();
+        let long =
+            ControlMessage::Candidates(Candidates { generation: 0, list, ..Candidates::default() }).encode_framed();
         assert_eq!(ControlMessage::decode(&long[2..]), Err(BadMessage));
     }
 }

@@ -65,6 +65,19 @@ pub enum PathMode {
     DirectOnly,
 }
 
+/// Whether a session may look for a direct path by trying hundreds of ports (docs/spec/paths.md section 9).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Encode, Decode)]
+#[cbor(index_only)]
+pub enum BirthdayMode {
+    /// Never. Random symmetric NATs stay relayed.
+    #[default]
+    #[n(0)]
+    Disabled,
+    /// When nothing else worked and the peer's owner allows it, too.
+    #[n(1)]
+    Enabled,
+}
+
 /// One trusted peer.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 #[cbor(map)]
@@ -96,6 +109,9 @@ pub struct Peer {
     /// How sessions with it may travel.
     #[n(8)]
     pub path: PathMode,
+    /// Whether ports may be guessed to get a direct path.
+    #[cbor(n(9), default)]
+    pub birthday: BirthdayMode,
 }
 
 /// An instance whose passport no longer counts, until that passport would have ended anyway.

@@ -104,6 +104,7 @@ mod tests {
             relays: Vec::new(),
             expires: None,
             path: PathMode::Auto,
+            birthday: Default::default(),
         }
     }
 

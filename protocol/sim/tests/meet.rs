@@ -1,7 +1,7 @@
 //! Two agents meet: by relay at once, then directly where their NATs let them, and with a reason where not.
 
 use peerage_engine::path::PathKind;
-use peerage_sim::nat::{NatKind, Possibility, can_be_direct};
+use peerage_sim::nat::NatKind;
 use peerage_sim::{Sim, ms, secs};
 
 #[test]
@@ -13,33 +13,6 @@ fn two_home_routers_start_on_a_relay_and_punch_within_a_second() {
     let direct = sim.run_until(secs(1), |sim| sim.both_direct("a", "b"));
     assert!(direct.is_some(), "direct within a second of the session");
     assert_eq!(sim.path("a", "b"), Some(PathKind::Punched));
-}
-
-#[test]
-fn every_pair_of_nats_goes_direct_where_it_can_and_says_why_where_not() {
-    for (name_a, a) in NatKind::presets() {
-        for (name_b, b) in NatKind::presets() {
-            let mut sim = Sim::pair(a, b);
-            let up = sim.run_until(secs(5), |sim| sim.both_up("a", "b"));
-            assert!(up.is_some(), "{name_a} and {name_b}: no session");
-            let direct = sim.run_until(secs(1), |sim| sim.both_direct("a", "b"));
-            match can_be_direct(&a, &b) {
-                Possibility::Direct | Possibility::Punched => {
-                    assert!(
-                        direct.is_some(),
-                        "{name_a} and {name_b} can be direct: {:?}",
-                        sim.why_not_better("a", "b")
-                    );
-                }
-                Possibility::NeedsPrediction | Possibility::NeedsBirthday | Possibility::Impossible => {
-                    assert_eq!(direct, None, "{name_a} and {name_b} cannot be direct without luck");
-                    sim.run_for(secs(5));
-                    let why = sim.why_not_better("a", "b");
-                    assert!(why.is_some(), "{name_a} and {name_b}: relayed without a reason");
-                }
-            }
-        }
-    }
 }
 
 #[test]

@@ -5,10 +5,14 @@
 //! people know. With too little seen the verdict is `unknown` and names what would help, never a guess.
 //! Rules: `docs/spec/paths.md` section 6.
 
+mod scout;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+
+pub use scout::{Allocation, PATIENCE as SCOUT_PATIENCE, SCOUTS, Scout};
 
 use crate::stun::canonical;
 

@@ -11,7 +11,7 @@ use peerage_model::stream::{StreamHeader, StreamStatus};
 use peerage_model::{AgentId, Credential, InstanceId, TrustId, UnixTime};
 
 use crate::nat::NatReport;
-use crate::path::{PathKind, RelayStream};
+use crate::path::{ExtraSocket, PathKind, RelayStream};
 
 /// The two times every input comes with: one that only moves forward, and the wall clock for passports and knocks.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,17 @@ pub enum Event {
     CloseRelayStream {
         /// Which.
         stream: RelayStream,
+    },
+    /// Open these UDP sockets beside the main one, for IPv4 where the main one has it, and say how it went with
+    /// [`super::Node::sockets_opened`]. From then on they are used like the main one.
+    OpenSockets {
+        /// What the node calls them.
+        sockets: Vec<ExtraSocket>,
+    },
+    /// Nobody needs these sockets any more.
+    CloseSockets {
+        /// Which.
+        sockets: Vec<ExtraSocket>,
     },
     /// What we know of our NAT changed.
     Nat(NatReport),

@@ -298,6 +298,7 @@ impl Node {
             ControlMessage::Candidates(candidates) => self.on_candidates(key, &candidates, now),
             ControlMessage::Retire(retire) => self.on_retire(key, retire, now),
             ControlMessage::Renewal(renewal) => self.on_renewal(key, &renewal.credential, now),
+            ControlMessage::Birthday(birthday) => self.on_birthday(key, birthday.step, now),
         }
     }
 
@@ -433,6 +434,8 @@ impl Node {
         }
         self.ready.remove(&key);
         self.timers.set(&Timer::Session(key), None);
+        self.end_round(key);
+        self.sweep_sockets();
     }
 
     /// Runs `work` on a session.

@@ -28,6 +28,7 @@ mod paths;
 mod relays;
 mod rivals;
 mod session;
+mod sockets;
 mod status;
 mod stream;
 mod timers;
@@ -56,6 +57,7 @@ use self::pair::{Pair, PairKey};
 use self::paths::CheckBudget;
 use self::relays::Relays;
 use self::session::Session;
+use self::sockets::Extras;
 use self::stream::Stream;
 use self::timers::Timers;
 use crate::knock::{ConnectionIdKey, KNOCK_LEN, KnockTable};
@@ -117,6 +119,7 @@ pub struct Node {
     mapped: Option<SocketAddr>,
     candidate_generation: u64,
     check_budget: CheckBudget,
+    extras: Extras,
 
     /// The times of the latest input.
     last: Now,
@@ -180,6 +183,7 @@ impl Node {
             mapped: None,
             candidate_generation: 0,
             check_budget: CheckBudget::new(),
+            extras: Extras::new(),
             last: now,
             timers: Timers::new(),
             ready: BTreeSet::new(),
@@ -202,8 +206,11 @@ impl Node {
         self.relays.set_hosts(&self.hosts, now.mono);
         if !first {
             self.relays.local_address_changed(now.mono);
+            self.extras.network_changed();
         }
         self.candidates_changed(now);
+        // What extra sockets met, they met from the address before.
+        self.sweep_sockets();
     }
 
     /// The address that our router forwards to us, as it says, while it does.

@@ -200,7 +200,7 @@ impl Node {
     /// When to call [`Self::handle_timeout`] next. Ask after [`Self::poll_transmit`] gave `None`.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.relays.poll_timeout()].into_iter().flatten().min()
+        [self.timers.next(), self.relays.poll_timeout(), self.extras.poll_timeout()].into_iter().flatten().min()
     }
 }
 

@@ -8,6 +8,7 @@ use peerage_model::snapshot::{Invite, Peer};
 use peerage_model::{AgentId, PairSecret, TrustId, UnixTime};
 
 use super::event::{AskKey, SessionKey, StreamKey};
+use super::sockets::RoundPause;
 use crate::noise::{ConfigError, Pairing};
 
 /// The first dial's time to come up before a fresh knock is tried; the second has twice as long, and so on to four
@@ -77,6 +78,8 @@ pub(super) struct Pair {
     pub(super) refused_until: Option<Instant>,
     /// The peer's relays before its list changed, and how long it is looked for there as well.
     pub(super) former: Option<(Vec<RelayInfo>, Instant)>,
+    /// When ports may be guessed next.
+    pub(super) round_pause: RoundPause,
 }
 
 impl Pair {
@@ -115,6 +118,7 @@ impl Pair {
             waiting: Vec::new(),
             refused_until: None,
             former: None,
+            round_pause: RoundPause::default(),
         }
     }
 

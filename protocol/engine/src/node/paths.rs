@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use peerage_model::Label;
 use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, MAX_CANDIDATES};
 use peerage_model::snapshot;
+use peerage_model::{AgentId, InstanceId, Label};
 use tracing::{debug, info};
 
 use super::config::{HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
@@ -67,9 +67,15 @@ impl Node {
             mode: peer.map_or(PathMode::RelayOnly, |peer| mode(peer.path)),
             share_private: peer.is_some(),
             keepalive: PATH_KEEPALIVE,
+            birthday: peer.is_some_and(|peer| peer.birthday == snapshot::BirthdayMode::Enabled),
         };
+        let scouts = config.mode != PathMode::RelayOnly && self.should_scout(now);
         let mut path = PathAgent::new(now.mono, config, CheckKeys::from_exporter(role, &mut material), &seed);
-        path.local_candidates_changed(now.mono, local);
+        if scouts {
+            self.scout_for(key, now);
+        } else {
+            path.local_candidates_changed(now.mono, local);
+        }
         path
     }
 
@@ -84,21 +90,46 @@ impl Node {
         let known: BTreeSet<_> = fixed.union(&self.hosts).copied().collect();
         let reflexive: BTreeSet<_> = self.relays.reflexive().difference(&known).copied().collect();
         // Reflexive ones last but never cut off: behind a NAT they are the ones that work.
-        all.truncate(MAX_CANDIDATES.saturating_sub(reflexive.len()));
+        let outside = reflexive.iter().find(|address| address.is_ipv4()).copied();
+        let local_port = self.hosts.iter().find(|host| host.is_ipv4()).map_or(0, SocketAddr::port);
+        let mut predicted = match self.relays.nat_report().behaviour.mapping.is_symmetric() {
+            true => self.extras.predictions(self.last.mono, outside, local_port),
+            false => Vec::new(),
+        };
+        predicted.retain(|address| !reflexive.contains(address) && !known.contains(address));
+        all.truncate(MAX_CANDIDATES.saturating_sub(reflexive.len() + predicted.len()));
         all.extend(of(CandidateKind::ServerReflexive, &reflexive));
+        all.extend(predicted.into_iter().map(|address| Candidate { kind: CandidateKind::Predicted, address }));
         all.truncate(MAX_CANDIDATES);
         all
     }
 
     /// Our addresses changed: every session learns it.
     pub(super) fn candidates_changed(&mut self, now: Now) {
-        let candidates = self.local_candidates();
         for key in self.up_sessions() {
-            if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
-                up.path.local_candidates_changed(now.mono, candidates.clone());
+            if self.extras.holds_back(key) {
+                continue;
             }
-            self.settle(key, now);
+            let relayed =
+                self.sessions.get(&key).and_then(Session::up).is_some_and(|up| up.path.kind() == PathKind::Relayed);
+            // Which NAT we are behind may be known only after the session came up.
+            if relayed && self.extras.allocation().is_none() && self.should_scout(now) {
+                self.scout_for(key, now);
+            } else {
+                self.tell_candidates(key, now);
+            }
         }
+    }
+
+    /// Gives a session's path agent our addresses as they are.
+    pub(super) fn tell_candidates(&mut self, key: SessionKey, now: Now) {
+        let candidates = self.local_candidates();
+        let (nat_type, hard) = (self.relays.nat_report().nat_type, self.has_random_ports());
+        if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+            up.path.local_nat(nat_type, hard);
+            up.path.local_candidates_changed(now.mono, candidates);
+        }
+        self.settle(key, now);
     }
 
     pub(super) fn up_sessions(&self) -> Vec<SessionKey> {
@@ -110,11 +141,14 @@ impl Node {
     }
 
     pub(super) fn on_candidates(&mut self, key: SessionKey, candidates: &Candidates, now: Now) {
+        let (nat_type, hard) = (self.relays.nat_report().nat_type, self.has_random_ports());
         let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
             return;
         };
         let remote = candidates.nat.as_ref().map(|word| word.as_str().parse().unwrap_or(NatType::Unknown));
-        up.path.nat_types(Some(self.relays.nat_report().nat_type), remote);
+        up.path.local_nat(nat_type, hard);
+        up.path.remote_nat(remote);
+        up.path.peer_allows_birthday(now.mono, candidates.birthday);
         let refused = up.path.remote_candidates(now.mono, candidates.list.iter().copied());
         if !refused.is_empty() {
             debug!(count = refused.len(), "some of the peer's candidates are not usable");
@@ -160,6 +194,7 @@ impl Node {
                     self.race_relays(key, now);
                 }
                 PathEvent::RedialNeeded => self.suspect(key, now),
+                PathEvent::Birthday(wish) => self.on_birthday_wish(key, wish, now),
             }
         }
         let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
@@ -174,7 +209,8 @@ impl Node {
         self.candidate_generation += 1;
         let generation = self.candidate_generation;
         let nat: Option<Label> = self.relays.nat_report().nat_type.token().parse().ok();
-        self.say(key, &ControlMessage::Candidates(Candidates { generation, list, nat }));
+        let birthday = self.sessions.get(&key).and_then(Session::up).is_some_and(|up| up.path.allows_birthday());
+        self.say(key, &ControlMessage::Candidates(Candidates { generation, list, nat, birthday }));
     }
 
     fn path_changed(&mut self, key: SessionKey, (from, to): (Hop, Hop), kind: PathKind, why: &str, now: Now) {
@@ -191,6 +227,7 @@ impl Node {
         };
         let Phase::Up(up) = &mut session.phase else { return };
         let rtt = up.path.rtt();
+        let instance = up.credential.instance();
         let before = std::mem::replace(&mut up.path_kind, kind);
         debug!(%peer, ?from, ?to, why, "hops");
         let carries_data = up.path.carries_data();
@@ -200,6 +237,9 @@ impl Node {
             let (peer, why) = (peer.clone(), why.to_owned());
             self.events.push_back(Event::PathChanged { session: key, peer, from: before, to: kind, why, rtt });
         }
+        if let Hop::Direct(path) = to {
+            self.share_path(key, &peer, instance, path, now);
+        }
         match carries_data {
             true => self.attach_waiting(&PairKey::Peer(peer)),
             // `DirectOnly` promises that no data goes by relay, so streams that would have to are reset instead.
@@ -208,6 +248,19 @@ impl Node {
                 self.close(key, CloseCode::Drained, reason, now.mono);
             }
             false => {}
+        }
+    }
+
+    /// Another session with the same instance, one that drains but has streams, may go the same way: a port that was
+    /// guessed is found once.
+    fn share_path(&mut self, key: SessionKey, peer: &AgentId, instance: InstanceId, path: DirectPath, now: Now) {
+        let sessions = self.pairs.get(&PairKey::Peer(peer.clone())).map(|pair| pair.up.clone()).unwrap_or_default();
+        for other in sessions.into_iter().filter(|other| *other != key) {
+            let Some(up) = self.sessions.get_mut(&other).and_then(Session::up_mut) else { continue };
+            if up.credential.instance() == instance {
+                up.path.try_path(now.mono, path);
+                self.settle_path(other, now);
+            }
         }
     }
 

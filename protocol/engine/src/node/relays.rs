@@ -523,6 +523,11 @@ impl Relays {
         }
     }
 
+    /// An endpoint that tells a socket where it is seen, for the family in which there are NATs.
+    pub(super) fn any_stun_address(&self) -> Option<SocketAddr> {
+        self.known().filter(|(address, _, observed)| address.is_ipv4() && observed.is_some()).map(|(a, _, _)| a).next()
+    }
+
     /// Where relays see us.
     pub(super) fn reflexive(&self) -> BTreeSet<SocketAddr> {
         self.nat.reflexive()

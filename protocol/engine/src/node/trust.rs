@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_model::control::{ControlMessage, Renewal, TrustRequest};
-use peerage_model::snapshot::{Peer, Snapshot};
+use peerage_model::snapshot::{BirthdayMode, Peer, Snapshot};
 use peerage_model::{AgentId, PairSecret, Ticket, TrustId};
 use tracing::{info, warn};
 
@@ -118,6 +118,7 @@ impl Node {
             // Of two changes within the time only the list before the last counts; a third would want a list of lists.
             pair.former = Some((old.relays.clone(), now.mono + OVERLAP));
         }
+        let birthday = peer.birthday == BirthdayMode::Enabled;
         let path = mode(peer.path);
         pair.purpose = Purpose::Peer(peer);
         let (sessions, inbound) = (pair.up.clone(), pair.inbound.clone());
@@ -125,6 +126,9 @@ impl Node {
             self.knocks().insert(key.clone(), inbound);
         }
         for session in sessions {
+            if let Some(up) = self.sessions.get_mut(&session).and_then(Session::up_mut) {
+                up.path.allow_birthday(now.mono, birthday);
+            }
             self.refresh_session(session, new_mode.then_some(path), now);
         }
     }

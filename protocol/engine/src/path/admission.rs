@@ -40,7 +40,7 @@ pub enum Refused {
 }
 
 /// Admits, unwraps and orders a list: no duplicates, at most [`MAX_CANDIDATES`], an address named twice keeps the kind
-/// that says more (host before fixed before reflexive). Second: why the others were refused.
+/// that says more (host before fixed before reflexive before predicted). Second: why the others were refused.
 pub(super) fn admit(
     candidates: impl IntoIterator<Item = Candidate>,
     share_private: bool,
@@ -60,7 +60,13 @@ pub(super) fn admit(
             refused.push(Refused::TooMany);
         }
     }
-    admitted.sort_unstable();
+    // Predictions keep their order: the sender's NAT hands them out in it.
+    admitted.sort_by_key(|candidate| match candidate.kind {
+        CandidateKind::Predicted => (candidate.kind, None),
+        CandidateKind::Host | CandidateKind::Fixed | CandidateKind::ServerReflexive => {
+            (candidate.kind, Some(candidate.address))
+        }
+    });
     (admitted, refused)
 }
 
@@ -107,7 +113,9 @@ fn check_private(candidate: &Candidate, share_private: bool) -> Result<(), Refus
     match candidate.kind {
         CandidateKind::Host if !share_private && is_private(candidate.address.ip()) => Err(Refused::Private),
         // A fixed address is the owner's word, a reflexive one was seen from outside (behind carrier NAT: a shared one).
-        CandidateKind::Host | CandidateKind::Fixed | CandidateKind::ServerReflexive => Ok(()),
+        CandidateKind::Host | CandidateKind::Fixed | CandidateKind::ServerReflexive | CandidateKind::Predicted => {
+            Ok(())
+        }
     }
 }
 

@@ -8,12 +8,13 @@ use aws_lc_rs::hmac;
 use peerage_model::control::{Candidate, CandidateKind};
 
 use super::admission::{self, Refused};
+use super::birthday::Birthday;
 use super::budget::Budget;
 use super::checklist::{Checklist, Proof, Remote, Source};
 use super::explain::{self, WhyNotBetter};
 use super::liveness::{Liveness, Silence};
 use super::score::{LOCAL_RTT, Rank, Score};
-use super::{CheckTransmit, DirectPath, Hop, Link, PathEvent, PathKind, PathMode, Route, Why};
+use super::{CheckTransmit, DirectPath, ExtraSocket, Hop, Link, PathEvent, PathKind, PathMode, Route, Why};
 use crate::nat::NatType;
 use crate::stun::{
     Check, CheckKeys, CheckRequest, CheckResponse, Rejected, ReplayWindow, Role, TransactionId, canonical,
@@ -21,6 +22,9 @@ use crate::stun::{
 
 /// Longest time that both paths carry everything after a switch.
 const DUAL_SEND: Duration = Duration::from_secs(1);
+/// Round trip by relay that is assumed until the tunnel measured it; too early is worse than too late, because a packet
+/// that comes before the peer's own may cost it its port.
+const UNMEASURED_RTT: Duration = Duration::from_millis(100);
 /// Service without silence that clears a path's losses.
 const FORGIVE_AFTER: Duration = Duration::from_secs(60);
 /// Answers at once, and one more each interval: under 100 in any first second.
@@ -38,6 +42,8 @@ pub struct PathConfig {
     pub share_private: bool,
     /// A direct path in use is checked when nothing was sent over it for this long; 15 s suits mappings of 30 s.
     pub keepalive: Duration,
+    /// Whether the owner allows birthday rounds.
+    pub birthday: bool,
 }
 
 /// Why a datagram taught nothing and got no answer.
@@ -66,18 +72,18 @@ pub enum CheckRefused {
 /// Chooses between relay and direct paths for one session.
 #[derive(Debug)]
 pub struct PathAgent {
-    config: PathConfig,
+    pub(super) config: PathConfig,
     keys: CheckKeys,
-    ids: hmac::Key,
+    pub(super) ids: hmac::Key,
     sent_checks: u64,
     replay: ReplayWindow,
     answers: Budget,
     locals: Vec<Candidate>,
-    offered_at: Option<Instant>,
+    pub(super) offered_at: Option<Instant>,
     refused: usize,
     peer_sent: bool,
-    checklist: Checklist,
-    hop: Hop,
+    pub(super) checklist: Checklist,
+    pub(super) hop: Hop,
     since: Instant,
     dual: Option<(Hop, Instant)>,
     /// While the peer sends by relay and we directly: until when our packets go both ways.
@@ -87,9 +93,14 @@ pub struct PathAgent {
     /// The tunnel's own round trip over the path in use.
     tunnel_rtt: Option<Duration>,
     last_sent: Instant,
-    nat_types: (Option<NatType>, Option<NatType>),
+    pub(super) nat_types: (Option<NatType>, Option<NatType>),
     transmits: VecDeque<CheckTransmit>,
-    events: VecDeque<PathEvent>,
+    pub(super) events: VecDeque<PathEvent>,
+    pub(super) birthday: Birthday,
+    /// Extra sockets that have sent and wait for an answer.
+    pub(super) birthday_sent: Vec<ExtraSocket>,
+    /// Since when addresses of the peer are checked.
+    pub(super) checking_since: Option<Instant>,
 }
 
 impl PathAgent {
@@ -118,6 +129,9 @@ impl PathAgent {
             nat_types: (None, None),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
+            birthday: Birthday::new(config.birthday),
+            birthday_sent: Vec::new(),
+            checking_since: None,
         }
     }
 
@@ -128,10 +142,13 @@ impl PathAgent {
         if locals == self.locals {
             return;
         }
-        let gone = self.locals.iter().any(|old| locals.iter().all(|new| new.address != old.address));
+        // A prediction that is over takes nothing with it.
+        let real = |old: &&Candidate| old.kind != CandidateKind::Predicted;
+        let gone = self.locals.iter().filter(real).any(|old| locals.iter().all(|new| new.address != old.address));
         self.locals = locals;
         if gone {
             self.move_to(now, Hop::Relayed, Why::LocalAddressChanged);
+            self.end_birthday(now);
             self.checklist.forget_proofs();
         }
         if self.config.mode != PathMode::RelayOnly {
@@ -157,9 +174,15 @@ impl PathAgent {
         refused
     }
 
-    /// What is known of both ends' NATs, for [`PathAgent::why_not_better`].
-    pub fn nat_types(&mut self, local: Option<NatType>, remote: Option<NatType>) {
-        self.nat_types = (local, remote);
+    /// Our own NAT, and whether nobody can say which port it takes next.
+    pub fn local_nat(&mut self, nat_type: NatType, random_ports: bool) {
+        self.nat_types.0 = Some(nat_type);
+        self.birthday.hard = random_ports;
+    }
+
+    /// What the peer says of its NAT.
+    pub fn remote_nat(&mut self, nat_type: Option<NatType>) {
+        self.nat_types.1 = nat_type;
     }
 
     /// The owner's policy changed.
@@ -170,6 +193,7 @@ impl PathAgent {
         match mode {
             PathMode::RelayOnly => {
                 self.move_to(now, Hop::Relayed, Why::Policy);
+                self.end_birthday(now);
                 self.checklist.forget_proofs();
                 self.events.push_back(PathEvent::LocalCandidates(Vec::new()));
             }
@@ -204,6 +228,15 @@ impl PathAgent {
         }
         self.drive(now);
         Ok(())
+    }
+
+    /// The peer answered another session over this path: it is checked here, too.
+    pub fn try_path(&mut self, now: Instant, path: DirectPath) {
+        if self.config.mode == PathMode::RelayOnly || self.hop != Hop::Relayed {
+            return;
+        }
+        self.checklist.learn(now, path);
+        self.drive(now);
     }
 
     /// A tunnel packet went out over `hop`. Call once for each hop that carried it.
@@ -294,7 +327,7 @@ impl PathAgent {
         };
         let silence = self.liveness.deadline(self.patience_rtt());
         let dual = self.dual.map(|(_, until)| until);
-        [checks, keepalive, silence, dual].into_iter().flatten().min()
+        [checks, keepalive, silence, dual, self.birthday_timeout()].into_iter().flatten().min()
     }
 
     /// Where tunnel packets go at `now`.
@@ -360,12 +393,16 @@ impl PathAgent {
         } else if self.checklist.is_in_first_round() {
             WhyNotBetter::StillChecking { candidates: usable }
         } else {
-            let (local, remote) = self.nat_types;
-            explain::by_nat_types(local, remote).unwrap_or(WhyNotBetter::NoAnswer { candidates: usable })
+            let is_prediction = |candidate: &Candidate| candidate.kind == CandidateKind::Predicted;
+            let theirs = Source::Signalled(CandidateKind::Predicted);
+            let predicted = self.locals.iter().any(is_prediction)
+                || self.checklist.remotes().iter().any(|remote| remote.source == theirs);
+            explain::by_nat_types(self.nat_types, predicted, self.birthday.guessing())
+                .unwrap_or(WhyNotBetter::NoAnswer { candidates: usable })
         })
     }
 
-    fn offer(&mut self, now: Instant) {
+    pub(super) fn offer(&mut self, now: Instant) {
         self.offered_at = Some(now);
         self.events.push_back(PathEvent::LocalCandidates(self.locals.clone()));
     }
@@ -373,8 +410,10 @@ impl PathAgent {
     /// Both ends should fire together: not before our own list has reached the peer.
     fn begin_round(&mut self, now: Instant) {
         if let Some(offered_at) = self.offered_at {
-            let one_way = self.relay_rtt.unwrap_or_default() / 2;
-            self.checklist.begin(now.max(offered_at + one_way));
+            let one_way = self.relay_rtt.unwrap_or(UNMEASURED_RTT) / 2;
+            let at = now.max(offered_at + one_way);
+            self.checklist.begin(at);
+            self.checking_since.get_or_insert(at);
         }
     }
 
@@ -393,7 +432,7 @@ impl PathAgent {
     }
 
     /// Everything that follows from an input: rounds, checks, keepalive, choice.
-    fn drive(&mut self, now: Instant) {
+    pub(super) fn drive(&mut self, now: Instant) {
         if self.config.mode == PathMode::RelayOnly {
             return;
         }
@@ -414,9 +453,16 @@ impl PathAgent {
             self.send_check(now, path);
         }
         self.choose(now);
+        self.drive_birthday(now);
     }
 
     fn send_check(&mut self, now: Instant, path: DirectPath) {
+        let id = self.send_unlisted(path);
+        self.checklist.on_sent(now, path, id);
+    }
+
+    /// A check whose answer is waited for by nobody; what it leads to are checks of the peer.
+    pub(super) fn send_unlisted(&mut self, path: DirectPath) -> TransactionId {
         self.sent_checks += 1;
         let tag = hmac::sign(&self.ids, &self.sent_checks.to_be_bytes());
         let mut id = [0; 12];
@@ -428,7 +474,7 @@ impl PathAgent {
             in_use: self.hop == Hop::Direct(path),
         };
         self.transmit(path, &Check::Request(request));
-        self.checklist.on_sent(now, path, request.id);
+        request.id
     }
 
     fn transmit(&mut self, path: DirectPath, check: &Check) {
@@ -478,14 +524,14 @@ impl PathAgent {
             && remote.rtt().is_none_or(|rtt| rtt <= LOCAL_RTT);
         let untranslated = match remote.proof {
             Proof::Unproven => false,
-            Proof::Proven { mapped, .. } => {
-                self.locals.iter().any(|local| local.kind != CandidateKind::ServerReflexive && local.address == mapped)
-            }
+            Proof::Proven { mapped, .. } => self.locals.iter().any(|local| {
+                matches!(local.kind, CandidateKind::Host | CandidateKind::Fixed) && local.address == mapped
+            }),
         };
         match remote.source {
             Source::Signalled(CandidateKind::Host) | Source::PeerReflexive if near => PathKind::Local,
             Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) => PathKind::Direct,
-            Source::Signalled(CandidateKind::ServerReflexive) | Source::PeerReflexive => {
+            Source::Signalled(CandidateKind::ServerReflexive | CandidateKind::Predicted) | Source::PeerReflexive => {
                 if untranslated {
                     PathKind::Direct
                 } else {
@@ -550,5 +596,7 @@ impl PathAgent {
 fn is_usable(locals: &[Candidate], path: DirectPath) -> bool {
     let address = path.remote;
     locals.iter().any(|local| local.address.is_ipv4() == address.is_ipv4())
-        && locals.iter().all(|local| local.address != address || local.kind == CandidateKind::ServerReflexive)
+        && locals.iter().all(|local| {
+            local.address != address || matches!(local.kind, CandidateKind::ServerReflexive | CandidateKind::Predicted)
+        })
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use peerage_model::control::{Candidate, CandidateKind, MAX_CANDIDATES};
 
-use super::DirectPath;
 use super::budget::Budget;
+use super::{DirectPath, Link};
 use crate::stun::{Role, TransactionId};
 
 /// When a round checks an address, after its start: RFC 8445's Ta of 50 ms, doubling.
@@ -85,6 +85,7 @@ pub(super) struct Remote {
     pub(super) proof: Proof,
     schedule: Schedule,
     triggered: bool,
+    checked: bool,
     in_flight: VecDeque<InFlight>,
     owes_answer: bool,
     answers_in_round: u8,
@@ -104,6 +105,7 @@ impl Remote {
             proof: Proof::Unproven,
             schedule: Schedule::Idle,
             triggered: false,
+            checked: false,
             in_flight: VecDeque::new(),
             // Nobody answers there until somebody did.
             owes_answer: true,
@@ -145,10 +147,18 @@ impl Remote {
         self.losses = 0;
     }
 
-    fn is_reflexive(&self) -> bool {
+    /// Whether a check was ever sent there.
+    pub(super) fn was_checked(&self) -> bool {
+        self.checked
+    }
+
+    /// Its place in a round. Predicted addresses first: behind a counting NAT our own first packets take the ports that
+    /// the peer expects, in the order in which both walk the lists.
+    fn turn(&self) -> u8 {
         match self.source {
-            Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) => false,
-            Source::Signalled(CandidateKind::ServerReflexive) | Source::PeerReflexive => true,
+            Source::Signalled(CandidateKind::Predicted) => 0,
+            Source::Signalled(CandidateKind::ServerReflexive) | Source::PeerReflexive => 1,
+            Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) => 2,
         }
     }
 
@@ -245,6 +255,11 @@ impl Checklist {
         true
     }
 
+    /// Lets go of addresses.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Remote) -> bool) {
+        self.remotes.retain(keep);
+    }
+
     /// A new first round, at `at`.
     pub(super) fn begin(&mut self, at: Instant) {
         self.next_round = (!self.remotes.is_empty()).then_some(NextRound { at, number: 0 });
@@ -253,6 +268,8 @@ impl Checklist {
     /// No round, no proof, nothing in flight: our own addresses changed, or policy forbids checks.
     pub(super) fn forget_proofs(&mut self) {
         self.next_round = None;
+        // What extra sockets met, they met from the address before.
+        self.remotes.retain(|remote| remote.path.link == Link::Main);
         for remote in &mut self.remotes {
             *remote = Remote { losses: remote.losses, ..Remote::new(remote.path, remote.source) };
         }
@@ -301,7 +318,7 @@ impl Checklist {
     }
 
     fn next_due(&self, now: Instant) -> Option<usize> {
-        let order = |remote: &Remote| (!remote.triggered, !remote.is_reflexive(), remote.due());
+        let order = |remote: &Remote| (!remote.triggered, remote.turn(), remote.due());
         (0..self.remotes.len())
             .filter(|index| {
                 let remote = &self.remotes[*index];
@@ -315,6 +332,7 @@ impl Checklist {
         self.pace = now + PACE;
         let Some(remote) = self.get_mut(path) else { return };
         remote.owes_answer = true;
+        remote.checked = true;
         if remote.in_flight.len() == MAX_IN_FLIGHT {
             remote.in_flight.pop_front();
         }

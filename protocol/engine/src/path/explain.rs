@@ -26,7 +26,9 @@ pub enum WhyNotBetter {
     /// Outside addresses of both ends differ per destination, so neither knows the other's.
     BothSymmetric,
     /// One end's outside address is unknown to the other, whose filter refuses what it does not know.
-    SymmetricAndPortRestricted,
+    SymmetricAndPortRestricted(Guessing),
+    /// One end's ports were predicted, and none of the predictions held.
+    PredictionFailed,
     /// UDP does not leave one of the networks.
     UdpBlocked,
     /// Checks went out and nothing verified came back.
@@ -45,6 +47,35 @@ pub enum WhyNotBetter {
     },
 }
 
+/// How it stands with guessing ports (a birthday round) where nothing else can work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guessing {
+    /// Our owner did not allow it.
+    NotAllowedHere,
+    /// The peer's owner did not.
+    NotAllowedByPeer,
+    /// A round waits or runs.
+    Trying,
+    /// So many rounds found nothing; another follows later.
+    Failed {
+        /// How many.
+        rounds: u32,
+    },
+}
+
+impl fmt::Display for Guessing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAllowedHere => f.write_str("guessing ports (birthday) would help, and is not allowed here"),
+            Self::NotAllowedByPeer => {
+                f.write_str("guessing ports (birthday) would help, and the peer does not allow it")
+            }
+            Self::Trying => f.write_str("guessing ports (birthday)"),
+            Self::Failed { rounds } => write!(f, "{rounds} rounds of guessing ports (birthday) found none yet"),
+        }
+    }
+}
+
 /// How many candidates of the peer were refused.
 pub type Refusals = usize;
 
@@ -57,9 +88,16 @@ impl fmt::Display for WhyNotBetter {
             Self::NoLocalCandidates => f.write_str("no local address to offer"),
             Self::NoCommonAddressFamily => f.write_str("no common address family (IPv4, IPv6)"),
             Self::StillChecking { candidates } => write!(f, "still checking {candidates} candidates"),
-            Self::BothSymmetric => f.write_str("both NATs are symmetric"),
-            Self::SymmetricAndPortRestricted => f.write_str("one NAT is symmetric, the other port-restricted"),
-            Self::UdpBlocked => f.write_str("UDP is blocked on one side"),
+            Self::BothSymmetric => f.write_str(
+                "both NATs are symmetric; a port mapping (UPnP, NAT-PMP, PCP) or a fixed endpoint on one side would help",
+            ),
+            Self::SymmetricAndPortRestricted(guessing) => {
+                write!(f, "one NAT is symmetric, the other port-restricted; {guessing}")
+            }
+            Self::PredictionFailed => f.write_str(
+                "one NAT is symmetric and its ports were not the predicted ones; a port mapping (UPnP, NAT-PMP, PCP) would help",
+            ),
+            Self::UdpBlocked => f.write_str("UDP is blocked on one side; letting outbound UDP through would help"),
             Self::NoAnswer { candidates } => write!(f, "no answer to checks from {candidates} candidates"),
             Self::HeldAfterSilence => f.write_str("the tunnel fell silent on the direct path; tried again later"),
             Self::SlowerThanRelay { direct, relay } => {
@@ -69,14 +107,21 @@ impl fmt::Display for WhyNotBetter {
     }
 }
 
-/// What the two NAT types say about a direct path that was not found, if anything.
-pub(super) fn by_nat_types(local: Option<NatType>, remote: Option<NatType>) -> Option<WhyNotBetter> {
+/// What the two NAT types say about a direct path that was not found, if anything. `predicted`: one side's ports were.
+/// A cone whose filter was not measured and that did not answer is port-restricted: the others would have.
+pub(super) fn by_nat_types(
+    (local, remote): (Option<NatType>, Option<NatType>),
+    predicted: bool,
+    guessing: Guessing,
+) -> Option<WhyNotBetter> {
     match (local?, remote?) {
         (NatType::Blocked, _) | (_, NatType::Blocked) => Some(WhyNotBetter::UdpBlocked),
         (NatType::Symmetric, NatType::Symmetric) => Some(WhyNotBetter::BothSymmetric),
-        (NatType::Symmetric, NatType::PortRestrictedCone) | (NatType::PortRestrictedCone, NatType::Symmetric) => {
-            Some(WhyNotBetter::SymmetricAndPortRestricted)
-        }
+        (NatType::Symmetric, NatType::PortRestrictedCone | NatType::Cone)
+        | (NatType::PortRestrictedCone | NatType::Cone, NatType::Symmetric) => Some(match predicted {
+            true => WhyNotBetter::PredictionFailed,
+            false => WhyNotBetter::SymmetricAndPortRestricted(guessing),
+        }),
         (_, _) => None,
     }
 }

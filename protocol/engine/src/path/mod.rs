@@ -10,6 +10,7 @@
 
 mod admission;
 mod agent;
+mod birthday;
 pub(crate) mod budget;
 mod checklist;
 mod explain;
@@ -21,11 +22,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use peerage_model::control::Candidate;
+use peerage_model::control::{BirthdayStep, Candidate};
 
 pub use admission::{Refused, is_private};
 pub use agent::{CheckRefused, PathAgent, PathConfig};
-pub use explain::WhyNotBetter;
+pub use birthday::{PROBES as BIRTHDAY_PROBES, SOCKETS as BIRTHDAY_SOCKETS};
+pub use explain::{Guessing, WhyNotBetter};
 pub use link::{DirectPath, ExtraSocket, Link, RelayStream};
 
 /// What the owner's policy allows.
@@ -147,4 +149,18 @@ pub enum PathEvent {
     },
     /// Three silent timeouts in a row, relay included: dial anew on all relays. Said once until the tunnel is heard.
     RedialNeeded,
+    /// A birthday round needs something.
+    Birthday(BirthdayWish),
+}
+
+/// What a birthday round needs of the session's owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BirthdayWish {
+    /// [`BIRTHDAY_SOCKETS`] sockets, if a round may run: [`PathAgent::birthday_sockets`] or
+    /// [`PathAgent::birthday_refused`].
+    OpenSockets,
+    /// Say this to the peer through the tunnel.
+    Say(BirthdayStep),
+    /// The round is over: what [`PathAgent::extra_sockets`] does not name may be closed.
+    Over,
 }

@@ -188,7 +188,7 @@ pub fn keys(role: Role) -> CheckKeys {
 }
 
 pub fn config(role: Role) -> PathConfig {
-    PathConfig { role, mode: PathMode::Auto, share_private: false, keepalive: Duration::from_secs(15) }
+    PathConfig { role, mode: PathMode::Auto, share_private: false, keepalive: Duration::from_secs(15), birthday: false }
 }
 
 impl Net {

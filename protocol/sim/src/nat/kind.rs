@@ -114,6 +114,32 @@ impl NatKind {
         })
     }
 
+    /// A home router that forgets a mapping after 20 s without a packet from inside.
+    #[must_use]
+    pub const fn forgetful() -> Self {
+        Self::Translating(Translation {
+            expiry: Duration::from_secs(20),
+            mapping: Dependence::EndpointIndependent,
+            filtering: Dependence::AddressAndPortDependent,
+            allocation: PortAllocation::Preserving,
+            hairpinning: false,
+            gateway_input_steals_port: false,
+        })
+    }
+
+    /// A provider's NAT (RFC 6888): one drawn port for each inside endpoint, and answers only from whom it was sent to.
+    #[must_use]
+    pub const fn carrier(hairpinning: bool) -> Self {
+        Self::Translating(Translation {
+            mapping: Dependence::EndpointIndependent,
+            filtering: Dependence::AddressAndPortDependent,
+            allocation: PortAllocation::Random,
+            expiry: EXPIRY,
+            hairpinning,
+            gateway_input_steals_port: false,
+        })
+    }
+
     /// No NAT at all.
     #[must_use]
     pub const fn none() -> Self {

@@ -10,9 +10,11 @@
 //! then on the inside host cannot have that port towards that peer.
 
 mod kind;
+mod network;
 mod oracle;
 mod table;
 
 pub use kind::{Dependence, NatKind, PortAllocation, Translation};
+pub use network::{Network, Verdict, verdict, verdict_within_carrier};
 pub use oracle::{Possibility, can_be_direct};
 pub use table::Nat;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use peerage_engine::node::{Event, Node, StreamKey};
-use peerage_engine::path::Link;
+use peerage_engine::path::{ExtraSocket, Link};
 use peerage_model::id::sha256;
 use peerage_model::stream::{StreamKind, StreamStatus};
 use peerage_relay_proto::{Decision, Ingress, Relay};
@@ -35,6 +35,7 @@ use self::guard::Guard;
 use self::net::{Line, Queue, SITE_DELAY, Site};
 use self::owner::Owner;
 use self::packet::Tamper;
+use crate::nat::Nat;
 use crate::rng::SplitMix64;
 
 /// The most inputs one moment may bring before we call it a loop that never ends.
@@ -51,6 +52,7 @@ pub struct Sim {
     agents: Vec<Agent>,
     relays: Vec<RelayHost>,
     sites: Vec<Site>,
+    carriers: Vec<Nat>,
     owners: BTreeMap<String, Owner>,
     strangers: BTreeMap<SocketAddr, Vec<Packet>>,
     queue: Queue<Arrival>,
@@ -76,6 +78,10 @@ struct Agent {
     node: Option<Node>,
     site: usize,
     address: SocketAddr,
+    /// Local addresses of sockets beside the main one.
+    extras: BTreeMap<ExtraSocket, SocketAddr>,
+    /// The port of the next of them.
+    next_port: u16,
     line: Line,
     /// Seconds that its wall clock is off.
     skew: i64,
@@ -85,6 +91,16 @@ struct Agent {
     stopped: Option<Vec<(SocketAddr, Packet)>>,
     /// Whether trust requests can be kept; a full disk cannot.
     writes_down: bool,
+}
+
+impl Agent {
+    /// The socket that is bound to this address.
+    fn link_of(&self, address: SocketAddr) -> Option<Link> {
+        if self.address == address {
+            return Some(Link::Main);
+        }
+        self.extras.iter().find(|(_, bound)| **bound == address).map(|(socket, _)| Link::Extra(*socket))
+    }
 }
 
 struct RelayHost {
@@ -185,7 +201,7 @@ impl Sim {
             if let Some(transmit) = node.poll_transmit(moment, 10, &mut buffer) {
                 let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
                 for datagram in buffer.chunks(segment) {
-                    self.send(agent, transmit.destination, datagram.to_vec());
+                    self.send(agent, transmit.link, transmit.destination, datagram.to_vec());
                 }
             } else if let Some(event) = node.poll_event() {
                 self.on_event(agent, event);
@@ -209,6 +225,8 @@ impl Sim {
             Event::Incoming { stream, peer, header } => self.on_incoming(agent, stream, peer, header.kind),
             Event::PacketReadable(stream) => self.on_packet(agent, stream),
             Event::Readable(_) | Event::Writable(_) => {}
+            Event::OpenSockets { sockets } => self.open_sockets(agent, sockets),
+            Event::CloseSockets { sockets } => self.agents[agent].extras.retain(|open, _| !sockets.contains(open)),
             other => {
                 let host = &mut self.agents[agent];
                 let kept = if host.writes_down { StreamStatus::Open } else { StreamStatus::Busy };
@@ -221,6 +239,20 @@ impl Sim {
         }
         if let Some(key) = stream_event {
             self.pump(agent, key);
+        }
+    }
+
+    fn open_sockets(&mut self, agent: usize, sockets: Vec<ExtraSocket>) {
+        let moment = self.clock.for_agent(self.agents[agent].skew);
+        let host = &mut self.agents[agent];
+        let mut opened = Vec::new();
+        for socket in sockets {
+            host.next_port = if host.next_port >= 39_000 { 20_000 } else { host.next_port + 1 };
+            host.extras.insert(socket, SocketAddr::new(host.address.ip(), host.next_port));
+            opened.push((socket, host.next_port));
+        }
+        if let Some(node) = host.node.as_mut() {
+            node.sockets_opened(moment, &opened);
         }
     }
 
@@ -271,18 +303,27 @@ impl Sim {
     }
 
     /// A packet leaves an agent.
-    fn send(&mut self, agent: usize, to: SocketAddr, bytes: Vec<u8>) {
+    fn send(&mut self, agent: usize, link: Link, to: SocketAddr, bytes: Vec<u8>) {
         let now = self.clock.now();
-        let (site, address) = (self.agents[agent].site, self.agents[agent].address);
+        let host = &self.agents[agent];
+        let site = host.site;
+        let bound = match link {
+            Link::Main => Some(host.address),
+            Link::Extra(socket) => host.extras.get(&socket).copied(),
+        };
+        let Some(address) = bound else { return };
         let mut packet = Packet { at: self.clock.elapsed(), from: address, to, bytes, origin: Origin::Agent(agent) };
         if self.sites[site].contains(to.ip()) {
             self.guard.check(&packet, now);
             self.send_inside(packet, site);
             return;
         }
-        let Some(public) = self.sites[site].nat.outbound(now, address, to) else {
-            return;
+        let outside = self.sites[site].nat.outbound(now, address, to);
+        let public = match self.sites[site].carrier {
+            None => outside,
+            Some(carrier) => outside.and_then(|outside| self.carriers[carrier].outbound(now, outside, to)),
         };
+        let Some(public) = public else { return };
         self.guard.uses(agent, public);
         packet.from = public;
         for at in self.agents[agent].line.up.send(now, packet.bytes.len()) {
@@ -299,7 +340,7 @@ impl Sim {
     }
 
     fn agent_at(&self, site: usize, address: SocketAddr) -> Option<usize> {
-        let here = |a: &Agent| a.site == site && a.address == address && a.node.is_some();
+        let here = |a: &Agent| a.site == site && a.link_of(address).is_some() && a.node.is_some();
         self.agents.iter().position(here)
     }
 
@@ -340,12 +381,7 @@ impl Sim {
             inbox.push(packet);
             return;
         }
-        let Some(site) = self.sites.iter().position(|site| site.owns(packet.to.ip())) else {
-            return;
-        };
-        let Some(inside) = self.sites[site].nat.inbound(now, packet.from, packet.to) else {
-            return;
-        };
+        let Some((site, inside)) = self.admitted(now, &packet) else { return };
         let Some(agent) = self.agent_at(site, inside) else {
             return;
         };
@@ -354,9 +390,21 @@ impl Sim {
         }
     }
 
+    /// The site and the endpoint in it that a packet is let through to.
+    fn admitted(&mut self, now: Instant, packet: &Packet) -> Option<(usize, SocketAddr)> {
+        let carrier = self.carriers.iter().position(|nat| nat.public_address() == packet.to.ip());
+        let to = match carrier {
+            None => packet.to,
+            Some(carrier) => self.carriers[carrier].inbound(now, packet.from, packet.to)?,
+        };
+        let site = self.sites.iter().position(|site| site.carrier == carrier && site.owns(to.ip()))?;
+        Some((site, self.sites[site].nat.inbound(now, packet.from, to)?))
+    }
+
     fn deliver(&mut self, agent: usize, inside: SocketAddr, packet: Packet) {
         let moment = self.clock.for_agent(self.agents[agent].skew);
-        let Agent { node, address, cut_off, stopped, .. } = &mut self.agents[agent];
+        let link = self.agents[agent].link_of(inside);
+        let Agent { node, cut_off, stopped, .. } = &mut self.agents[agent];
         let Some(node) = node.as_mut() else { return };
         if let Some(waiting) = stopped {
             if waiting.len() < SOCKET_BUFFER {
@@ -364,11 +412,9 @@ impl Sim {
             }
             return;
         }
-        if *address != inside || *cut_off {
-            return;
-        }
+        let (Some(link), false) = (link, *cut_off) else { return };
         let length = packet.bytes.len();
-        node.handle_datagrams(moment, Link::Main, packet.from, None, BytesMut::from(&packet.bytes[..]), length);
+        node.handle_datagrams(moment, link, packet.from, None, BytesMut::from(&packet.bytes[..]), length);
         self.drain(agent);
     }
 

@@ -17,6 +17,8 @@ pub(super) const SITE_DELAY: Duration = Duration::from_micros(200);
 #[derive(Debug)]
 pub(super) struct Site {
     pub(super) nat: Nat,
+    /// The provider's NAT in front of it, by its place in the world's list.
+    pub(super) carrier: Option<usize>,
     hosts: u8,
     number: u8,
 }
@@ -29,9 +31,14 @@ pub(super) struct Line {
 }
 
 impl Site {
-    pub(super) fn new(number: usize, kind: NatKind, seed: u64) -> Self {
+    pub(super) fn new(number: usize, kind: NatKind, carrier: Option<usize>, seed: u64) -> Self {
         let number = u8::try_from(number).expect("fewer than 256 sites");
-        Self { nat: Nat::new(kind, public_ip(number), seed), hosts: 0, number }
+        let outside = match carrier {
+            None => public_ip(number),
+            // Shared address space, RFC 6598.
+            Some(_) => Ipv4Addr::new(100, 64, number, 1).into(),
+        };
+        Self { nat: Nat::new(kind, outside, seed), carrier, hosts: 0, number }
     }
 
     /// The address of a new host, as it sees itself. Without a NAT that is a public one.
@@ -44,7 +51,7 @@ impl Site {
         SocketAddr::new(ip.into(), port)
     }
 
-    /// Whether packets for this public address come here.
+    /// Whether packets for this address outside come here.
     pub(super) fn owns(&self, ip: IpAddr) -> bool {
         match (self.nat.kind(), ip) {
             (NatKind::Translating(_), ip) => ip == self.nat.public_address(),
@@ -77,6 +84,12 @@ impl Line {
 /// Each site has its own /24, so that no two look like one network.
 fn public_ip(site: u8) -> IpAddr {
     Ipv4Addr::new(5, site, 1, 1).into()
+}
+
+/// Where a provider's NAT is seen.
+pub(super) fn carrier_ip(number: usize) -> IpAddr {
+    let number = u8::try_from(number).expect("fewer than 256 carriers");
+    Ipv4Addr::new(8, number, 1, 1).into()
 }
 
 pub(super) fn relay_address(number: usize) -> SocketAddr {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use peerage_model::id::sha256;
 use peerage_model::passport::{BACKDATED, LIFETIME};
 use peerage_model::relay::RelayInfo;
-use peerage_model::snapshot::{DeniedInstance, Invite, PathMode, Peer, Port, Protocol, Snapshot};
+use peerage_model::snapshot::{BirthdayMode, DeniedInstance, Invite, PathMode, Peer, Port, Protocol, Snapshot};
 use peerage_model::ticket::InviteSecret;
 use peerage_model::{
     AgentId, AgreementKey, AgreementSecret, Authority, Credential, Label, PairSecret, Ticket, TrustId, UnixTime,
@@ -42,6 +42,7 @@ pub(super) struct Declared {
     pub(super) relays: Vec<RelayInfo>,
     pub(super) expires: Option<UnixTime>,
     pub(super) path: PathMode,
+    pub(super) birthday: BirthdayMode,
 }
 
 impl Owner {
@@ -90,6 +91,7 @@ impl Owner {
             relays: other.relays.clone(),
             expires: None,
             path: PathMode::Auto,
+            birthday: BirthdayMode::Disabled,
         };
         self.trusts.insert(other.id.name.to_string(), declared);
     }
@@ -132,6 +134,7 @@ impl Owner {
             relays: declared.relays.clone(),
             expires: declared.expires,
             path: declared.path,
+            birthday: declared.birthday,
         }
     }
 

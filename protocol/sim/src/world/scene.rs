@@ -6,7 +6,7 @@ use std::time::Duration;
 use peerage_engine::node::{Node, NodeConfig};
 use peerage_model::id::sha256;
 use peerage_model::relay::RelayInfo;
-use peerage_model::snapshot::{DeniedInstance, PathMode, Snapshot};
+use peerage_model::snapshot::{BirthdayMode, DeniedInstance, PathMode, Snapshot};
 use peerage_model::{AgentId, AgreementSecret, InstanceId, Ticket};
 use peerage_relay_proto::{Access, Limits, Place, Relay};
 use zeroize::Zeroizing;
@@ -14,12 +14,12 @@ use zeroize::Zeroizing;
 use super::clock::Clock;
 use super::flow::Flows;
 use super::guard::Guard;
-use super::net::{AGENT_DELAY, Line, Queue, RELAY_DELAY, Site, relay_address, stranger_address};
+use super::net::{AGENT_DELAY, Line, Queue, RELAY_DELAY, Site, carrier_ip, relay_address, stranger_address};
 use super::owner::Owner;
 use super::packet::{Origin, Packet};
 use super::{Agent, Arrival, RelayHost, Sim};
 use crate::link::LinkConfig;
-use crate::nat::NatKind;
+use crate::nat::{Nat, NatKind, Network};
 use crate::rng::SplitMix64;
 
 /// Everything a node is made of, for tests that make a bad one.
@@ -46,6 +46,7 @@ impl Sim {
             agents: Vec::new(),
             relays: Vec::new(),
             sites: Vec::new(),
+            carriers: Vec::new(),
             owners: Default::default(),
             strangers: Default::default(),
             queue: Queue::new(),
@@ -63,13 +64,13 @@ impl Sim {
 
     /// Two relays, and agents `a` and `b` behind these NATs that trust each other.
     #[must_use]
-    pub fn pair(a: NatKind, b: NatKind) -> Self {
+    pub fn pair(a: impl Into<Network>, b: impl Into<Network>) -> Self {
         Self::seeded_pair(1, a, b)
     }
 
     /// As [`Self::pair`], from a seed.
     #[must_use]
-    pub fn seeded_pair(seed: u64, a: NatKind, b: NatKind) -> Self {
+    pub fn seeded_pair(seed: u64, a: impl Into<Network>, b: impl Into<Network>) -> Self {
         let mut sim = Self::strangers(seed, a, b);
         sim.trust("a", "b");
         sim
@@ -77,7 +78,7 @@ impl Sim {
 
     /// Two relays, and agents `a` and `b` that know nothing of each other.
     #[must_use]
-    pub fn strangers(seed: u64, a: NatKind, b: NatKind) -> Self {
+    pub fn strangers(seed: u64, a: impl Into<Network>, b: impl Into<Network>) -> Self {
         let mut sim = Self::new(seed);
         sim.add_relay("r1");
         sim.add_relay("r2");
@@ -150,12 +151,23 @@ impl Sim {
     }
 
     /// An agent of its own authority, alone in a site behind this NAT.
-    pub fn add_agent(&mut self, name: &str, nat: NatKind) {
+    pub fn add_agent(&mut self, name: &str, network: impl Into<Network>) {
         let wall = self.clock.wall(0);
         let owner = Owner::new(self.seed, name, self.relay_list(), wall);
         self.owners.insert(name.to_owned(), owner);
-        let site = self.add_site(nat);
+        let site = self.add_site(network);
         self.start_instance(name, name, site);
+    }
+
+    /// An agent of its own authority, in a site of its own behind the same provider's NAT as another.
+    pub fn add_agent_of_same_carrier(&mut self, name: &str, of: &str, nat: NatKind) {
+        let wall = self.clock.wall(0);
+        let owner = Owner::new(self.seed, name, self.relay_list(), wall);
+        self.owners.insert(name.to_owned(), owner);
+        let carrier = self.sites[self.agents[self.number(of)].site].carrier;
+        let number = self.sites.len() + 1;
+        self.sites.push(Site::new(number, nat, carrier, self.rng.next()));
+        self.start_instance(name, name, number - 1);
     }
 
     /// An agent of its own authority, in the site of another.
@@ -270,6 +282,13 @@ impl Sim {
         self.apply(who);
     }
 
+    /// Both owners allow ports to be guessed, or one does.
+    pub fn allow_birthday(&mut self, who: &str, whom: &str) {
+        let declared = self.owner(who).trusts.get_mut(whom).expect("a trust that was declared");
+        declared.birthday = BirthdayMode::Enabled;
+        self.apply(who);
+    }
+
     /// When one's trust in another ends by itself, in seconds from now.
     pub fn trust_ends_in(&mut self, who: &str, whom: &str, time: Duration) {
         let at = self.clock.wall(0).plus(time);
@@ -336,9 +355,14 @@ impl Sim {
         }
     }
 
-    pub(super) fn add_site(&mut self, nat: NatKind) -> usize {
+    pub(super) fn add_site(&mut self, network: impl Into<Network>) -> usize {
+        let network = network.into();
         let number = self.sites.len() + 1;
-        self.sites.push(Site::new(number, nat, self.rng.next()));
+        let carrier = network.carrier.map(|kind| {
+            self.carriers.push(Nat::new(kind, carrier_ip(self.carriers.len() + 1), self.rng.next()));
+            self.carriers.len() - 1
+        });
+        self.sites.push(Site::new(number, network.nat, carrier, self.rng.next()));
         number - 1
     }
 
@@ -371,6 +395,8 @@ impl Sim {
             node: Some(node),
             site,
             address,
+            extras: Default::default(),
+            next_port: 20_000,
             line,
             skew: 0,
             writes_down: true,

@@ -170,6 +170,7 @@ impl Sim {
         let moment = self.clock.for_agent(self.agents[number].skew);
         let agent = &mut self.agents[number];
         (agent.site, agent.address) = (site, address);
+        agent.extras.values_mut().for_each(|bound| bound.set_ip(address.ip()));
         self.guard.lives_at(&agent.name, address.ip());
         if let Some(node) = agent.node.as_mut() {
             node.set_local_addresses(moment, [address]);
@@ -332,6 +333,12 @@ impl Sim {
         let relays = self.status(label).relays;
         let seen = relays.iter().find_map(|r| r.observed);
         seen.expect("a relay that sees the agent")
+    }
+
+    /// How many sockets an agent has open beside its main one.
+    #[must_use]
+    pub fn extra_sockets(&self, label: &str) -> usize {
+        self.agents[self.number(label)].extras.len()
     }
 
     /// A relay's address.

@@ -49,6 +49,7 @@ impl Person {
             relays: vec![relay.clone()],
             expires: None,
             path: PathMode::Auto,
+            birthday: Default::default(),
         })
     }
 
