@@ -208,8 +208,10 @@ impl Node {
             let same = |other: &SessionKey| self.sessions.get(other).and_then(Session::up).is_some_and(serves);
             rivals.iter().any(|other| same(other) && self.answers(*other))
         });
+        // Of two sessions the one that looks for a path stays until it has found it; the other one may go.
+        let looks_for_path = self.has_round(key, now.mono);
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        let unused = session.is_unused();
+        let unused = session.is_unused() && !looks_for_path;
         let Some(up) = session.up_mut() else { return };
         up.drain.at = Some(now.mono + DRAIN_GRACE);
         if !unused || !(replaced || up.drain.said.is_some()) {

@@ -23,6 +23,8 @@ use crate::stun::TransactionId;
 const PREDICTS_FOR: Duration = Duration::from_secs(5);
 /// A measurement that is younger than this is not made again.
 const MEASURED_ANEW: Duration = Duration::from_secs(2);
+/// When a session that is not the preferred one may ask again.
+const NOT_THIS_ONE: Duration = Duration::from_secs(2);
 /// The longest that a birthday round takes, on either side.
 const ROUND: Duration = Duration::from_secs(25);
 /// From one round with a peer to the next; doubles up to [`LONGEST_PAUSE`].
@@ -227,7 +229,7 @@ impl Node {
     /// What the session's birthday round asks for.
     pub(super) fn on_birthday_wish(&mut self, key: SessionKey, wish: BirthdayWish, now: Now) {
         match wish {
-            BirthdayWish::OpenSockets => match self.may_begin_round(key, now.mono) {
+            BirthdayWish::OpenSockets => match self.may_ask_for_round(key, now.mono) {
                 Ok(()) => {
                     self.round_began(key, now.mono);
                     self.ask_for_sockets(BIRTHDAY_SOCKETS, Purpose::Round(key));
@@ -258,19 +260,22 @@ impl Node {
         }
     }
 
-    /// One round at a time, with a pause between two with one peer, and not on a session that ends.
+    /// Of two sessions with one peer the one that new streams use looks for a path; the other one goes the same way.
+    fn may_ask_for_round(&self, key: SessionKey, now: Instant) -> Result<(), Instant> {
+        let pair = self.sessions.get(&key).map(|session| &session.pair);
+        match pair.and_then(|pair| self.preferred(pair)) == Some(key) {
+            true => self.may_begin_round(key, now),
+            false => Err(now + NOT_THIS_ONE),
+        }
+    }
+
+    /// One round at a time, and a pause between two with one peer.
     fn may_begin_round(&self, key: SessionKey, now: Instant) -> Result<(), Instant> {
         if let Some((_, until)) = self.extras.round.filter(|(_, until)| now < *until) {
             return Err(until);
         }
-        let session = self.sessions.get(&key);
-        let draining = session.and_then(Session::up).is_none_or(|up| up.draining.is_some());
-        let pause = session.and_then(|session| self.pairs.get(&session.pair)).map(|pair| pair.round_pause);
-        match pause.and_then(|pause| pause.blocks(now)) {
-            Some(until) => Err(until),
-            None if draining => Err(now + FIRST_PAUSE),
-            None => Ok(()),
-        }
+        let pair = self.sessions.get(&key).and_then(|session| self.pairs.get(&session.pair));
+        pair.and_then(|pair| pair.round_pause.blocks(now)).map_or(Ok(()), Err)
     }
 
     fn round_began(&mut self, key: SessionKey, now: Instant) {
@@ -279,6 +284,11 @@ impl Node {
         if let Some(pair) = pair.and_then(|pair| self.pairs.get_mut(&pair)) {
             pair.round_pause.began(now);
         }
+    }
+
+    /// Whether a birthday round runs on this session.
+    pub(super) fn has_round(&self, key: SessionKey, now: Instant) -> bool {
+        self.extras.round.is_some_and(|(holder, until)| holder == key && now < until)
     }
 
     pub(super) fn end_round(&mut self, key: SessionKey) {

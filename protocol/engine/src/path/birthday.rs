@@ -197,7 +197,7 @@ impl PathAgent {
         };
         used.extend(self.birthday_sent.iter().copied());
         used.extend(self.checklist.remotes().iter().filter_map(|remote| match remote.path.link {
-            Link::Main => None,
+            Link::Main | Link::RelayStream(_) => None,
             Link::Extra(socket) => Some(socket),
         }));
         used

@@ -310,6 +310,8 @@ impl Sim {
         let bound = match link {
             Link::Main => Some(host.address),
             Link::Extra(socket) => host.extras.get(&socket).copied(),
+            // Streams of relays are not simulated here.
+            Link::RelayStream(_) => None,
         };
         let Some(address) = bound else { return };
         let mut packet = Packet { at: self.clock.elapsed(), from: address, to, bytes, origin: Origin::Agent(agent) };
