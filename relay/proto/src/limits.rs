@@ -94,6 +94,8 @@ pub struct Limits {
     pub memory: usize,
     /// Bytes for mailboxes and mail, each counted at its worst.
     pub mailbox_memory: usize,
+    /// Mailboxes that one /24 or /48 has opened.
+    pub mailboxes_per_network: usize,
     /// STUN answers to one /24 or /48.
     pub stun_per_network: Rate,
     /// STUN answers in all.
@@ -112,14 +114,20 @@ impl Limits {
             flows_per_binding: 4_096,
             memory: 256 << 20,
             mailbox_memory: 16 << 20,
+            mailboxes_per_network: 500,
             stun_per_network: Rate::new(50, 100),
             stun: Rate::new(20_000, 20_000),
         }
     }
 
-    /// For a relay whose owner lists the authorities: their traffic is not limited.
+    /// For a relay whose owner lists the authorities: their traffic is not limited, and all of them may be in one office.
     #[must_use]
     pub const fn allowlisted() -> Self {
-        Self { authority: Quota::unlimited(10_000), network: Quota::unlimited(10_000), ..Self::open() }
+        Self {
+            authority: Quota::unlimited(10_000),
+            network: Quota::unlimited(10_000),
+            mailboxes_per_network: 10_000,
+            ..Self::open()
+        }
     }
 }

@@ -29,8 +29,12 @@ const LOOKUPS: Rate = Rate::new(2, 20);
 const LOOKUPS_IN_ALL: Rate = Rate::new(200, 200);
 const POSTS: Rate = Rate::new(1, 10);
 
-/// What a mailbox takes at most, with its places in three maps.
-const BOX_COST: usize = size_of::<Mailbox>() + MAX_RECORD + 4 * 64;
+/// Mailboxes that are looked at to find one that can go. All of them would be a millisecond under the lock that
+/// forwarding needs, for each of a flooder's CHECKs.
+const LOOKED_AT: usize = 64;
+
+/// What a mailbox takes at most, with its places in six maps.
+const BOX_COST: usize = size_of::<Mailbox>() + MAX_RECORD + 7 * 64;
 const MAIL_COST: usize = SEALED + size_of::<Mail>() * 2 + 64;
 
 /// What of a credential makes a mailbox: kept with each binding, so that CHECK need not repeat it.
@@ -51,6 +55,24 @@ impl Card {
     }
 }
 
+/// What there is room for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Bytes for mailboxes and mail.
+    pub(crate) memory: usize,
+    /// Mailboxes that one source network has opened.
+    pub(crate) per_network: usize,
+}
+
+/// Who opens a mailbox or keeps it open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner<'a> {
+    pub(crate) route: RoutingId,
+    pub(crate) authority: Fingerprint,
+    pub(crate) card: &'a Card,
+    pub(crate) from: SocketAddr,
+}
+
 #[derive(Debug)]
 pub(crate) struct Mailboxes {
     decoys: Decoys,
@@ -58,6 +80,10 @@ pub(crate) struct Mailboxes {
     /// By name, and there by the order in which they were opened.
     names: BTreeSet<(NameKey, u64, RoutingId)>,
     authorities: BTreeMap<Fingerprint, usize>,
+    /// By when their owners were heard, so that the one that was not for longest is found.
+    heard: BTreeSet<(Instant, RoutingId)>,
+    /// The same for each network's.
+    networks: BTreeMap<Network, BTreeSet<(Instant, RoutingId)>>,
     /// All mail by its number, so that the oldest is found.
     mail: BTreeMap<u64, RoutingId>,
     counted: u64,
@@ -71,6 +97,8 @@ struct Mailbox {
     name: NameKey,
     number: u64,
     authority: Fingerprint,
+    /// From where it was opened.
+    network: Network,
     record: Box<[u8]>,
     heard: Instant,
     mail: Vec<Mail>,
@@ -102,6 +130,8 @@ impl Mailboxes {
             boxes: BTreeMap::new(),
             names: BTreeSet::new(),
             authorities: BTreeMap::new(),
+            heard: BTreeSet::new(),
+            networks: BTreeMap::new(),
             mail: BTreeMap::new(),
             counted: 0,
             lookups: SpreadBuckets::new(now),
@@ -134,28 +164,63 @@ impl Mailboxes {
     /// Opens a mailbox or keeps it open. False where there is no room, or the record cannot be published.
     pub(crate) fn keep_open(
         &mut self,
-        route: RoutingId,
-        authority: Fingerprint,
-        card: &Card,
-        memory: usize,
+        owner: Owner<'_>,
+        room: Room,
         now: Instant,
+        is_bound: impl Fn(RoutingId) -> bool,
     ) -> bool {
+        let Owner { route, authority, card, from } = owner;
         let Some(record) = &card.record else { return false };
         if let Some(mailbox) = self.boxes.get_mut(&route) {
-            mailbox.heard = now;
             mailbox.record.clone_from(record); // a rotation publishes the newer one
+            self.note_heard(route, now);
             return true;
         }
+        let network = Network::of_address(from);
         let of_authority = self.authorities.get(&authority).copied().unwrap_or(0);
-        if of_authority >= MAILBOXES_PER_AUTHORITY || !self.make_room(BOX_COST, memory) {
+        if of_authority >= MAILBOXES_PER_AUTHORITY || !self.make_place(network, room, now, is_bound) {
             return false;
         }
         self.counted += 1;
         let (number, name, record) = (self.counted, card.name, record.clone());
         self.names.insert((name, number, route));
         *self.authorities.entry(authority).or_default() += 1;
-        self.boxes.insert(route, Mailbox { name, number, authority, record, heard: now, mail: Vec::new() });
+        self.heard.insert((now, route));
+        self.networks.entry(network).or_default().insert((now, route));
+        self.boxes.insert(route, Mailbox { name, number, authority, network, record, heard: now, mail: Vec::new() });
         true
+    }
+
+    /// Makes room for one more mailbox, if need be by closing another. Mailboxes get half the memory, so that
+    /// authorities that somebody made up by the thousand leave the rest to mail. One whose owner is bound never goes.
+    fn make_place(&mut self, network: Network, room: Room, now: Instant, is_bound: impl Fn(RoutingId) -> bool) -> bool {
+        let of_network = self.networks.get(&network).filter(|own| own.len() >= room.per_network);
+        let is_full = (self.boxes.len() + 1) * BOX_COST > room.memory / 2;
+        let longest_silent: Vec<RoutingId> = match of_network {
+            Some(own) => own.iter().take(LOOKED_AT).map(|(_, route)| *route).collect(),
+            None if is_full => self.heard.iter().take(LOOKED_AT).map(|(_, route)| *route).collect(),
+            None => return self.make_room(BOX_COST, room.memory),
+        };
+        for route in longest_silent {
+            if !is_bound(route) {
+                self.close(route);
+                return self.make_room(BOX_COST, room.memory);
+            }
+            // Else the same ones, bound and never heard again, would hide all others from us.
+            self.note_heard(route, now);
+        }
+        false
+    }
+
+    fn note_heard(&mut self, route: RoutingId, now: Instant) {
+        let Some(mailbox) = self.boxes.get_mut(&route) else { return };
+        let before = std::mem::replace(&mut mailbox.heard, now);
+        self.heard.remove(&(before, route));
+        self.heard.insert((now, route));
+        if let Some(own) = self.networks.get_mut(&mailbox.network) {
+            own.remove(&(before, route));
+            own.insert((now, route));
+        }
     }
 
     /// Puts something into a mailbox.
@@ -235,6 +300,13 @@ impl Mailboxes {
 
     fn close(&mut self, route: RoutingId) {
         let Some(mailbox) = self.boxes.remove(&route) else { return };
+        self.heard.remove(&(mailbox.heard, route));
+        if let Some(own) = self.networks.get_mut(&mailbox.network) {
+            own.remove(&(mailbox.heard, route));
+            if own.is_empty() {
+                self.networks.remove(&mailbox.network);
+            }
+        }
         self.names.remove(&(mailbox.name, mailbox.number, route));
         for mail in &mailbox.mail {
             self.mail.remove(&mail.number);
@@ -253,8 +325,11 @@ impl Mailboxes {
         }
     }
 
-    /// The oldest mail of all makes room; mailboxes stay.
+    /// The oldest mail of all makes room; mailboxes stay. Where all of it would not be enough, none is lost.
     fn make_room(&mut self, cost: usize, memory: usize) -> bool {
+        if self.boxes.len() * BOX_COST + cost > memory {
+            return false;
+        }
         while self.memory() + cost > memory {
             let Some((number, _)) = self.mail.first_key_value() else { return false };
             self.discard(*number);

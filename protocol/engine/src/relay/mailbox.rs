@@ -70,8 +70,9 @@ enum Look {
     At(Instant),
     /// CHECK is out.
     Waiting { nonce: [u8; 8], done: MailId, schedule: Schedule },
-    /// Something was given out and is not dealt with yet.
-    Reading,
+    /// Something was given out and is not dealt with yet. Who cannot (a full disk) never says so, so it is given out
+    /// again after this.
+    Reading { until: Instant },
 }
 
 #[derive(Debug)]
@@ -138,7 +139,7 @@ impl Mailbox {
     }
 
     pub(super) fn done(&mut self, id: MailId, now: Instant, random: &mut SeededRandom) {
-        if matches!(self.look, Look::Reading) {
+        if matches!(self.look, Look::Reading { .. }) {
             self.look = Look::Waiting { nonce: random.bytes(), done: id, schedule: Schedule::new(now) };
         }
     }
@@ -165,7 +166,7 @@ impl Mailbox {
                 self.open = true;
                 match sealed {
                     Some(sealed) => {
-                        self.look = Look::Reading;
+                        self.look = Look::Reading { until: now + LOOK_AGAIN };
                         self.events.push_back(MailEvent::Mail { id: *id, sealed: Box::new(**sealed) });
                     }
                     None => self.look = Look::At(now + LOOK_AGAIN),
@@ -196,7 +197,7 @@ impl Mailbox {
             });
         }
         let Some(session) = session else { return };
-        if matches!(&self.look, Look::At(at) if *at <= now) {
+        if matches!(&self.look, Look::At(at) | Look::Reading { until: at } if *at <= now) {
             self.look = Look::Waiting { nonce: random.bytes(), done: MailId::NONE, schedule: Schedule::new(now) };
         }
         if let Look::Waiting { nonce, done, schedule } = &mut self.look
@@ -214,9 +215,9 @@ impl Mailbox {
     /// When something is due; meant for while the relay knows us.
     pub(super) fn poll_timeout(&self, bound: bool) -> Option<Instant> {
         let look = match &self.look {
-            Look::At(at) if bound => Some(*at),
+            Look::At(at) | Look::Reading { until: at } if bound => Some(*at),
             Look::Waiting { schedule, .. } if bound => Some(schedule.next()),
-            Look::At(_) | Look::Waiting { .. } | Look::Never | Look::Reading => None,
+            Look::At(_) | Look::Reading { .. } | Look::Waiting { .. } | Look::Never => None,
         };
         self.asked.iter().map(|asked| asked.schedule.next()).chain(look).min()
     }

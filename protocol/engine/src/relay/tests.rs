@@ -450,6 +450,34 @@ fn mail_is_handed_out_one_by_one_and_forgotten_by_the_relay_when_it_is_safe() {
 }
 
 #[test]
+fn mail_that_nobody_could_deal_with_is_given_out_again_after_five_minutes() {
+    let (relay, mut client, now) = public_pair();
+    let (nonce, _) = checked(&mut client, &relay);
+    let one = (MailId([1; 8]), &[11; SEALED]);
+    client.handle_datagram(now, &mail(&relay, nonce, Some(one)));
+    assert!(client.poll_mail().is_some());
+    let (mut at, mut checks) = (now, Vec::new());
+    while checks.is_empty() && at < now + Duration::from_secs(600) {
+        at += KEEPALIVE;
+        for frame in run(&mut client, at) {
+            match Frame::parse(&frame) {
+                Ok((tag, Frame::Keepalive { nonce })) => {
+                    client.handle_datagram(at, &frame::alive(tag, nonce, 90, false, true));
+                }
+                Ok((_, Frame::Check { nonce, done, .. })) => checks.push((nonce, done)),
+                _ => {}
+            }
+        }
+    }
+    let (nonce, done) = *checks.first().expect("it looks again");
+    assert_eq!((at - now, done), (Duration::from_secs(300), MailId::NONE), "and not before, nor as if it were done");
+    client.handle_datagram(at, &mail(&relay, nonce, Some(one)));
+    assert_eq!(client.poll_mail(), Some(MailEvent::Mail { id: one.0, sealed: Box::new(*one.1) }));
+    client.mail_done(one.0, at);
+    assert_eq!(checked(&mut client, &relay).1, one.0);
+}
+
+#[test]
 fn a_word_of_mail_is_followed_at_once() {
     let (relay, mut client, now) = public_pair();
     let (nonce, _) = checked(&mut client, &relay);

@@ -8,7 +8,7 @@ use peerage_model::relay::frame::{self, COOKIE, EndpointId, Tag};
 
 use super::{Decision, Ingress, LIFETIME_SECS, Notice, Relay, Reply};
 use crate::counters::DropReason;
-use crate::mailbox::Posted;
+use crate::mailbox::{Owner, Posted, Room};
 use crate::table::Source;
 
 /// Notices of mail that may wait for the socket. More are not needed: ALIVE tells, too.
@@ -68,8 +68,11 @@ impl Relay {
         let Some(binding) = binding.filter(|binding| binding.session.verifies(datagram)) else {
             return self.drop_for(DropReason::BadHandshake);
         };
-        let (route, memory) = (binding.route, self.limits.mailbox_memory);
-        self.mailboxes.keep_open(route, binding.authority, &binding.card, memory, ingress.now);
+        let route = binding.route;
+        let room = Room { memory: self.limits.mailbox_memory, per_network: self.limits.mailboxes_per_network };
+        let owner = Owner { route, authority: binding.authority, card: &binding.card, from: ingress.from.address() };
+        let is_bound = |route| self.table.instances(route).next().is_some();
+        self.mailboxes.keep_open(owner, room, ingress.now, is_bound);
         self.mailboxes.forget(route, done);
         let answer = mailbox::mail(tag, nonce, self.mailboxes.oldest(route), |body| binding.session.mac(body));
         Decision::Reply(Reply::new(&answer))

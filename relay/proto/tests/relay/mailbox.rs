@@ -352,7 +352,11 @@ fn a_mailbox_holds_twenty_and_a_network_posts_ten_at_once() {
 
 #[test]
 fn an_authority_has_only_so_many_mailboxes() {
-    let limits = Limits { handshakes: peerage_relay_proto::Rate::new(1_000_000, 1_000_000), ..Limits::open() };
+    let limits = Limits {
+        handshakes: peerage_relay_proto::Rate::new(1_000_000, 1_000_000),
+        mailboxes_per_network: 10_000,
+        ..Limits::open()
+    };
     let mut world = World::new(Access::Open, limits);
     // One instance under one name after the other: what counts are the mailboxes that stay behind.
     for n in 0..1_002 {
@@ -363,6 +367,80 @@ fn an_authority_has_only_so_many_mailboxes() {
     let other = world.bind("192.0.2.8:4000", &agent(2, "other", 11));
     check(&mut world, &other, MailId::NONE);
     assert_eq!(world.relay.occupancy().mailboxes, 1_001, "another authority's");
+}
+
+fn unbind(world: &mut World, client: &Client) {
+    let session = client.session.clone().expect("bound");
+    world.send(client.address, &frame::unbind(client.tag, client.id, |body| session.mac(body)));
+}
+
+/// Opens mailbox after mailbox from one address: each bind there ends the one before.
+fn open_many(world: &mut World, from: &str, count: u16) {
+    for n in 0..count {
+        let client = world.bind(from, &agent(9, &format!("made-up-{n}"), 99));
+        check(world, &client, MailId::NONE);
+    }
+}
+
+fn is_published(world: &mut World, authority_seed: u8, name: &str, asker: &Client) -> bool {
+    look_up(world, asker, name)[0] == authority(authority_seed).record().as_bytes()
+}
+
+#[test]
+fn a_network_that_opens_too_many_mailboxes_closes_its_own_and_nobody_elses() {
+    let limits = Limits { mailboxes_per_network: 10, ..Limits::open() };
+    let mut world = World::new(Access::Open, limits);
+    let away = agent(1, "away", 10);
+    let client = public(&mut world, &away);
+    let asker = world.visit("198.51.100.9:5000");
+    post(&mut world, &asker, &away.id, 1);
+    unbind(&mut world, &client);
+    let first = world.bind("203.0.113.1:4000", &agent(2, "first", 11));
+    check(&mut world, &first, MailId::NONE);
+    world.pass(Duration::from_secs(1));
+    open_many(&mut world, "203.0.113.5:4000", 40);
+    assert_eq!(world.relay.occupancy().mailboxes, 1 + 10);
+    assert_eq!(world.relay.occupancy().mail, 1, "what waits elsewhere stays");
+    assert!(is_published(&mut world, 1, "away", &asker), "of another network");
+    assert!(is_published(&mut world, 2, "first", &asker), "a neighbour that is bound");
+    assert!(!is_published(&mut world, 9, "made-up-0", &asker), "the flood's own are what went");
+}
+
+#[test]
+fn made_up_authorities_leave_half_the_memory_to_mail_and_places_to_who_comes() {
+    let memory = 64 << 10;
+    let mut world = World::new(Access::Open, Limits { mailbox_memory: memory, ..Limits::open() });
+    let kept = agent(1, "kept", 10);
+    public(&mut world, &kept);
+    let asker = world.visit("198.51.100.9:5000");
+    world.pass(Duration::from_secs(1));
+    open_many(&mut world, "203.0.113.5:4000", 100);
+    let full = world.relay.occupancy();
+    assert!(full.mailboxes < 100 && full.mailbox_memory <= memory / 2, "{full:?}");
+    for mark in 1..=3 {
+        post(&mut world, &asker, &kept.id, mark);
+    }
+    assert_eq!(world.relay.occupancy().mail, 3);
+    let late = agent(3, "late", 12);
+    let client = world.bind("192.0.8.7:4000", &late);
+    check(&mut world, &client, MailId::NONE);
+    assert!(is_published(&mut world, 3, "late", &asker), "there is a place for who comes later");
+    assert!(is_published(&mut world, 1, "kept", &asker), "and who is bound keeps it, although heard before the flood");
+    let after = world.relay.occupancy();
+    assert_eq!((after.mailboxes, after.mail), (full.mailboxes, 3), "mail did not pay for it");
+}
+
+#[test]
+fn where_every_owner_is_bound_no_mailbox_is_closed_for_another() {
+    let mut world = World::new(Access::Open, Limits { mailboxes_per_network: 3, ..Limits::open() });
+    for n in 0..5_u8 {
+        let client = world.bind(&format!("192.0.2.{n}:4000"), &agent(n + 1, &format!("db-{n}"), 10 + n));
+        check(&mut world, &client, MailId::NONE);
+    }
+    assert_eq!(world.relay.occupancy().mailboxes, 3);
+    let asker = world.visit("198.51.100.9:5000");
+    let published: Vec<bool> = (0..5_u8).map(|n| is_published(&mut world, n + 1, &format!("db-{n}"), &asker)).collect();
+    assert_eq!(published, [true, true, true, false, false]);
 }
 
 #[test]
