@@ -11,6 +11,7 @@ use peerage_agent::state::time::{now, rfc3339, span};
 use peerage_agent::state::{PeerRef, Place};
 use peerage_model::UnixTime;
 use peerage_model::relay::RelayInfo;
+use peerage_model::ticket::Ticket;
 use serde_json::{Value, json};
 
 use super::{Done, system};
@@ -46,13 +47,14 @@ pub async fn handshake(
     let ticket = if ticket == "-" { from_stdin()? } else { ticket };
     let terms = terms_of(terms);
     let relays: Vec<String> = relays.iter().map(ToString::to_string).collect();
-    // No name is a ticket: those have letters and a length that names do not.
-    let request = match (ticket.parse::<PeerRef>(), &relays[..]) {
-        (Err(_), []) => Request::Handshake { ticket, reason, terms },
-        (Err(_), _) => {
+    // What is left of a damaged ticket may read as a name; asking for that name would hide the damage.
+    let is_name = !Ticket::is_meant(&ticket) && ticket.parse::<PeerRef>().is_ok();
+    let request = match (is_name, &relays[..]) {
+        (true, _) => Request::HandshakeByName { name: ticket, relays, reason, terms },
+        (false, []) => Request::Handshake { ticket, reason, terms },
+        (false, _) => {
             return Err(Failure::bad_request("a ticket names its relays itself; --relay goes with a name"));
         }
-        (Ok(_), _) => Request::HandshakeByName { name: ticket, relays, reason, terms },
     };
     let call = client::call::<Asked>(place, &request);
     let asked = output.waiting("asking the other agent", call).await?;

@@ -63,13 +63,18 @@ pub struct Size {
     pub idle: Duration,
     /// That lifetime.
     pub lifetime: Duration,
+    /// How many times a promised bound a figure may be before the test fails: a busy machine must not fail a change, and
+    /// what is promised is held where nothing else runs.
+    pub slack: u32,
 }
 
 impl Size {
     /// For every change of the code.
-    pub const SMALL: Self = Self { bytes: 48 << 20, idle: Duration::from_secs(24), lifetime: Duration::from_secs(20) };
+    pub const SMALL: Self =
+        Self { bytes: 48 << 20, idle: Duration::from_secs(24), lifetime: Duration::from_secs(20), slack: 8 };
     /// What is promised.
-    pub const FULL: Self = Self { bytes: 1 << 30, idle: Duration::from_secs(300), lifetime: Duration::from_secs(30) };
+    pub const FULL: Self =
+        Self { bytes: 1 << 30, idle: Duration::from_secs(300), lifetime: Duration::from_secs(30), slack: 1 };
 }
 
 /// A test.
@@ -250,10 +255,10 @@ pub fn upgrade_to_direct(programs: &Programs, size: Size) -> Result<Finding, Fai
         reading.map(|_| at.saturating_duration_since(begun))
     };
     let upgrade = run().map_err(|failed| pair.logs(&failed))?;
-    let before = pair.direct_bytes()?;
     let took = download.finish().map_err(|failed| pair.logs(&failed))?;
-    if pair.direct_bytes()? - before < size.bytes / 4 {
-        return Err(Failed::new("the second half did not go past the relays"));
+    // Nothing went directly before (seen above). Of the rest, windows and pipes hold what the relays carried already.
+    if pair.direct_bytes()? < size.bytes / 8 {
+        return Err(pair.logs(&Failed::new("the rest did not go past the relays")));
     }
     Ok(Finding {
         test: "upgrade",
@@ -266,7 +271,7 @@ pub fn upgrade_to_direct(programs: &Programs, size: Size) -> Result<Finding, Fai
 ///
 /// # Errors
 /// It does not.
-pub fn revocation_resets_both_sides(programs: &Programs, _: Size) -> Result<Finding, Failed> {
+pub fn revocation_resets_both_sides(programs: &Programs, size: Size) -> Result<Finding, Failed> {
     let pair = Pair::new(programs, both(Network::PortRestricted), FAR, &[])?;
     let words = ["run", "--", "curl", "-sS", "--no-buffer", &format!("http://{SERVER}/drip")];
     let mut curl = pair.client.start(pair.client.peerage(&words), "curl")?;
@@ -290,7 +295,7 @@ pub fn revocation_resets_both_sides(programs: &Programs, _: Size) -> Result<Find
     if status.success() {
         return Err(Failed::new("a reset must not look like the end of an answer"));
     }
-    if client_side > REVOKED_WITHIN || server_side > REVOKED_WITHIN {
+    if client_side.max(server_side) > REVOKED_WITHIN * size.slack {
         return Err(Failed::new(format!("it took {client_side:?} at the client and {server_side:?} at the server")));
     }
     Ok(Finding {
@@ -304,7 +309,7 @@ pub fn revocation_resets_both_sides(programs: &Programs, _: Size) -> Result<Find
 ///
 /// # Errors
 /// It is not found within two seconds of its own start.
-pub fn restarted_with_a_new_address(programs: &Programs, _: Size) -> Result<Finding, Failed> {
+pub fn restarted_with_a_new_address(programs: &Programs, size: Size) -> Result<Finding, Failed> {
     let mut pair = Pair::new(programs, both(Network::SymmetricPreserving), FAR, &[])?;
     pair.until_direct()?;
     fetch(&pair.client, SERVER)?;
@@ -322,7 +327,7 @@ pub fn restarted_with_a_new_address(programs: &Programs, _: Size) -> Result<Find
     })
     .map_err(|failed| pair.logs(&failed))?;
     let found = up.elapsed();
-    if found > FOUND_WITHIN {
+    if found > FOUND_WITHIN * size.slack {
         return Err(pair.logs(&Failed::new(format!("it took {found:?}"))));
     }
     Ok(Finding {
@@ -345,7 +350,7 @@ pub fn idle_behind_a_forgetful_nat(programs: &Programs, size: Size) -> Result<Fi
     std::thread::sleep(size.idle);
     let begun = Instant::now();
     let after = fetch(&pair.client, SERVER).map_err(|failed| pair.logs(&failed))?;
-    if begun.elapsed() > AT_ONCE {
+    if begun.elapsed() > AT_ONCE * size.slack {
         return Err(pair.logs(&Failed::new(format!("after the pause a request took {:?}", begun.elapsed()))));
     }
     Ok(Finding {

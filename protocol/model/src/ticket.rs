@@ -95,6 +95,12 @@ pub enum TicketError {
 }
 
 impl Ticket {
+    /// Whether a text is meant as a ticket, whole or damaged, and not as the name of an agent.
+    #[must_use]
+    pub fn is_meant(text: &str) -> bool {
+        text.trim_start().get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+    }
+
     /// Whom the ticket leads to.
     #[must_use]
     pub fn inviter(&self) -> AgentId {

@@ -1,7 +1,7 @@
 //! Every network with every other, in both roles, held against the oracle; and the birthday round, from many seeds.
 //!
-//! `PEERAGE_SIM_BIRTHDAYS` says how many seeds each pair of the birthday test gets; what 1,000 gave is in
-//! `docs/benchmarks`. With a release build that takes minutes.
+//! `PEERAGE_SIM_BIRTHDAYS` says how many seeds each pair of the birthday test gets; with a release build, 1,000 take
+//! minutes.
 
 use std::time::Duration;
 

@@ -38,7 +38,7 @@ fn junk_and_damaged_tickets_are_named_as_such() {
         let client = world.start_client()?;
         let good = ticket(&server, "10m")?;
         let (half, changed) = (&good[..good.len() / 2], format!("{good}x"));
-        for junk in ["hello", "peerage1-x", "", half, &changed, "\u{1f511}"] {
+        for junk in ["peerage1-x", "", half, &changed, "\u{1f511}"] {
             refuses(&client, &["handshake", junk, "why"], 1, "ticket_invalid")?;
         }
         Ok(())
