@@ -2,14 +2,14 @@
 //!
 //! [`crate::Lab`] has the NATs of the simulation, so it cannot say whether the simulation is right. Here a packet goes
 //! from namespace to namespace as it would from machine to machine, and what becomes of it is up to Linux: routing,
-//! conntrack, the rules in [`rules`]. What a home has is a namespace for the host and one for its gateway; a carrier has
+//! conntrack, the rules in `rules`. What a home has is a namespace for the host and one for its gateway; a carrier has
 //! one before its subscribers' gateways; one in the middle is the internet, which routes and counts.
 //!
-//! Two things are ours. A link that takes time, loses or has a rate is a [`wire`] (the kernels this runs on have no
+//! Two things are ours. A link that takes time, loses or has a rate is a `wire` (the kernels this runs on have no
 //! netem). And all interfaces have one hardware address and no ARP: a link has two ends, so that nobody need ask.
 //!
 //! Namespaces belong to threads of this process and go with them, whatever becomes of it. Needs `ip` and `nft`, and
-//! what [`crate::enter`] gives; root is not needed.
+//! what `crate::enter` gives; root is not needed.
 
 mod addresses;
 mod network;
