@@ -25,6 +25,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("model_signed", model::signed),
     ("model_control", model::control),
     ("model_snapshot", model::snapshot),
+    ("model_operator", model::operator),
     ("mailbox", mailbox::mailbox),
     ("relay_frame", wire::relay_frame),
     ("relay_stream", wire::relay_stream),

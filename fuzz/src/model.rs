@@ -9,6 +9,7 @@ use ed25519_dalek::SigningKey;
 use minicbor::{Decode, Encode};
 use peerage_model::control::{ControlMessage, MAX_CANDIDATES, MAX_MESSAGE, MAX_PORTS, MAX_REQUEST, TrustRequest};
 use peerage_model::id::sha256;
+use peerage_model::operator::{Enrolment, MAX_FRAME, PREFIX, ToAgent, ToOperator, split_frame};
 use peerage_model::passport::MAX_CREDENTIAL;
 use peerage_model::relay::{RelayHost, RelayInfo};
 use peerage_model::signed::{Kind, Signed};
@@ -151,4 +152,56 @@ where
 /// An allowlist snapshot: what is read is written as what reads the same.
 pub fn snapshot(data: &[u8]) {
     same_encoding::<Snapshot>(data);
+}
+
+/// What operator and agent say. The first byte says which: frames from the operator, frames from the agent, the inside
+/// of an enrolment, which is signed here. Frames are read one after the other until one is wrong, as either end does;
+/// each is within its limits and is written as what reads the same, and a part of an update fits a frame again.
+pub fn operator(data: &[u8]) {
+    let mut feed = Feed::new(data);
+    match feed.u8() % 3 {
+        0 => frames(feed.rest(), |body| match ToAgent::decode(body) {
+            Ok(Some(message)) => {
+                to_agent(&message);
+                true
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        }),
+        1 => frames(feed.rest(), |body| match ToOperator::decode(body) {
+            Ok(Some(message)) => {
+                assert_eq!(ToOperator::decode(&message.encode()[PREFIX..]), Ok(Some(message)));
+                true
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        }),
+        _ => {
+            let key = SigningKey::from_bytes(&[SECRET; 32]);
+            let signed = cbor::to_vec(&Signed::new(Kind::Enrolment, feed.rest().to_vec(), &key));
+            let Ok(enrolment) = Enrolment::verify(&signed, authority().record()) else { return };
+            assert_eq!(enrolment.agent.authority, authority().fingerprint());
+            assert_eq!(Enrolment::verify(&enrolment.sign(authority()), authority().record()), Ok(enrolment));
+        }
+    }
+}
+
+fn frames(mut bytes: &[u8], mut is_good: impl FnMut(&[u8]) -> bool) {
+    while let Ok(Some((body, rest))) = split_frame(bytes, MAX_FRAME) {
+        if !is_good(body) {
+            return;
+        }
+        bytes = rest;
+    }
+}
+
+fn to_agent(message: &ToAgent) {
+    if let ToAgent::Update(update) = message {
+        for part in (**update).clone().into_parts() {
+            let part = ToAgent::Update(Box::new(part));
+            assert_eq!(ToAgent::decode(&part.encode()[PREFIX..]), Ok(Some(part)));
+        }
+        return;
+    }
+    assert_eq!(ToAgent::decode(&message.encode()[PREFIX..]), Ok(Some(message.clone())));
 }

@@ -63,6 +63,7 @@ fn of(target: &str) -> Vec<Vec<u8>> {
         "model_signed" => signed(),
         "model_control" => control(),
         "model_snapshot" => vec![cbor::to_vec(&Snapshot::default()), cbor::to_vec(&snapshot())],
+        "model_operator" => operator(),
         "relay_frame" => [messages("relay.json", "frames"), messages("mailbox.json", "frames")].concat(),
         "relay_stream" => messages("relay.json", "tls"),
         "stun" => stun(),
@@ -270,6 +271,17 @@ fn messages(file: &str, part: &str) -> Vec<Vec<u8>> {
         other => panic!("{file} has no messages in {other}"),
     };
     texts.into_iter().map(|text| HEXLOWER.decode(text.as_str().expect("hex").as_bytes()).expect("hex")).collect()
+}
+
+/// Each frame of both sides, and all of a side one after the other.
+fn operator() -> Vec<Vec<u8>> {
+    let sides = [(0, "to_agent"), (1, "to_operator")];
+    let seeds = sides.into_iter().flat_map(|(side, name)| {
+        let frames = messages("operator.json", name);
+        let all = frames.concat();
+        frames.into_iter().chain([all]).map(move |frame| [&[side][..], &frame].concat())
+    });
+    seeds.collect()
 }
 
 fn dns() -> Vec<Vec<u8>> {

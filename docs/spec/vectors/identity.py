@@ -45,6 +45,8 @@ def head(major, n):
 
 def cbor(value):
     match value:
+        case bool():
+            return bytes([0xF5 if value else 0xF4])
         case int():
             return head(0, value)
         case bytes():

@@ -13,7 +13,7 @@ use crate::cbor;
 use crate::id::{AgentId, Fingerprint};
 use crate::keys::{AgreementKey, AgreementSecret};
 use crate::passport::Passport;
-use crate::signed::{BadSignature, Kind, Signed};
+use crate::signed::{self, BadSignature, Kind, Signed};
 use crate::time::UnixTime;
 
 /// How long a record made by [`Authority`] is good for. Long, because records travel out of band in tickets; the
@@ -212,6 +212,11 @@ impl Authority {
     /// Signs what this authority vouches for.
     pub(crate) fn sign(&self, kind: Kind, payload: Vec<u8>) -> Signed {
         Signed::new(kind, payload, &self.signing)
+    }
+
+    /// Signs bytes that the reader has already.
+    pub(crate) fn sign_detached(&self, kind: Kind, payload: &[u8]) -> [u8; 64] {
+        signed::sign_detached(kind, payload, &self.signing)
     }
 
     /// What to store.

@@ -2,7 +2,7 @@
 //!
 //! Everything here is parsed once, at the edge, into types that cannot hold a bad value. Nothing reads a clock or
 //! draws randomness: times and random bytes are arguments. The byte layouts are in `docs/spec/identity.md`,
-//! `docs/spec/session.md` and `docs/spec/relay.md`, and the test vectors beside them.
+//! `docs/spec/session.md`, `docs/spec/relay.md` and `docs/spec/control-plane.md`, and the test vectors beside them.
 
 pub mod authority;
 pub mod cbor;
@@ -11,6 +11,7 @@ pub mod id;
 pub mod keys;
 pub mod mailbox;
 pub mod name;
+pub mod operator;
 pub mod pair;
 pub mod passport;
 pub mod relay;

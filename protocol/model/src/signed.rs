@@ -24,6 +24,10 @@ pub enum Kind {
     Passport,
     /// A trust request for a mailbox, signed by the asker's authority's signing key.
     MailRequest,
+    /// Which pod an instance was enrolled for, signed by the authority's signing key.
+    Enrolment,
+    /// That an operator speaks in a TLS session, signed by the authority's signing key.
+    Operator,
 }
 
 impl Kind {
@@ -32,6 +36,8 @@ impl Kind {
             Self::AuthorityRecord => b"peerage authority record v1\0",
             Self::Passport => b"peerage passport v1\0",
             Self::MailRequest => b"peerage mail request v1\0",
+            Self::Enrolment => b"peerage enrolment v1\0",
+            Self::Operator => b"peerage operator v1\0",
         }
     }
 }
@@ -45,7 +51,7 @@ impl Signed {
     /// Signs `payload` as an object of `kind`.
     #[must_use]
     pub fn new(kind: Kind, payload: Vec<u8>, key: &SigningKey) -> Self {
-        let signature = key.sign(&message(kind, &payload)).to_bytes();
+        let signature = sign_detached(kind, &payload, key);
         Self { payload, signature }
     }
 
@@ -60,11 +66,25 @@ impl Signed {
     /// # Errors
     /// [`BadSignature`] for a wrong key, kind, payload or signature, and for keys of small order (strict verification).
     pub fn verify(&self, kind: Kind, key: &[u8; 32]) -> Result<&[u8], BadSignature> {
-        let key = VerifyingKey::from_bytes(key).map_err(|_| BadSignature)?;
-        key.verify_strict(&message(kind, &self.payload), &Signature::from_bytes(&self.signature))
-            .map_err(|_| BadSignature)?;
+        verify_detached(kind, &self.payload, &self.signature, key)?;
         Ok(&self.payload)
     }
+}
+
+/// A signature over bytes that both sides have anyway, so that they do not travel.
+pub(crate) fn sign_detached(kind: Kind, payload: &[u8], key: &SigningKey) -> [u8; 64] {
+    key.sign(&message(kind, payload)).to_bytes()
+}
+
+/// Checks what [`sign_detached`] made, strictly.
+pub(crate) fn verify_detached(
+    kind: Kind,
+    payload: &[u8],
+    signature: &[u8; 64],
+    key: &[u8; 32],
+) -> Result<(), BadSignature> {
+    let key = VerifyingKey::from_bytes(key).map_err(|_| BadSignature)?;
+    key.verify_strict(&message(kind, payload), &Signature::from_bytes(signature)).map_err(|_| BadSignature)
 }
 
 fn message(kind: Kind, payload: &[u8]) -> Vec<u8> {
