@@ -26,7 +26,7 @@ const MEASURED_ANEW: Duration = Duration::from_secs(2);
 /// When a session that is not the preferred one may ask again.
 const NOT_THIS_ONE: Duration = Duration::from_secs(2);
 /// The longest that a birthday round takes, on either side.
-const ROUND: Duration = Duration::from_secs(25);
+const ROUND: Duration = Duration::from_secs(30);
 /// From one round with a peer to the next; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);

@@ -11,6 +11,7 @@
 //! a relay is said to have seen and that was checked before, 100 packets a second, one round at a time for the whole
 //! agent and a pause that doubles ([`super::PathAgent`]'s owner keeps those two). `docs/spec/paths.md` section 9.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -26,12 +27,18 @@ use crate::nat::NatType;
 pub const SOCKETS: usize = 256;
 /// Ports that the easy side tries.
 pub const PROBES: u32 = 1024;
-/// Between two packets of a round: at most 100 a second.
+/// Most packets of a round in any second.
+const RATE: usize = 100;
+const SECOND: Duration = Duration::from_secs(1);
+/// Between two of them.
 const PACE: Duration = Duration::from_millis(10);
+/// What a late timer may make up for: at most this much, so at most ten packets at once.
+const CATCH_UP: Duration = Duration::from_millis(100);
 /// How long ordinary checks are given first: five transmissions of a first round.
 const PATIENCE: Duration = Duration::from_millis(1000);
-/// How long the hard side waits for the easy one: 1,024 probes at [`PACE`], and two round trips.
-const PROBING_TAKES: Duration = Duration::from_millis(14_000);
+/// How long the hard side waits for the easy one: twice what 1,024 probes take, because the easy side's machine may be a
+/// busy one, and giving up a moment too early wastes all of them.
+const PROBING_TAKES: Duration = Duration::from_millis(20_000);
 /// How long the answer to the last check may take.
 const LAST_WAIT: Duration = Duration::from_millis(3_000);
 /// Ports that NATs draw from: 1024 to 65535.
@@ -47,11 +54,48 @@ enum State {
     /// Hard: the peer probes.
     Waiting { sockets: Vec<ExtraSocket>, until: Instant },
     /// Hard: the rest of the sockets, and when the next sends. `before` the peer probes, or after.
-    Opening { sockets: Vec<ExtraSocket>, to: SocketAddr, next: Instant, before: bool },
+    Opening { sockets: Vec<ExtraSocket>, to: SocketAddr, pace: Pace, before: bool },
     /// Easy: what is left to probe, and when the next goes.
-    Probing { at: IpAddr, ports: Ports, next: Instant },
+    Probing { at: IpAddr, ports: Ports, pace: Pace },
     /// All is sent; answers may come.
     Listening { until: Instant },
+}
+
+/// When the packets of a round may go: [`PACE`] apart, and never more than [`RATE`] in any second. What a late timer
+/// missed is made up for; else each would make the round longer, and a round has to be over before mappings expire.
+#[derive(Debug)]
+struct Pace {
+    due: Instant,
+    /// The newest, at most [`RATE`] of them.
+    sent: VecDeque<Instant>,
+}
+
+impl Pace {
+    fn from(now: Instant) -> Self {
+        Self { due: now, sent: VecDeque::with_capacity(RATE) }
+    }
+
+    /// When the next may go.
+    fn next(&self) -> Instant {
+        match self.sent.front().filter(|_| self.sent.len() == RATE) {
+            Some(oldest) => self.due.max(*oldest + SECOND),
+            None => self.due,
+        }
+    }
+
+    /// Whether one may go now; it counts as sent.
+    fn take(&mut self, now: Instant) -> bool {
+        if now < self.next() {
+            return false;
+        }
+        let late = now.saturating_duration_since(self.due);
+        self.due += PACE + late.saturating_sub(CATCH_UP);
+        if self.sent.len() == RATE {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(now);
+        true
+    }
 }
 
 /// Distinct ports in an order that nobody can foresee: an arithmetic progression, whose start and step are drawn. To
@@ -165,7 +209,7 @@ impl PathAgent {
         // The gateway that spoils early packets may be our own. Who cannot know tries the other order the next time.
         let to = self.reflexive_of_peer().filter(|_| self.birthday.failed % 2 == 1);
         match to {
-            Some(to) => self.birthday.state = State::Opening { sockets, to, next: now, before: true },
+            Some(to) => self.birthday.state = State::Opening { sockets, to, pace: Pace::from(now), before: true },
             None => self.ready(now, sockets),
         }
         self.drive(now);
@@ -211,7 +255,7 @@ impl PathAgent {
         let drawn = hmac::sign(&self.ids, &label);
         let mut random = [0; 8];
         random.copy_from_slice(&drawn.as_ref()[..8]);
-        self.birthday.state = State::Probing { at: target.ip(), ports: Ports::drawn(random), next: now };
+        self.birthday.state = State::Probing { at: target.ip(), ports: Ports::drawn(random), pace: Pace::from(now) };
         true
     }
 
@@ -219,7 +263,7 @@ impl PathAgent {
         let Some(to) = self.reflexive_of_peer() else { return false };
         let State::Waiting { sockets, .. } = &mut self.birthday.state else { return false };
         let sockets = std::mem::take(sockets);
-        self.birthday.state = State::Opening { sockets, to, next: now, before: false };
+        self.birthday.state = State::Opening { sockets, to, pace: Pace::from(now), before: false };
         true
     }
 
@@ -263,11 +307,9 @@ impl PathAgent {
     }
 
     fn probe(&mut self, now: Instant) {
-        while let State::Probing { at, ports, next } = &mut self.birthday.state
-            && *next <= now
+        while let State::Probing { at, ports, pace } = &mut self.birthday.state
+            && pace.take(now)
         {
-            // From `now`, not from when it was due: a late timer must not make a burst.
-            *next = now + PACE;
             let Some(port) = ports.take() else {
                 self.birthday.state = State::Listening { until: now + LAST_WAIT * 3 };
                 self.events.push_back(PathEvent::Birthday(BirthdayWish::Say(BirthdayStep::Probed)));
@@ -279,10 +321,9 @@ impl PathAgent {
     }
 
     fn open(&mut self, now: Instant) {
-        while let State::Opening { sockets, to, next, before } = &mut self.birthday.state
-            && *next <= now
+        while let State::Opening { sockets, to, pace, before } = &mut self.birthday.state
+            && pace.take(now)
         {
-            *next = now + PACE;
             let Some(socket) = sockets.pop() else {
                 match before {
                     true => self.ready(now, Vec::new()),
@@ -341,7 +382,7 @@ impl PathAgent {
             State::Idle { .. } => self.birthday_due(),
             State::Asked => None,
             State::Waiting { until, .. } | State::Listening { until } => Some(*until),
-            State::Opening { next, .. } | State::Probing { next, .. } => Some(*next),
+            State::Opening { pace, .. } | State::Probing { pace, .. } => Some(pace.next()),
         }
     }
 }
@@ -361,5 +402,34 @@ mod tests {
             assert_eq!((all.len(), distinct.len()), (1024, 1024), "seed {seed}");
             assert!(distinct.iter().all(|port| *port >= 1024));
         }
+    }
+
+    #[test]
+    fn late_timers_make_a_round_neither_longer_nor_faster_than_its_rate() {
+        for late in [0, 1, 9, 35, 99] {
+            let start = Instant::now();
+            let (mut pace, mut now, mut sent) = (Pace::from(start), start, Vec::new());
+            while sent.len() < PROBES as usize {
+                now = now.max(pace.next()) + Duration::from_millis(late);
+                while sent.len() < PROBES as usize && pace.take(now) {
+                    sent.push(now);
+                }
+            }
+            let took = now - start;
+            assert!(took < Duration::from_millis(10_500), "{late} ms late each time: {took:?}");
+            for window in sent.windows(RATE + 1) {
+                assert!(window[RATE] - window[0] >= SECOND, "{late} ms late each time");
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_that_slept_sends_no_flood_when_it_wakes() {
+        let start = Instant::now();
+        let mut pace = Pace::from(start);
+        assert!(pace.take(start));
+        let awake = start + Duration::from_secs(60);
+        let burst = std::iter::from_fn(|| pace.take(awake).then_some(())).count();
+        assert!(burst <= 11, "{burst} packets at once");
     }
 }
