@@ -58,6 +58,11 @@ impl<'a> Datagram<'a> {
         self.endpoint(HEADROOM + 16, self.udp + 2)
     }
 
+    /// How many routers it may pass.
+    pub(crate) fn hop_limit(&self) -> u8 {
+        self.frame[HEADROOM + 8]
+    }
+
     pub(crate) fn set_source(&mut self, to: SocketAddrV4) {
         self.set_endpoint(HEADROOM + 12, self.udp, to);
     }

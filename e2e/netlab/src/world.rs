@@ -24,6 +24,10 @@ pub(crate) struct HostId(pub(crate) usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SiteId(pub(crate) usize);
 
+/// Routers that a packet passes on its way from one site to another, gateways included; few paths of the internet have
+/// fewer.
+const HOPS: u8 = 5;
+
 /// What was delivered from one host to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -46,6 +50,8 @@ pub struct Drops {
     pub link: u64,
     /// Not let through by a NAT.
     pub nat: u64,
+    /// Allowed too few hops to get from gateway to gateway.
+    pub expired: u64,
 }
 
 /// What a link does in each direction, seen from its host.
@@ -239,6 +245,9 @@ impl World {
     }
 
     fn cross(&mut self, now: Instant, from: HostId, datagram: &Datagram<'_>) -> Result<Next, Reason> {
+        if datagram.hop_limit() <= HOPS {
+            return Err(Reason::Expired);
+        }
         let site = *self.routes.get(datagram.destination().ip()).ok_or(Reason::Unroutable)?;
         if self.blocked.contains(&ordered(site, self.site_of(from))) {
             return Err(Reason::Blocked);
@@ -280,6 +289,7 @@ enum Reason {
     Blocked,
     Link,
     Nat,
+    Expired,
 }
 
 impl Reason {
@@ -289,6 +299,7 @@ impl Reason {
             Self::Blocked => &mut drops.blocked,
             Self::Link => &mut drops.link,
             Self::Nat => &mut drops.nat,
+            Self::Expired => &mut drops.expired,
         }
     }
 }

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use peerage_engine::path::{ExtraSocket, Link};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::unconstrained;
-use tracing::debug;
+use tracing::{debug, error};
 
 /// What the kernel may queue for us in each direction: 20 ms at 1 Gb/s. Linux gives less where net.core.rmem_max says so.
 const SOCKET_BUFFER: usize = 2 << 20;
@@ -141,6 +141,26 @@ impl Sockets {
         }
     }
 
+    /// Sends one datagram that passes at most `hops` routers, by IPv4. Where the kernel does not let us say so, nothing is
+    /// sent. `WouldBlock` as above.
+    pub(super) fn try_send_near(&self, link: Link, transmit: &Transmit<'_>, hops: u8) -> io::Result<()> {
+        let Some(bound) = self.sender(link, &transmit.destination).filter(|_| transmit.destination.is_ipv4()) else {
+            return Ok(());
+        };
+        let socket = SockRef::from(&bound.socket);
+        let Ok(usual) = socket.ttl_v4() else { return Ok(()) };
+        if let Err(error) = socket.set_ttl_v4(hops.into()) {
+            debug!(%error, "no hop limit can be set");
+            return Ok(());
+        }
+        let sent = self.try_send(link, transmit);
+        if let Err(error) = socket.set_ttl_v4(usual) {
+            // What was just possible; if ever it were not, nothing would get far from here on.
+            error!(%error, "the usual hop limit cannot be set again");
+        }
+        sent
+    }
+
     fn sender(&self, link: Link, destination: &SocketAddr) -> Option<&Bound> {
         match link {
             Link::Main if destination.is_ipv4() => self.v4.as_ref(),
@@ -240,6 +260,24 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_hop_limit_is_for_one_datagram_only() {
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let sender = Sockets::bind(&[local]).expect("loopback can be bound");
+        let receiver = UdpSocket::bind(local).await.expect("loopback can be bound");
+        let destination = receiver.local_addr().expect("it is bound");
+        let bound = sender.v4.as_ref().expect("it was asked for");
+        let limit = || SockRef::from(&bound.socket).ttl_v4().expect("IPv4 sockets have one");
+        let usual = limit();
+        let transmit = Transmit { destination, ecn: None, contents: b"hello", segment_size: None, src_ip: None };
+        poll_fn(|cx| sender.poll_writable(cx, Link::Main, &destination)).await;
+        sender.try_send_near(Link::Main, &transmit, 3).expect("an empty socket takes it");
+        let mut buffer = [0; 8];
+        let arrived = tokio::time::timeout(Duration::from_secs(30), receiver.recv(&mut buffer)).await;
+        assert_eq!(arrived.expect("the next host is no hop away").expect("it arrives"), 5);
+        assert_eq!(limit(), usual);
+    }
 
     #[tokio::test]
     async fn hundreds_of_extra_sockets_are_all_heard_and_closed_ones_are_not() {

@@ -171,7 +171,11 @@ impl Task {
             segment_size: transmit.segment_size,
             src_ip: None,
         };
-        if self.sockets.try_send(transmit.link, &datagrams).is_err() {
+        let sent = match transmit.hop_limit {
+            None => self.sockets.try_send(transmit.link, &datagrams),
+            Some(hops) => self.sockets.try_send_near(transmit.link, &datagrams, hops),
+        };
+        if sent.is_err() {
             self.unsent = Some(transmit);
         }
     }

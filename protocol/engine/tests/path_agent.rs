@@ -9,7 +9,8 @@ use std::time::Duration;
 use path_net::{A, B, By, Nat, Net, address, candidate, config, keys, ms};
 use peerage_engine::nat::NatType;
 use peerage_engine::path::{
-    CheckRefused, DirectPath, Guessing, Hop, Link, PathConfig, PathEvent, PathKind, PathMode, WhyNotBetter,
+    CheckRefused, CheckTransmit, DirectPath, Guessing, Hop, Link, PathConfig, PathEvent, PathKind, PathMode,
+    WhyNotBetter,
 };
 use peerage_engine::stun::{AnswerFrom, Check, CheckKeys, CheckRequest, PlainRequest, Role, TransactionId};
 use peerage_model::control::CandidateKind;
@@ -34,6 +35,31 @@ fn every_pair_of_cones_is_punched_within_a_second() {
             let kinds = (net.kind(A), net.kind(B));
             assert_eq!(kinds, (PathKind::Punched, PathKind::Punched), "{filter_a:?} and {filter_b:?}");
         }
+    }
+}
+
+#[test]
+fn both_gateways_are_opened_well_before_a_check_of_the_other_side_arrives() {
+    let mut net = Net::new(Some(nat_a(By::Nothing, By::AddressAndPort)), Some(nat_b(By::Nothing, By::AddressAndPort)));
+    net.establish();
+    net.run_for(ms(980));
+    for (me, other) in [(A, B), (B, A)] {
+        let outside = |who: usize| net.ends[who].nat.as_ref().expect("both have a NAT").outside;
+        let sent = |from: usize, to: usize, opener: bool| -> Vec<Duration> {
+            let wanted = |(_, check): &&(Duration, CheckTransmit)| {
+                check.to.ip() == outside(to) && check.hop_limit.is_some() == opener
+            };
+            net.ends[from].checks.iter().filter(wanted).map(|(at, _)| *at).collect()
+        };
+        let openers = sent(me, other, true);
+        let arrives = sent(other, me, false)[0] + net.direct_delay;
+        assert_eq!(openers.len(), 1, "one is enough");
+        assert!(openers[0] + ms(80) < arrives, "opened at {:?}, a check arrives at {arrives:?}", openers[0]);
+        let limited = net.ends[me].checks.iter().filter(|(_, check)| check.hop_limit.is_some());
+        assert!(
+            limited.into_iter().all(|(_, check)| check.to.ip() == outside(other)),
+            "addresses of interfaces need none"
+        );
     }
 }
 
@@ -146,11 +172,11 @@ fn a_punch_lost_to_an_open_input_chain_works_in_a_later_round() {
             false => Nat::new(outside, By::Nothing, By::AddressAndPort),
         };
         let mut net = Net::new(Some(open(A, "198.18.1.1")), Some(open(B, "198.18.2.1")));
-        net.establish();
         // A strange packet from the peer's gateway came long before: the port is lost to the trap for now.
         let other = 1 - trapped;
         let (from, to) = (net.outside(other), net.outside(trapped));
         net.strange_packet(trapped, from, to);
+        net.establish();
         net.run_for(Duration::from_secs(20));
         assert_eq!(net.kind(trapped), PathKind::Relayed, "the trap works as modelled");
         net.run_for(Duration::from_secs(110));

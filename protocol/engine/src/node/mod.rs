@@ -62,7 +62,7 @@ use self::stream::Stream;
 use self::timers::Timers;
 use crate::knock::{ConnectionIdKey, KNOCK_LEN, KnockTable};
 use crate::noise::{ConfigError, LocalIdentity, SeededRandom, SharedKnocks, endpoint_config, listener_config};
-use crate::path::DirectPath;
+use crate::path::CheckTransmit;
 
 /// What QUIC believes to be the remote address of every connection. Where packets really go is the path agent's
 /// business, and no migration of QUIC's may get in its way. From the discard prefix (RFC 6666), so that a bug which let
@@ -126,7 +126,7 @@ pub struct Node {
     timers: Timers<Timer>,
     /// Sessions that may have something to send.
     ready: BTreeSet<SessionKey>,
-    out: VecDeque<(DirectPath, Vec<u8>)>,
+    out: VecDeque<CheckTransmit>,
     batches: VecDeque<Batch>,
     scratch: Vec<u8>,
     events: VecDeque<Event>,

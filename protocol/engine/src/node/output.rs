@@ -10,7 +10,7 @@ use super::Node;
 use super::event::{Now, SessionKey};
 use super::relays::RelayKey;
 use super::session::{Held, Phase, RelayRoute};
-use crate::path::{DirectPath, Hop, Link, Route};
+use crate::path::{CheckTransmit, DirectPath, Hop, Link, Route};
 use crate::relay::Destination;
 
 /// One send: one datagram, or several of equal length to one destination (GSO).
@@ -26,6 +26,9 @@ pub struct Transmit {
     pub segment_size: Option<usize>,
     /// The mark to put on them.
     pub ecn: Option<EcnCodepoint>,
+    /// How many routers it may pass (IPv4's TTL), if fewer than usual; always a single datagram. If that cannot be had it
+    /// must not be sent.
+    pub hop_limit: Option<u8>,
 }
 
 impl Node {
@@ -33,7 +36,13 @@ impl Node {
     /// `max_datagrams` bounds one batch.
     pub fn poll_transmit(&mut self, now: Now, max_datagrams: usize, buffer: &mut Vec<u8>) -> Option<Transmit> {
         buffer.clear();
-        if let Some((path, bytes)) = self.out.pop_front().or_else(|| self.relays.poll_transmit()) {
+        if let Some(CheckTransmit { link, to, hop_limit, bytes }) = self.out.pop_front() {
+            buffer.extend_from_slice(&bytes);
+            let single = Shape { segment_size: None, ecn: None };
+            let transmit = single.transmit(DirectPath { link, remote: to }, buffer.len());
+            return Some(Transmit { hop_limit, ..transmit });
+        }
+        if let Some((path, bytes)) = self.relays.poll_transmit() {
             buffer.extend_from_slice(&bytes);
             return Some(Shape { segment_size: None, ecn: None }.transmit(path, buffer.len()));
         }
@@ -214,7 +223,7 @@ struct Shape {
 impl Shape {
     fn transmit(self, path: DirectPath, size: usize) -> Transmit {
         let DirectPath { link, remote: destination } = path;
-        Transmit { link, destination, size, segment_size: self.segment_size, ecn: self.ecn }
+        Transmit { link, destination, size, segment_size: self.segment_size, ecn: self.ecn, hop_limit: None }
     }
 }
 

@@ -69,7 +69,7 @@ impl Node {
             keepalive: PATH_KEEPALIVE,
             birthday: peer.is_some_and(|peer| peer.birthday == snapshot::BirthdayMode::Enabled),
         };
-        let scouts = config.mode != PathMode::RelayOnly && self.should_scout(now);
+        let scouts = config.mode != PathMode::RelayOnly && self.should_scout(&session.pair, now);
         let mut path = PathAgent::new(now.mono, config, CheckKeys::from_exporter(role, &mut material), &seed);
         if scouts {
             self.scout_for(key, now);
@@ -110,10 +110,10 @@ impl Node {
             if self.extras.holds_back(key) {
                 continue;
             }
-            let relayed =
-                self.sessions.get(&key).and_then(Session::up).is_some_and(|up| up.path.kind() == PathKind::Relayed);
+            let Some(session) = self.sessions.get(&key) else { continue };
+            let relayed = session.up().is_some_and(|up| up.path.kind() == PathKind::Relayed);
             // Which NAT we are behind may be known only after the session came up.
-            if relayed && self.extras.allocation().is_none() && self.should_scout(now) {
+            if relayed && self.extras.allocation().is_none() && self.should_scout(&session.pair, now) {
                 self.scout_for(key, now);
             } else {
                 self.tell_candidates(key, now);
@@ -201,7 +201,7 @@ impl Node {
             return;
         };
         while let Some(check) = up.path.poll_transmit() {
-            self.out.push_back((DirectPath { link: check.link, remote: check.to }, check.bytes));
+            self.out.push_back(check);
         }
     }
 

@@ -14,9 +14,10 @@ use tracing::debug;
 
 use super::Node;
 use super::event::{Event, Now, SessionKey};
+use super::pair::PairKey;
 use super::session::{Phase, Session};
 use crate::nat::{Allocation, NatType, SCOUT_PATIENCE, SCOUTS, Scout};
-use crate::path::{BIRTHDAY_SOCKETS, BirthdayWish, DirectPath, ExtraSocket, Hop, Link};
+use crate::path::{BIRTHDAY_SOCKETS, BirthdayWish, CheckTransmit, DirectPath, ExtraSocket, Hop, Link};
 use crate::stun::TransactionId;
 
 /// A prediction is offered for this long after it was measured.
@@ -56,6 +57,8 @@ pub(super) struct Extras {
     /// Sessions whose candidates wait for the scout.
     waiting: BTreeSet<SessionKey>,
     measured: Option<(Allocation, Instant)>,
+    /// The peers that were told what was measured: each takes the predicted ports for itself.
+    told: BTreeSet<PairKey>,
     /// The one birthday round that may run: 100 packets a second are for the whole agent.
     round: Option<(SessionKey, Instant)>,
 }
@@ -90,6 +93,7 @@ impl Extras {
             scouting: Scouting::Nothing,
             waiting: BTreeSet::new(),
             measured: None,
+            told: BTreeSet::new(),
             round: None,
         }
     }
@@ -161,11 +165,13 @@ impl Node {
 
     /// Whether how our NAT hands out ports matters and can be measured.
     ///
-    /// What was measured a moment ago still holds: of two sessions that came up at once with one peer, the second measurement
-    /// would take the ports that the first one promised.
-    pub(super) fn should_scout(&self, now: Now) -> bool {
+    /// What was measured a moment ago still holds for the peer that was told: of two sessions that came up at once with one
+    /// peer, the second measurement would take the ports that the first one promised. Another peer gets its own, because
+    /// those ports are in use by then.
+    pub(super) fn should_scout(&self, pair: &PairKey, now: Now) -> bool {
         let age = |at: Instant| now.mono.saturating_duration_since(at);
-        let known = self.extras.measured.is_some_and(|(_, at)| age(at) < MEASURED_ANEW);
+        let fresh = self.extras.measured.is_some_and(|(_, at)| age(at) < MEASURED_ANEW);
+        let known = fresh && self.extras.told.contains(pair);
         let symmetric = self.relays.nat_report().behaviour.mapping.is_symmetric();
         symmetric && !known && self.relays.any_stun_address().is_some()
     }
@@ -196,7 +202,13 @@ impl Node {
             Scouting::Nothing => return,
             Scouting::Opening { until } => *until,
             Scouting::Asking { scout, until } => {
-                self.out.extend(scout.requests(now.mono));
+                let requests = scout.requests(now.mono).into_iter();
+                self.out.extend(requests.map(|(path, bytes)| CheckTransmit {
+                    link: path.link,
+                    to: path.remote,
+                    hop_limit: None,
+                    bytes,
+                }));
                 *until
             }
         };
@@ -221,7 +233,9 @@ impl Node {
         self.extras.scouting = Scouting::Nothing;
         self.extras.measured = allocation.map(|allocation| (allocation, now.mono));
         self.sweep_sockets();
-        for key in std::mem::take(&mut self.extras.waiting) {
+        let waiting = std::mem::take(&mut self.extras.waiting);
+        self.extras.told = waiting.iter().filter_map(|key| Some(self.sessions.get(key)?.pair.clone())).collect();
+        for key in waiting {
             self.tell_candidates(key, now);
         }
     }

@@ -10,7 +10,7 @@ use peerage_model::control::{Candidate, CandidateKind};
 use super::admission::{self, Refused};
 use super::birthday::Birthday;
 use super::budget::Budget;
-use super::checklist::{Checklist, Proof, Remote, Source};
+use super::checklist::{Checklist, Due, Proof, Remote, Source};
 use super::explain::{self, WhyNotBetter};
 use super::liveness::{Liveness, Silence};
 use super::score::{LOCAL_RTT, Rank, Score};
@@ -27,6 +27,9 @@ const DUAL_SEND: Duration = Duration::from_secs(1);
 const UNMEASURED_RTT: Duration = Duration::from_millis(100);
 /// Service without silence that clears a path's losses.
 const FORGIVE_AFTER: Duration = Duration::from_secs(60);
+/// How many routers an opener passes: past our own gateway, also one behind another (a container's host in a home), and
+/// not as far as the peer's, which is on the other side of both providers' networks.
+const OPENER_HOPS: u8 = 3;
 /// Answers at once, and one more each interval: under 100 in any first second.
 const ANSWER_BURST: u32 = 50;
 const ANSWER_INTERVAL: Duration = Duration::from_millis(20);
@@ -412,7 +415,8 @@ impl PathAgent {
         if let Some(offered_at) = self.offered_at {
             let one_way = self.relay_rtt.unwrap_or(UNMEASURED_RTT) / 2;
             let at = now.max(offered_at + one_way);
-            self.checklist.begin(at);
+            let locals = &self.locals;
+            self.checklist.begin(at, |path| is_usable(locals, path));
             self.checking_since.get_or_insert(at);
         }
     }
@@ -426,7 +430,7 @@ impl PathAgent {
             return Err(CheckRefused::TooMany);
         }
         let response = Check::Response(CheckResponse { id: request.id, mapped: from.remote });
-        self.transmit(from, &response);
+        self.transmit(from, None, &response);
         self.checklist.learn(now, from);
         Ok(())
     }
@@ -443,8 +447,14 @@ impl PathAgent {
         let (locals, checklist) = (&self.locals, &mut self.checklist);
         checklist.release(now);
         checklist.start_round(now, in_use, |path| is_usable(locals, path));
-        while let Some(path) = self.checklist.due(now, in_use) {
-            self.send_check(now, path);
+        while let Some(due) = self.checklist.due(now, in_use) {
+            match due {
+                Due::Check(path) => self.send_check(now, path),
+                Due::Opener(path) => {
+                    self.send_request(path, Some(OPENER_HOPS));
+                    self.checklist.on_opened(now);
+                }
+            }
         }
         if let Some(path) = in_use
             && now >= self.last_sent + self.config.keepalive
@@ -463,6 +473,10 @@ impl PathAgent {
 
     /// A check whose answer is waited for by nobody; what it leads to are checks of the peer.
     pub(super) fn send_unlisted(&mut self, path: DirectPath) -> TransactionId {
+        self.send_request(path, None)
+    }
+
+    fn send_request(&mut self, path: DirectPath, hop_limit: Option<u8>) -> TransactionId {
         self.sent_checks += 1;
         let tag = hmac::sign(&self.ids, &self.sent_checks.to_be_bytes());
         let mut id = [0; 12];
@@ -473,13 +487,13 @@ impl PathAgent {
             sequence: self.sent_checks,
             in_use: self.hop == Hop::Direct(path),
         };
-        self.transmit(path, &Check::Request(request));
+        self.transmit(path, hop_limit, &Check::Request(request));
         request.id
     }
 
-    fn transmit(&mut self, path: DirectPath, check: &Check) {
+    fn transmit(&mut self, path: DirectPath, hop_limit: Option<u8>, check: &Check) {
         let DirectPath { link, remote: to } = path;
-        self.transmits.push_back(CheckTransmit { link, to, bytes: check.encode(&self.keys) });
+        self.transmits.push_back(CheckTransmit { link, to, hop_limit, bytes: check.encode(&self.keys) });
     }
 
     fn choose(&mut self, now: Instant) {

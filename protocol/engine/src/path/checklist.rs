@@ -19,6 +19,9 @@ const OFFSETS: [Duration; 7] = [ms(0), ms(50), ms(150), ms(350), ms(750), ms(155
 const LAST_WAIT: Duration = ms(1000);
 /// From one round's start to the next; the last repeats.
 const GAPS: [Duration; 4] = [ms(40_000), ms(80_000), ms(160_000), ms(300_000)];
+/// How long checks of an address outside wait after the round's start, so that both ends' openers are out before any of
+/// them arrives: more than a busy machine takes to read a list of candidates.
+const OPENING: Duration = ms(100);
 /// How much later the one side starts in the rounds that are not simultaneous.
 const STAGGER: Duration = ms(500);
 /// Between any two checks of a session: at most 100 a second.
@@ -85,6 +88,8 @@ pub(super) struct Remote {
     pub(super) proof: Proof,
     schedule: Schedule,
     triggered: bool,
+    /// An opener waits to be sent.
+    opens: bool,
     checked: bool,
     in_flight: VecDeque<InFlight>,
     owes_answer: bool,
@@ -105,6 +110,7 @@ impl Remote {
             proof: Proof::Unproven,
             schedule: Schedule::Idle,
             triggered: false,
+            opens: false,
             checked: false,
             in_flight: VecDeque::new(),
             // Nobody answers there until somebody did.
@@ -162,6 +168,16 @@ impl Remote {
         }
     }
 
+    /// Whether its gateway may take a packet of ours for itself that comes before the peer has sent to us: then it is checked
+    /// only after both ends have opened their own gateways with packets that do not reach the other's.
+    fn is_opened_first(&self) -> bool {
+        let outside = match self.source {
+            Source::Signalled(CandidateKind::ServerReflexive | CandidateKind::Predicted) => true,
+            Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) | Source::PeerReflexive => false,
+        };
+        outside && self.proof == Proof::Unproven && self.path.remote.is_ipv4()
+    }
+
     fn due(&self) -> Option<Instant> {
         match self.schedule {
             Schedule::Idle => None,
@@ -171,6 +187,15 @@ impl Remote {
             },
         }
     }
+}
+
+/// What is to be sent now.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Due {
+    /// A check.
+    Check(DirectPath),
+    /// A check that dies on its way: all that it does is open our own gateway.
+    Opener(DirectPath),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -260,9 +285,13 @@ impl Checklist {
         self.remotes.retain(keep);
     }
 
-    /// A new first round, at `at`.
-    pub(super) fn begin(&mut self, at: Instant) {
+    /// A new first round, at `at`. Openers go at once: the peer cannot be later with its checks than it is with its list.
+    /// `usable` tells which addresses we can send to.
+    pub(super) fn begin(&mut self, at: Instant, usable: impl Fn(DirectPath) -> bool) {
         self.next_round = (!self.remotes.is_empty()).then_some(NextRound { at, number: 0 });
+        for remote in &mut self.remotes {
+            remote.opens = remote.is_opened_first() && usable(remote.path);
+        }
     }
 
     /// No round, no proof, nothing in flight: our own addresses changed, or policy forbids checks.
@@ -290,10 +319,13 @@ impl Checklist {
             Role::Responder => round.number % 3 == 1,
             Role::Initiator => round.number % 3 == 2,
         };
-        let base = if late { round.at + STAGGER } else { round.at };
+        let start = if late { round.at + STAGGER } else { round.at };
         for remote in &mut self.remotes {
             let settled = round.number == 0 && remote.proof != Proof::Unproven;
             if Some(remote.path) != in_use && !settled && usable(remote.path) {
+                let opened_first = remote.is_opened_first();
+                remote.opens |= opened_first && round.number > 0;
+                let base = if opened_first { start + OPENING } else { start };
                 remote.schedule = Schedule::Running { base, step: 0 };
                 remote.answers_in_round = 0;
             }
@@ -302,29 +334,35 @@ impl Checklist {
         self.next_round = Some(NextRound { at: round.at.max(now) + gap, number: round.number + 1 });
     }
 
-    /// The address to check now, if one is due and pace and budget allow.
-    pub(super) fn due(&mut self, now: Instant, in_use: Option<DirectPath>) -> Option<DirectPath> {
+    /// What to send now, if something is due and pace and budget allow.
+    pub(super) fn due(&mut self, now: Instant, in_use: Option<DirectPath>) -> Option<Due> {
         while now >= self.pace {
             let index = self.next_due(now)?;
             let remote = &mut self.remotes[index];
-            if !advance(now, remote, in_use) {
+            let opens = std::mem::take(&mut remote.opens);
+            if !opens && !advance(now, remote, in_use) {
                 continue;
             }
             if !remote.owes_answer || self.unanswered.take(now) {
-                return Some(remote.path);
+                return Some(if opens { Due::Opener(remote.path) } else { Due::Check(remote.path) });
             }
         }
         None
     }
 
     fn next_due(&self, now: Instant) -> Option<usize> {
-        let order = |remote: &Remote| (!remote.triggered, remote.turn(), remote.due());
+        let order = |remote: &Remote| (!remote.opens, !remote.triggered, remote.turn(), remote.due());
         (0..self.remotes.len())
             .filter(|index| {
                 let remote = &self.remotes[*index];
-                remote.triggered || remote.due().is_some_and(|due| due <= now)
+                remote.opens || remote.triggered || remote.due().is_some_and(|due| due <= now)
             })
             .min_by_key(|index| order(&self.remotes[*index]))
+    }
+
+    /// An opener went out.
+    pub(super) fn on_opened(&mut self, now: Instant) {
+        self.pace = now + PACE;
     }
 
     /// A check with this id went over `path`.
@@ -369,7 +407,7 @@ impl Checklist {
     /// When something is due next. Past instants mean "now".
     pub(super) fn timeout(&self) -> Option<Instant> {
         let checks = self.remotes.iter().filter_map(|remote| {
-            let due = if remote.triggered { Some(self.pace) } else { remote.due() };
+            let due = if remote.opens || remote.triggered { Some(self.pace) } else { remote.due() };
             due.map(|due| due.max(self.pace))
         });
         let holds = self.remotes.iter().filter_map(|remote| remote.held_until);

@@ -90,6 +90,8 @@ pub struct CheckTransmit {
     pub link: Link,
     /// Where to; never through a relay.
     pub to: SocketAddr,
+    /// How many routers it may pass (IPv4's TTL), if fewer than usual. If that cannot be had it must not be sent.
+    pub hop_limit: Option<u8>,
     /// The datagram.
     pub bytes: Vec<u8>,
 }

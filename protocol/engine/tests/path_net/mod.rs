@@ -41,7 +41,7 @@ pub enum By {
 /// A gateway: one inside socket, one outside address.
 #[derive(Clone, Debug)]
 pub struct Nat {
-    outside: IpAddr,
+    pub outside: IpAddr,
     mapping: By,
     filtering: By,
     /// Whether the gateway takes strange packets for itself, and so loses the port to them.
@@ -125,6 +125,13 @@ struct Packet {
     /// For a direct packet: the outside address it was sent to, where the receiver's NAT judges it.
     sent_to: Option<SocketAddr>,
     body: Body,
+}
+
+/// How far a packet gets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    OwnGateway,
+    Peer,
 }
 
 #[derive(Clone)]
@@ -343,7 +350,7 @@ impl Net {
             match hop {
                 Hop::Relayed => self.by_relay(who, Body::Tunnel { ack_eliciting }),
                 Hop::Direct(_) if self.tunnel_blocked[who] => {}
-                Hop::Direct(path) => self.by_air(who, path.remote, Body::Tunnel { ack_eliciting }),
+                Hop::Direct(path) => self.by_air(who, path.remote, Reach::Peer, Body::Tunnel { ack_eliciting }),
             }
         }
     }
@@ -351,7 +358,8 @@ impl Net {
     fn drain(&mut self, who: usize) {
         let at = self.now - self.start;
         while let Some(check) = self.ends[who].agent.poll_transmit() {
-            self.by_air(who, check.to, Body::Check(check.bytes.clone()));
+            let reach = if check.hop_limit.is_some() { Reach::OwnGateway } else { Reach::Peer };
+            self.by_air(who, check.to, reach, Body::Check(check.bytes.clone()));
             self.ends[who].checks.push((at, check));
         }
         while let Some(event) = self.ends[who].agent.poll_event() {
@@ -369,7 +377,7 @@ impl Net {
         }
     }
 
-    fn by_air(&mut self, who: usize, to: SocketAddr, body: Body) {
+    fn by_air(&mut self, who: usize, to: SocketAddr, reach: Reach, body: Body) {
         let now = self.now;
         let inside = self.ends[who].inside;
         let from = match &mut self.ends[who].nat {
@@ -381,7 +389,7 @@ impl Net {
             Some(nat) => to.ip() == nat.outside,
             None => to == other.inside,
         };
-        if reaches && !self.direct_down {
+        if reaches && reach == Reach::Peer && !self.direct_down {
             let at = now + self.direct_delay;
             self.put(Packet { at, to: 1 - who, hop: Hop::Direct(DirectPath::main(from)), sent_to: Some(to), body });
         }

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use peerage_engine::node::{Event, Node, StreamKey};
+use peerage_engine::node::{Event, Node, StreamKey, Transmit};
 use peerage_engine::path::{ExtraSocket, Link};
 use peerage_model::id::sha256;
 use peerage_model::stream::{StreamKind, StreamStatus};
@@ -201,7 +201,7 @@ impl Sim {
             if let Some(transmit) = node.poll_transmit(moment, 10, &mut buffer) {
                 let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
                 for datagram in buffer.chunks(segment) {
-                    self.send(agent, transmit.link, transmit.destination, datagram.to_vec());
+                    self.send(agent, &transmit, datagram.to_vec());
                 }
             } else if let Some(event) = node.poll_event() {
                 self.on_event(agent, event);
@@ -303,7 +303,8 @@ impl Sim {
     }
 
     /// A packet leaves an agent.
-    fn send(&mut self, agent: usize, link: Link, to: SocketAddr, bytes: Vec<u8>) {
+    fn send(&mut self, agent: usize, transmit: &Transmit, bytes: Vec<u8>) {
+        let (link, to) = (transmit.link, transmit.destination);
         let now = self.clock.now();
         let host = &self.agents[agent];
         let site = host.site;
@@ -327,6 +328,10 @@ impl Sim {
         };
         let Some(public) = public else { return };
         self.guard.uses(agent, public);
+        if transmit.hop_limit.is_some() {
+            // It dies between the gateways.
+            return;
+        }
         packet.from = public;
         for at in self.agents[agent].line.up.send(now, packet.bytes.len()) {
             self.queue.push(at, Arrival::Core(packet.clone()));
