@@ -7,6 +7,7 @@
 
 mod agent;
 mod failed;
+pub mod fallback;
 pub mod field;
 pub mod flow;
 pub mod kernel;

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use peerage_e2e::matrix::{self, Cell, Pair, Plan};
-use peerage_e2e::{Failed, Nats, Programs, Trying, World, field, memory, origin, proxy, table, transfer, warm};
+use peerage_e2e::{
+    Failed, Nats, Programs, Trying, World, fallback, field, memory, origin, proxy, table, transfer, warm,
+};
 use peerage_netlab::kernel::Network;
 
 /// Agents and relays as real processes, on an emulated internet
@@ -45,6 +47,15 @@ enum Test {
         /// As for `nat`
         #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
         pairs: Vec<String>,
+    },
+    /// Relays by UDP, by TLS on TCP port 443, and by TLS through an HTTP proxy: throughput and latency beside each other
+    Fallback {
+        /// How often each is measured
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        rounds: u16,
+        /// The size of each download
+        #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
+        mib: u64,
     },
     /// One long download while the path moves and addresses change
     Transfer {
@@ -110,7 +121,13 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
     match &cli.test {
         Test::Serve { address } => return origin::serve(address).trying("serve").map(|()| true),
         Test::Proxy { address } => return proxy::serve(address).trying("serve").map(|()| true),
-        Test::Nat(_) | Test::Field { .. } | Test::Warm { .. } | Test::Transfer { .. } | Test::Memory | Test::All => {}
+        Test::Nat(_)
+        | Test::Field { .. }
+        | Test::Warm { .. }
+        | Test::Fallback { .. }
+        | Test::Transfer { .. }
+        | Test::Memory
+        | Test::All => {}
     }
     peerage_netlab::enter().trying("make networks")?;
     let origin = env::current_exe().trying("find this program")?;
@@ -120,6 +137,7 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
         Test::Nat(nat) => nats(&programs, nat, cli.json),
         Test::Field { only, small } => in_the_field(&programs, only, *small, cli.json),
         Test::Warm { pairs } => warm_up(&programs, pairs, cli.json),
+        Test::Fallback { rounds, mib } => fall_back(&programs, *rounds, *mib, cli.json),
         Test::Transfer { mib } => download(&programs, *mib, cli.json),
         Test::Memory => idle(&programs, cli.json),
         Test::All => {
@@ -178,6 +196,15 @@ fn warm_up(programs: &Programs, pairs: &[String], json: bool) -> Result<bool, Fa
         print!("{}", table::flights(&flights));
     }
     Ok(flights.iter().all(|flight| flight.warm.is_ok() && flight.cold.is_ok()))
+}
+
+fn fall_back(programs: &Programs, rounds: u16, mib: u64, json: bool) -> Result<bool, Failed> {
+    let rows = fallback::run(programs, rounds.into(), mib)?;
+    match json {
+        true => rows.iter().for_each(|(way, row)| println!("{}", row.json(*way))),
+        false => print!("{}", table::fallback(&rows, mib)),
+    }
+    Ok(true)
 }
 
 /// Runs the tests of the field; a failure does not keep the others from running.

@@ -1,11 +1,12 @@
 //! Results as tables for people.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
 use peerage_netlab::kernel::Network;
 
+use crate::fallback::{Row, Way};
 use crate::matrix::Cell;
 use crate::warm::{Flight, RELAY_ROUND_TRIP};
 
@@ -80,6 +81,33 @@ pub fn flights(flights: &[Flight]) -> String {
         }
     }
     out
+}
+
+/// Throughput and latency by way to the relay.
+#[must_use]
+pub fn fallback(rows: &BTreeMap<Way, Row>, mib: u64) -> String {
+    let mut out = format!("one stream of {mib} MiB; small requests on a session that is up; medians\n\n");
+    let head = ["Gb/s", "least-most", "of UDP", "request", "95 %", "first byte"];
+    let [gbit, span, of_udp, request, most, first] = head;
+    writeln!(out, "{:<26}{gbit:>7}{span:>14}{of_udp:>8}{request:>10}{most:>9}{first:>12}", "").expect(ENDLESS);
+    let udp = rows.get(&Way::Udp).map_or(f64::NAN, |row| of(&row.gbit_per_s, 50));
+    for (way, row) in rows {
+        let millis: Vec<f64> = row.request.iter().map(|time| time.as_secs_f64() * 1e3).collect();
+        let (middle, least, most) = (of(&row.gbit_per_s, 50), of(&row.gbit_per_s, 0), of(&row.gbit_per_s, 100));
+        let (request, nearly, first) = (of(&millis, 50), of(&millis, 95), row.first_byte.as_secs_f64() * 1e3);
+        let span = format!("{least:.2}-{most:.2}");
+        let (name, part) = (way.name(), middle / udp);
+        writeln!(out, "{name:<26}{middle:>7.2}{span:>14}{part:>8.2}{request:>7.1} ms{nearly:>6.1} ms{first:>9.1} ms")
+            .expect(ENDLESS);
+    }
+    out
+}
+
+/// What so many of a hundred are not above; NaN of nothing.
+fn of(figures: &[f64], part: usize) -> f64 {
+    let mut figures = figures.to_vec();
+    figures.sort_unstable_by(f64::total_cmp);
+    figures.get((figures.len() * part / 100).min(figures.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
 
 fn times(out: &mut String, cells: &[Cell]) {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use peerage_e2e::matrix::{self, Cell, Pair, Plan};
 use peerage_e2e::{Failed, Programs};
 use peerage_netlab::kernel::Network::{
-    Carrier, CarrierHairpin, DualStack, FullCone, Ipv6Only, None as Open, PortRestricted, RestrictedCone,
-    SymmetricPreserving, SymmetricRandom,
+    Carrier, CarrierHairpin, DualStack, FullCone, HttpProxy, Ipv6Only, None as Open, PortRestricted,
+    PortRestrictedOpenInput, RestrictedCone, SymmetricPreserving, SymmetricRandom, SymmetricSequential, UdpBlocked,
 };
 
 use crate::support::inside;
@@ -22,6 +22,9 @@ fn pairs_that_can_meet_past_relays_do() {
             (SymmetricRandom, RestrictedCone),
             (PortRestricted, PortRestricted),
             (SymmetricPreserving, PortRestricted),
+            (PortRestrictedOpenInput, PortRestricted),
+            (PortRestrictedOpenInput, SymmetricSequential),
+            (PortRestrictedOpenInput, PortRestrictedOpenInput),
             (CarrierHairpin, CarrierHairpin),
             (Carrier, SymmetricPreserving),
             (DualStack, Ipv6Only),
@@ -37,13 +40,23 @@ fn pairs_that_can_meet_past_relays_do() {
 #[test]
 fn pairs_that_cannot_meet_stay_relayed_and_say_why() {
     inside("nat::pairs_that_cannot_meet_stay_relayed_and_say_why", |programs| {
-        let pairs = [(SymmetricRandom, SymmetricRandom), (Carrier, Carrier), (Ipv6Only, Open)];
+        let pairs = [
+            (SymmetricRandom, SymmetricRandom),
+            (Carrier, Carrier),
+            (Ipv6Only, Open),
+            (UdpBlocked, PortRestricted),
+            (Open, HttpProxy),
+            (HttpProxy, UdpBlocked),
+        ];
         for cell in as_theory_says(programs, &pairs)? {
             assert_eq!(cell.path(), "relayed", "{cell:?}");
             let seen = cell.seen.map_err(Failed::new)?;
             assert!(!seen.why.is_empty(), "it says why: {seen:?}");
             if cell.client == SymmetricRandom {
                 assert!(seen.why.contains("symmetric"), "{seen:?}");
+            }
+            if [cell.client, cell.server].iter().any(|network| !network.has_udp()) {
+                assert!(seen.why.contains("UDP is blocked"), "{seen:?}");
             }
         }
         Ok(())
