@@ -5,6 +5,7 @@
 
 pub use quinn_proto::EcnCodepoint;
 
+mod congestion;
 pub mod knock;
 pub mod nat;
 pub mod node;

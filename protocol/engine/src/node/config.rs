@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use quinn_proto::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use crate::congestion::OfOneConnection;
+
 /// Before the first measurement. RFC 9002 section 6.2.2 says 333 ms for the whole Internet; relays are chosen near,
 /// and a lost first packet should not cost a second.
 pub(super) const INITIAL_RTT: Duration = Duration::from_millis(100);
@@ -41,7 +43,8 @@ pub(super) const MAX_PACKETS: usize = 256;
 /// forgets a UDP mapping (docs/spec/paths.md).
 pub(super) const PATH_KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// The QUIC transport parameters and limits of every session.
+/// The QUIC transport parameters and limits of one session. Sessions do not share them: what is under way on a session
+/// is counted in its congestion control.
 pub(super) fn transport() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
@@ -52,6 +55,7 @@ pub(super) fn transport() -> Arc<TransportConfig> {
         .receive_window(VarInt::from_u32(SESSION_WINDOW))
         .send_window(SEND_WINDOW)
         .initial_rtt(INITIAL_RTT)
+        .congestion_controller_factory(Arc::new(OfOneConnection::default()))
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)

@@ -5,6 +5,7 @@ use std::time::Instant;
 use peerage_model::AgentId;
 use tracing::debug;
 
+use super::config::transport;
 use super::event::{AskError, Event, Now, SessionKey};
 use super::pair::{ATTEMPT, Dial, MAX_PAUSE, PairKey, Purpose, pause_after};
 use super::session::{RelayRoute, Session};
@@ -41,7 +42,7 @@ impl Node {
         let knock = Knock::new(direction, now.wall, &mut self.random);
         let judge = self.judge.expecting(pair.expected());
         let noise = NoiseClient::new(&pair.outbound, 0, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        let config = client_config(noise, knock, self.transport.clone());
+        let config = client_config(noise, knock, transport());
         let (handle, connection) = match self.endpoint.connect(now.mono, config, VIRTUAL_REMOTE, "peerage") {
             Ok(connected) => connected,
             Err(error) => {

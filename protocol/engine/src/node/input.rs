@@ -11,7 +11,7 @@ use super::config::INITIAL_RTT;
 use super::event::{Now, SessionKey};
 use super::failover::Away;
 use super::relays::{FromRelay, RelayKey};
-use super::session::{RelayRoute, Session};
+use super::session::{Phase, RelayRoute, Session};
 use super::{Node, Timer, VIRTUAL_REMOTE};
 use crate::knock::{CONNECTION_ID_LEN, KNOCK_LEN};
 use crate::noise::QUIC_VERSION;
@@ -197,7 +197,11 @@ impl Node {
             let pair = session.pair.clone();
             let confirmed = session.handshake_is_confirmed();
             let (mut cleared, mut settles) = (false, false);
-            if let Some(up) = session.up_mut() {
+            if let Phase::Up(up) = &mut session.phase {
+                if up.suspect.is_some() {
+                    // There is a way again. What was sent while there was none must not keep our answer back.
+                    session.connection.path_changed(now.mono);
+                }
                 up.path.on_tunnel_heard(now.mono, hop, rtt);
                 up.said_to_be_over = false;
                 cleared = up.suspect.take().is_some();

@@ -11,7 +11,7 @@ use quinn_proto::{
 };
 use tracing::{debug, info};
 
-use super::config::PING_INTERVAL;
+use super::config::{PING_INTERVAL, transport};
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
 use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, PairKey};
@@ -66,7 +66,7 @@ impl Node {
         let judge = self.judge.expecting(pair.expected());
         let inbound = pair.inbound.as_ref()?;
         let noise = NoiseServer::new(inbound, secret, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        Some(Arc::new(server_config(noise, self.transport.clone())))
+        Some(Arc::new(server_config(noise, transport())))
     }
 
     /// Lets everything follow from an input to a session: events, endpoint events, control messages, timers.

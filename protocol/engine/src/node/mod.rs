@@ -43,7 +43,7 @@ use std::time::Duration;
 use peerage_model::control::MAX_PREDECESSORS;
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
-use quinn_proto::{Endpoint, StreamId, TransportConfig};
+use quinn_proto::{Endpoint, StreamId};
 
 pub use event::{AskError, AskKey, DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 pub use mailbox::ErrandKey;
@@ -92,7 +92,6 @@ pub struct Node {
     identity: Arc<LocalIdentity>,
     random: SeededRandom,
     endpoint: Endpoint,
-    transport: Arc<TransportConfig>,
     knock_table: SharedKnocks<PairKey>,
     judge: Judge,
 
@@ -159,7 +158,6 @@ impl Node {
             secret: config.instance,
             random,
             endpoint,
-            transport: config::transport(),
             knock_table,
             judge: Judge::new(now.wall),
             ports: Vec::new(),

@@ -13,7 +13,7 @@ use super::config::{HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
 use super::life::after;
 use super::pair::PairKey;
-use super::session::{Phase, RelayRoute, Session};
+use super::session::{Phase, RelayRoute, Session, Suspicion};
 use super::{Node, Timer};
 use crate::nat::NatType;
 use crate::path::{DirectPath, Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
@@ -23,8 +23,17 @@ use crate::stun::{CheckKeys, EXPORTER_LABEL, Role};
 /// forged checks costs two hundredths of a core and delays upgrades, not data.
 const CHECKS_PER_SECOND: u32 = 20_000;
 
-/// How long a session may stay silent after three silent timeouts while its peer answers on another one.
+/// How long a session may stay silent after three silent timeouts while its peer answers on another one, from another
+/// process: the one it was with is gone.
 const DOUBT: Duration = Duration::from_secs(5);
+/// As [`DOUBT`], while the very process answers on another session. It is not gone, but what is under way to it may wait for
+/// its retransmission, and that may wait long (RFC 9002 section 6.2 doubles the time); or it has given this session up and
+/// the word of that was lost.
+const DOUBT_OF_TWIN: Duration = Duration::from_secs(30);
+/// How often a session in doubt asks whether the peer is there, for as long as [`DOUBT`].
+const ASK_SOON: Duration = Duration::from_secs(1);
+/// And later: ten packets each time, so that a network that is only full is not kept so.
+const ASK_LATER: Duration = Duration::from_secs(5);
 
 /// How many forged checks may still be looked at this second.
 #[derive(Debug)]
@@ -281,16 +290,39 @@ impl Node {
     /// A session takes no new streams until it is heard again.
     pub(super) fn doubt(&mut self, key: SessionKey, now: Now) {
         if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
-            up.suspect = Some(now.mono + DOUBT);
+            up.suspect = Some(Suspicion { since: now.mono, next: now.mono + ASK_SOON });
         }
         self.arm_session(key);
     }
 
-    /// Whether the same agent answers on another session. One that stays silent meanwhile is with a process that is
-    /// gone, and whoever uses its streams is better off knowing.
-    fn is_succeeded(&self, key: SessionKey) -> bool {
-        let pair = self.sessions.get(&key).and_then(|session| self.pairs.get(&session.pair));
-        pair.is_some_and(|pair| pair.up.iter().any(|other| *other != key && self.answers(*other)))
+    /// A session is in doubt for a while. One whose peer answers elsewhere is given up in time, since whoever uses its streams is
+    /// better off knowing; any other is asked again, by all ways.
+    fn doubt_on(&mut self, key: SessionKey, now: Now) {
+        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
+        let Some(suspicion) = &mut up.suspect else { return };
+        let lasting = now.mono.saturating_duration_since(suspicion.since);
+        suspicion.next = now.mono + if lasting < DOUBT { ASK_SOON } else { ASK_LATER };
+        if self.is_succeeded(key, lasting) {
+            self.close(key, CloseCode::Replaced, DownReason::TimedOut, now.mono);
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(&key) {
+            // Or a full window on a way that leads nowhere would keep the question back.
+            session.connection.path_changed(now.mono);
+        }
+        self.race_relays(key, now);
+    }
+
+    /// Whether the same agent answers on another session, while this one was silent for that long.
+    fn is_succeeded(&self, key: SessionKey, silent: Duration) -> bool {
+        let Some(session) = self.sessions.get(&key) else { return false };
+        let (Some(up), Some(pair)) = (session.up(), self.pairs.get(&session.pair)) else { return false };
+        let instance = up.credential.instance();
+        pair.up.iter().filter(|other| **other != key && self.answers(**other)).any(|other| {
+            let other = self.sessions.get(other).and_then(Session::up);
+            let is_twin = other.is_some_and(|other| other.credential.instance() == instance);
+            silent >= if is_twin { DOUBT_OF_TWIN } else { DOUBT }
+        })
     }
 
     /// A session's deadline came.
@@ -315,18 +347,18 @@ impl Node {
             }
             let drain = up.drain.is_due(now.mono);
             let over = up.expires.is_some_and(|at| at <= now.mono);
-            let doubted = up.suspect.is_some_and(|at| at <= now.mono);
-            if doubted {
-                up.suspect = Some(now.mono + DOUBT);
-            }
+            let doubted = up.suspect.is_some_and(|suspicion| suspicion.next <= now.mono);
             if refused {
                 self.close(key, CloseCode::Drained, DownReason::TimedOut, now.mono);
-            } else if doubted && self.is_succeeded(key) {
-                self.close(key, CloseCode::Replaced, DownReason::TimedOut, now.mono);
             } else if over {
                 self.expired(key, now);
-            } else if drain {
-                self.drain_on(key, now);
+            } else {
+                if drain {
+                    self.drain_on(key, now);
+                }
+                if doubted {
+                    self.doubt_on(key, now);
+                }
             }
         }
         self.settle(key, now);
@@ -362,7 +394,8 @@ impl Node {
             Phase::Up(up) => {
                 let ping = (!up.streams.is_empty()).then_some(up.next_ping);
                 let refused = (!up.confirmed).then_some(session.born + HANDSHAKE_TIMEOUT);
-                [up.path.poll_timeout(), ping, up.expires, up.drain.next(), up.suspect, refused]
+                let doubt = up.suspect.map(|suspicion| suspicion.next);
+                [up.path.poll_timeout(), ping, up.expires, up.drain.next(), doubt, refused]
             }
             Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None, None],
             Phase::Closing => [None; 6],

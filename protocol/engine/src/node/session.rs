@@ -100,11 +100,20 @@ pub(super) struct Up {
     pub(super) drain: Drain,
     /// Somebody who speaks for this peer says that the instance on the other end is gone; silence will prove it.
     pub(super) said_to_be_over: bool,
-    /// Silent for so long that a fresh dial runs: takes no new streams, and is looked at then.
-    pub(super) suspect: Option<Instant>,
+    /// Silent for so long that a fresh dial runs: takes no new streams.
+    pub(super) suspect: Option<Suspicion>,
     pub(super) next_ping: Instant,
     /// When trust or passport end, as far as the wall clock said.
     pub(super) expires: Option<Instant>,
+}
+
+/// A session in doubt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspicion {
+    /// Since when.
+    pub(super) since: Instant,
+    /// When the peer is asked again.
+    pub(super) next: Instant,
 }
 
 /// When a session came up, by both clocks.
