@@ -1,0 +1,206 @@
+//! Conditions: what they are called, why they are as they are, and how one is written without flapping.
+//!
+//! The words are enums here and strings on the wire. A reader that is older than the writer must not stall on a reason
+//! it does not know, and the typed watch of a whole kind would.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::time_schema;
+
+/// One aspect of an object's state, in the shape of `metav1.Condition`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// Which aspect: `Ready` sums up the others.
+    #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 316), regex(pattern = "^[A-Z][A-Za-z0-9]*$"))]
+    pub type_: String,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, in one CamelCase word that programs may compare.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^[A-Z][A-Za-z0-9]*$"))]
+    pub reason: String,
+    /// Why, for people, with what to do next.
+    #[schemars(length(max = 4096))]
+    pub message: String,
+    /// The generation of the object that was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// When `status` last changed; a new reason or message alone does not move it.
+    #[schemars(schema_with = "time_schema")]
+    pub last_transition_time: Time,
+}
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// Nobody can tell yet.
+    Unknown,
+}
+
+impl Condition {
+    /// A condition as it stands at `now`.
+    #[must_use]
+    pub fn new(type_: ConditionType, status: ConditionStatus, reason: Reason, message: String, now: Time) -> Self {
+        Self {
+            type_: type_.as_str().to_owned(),
+            status,
+            reason: reason.as_str().to_owned(),
+            message,
+            observed_generation: None,
+            last_transition_time: now,
+        }
+    }
+
+    /// The same condition, judged on `generation`.
+    #[must_use]
+    pub fn observed(self, generation: Option<i64>) -> Self {
+        Self { observed_generation: generation, ..self }
+    }
+}
+
+/// Puts `new` into `conditions`, and tells whether anything changed. The transition time moves only with the status:
+/// who waits for `Ready` must not be woken by a new wording.
+pub fn set_condition(conditions: &mut Vec<Condition>, mut new: Condition) -> bool {
+    let Some(old) = conditions.iter_mut().find(|old| old.type_ == new.type_) else {
+        conditions.push(new);
+        return true;
+    };
+    if old.status == new.status {
+        new.last_transition_time = old.last_transition_time.clone();
+    }
+    if *old == new {
+        return false;
+    }
+    *old = new;
+    true
+}
+
+macro_rules! words {
+    ($(#[$about:meta])* $name:ident { $($(#[doc = $doc:literal])+ $word:ident,)+ }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name { $($(#[doc = $doc])+ $word,)+ }
+
+        impl $name {
+            /// All of them, with what each means.
+            pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$word, concat!($($doc),+)),)+];
+
+            /// The word as it is written into objects.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$word => stringify!($word),)+ }
+            }
+        }
+    };
+}
+
+words! {
+    /// The aspects that our objects report.
+    ConditionType {
+        /// The object makes sense and may be as it is: names resolve, links permit, nothing conflicts.
+        Accepted,
+        /// AgentPeer: every pod that matches carries a sidecar.
+        Injected,
+        /// AgentPeer: every sidecar has a passport that is valid.
+        Enrolled,
+        /// AgentTrust: every sidecar with a live stream has acknowledged it.
+        Programmed,
+        /// AgentLink: the other authority's operator answers.
+        Connected,
+        /// AgentRelay: the relay answers our probes.
+        Available,
+        /// AgentTrustRequest: somebody has decided.
+        Answered,
+        /// The sum: what the object asks for is the case.
+        Ready,
+    }
+}
+
+words! {
+    /// Why a condition is as it is.
+    Reason {
+        /// Everything is as the object asks.
+        AsDeclared,
+        /// No pod matches the selector; that is not an error.
+        NoPods,
+        /// Another AgentPeer of this namespace selects the same pods.
+        ConflictingSelector,
+        /// Two declarations claim one port, or a pod's own container listens on it; set `localPort`.
+        PortConflict,
+        /// Two trusts of one agent would call different peers by one alias.
+        AliasConflict,
+        /// Pods match but were made before injection was on, or opted out; restart them.
+        NotInjected,
+        /// A sidecar runs and has not enrolled yet.
+        WaitingForEnrolment,
+        /// The AgentPeer that the object names does not exist in this namespace.
+        AgentNotFound,
+        /// The AgentLink that the object names does not exist.
+        LinkNotFound,
+        /// The link does not list this namespace.
+        NotPermittedByLink,
+        /// The relay does not list this namespace.
+        NotPermittedByRelay,
+        /// The link leads to another authority than the object pins: traffic is stopped.
+        AuthorityChanged,
+        /// The other side has not consented, or there is no such agent: one reason, so that nobody can probe names.
+        WaitingForPeer,
+        /// Some agents have not acknowledged yet.
+        WaitingForAgents,
+        /// The object's `expiresAt` has passed.
+        Expired,
+        /// A Secret that is needed is not there.
+        SecretNotFound,
+        /// A Secret that is needed cannot be read as what it should be.
+        SecretInvalid,
+        /// No relay of the list answers.
+        RelayUnreachable,
+        /// The other operator does not answer.
+        PeerOperatorUnreachable,
+        /// A managed relay has no address yet.
+        WaitingForAddress,
+        /// The path that the policy asks for is not available; the message says what stands in the way.
+        PathUnavailable,
+        /// Nobody has decided yet.
+        Pending,
+        /// An AgentTrust for this request exists.
+        Approved,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        Time(k8s_openapi::jiff::Timestamp::from_second(seconds).expect("a time in range"))
+    }
+
+    fn ready(status: ConditionStatus, reason: Reason, seconds: i64) -> Condition {
+        Condition::new(ConditionType::Ready, status, reason, String::new(), at(seconds))
+    }
+
+    #[test]
+    fn a_transition_time_moves_only_with_the_status() {
+        let mut all = vec![];
+        assert!(set_condition(&mut all, ready(ConditionStatus::False, Reason::WaitingForPeer, 1)));
+        assert!(set_condition(&mut all, ready(ConditionStatus::False, Reason::Expired, 2)));
+        assert_eq!((all[0].reason.as_str(), &all[0].last_transition_time), ("Expired", &at(1)));
+        assert!(set_condition(&mut all, ready(ConditionStatus::True, Reason::AsDeclared, 3)));
+        assert_eq!((all.len(), &all[0].last_transition_time), (1, &at(3)));
+    }
+
+    #[test]
+    fn what_did_not_change_is_no_write() {
+        let mut all = vec![ready(ConditionStatus::True, Reason::AsDeclared, 1)];
+        assert!(!set_condition(&mut all, ready(ConditionStatus::True, Reason::AsDeclared, 9)));
+    }
+}

@@ -1,0 +1,98 @@
+//! `AgentLink`: another authority, and who in this cluster may deal with it.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::AllowedNamespaces;
+use crate::condition::Condition;
+use crate::shape;
+
+/// Another authority: a cluster or a machine with agents of its own. A link carries requests, revocations and status.
+/// It is no consent: each pair of agents still needs both sides' AgentTrusts.
+///
+/// The authority is pinned: `authority` cannot be changed or removed once it is set. Link anew to trust another one.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[kube(
+    group = "peerage.dev", version = "v1alpha1", kind = "AgentLink", plural = "agentlinks",
+    shortname = "al", category = "peerage", status = "AgentLinkStatus", derive = "PartialEq",
+    doc = "Another authority whose agents some namespaces of this cluster may deal with.",
+    annotation("helm.sh/resource-policy", "keep"),
+    validation = Rule::new("size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name becomes part of host names: a DNS label of at most 63 characters, without dots"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the other side answers"),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#, description = "Why"),
+    printcolumn(name = "Authority", type_ = "string", json_path = ".status.authority", description = "The other authority's fingerprint"),
+    printcolumn(name = "Pending", type_ = "integer", json_path = ".status.pendingRequests", description = "Requests from there that nobody has answered"),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#, priority = "1", description = "Why, and what to do"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.authority) || has(self.bootstrap)")
+    .message("a link needs the other side's authority, or a bootstrap ticket that names it").reason(Reason::FieldValueRequired))]
+#[x_kube(validation = Rule::new("!has(oldSelf.authority) || (has(self.authority) && self.authority == oldSelf.authority)")
+    .message("authority is immutable: delete the link and make another one to trust another authority"))]
+pub struct AgentLinkSpec {
+    /// The other authority's fingerprint. With a bootstrap ticket it may be left out: it is the ticket's then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = shape::FINGERPRINT_LEN), regex(pattern = shape::FINGERPRINT))]
+    pub authority: Option<String>,
+    /// Relays where the other authority's agents are found, as `KEY@HOST:PORT`; those of the ticket if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = shape::RELAYS_MAX), inner(length(max = shape::RELAY_MAX), regex(pattern = shape::RELAY)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub relays: Option<Vec<String>>,
+    /// Whose AgentTrusts may use the link.
+    pub allowed_namespaces: AllowedNamespaces,
+    /// How the two operators meet for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap: Option<Bootstrap>,
+}
+
+/// How two operators meet for the first time.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bootstrap {
+    /// The Secret, in the operator's namespace, that holds the ticket of `kubectl peerage invite`.
+    pub token_secret_ref: SecretKeyRef,
+}
+
+/// One value of a Secret in the operator's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// The Secret's name.
+    #[schemars(length(min = 1, max = shape::SUBDOMAIN_MAX), regex(pattern = shape::SUBDOMAIN))]
+    pub name: String,
+    /// The key in it.
+    #[serde(default = "ticket")]
+    #[schemars(length(min = 1, max = shape::SUBDOMAIN_MAX), regex(pattern = shape::SECRET_KEY))]
+    pub key: String,
+}
+
+fn ticket() -> String {
+    "ticket".to_owned()
+}
+
+/// What the operator found.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentLinkStatus {
+    /// The generation that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// Accepted, Connected, Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = shape::CONDITIONS_MAX))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The authority that was pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = shape::FINGERPRINT_LEN), regex(pattern = shape::FINGERPRINT))]
+    pub authority: Option<String>,
+    /// Requests from there that nobody has answered; at most 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub pending_requests: Option<i32>,
+}
