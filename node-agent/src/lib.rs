@@ -15,5 +15,6 @@ pub mod listen;
 pub mod portmap;
 pub mod proxy;
 pub mod state;
+mod tls;
 pub mod trust;
 pub mod tunnel;
