@@ -26,7 +26,7 @@ const MAX_DNS_ANSWER: usize = 1232;
 
 fn directory() -> Directory {
     let id = AgentId { authority: Fingerprint([7; 32]), name: "db-tool-server.tools".parse().expect("a name") };
-    AddressBook::new().directory([Listed { id, alias: "db".parse().expect("a label"), ports: Vec::new() }])
+    AddressBook::new().directory([Listed::new(id, "db".parse().expect("a label"), Vec::new())])
 }
 
 /// A DNS request, and bytes that claim to answer it. The request is the input up to its first 512 bytes, or whole.

@@ -47,6 +47,18 @@ pub struct Listed {
     pub alias: Label,
     /// Which of its ports are known.
     pub ports: Vec<Port>,
+    /// What this cluster calls the cluster that it is in; `None`: it is in ours, or nobody speaks of clusters.
+    pub link: Option<Label>,
+    /// Which of its ports have another number here.
+    pub here: BTreeMap<(Protocol, u16), u16>,
+}
+
+impl Listed {
+    /// A peer whose ports have their own numbers, and whose name needs no cluster.
+    #[must_use]
+    pub fn new(id: AgentId, alias: Label, ports: Vec<Port>) -> Self {
+        Self { id, alias, ports, link: None, here: BTreeMap::new() }
+    }
 }
 
 /// One trusted peer as programs see it.
@@ -58,8 +70,10 @@ pub struct Entry {
     pub alias: Label,
     /// The address that stands for it.
     pub address: Ipv4Addr,
-    /// Which of its ports are known: (transport, number).
-    pub ports: BTreeSet<(Protocol, u16)>,
+    /// What this cluster calls the cluster that it is in, if that is another.
+    pub link: Option<Label>,
+    /// Which of its ports are known: (transport, number here), and its own number.
+    pub ports: BTreeMap<(Protocol, u16), u16>,
 }
 
 /// All trusted peers as programs see them. The default is empty: it knows nobody.
@@ -69,6 +83,7 @@ pub struct Directory {
     by_name: BTreeMap<String, AgentId>,
     by_address: BTreeMap<Ipv4Addr, AgentId>,
     ambiguous: BTreeSet<String>,
+    reserved: BTreeSet<(Protocol, u16)>,
 }
 
 impl AddressBook {
@@ -113,10 +128,13 @@ impl AddressBook {
         let mut directory = Directory::default();
         for (id, peer) in peers {
             let address = self.address_of(&id);
-            let ports = peer.ports.iter().map(|port| (port.protocol, port.number)).collect();
-            let alias = peer.alias;
+            let here = |port: &Port| {
+                let theirs = (port.protocol, port.number);
+                ((port.protocol, peer.here.get(&theirs).copied().unwrap_or(port.number)), port.number)
+            };
+            let ports = peer.ports.iter().map(here).collect();
             directory.by_address.insert(address, id.clone());
-            directory.entries.insert(id.clone(), Entry { id, alias, address, ports });
+            directory.entries.insert(id.clone(), Entry { id, alias: peer.alias, address, link: peer.link, ports });
         }
         directory.name_all();
         directory
@@ -141,6 +159,18 @@ fn is_usable(address: Ipv4Addr) -> bool {
 }
 
 impl Directory {
+    /// The same, with ports that programs here listen on themselves, on all addresses: nothing of ours may be there.
+    #[must_use]
+    pub fn keeping_off(self, reserved: BTreeSet<(Protocol, u16)>) -> Self {
+        Self { reserved, ..self }
+    }
+
+    /// See [`Self::keeping_off`].
+    #[must_use]
+    pub fn reserved(&self) -> &BTreeSet<(Protocol, u16)> {
+        &self.reserved
+    }
+
     /// The entry of a peer.
     #[must_use]
     pub fn get(&self, id: &AgentId) -> Option<&Entry> {
@@ -199,7 +229,7 @@ impl Directory {
         let own: Vec<_> = self
             .entries
             .values()
-            .map(|e| (e.id.name.as_str().to_owned(), e.id.clone()))
+            .map(|e| (e.own_name(), e.id.clone()))
             .filter(|(name, _)| !chosen.contains(name))
             .collect();
         for (name, id) in aliases.into_iter().chain(own) {
@@ -213,10 +243,18 @@ impl Directory {
 }
 
 impl Entry {
-    /// `<agent name>.peer.internal`: what the address resolves back to, and the name that no alias changes.
+    /// `<agent name>.peer.internal`, or `<agent name>.<link>.peer.internal` for a peer in another cluster: what the address
+    /// resolves back to, and the name that no alias changes.
     #[must_use]
     pub fn full_name(&self) -> String {
-        format!("{}.{ZONE}", self.id.name)
+        format!("{}.{ZONE}", self.own_name())
+    }
+
+    fn own_name(&self) -> String {
+        match &self.link {
+            None => self.id.name.to_string(),
+            Some(link) => format!("{}.{link}", self.id.name),
+        }
     }
 
     /// `<alias>.peer.internal`.
@@ -243,7 +281,7 @@ mod tests {
     }
 
     fn listed(authority: u8, name: &str, alias: &str) -> Listed {
-        Listed { id: id(authority, name), alias: alias.parse().expect("a valid alias"), ports: Vec::new() }
+        Listed::new(id(authority, name), alias.parse().expect("a valid alias"), Vec::new())
     }
 
     #[test]
@@ -311,6 +349,31 @@ mod tests {
         assert_eq!(directory.by_name("two").map(|e| &e.id), Some(&id(2, "db")));
     }
 
+    #[test]
+    fn a_peer_of_another_cluster_has_that_clusters_name_in_its_own() {
+        let link = Some("cluster-b".parse().expect("a label"));
+        let there = Listed { link, ..listed(2, "db.tools", "far") };
+        let directory = AddressBook::new().directory([there, listed(1, "db.tools", "near")]);
+        let of = |name: &str| directory.by_name(name).map(|entry| entry.alias.to_string());
+        assert_eq!(of("db.tools.cluster-b.peer.internal").as_deref(), Some("far"));
+        assert_eq!(of("db.tools.peer.internal").as_deref(), Some("near"), "without a cluster it is ours");
+        assert_eq!(directory.by_name("far").map(Entry::full_name).as_deref(), Some("db.tools.cluster-b.peer.internal"));
+        assert!(directory.has_names_below("cluster-b") && directory.has_names_below("tools.cluster-b"));
+    }
+
+    #[test]
+    fn a_port_with_another_number_here_still_leads_to_its_own() {
+        let port = |number| Port { name: "p".parse().expect("a label"), number, protocol: Protocol::Tcp };
+        let peer = Listed {
+            ports: vec![port(80), port(81)],
+            here: [((Protocol::Tcp, 80), 8080)].into(),
+            ..listed(1, "db", "db")
+        };
+        let directory = AddressBook::new().directory([peer]);
+        let ports = &directory.by_name("db").expect("it is known").ports;
+        assert_eq!(*ports, [((Protocol::Tcp, 8080), 80), ((Protocol::Tcp, 81), 81)].into());
+    }
+
     proptest! {
         #[test]
         fn every_address_is_usable_and_found_again(authority in any::<[u8; 32]>(), name in "[a-z]{1,20}") {
@@ -319,7 +382,7 @@ mod tests {
             prop_assert!(is_usable(address), "{address}");
             prop_assert!(address.is_loopback());
             let alias = name.parse().expect("letters are a label");
-            let directory = AddressBook::new().directory([Listed { id: id.clone(), alias, ports: Vec::new() }]);
+            let directory = AddressBook::new().directory([Listed::new(id.clone(), alias, Vec::new())]);
             prop_assert_eq!(directory.by_address(address).map(|e| &e.id), Some(&id));
         }
     }

@@ -3,12 +3,12 @@
 //! They get a directory without keys. A part that cannot start (no 127.64.0.1, the proxy's port taken) is a problem
 //! that status tells of, never a reason not to run: tunnels and `peerage connect` work without it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use peerage_model::AgentId;
-use peerage_model::snapshot::{Peer, Port};
+use peerage_model::snapshot::{Peer, Port, Protocol};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -64,7 +64,8 @@ struct Book {
     addresses: AddressBook,
     /// What peers said; it outlives their sessions, so that a program finds the port and the dial finds the peer.
     ports: BTreeMap<AgentId, Vec<Port>>,
-    peers: Vec<Peer>,
+    peers: Vec<Listed>,
+    reserved: BTreeSet<(Protocol, u16)>,
 }
 
 impl Edge {
@@ -105,14 +106,22 @@ impl Edge {
 
     /// Acts on whom we trust and what we offer.
     pub fn apply(&self, peers: &[Peer], offered: &[Service]) {
+        let listed = peers.iter().map(|peer| Listed::new(peer.id.clone(), peer.alias.clone(), peer.ports.clone()));
+        self.apply_listed(listed.collect(), offered, BTreeSet::new());
+    }
+
+    /// The same where more is known: which cluster a peer is in, other numbers for its ports, and ports that the programs
+    /// here need themselves.
+    pub fn apply_listed(&self, peers: Vec<Listed>, offered: &[Service], reserved: BTreeSet<(Protocol, u16)>) {
         let mut services = Services::new();
         for service in offered {
             services = services.with(service.protocol.into(), service.port, service.target);
         }
         self.services.send_replace(Arc::new(services));
         let mut book = self.book();
-        book.peers = peers.to_vec();
-        book.ports.retain(|id, _| peers.iter().any(|peer| peer.id == *id));
+        let known: BTreeSet<&AgentId> = peers.iter().map(|peer| &peer.id).collect();
+        book.ports.retain(|id, _| known.contains(id));
+        (book.peers, book.reserved) = (peers, reserved);
         self.publish(&mut book);
     }
 
@@ -131,6 +140,11 @@ impl Edge {
     /// Whom programs find.
     pub fn directory(&self) -> Arc<Directory> {
         Arc::clone(&self.directory.borrow())
+    }
+
+    /// What listens for programs, and what could not.
+    pub fn listening(&self) -> Arc<Listening> {
+        Arc::clone(&self.listening.borrow())
     }
 
     /// What stands in the way of programs that want to reach peers.
@@ -170,13 +184,12 @@ impl Edge {
     }
 
     fn publish(&self, book: &mut Book) {
-        let listed = |peer: &Peer| Listed {
-            id: peer.id.clone(),
-            alias: peer.alias.clone(),
+        let listed = |peer: &Listed| Listed {
             ports: book.ports.get(&peer.id).cloned().unwrap_or_else(|| peer.ports.clone()),
+            ..peer.clone()
         };
         let listed: Vec<Listed> = book.peers.iter().map(listed).collect();
-        let directory = Arc::new(book.addresses.directory(listed));
+        let directory = Arc::new(book.addresses.directory(listed).keeping_off(book.reserved.clone()));
         self.directory.send_if_modified(|old| {
             let changed = **old != *directory;
             *old = directory;

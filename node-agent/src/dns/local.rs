@@ -199,7 +199,7 @@ mod tests {
 
     fn directory() -> Directory {
         let id = AgentId { authority: Fingerprint([7; 32]), name: "db-tool-server.tools".parse().expect("a name") };
-        AddressBook::new().directory([Listed { id, alias: "db".parse().expect("a label"), ports: Vec::new() }])
+        AddressBook::new().directory([Listed::new(id, "db".parse().expect("a label"), Vec::new())])
     }
 
     fn address() -> Ipv4Addr {

@@ -12,5 +12,5 @@ mod report;
 
 pub use accept::Room;
 pub use backoff::Backoff;
-pub use reconcile::{Config, Endpoint, plan, run};
+pub use reconcile::{Config, Endpoint, Target, plan, run};
 pub use report::{ConflictReason, Listening, PortConflict};

@@ -48,13 +48,22 @@ impl Default for Config {
     }
 }
 
+/// Where a listener leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// To whom.
+    pub peer: AgentId,
+    /// To which of its ports.
+    pub port: u16,
+}
+
 /// What should listen, and for whom.
 #[must_use]
-pub fn plan(directory: &Directory) -> BTreeMap<Endpoint, AgentId> {
+pub fn plan(directory: &Directory) -> BTreeMap<Endpoint, Target> {
     let endpoints = directory.entries().flat_map(|entry| {
-        entry.ports.iter().map(|(protocol, port)| {
-            let address = SocketAddr::from((entry.address, *port));
-            (Endpoint { protocol: *protocol, address }, entry.id.clone())
+        entry.ports.iter().map(|((protocol, here), port)| {
+            let address = SocketAddr::from((entry.address, *here));
+            (Endpoint { protocol: *protocol, address }, Target { peer: entry.id.clone(), port: *port })
         })
     });
     endpoints.filter(|(endpoint, _)| endpoint.address.port() != 0).collect()
@@ -67,10 +76,12 @@ pub async fn run(
     config: Config,
     report: watch::Sender<Arc<Listening>>,
 ) {
-    let mut listeners = Listeners { room: Room::new(config.total), config, outbound, running: BTreeMap::new() };
+    let (room, reserved, running) = (Room::new(config.total), BTreeSet::new(), BTreeMap::new());
+    let mut listeners = Listeners { room, config, reserved, outbound, running };
     loop {
-        let wanted = plan(&directory.borrow_and_update().clone());
-        listeners.reconcile(&wanted).await;
+        let seen = directory.borrow_and_update().clone();
+        listeners.reserved.clone_from(seen.reserved());
+        listeners.reconcile(&plan(&seen)).await;
         let listening = Arc::new(listeners.report());
         report.send_if_modified(|old| {
             let changed = *old != listening;
@@ -87,13 +98,15 @@ pub async fn run(
 
 struct Listeners {
     config: Config,
+    /// Like [`Config::avoid`], as the directory says at the moment.
+    reserved: BTreeSet<(Protocol, u16)>,
     room: Room,
     outbound: Outbound,
     running: BTreeMap<Endpoint, Running>,
 }
 
 struct Running {
-    peer: AgentId,
+    target: Target,
     place: Place,
     conflict: Option<ConflictReason>,
 }
@@ -117,19 +130,24 @@ enum Bound {
 }
 
 impl Listeners {
-    async fn reconcile(&mut self, wanted: &BTreeMap<Endpoint, AgentId>) {
-        self.running.retain(|endpoint, running| wanted.get(endpoint) == Some(&running.peer));
-        for (endpoint, peer) in wanted {
+    async fn reconcile(&mut self, wanted: &BTreeMap<Endpoint, Target>) {
+        let mut running = std::mem::take(&mut self.running);
+        running.retain(|endpoint, running| {
+            let in_the_way = running.conflict.is_none() && self.is_declared(*endpoint);
+            wanted.get(endpoint) == Some(&running.target) && !in_the_way
+        });
+        self.running = running;
+        for (endpoint, target) in wanted {
             match self.running.get(endpoint) {
                 None => {
-                    let running = self.start(*endpoint, peer).await;
+                    let running = self.start(*endpoint, target).await;
                     match &running.conflict {
                         // The usual case without root, and `peerage run` leads programs to the port that was had instead.
                         Some(reason @ ConflictReason::Reserved) => {
-                            tracing::info!(peer = %peer.routing_id(), port = endpoint.address.port(), %reason, "a peer's port is elsewhere");
+                            tracing::info!(peer = %target.peer.routing_id(), port = endpoint.address.port(), %reason, "a peer's port is elsewhere");
                         }
                         Some(reason) => {
-                            tracing::warn!(peer = %peer.routing_id(), port = endpoint.address.port(), %reason, "a peer's port is taken");
+                            tracing::warn!(peer = %target.peer.routing_id(), port = endpoint.address.port(), %reason, "a peer's port is taken");
                         }
                         None => {}
                     }
@@ -138,10 +156,10 @@ impl Listeners {
                 Some(running) if running.conflict.is_some() => {
                     // Perhaps whoever had the port has gone.
                     if let Ok(bound) = self.bind_as_asked(*endpoint).await {
-                        let running = self.serve(*endpoint, peer, bound, None);
+                        let running = self.serve(target, bound, None);
                         self.running.insert(*endpoint, running);
                     } else if let Place::Nowhere = running.place {
-                        let running = self.start(*endpoint, peer).await;
+                        let running = self.start(*endpoint, target).await;
                         self.running.insert(*endpoint, running);
                     }
                 }
@@ -150,26 +168,26 @@ impl Listeners {
         }
     }
 
-    async fn start(&self, endpoint: Endpoint, peer: &AgentId) -> Running {
+    async fn start(&self, endpoint: Endpoint, target: &Target) -> Running {
         let nowhere = |error: &io::Error| Running {
-            peer: peer.clone(),
+            target: target.clone(),
             place: Place::Nowhere,
             conflict: Some(ConflictReason::Other(error.to_string())),
         };
         let reason = match self.bind_as_asked(endpoint).await {
-            Ok(bound) => return self.serve(endpoint, peer, bound, None),
+            Ok(bound) => return self.serve(target, bound, None),
             Err(Unavailable::Because(reason)) => reason,
             Err(Unavailable::Failed(error)) => return nowhere(&error),
         };
         let free = SocketAddr::new(endpoint.address.ip(), 0);
         match bind(Endpoint { address: free, ..endpoint }).await {
-            Ok(bound) => self.serve(endpoint, peer, bound, Some(reason)),
+            Ok(bound) => self.serve(target, bound, Some(reason)),
             Err(error) => nowhere(&error),
         }
     }
 
     async fn bind_as_asked(&self, endpoint: Endpoint) -> Result<Bound, Unavailable> {
-        if self.config.avoid.contains(&(endpoint.protocol, endpoint.address.port())) {
+        if self.is_declared(endpoint) {
             return Err(Unavailable::Because(ConflictReason::Declared));
         }
         match bind(endpoint).await {
@@ -182,17 +200,22 @@ impl Listeners {
         }
     }
 
-    fn serve(&self, endpoint: Endpoint, peer: &AgentId, bound: Bound, conflict: Option<ConflictReason>) -> Running {
-        let port = endpoint.address.port();
+    fn is_declared(&self, endpoint: Endpoint) -> bool {
+        let number = (endpoint.protocol, endpoint.address.port());
+        self.config.avoid.contains(&number) || self.reserved.contains(&number)
+    }
+
+    fn serve(&self, target: &Target, bound: Bound, conflict: Option<ConflictReason>) -> Running {
+        let Target { peer, port } = target.clone();
         let (local, task) = match bound {
             Bound::Tcp(listener) => {
                 let local = listener.local_addr();
                 let room = self.room.share(self.config.per_listener);
-                (local, tokio::spawn(accept(listener, peer.clone(), port, room, self.outbound.clone())))
+                (local, tokio::spawn(accept(listener, peer, port, room, self.outbound.clone())))
             }
             Bound::Udp(socket) => {
                 let local = socket.local_addr();
-                (local, tokio::spawn(serve_udp(Arc::new(socket), peer.clone(), port, self.outbound.clone())))
+                (local, tokio::spawn(serve_udp(Arc::new(socket), peer, port, self.outbound.clone())))
             }
         };
         let task = StopOnDrop(task.abort_handle());
@@ -200,7 +223,7 @@ impl Listeners {
             Ok(actual) => Place::At { actual, _task: task },
             Err(_) => Place::Nowhere,
         };
-        Running { peer: peer.clone(), place, conflict }
+        Running { target: target.clone(), place, conflict }
     }
 
     fn report(&self) -> Listening {
@@ -212,7 +235,7 @@ impl Listeners {
             };
             listening.bound.extend(actual.map(|actual| (*endpoint, actual)));
             listening.conflicts.extend(running.conflict.clone().map(|reason| PortConflict {
-                peer: running.peer.clone(),
+                peer: running.target.peer.clone(),
                 asked: *endpoint,
                 actual,
                 reason,

@@ -32,7 +32,7 @@ pub fn listed(name: &str, ports: &[(Protocol, u16)]) -> Listed {
         number: *number,
         protocol: *protocol,
     };
-    Listed { id: agent(name), alias: agent(name).name.first_label(), ports: ports.iter().map(port).collect() }
+    Listed::new(agent(name), agent(name).name.first_label(), ports.iter().map(port).collect())
 }
 
 /// Both edges. Each test gives its own `tag`, and so has loopback addresses of its own.
