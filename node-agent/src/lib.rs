@@ -5,6 +5,7 @@
 //! `portmap`, which asks the router for a port, beside that.
 
 pub mod address;
+pub mod cluster;
 pub mod control;
 pub mod daemon;
 pub mod dns;

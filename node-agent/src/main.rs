@@ -1,4 +1,7 @@
-//! `peerage-agent`: the agent for containers, told everything by its environment.
+//! `peerage-agent`: the agent for containers.
+//!
+//! With `--operator` it is the sidecar of a pod: an operator says who it is and whom it may talk to. Without, it is what
+//! `peerage up` is, told everything by its environment:
 //!
 //! | variable | as in `peerage up` |
 //! |---|---|
@@ -7,26 +10,80 @@
 //! | `PEERAGE_RELAYS`, `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_EXPOSE` | `--relay`, `--endpoint`, `--bind`, `--expose`; commas between several |
 //! | `PEERAGE_PORT_MAPPING` | `--port-mapping`, but `off` unless set: a pod's gateway is nobody's home router |
 //! | `PEERAGE_PROXY`, `PEERAGE_HEALTH` | `--proxy`, `--health` |
-//! | `PEERAGE_LOG` | what to log: a level, or `target=level` pairs with commas between; `info` unless set |
+//! | `PEERAGE_LOG` | (both) what to log: a level, or `target=level` pairs with commas between; `info` unless set |
+//!
+//! A sidecar reads `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_PROXY` and `PEERAGE_HEALTH` of these, too.
 //!
 //! Logs are JSON on stderr. Exit status 0 after SIGTERM, 1 with the failure as JSON when it cannot run.
 
 use std::env;
 use std::fmt::Display;
 use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use clap::Parser;
+use peerage_agent::cluster::{self, Operator};
 use peerage_agent::control::Failure;
-use peerage_agent::daemon::{self, Options, driver};
+use peerage_agent::daemon::{self, Options, Stopper, driver};
 use peerage_agent::driver::ProxySettings;
 use peerage_agent::state::Place;
+use peerage_model::snapshot::Protocol;
+use peerage_model::{Fingerprint, Label};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// The Peerage agent. Settings without a flag are environment variables, see docs/reference/agent.md.
+#[derive(Debug, Parser)]
+#[command(name = "peerage-agent", version)]
+struct Arguments {
+    /// Where operators are; commas between several. With this, the agent is a pod's sidecar
+    #[arg(long, env = "PEERAGE_OPERATOR", value_name = "HOST:PORT", value_delimiter = ',', requires = "authority")]
+    operator: Vec<Operator>,
+    /// The fingerprint of the authority that operators must speak for
+    #[arg(long, env = "PEERAGE_AUTHORITY", value_name = "FINGERPRINT")]
+    authority: Option<Fingerprint>,
+    /// The projected ServiceAccount token, of audience peerage.dev/FINGERPRINT
+    #[arg(long, env = "PEERAGE_TOKEN_FILE", value_name = "PATH", default_value = "/var/run/secrets/peerage.dev/token")]
+    token_file: PathBuf,
+    /// Which AgentPeer to be, where several select this pod
+    #[arg(long, env = "PEERAGE_AGENT_NAME", value_name = "NAME")]
+    name: Option<Label>,
+    /// Ports that the pod's containers declare, like 80 or 53/udp; commas between several
+    #[arg(long, env = "PEERAGE_RESERVED_PORTS", value_name = "PORT", value_delimiter = ',')]
+    reserved_ports: Vec<Reserved>,
+    /// The directory for key, passport and what the operator said; for a sidecar a volume in memory
+    #[arg(long, env = "PEERAGE_STATE", value_name = "PATH")]
+    state: Option<PathBuf>,
+}
+
+/// `PORT` or `PORT/udp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reserved(Protocol, u16);
+
+impl FromStr for Reserved {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, protocol) = match text.trim().split_once('/') {
+            None => (text.trim(), Protocol::Tcp),
+            Some((number, "tcp")) => (number, Protocol::Tcp),
+            Some((number, "udp")) => (number, Protocol::Udp),
+            Some(_) => return Err(format!("`{text}` is not PORT, PORT/tcp or PORT/udp")),
+        };
+        match number.parse() {
+            Ok(port) if port != 0 => Ok(Self(protocol, port)),
+            Ok(_) | Err(_) => Err(format!("`{number}` is not a port from 1 to 65535")),
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    let arguments = Arguments::parse();
     let said = env::var("PEERAGE_LOG").ok().and_then(|filter| filter.parse().ok());
     let filter: Targets = said.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
     tracing_subscriber::registry()
@@ -41,7 +98,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run()) {
+    match runtime.block_on(run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!(code = ?failure.code, hint = failure.hint, "{failure}");
@@ -50,15 +107,30 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), Failure> {
-    let listen =
-        |kind| signal(kind).map_err(|error| Failure::bad_request(format!("cannot listen for signals: {error}")));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let daemon = daemon::start(Place::find(None)?, options(|name| env::var(name).ok())?, driver::starter()).await?;
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let place = Place::find(arguments.state.as_deref())?;
+    let variable = |name: &str| env::var(name).ok();
+    if let (false, Some(authority)) = (arguments.operator.is_empty(), arguments.authority) {
+        let sidecar =
+            cluster::start(place, sidecar(arguments, authority, variable)?, Box::new(driver::starter)).await?;
+        stop_by_signal(sidecar.stopper())?;
+        tracing::info!("started; an operator decides whom this agent may talk to");
+        sidecar.run().await;
+        return Ok(());
+    }
+    let daemon = daemon::start(place, options(variable)?, driver::starter()).await?;
     let problems = daemon.problems();
     tracing::info!(agent = %daemon.agent().routing_id(), problems = problems.len(), "started");
     tracing::debug!(agent = %daemon.agent(), ?problems, "started");
-    let stopper = daemon.stopper();
+    stop_by_signal(daemon.stopper())?;
+    daemon.run().await;
+    Ok(())
+}
+
+fn stop_by_signal(stopper: Stopper) -> Result<(), Failure> {
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure::bad_request(format!("cannot listen for signals: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -66,8 +138,29 @@ async fn run() -> Result<(), Failure> {
         }
         stopper.stop();
     });
-    daemon.run().await;
     Ok(())
+}
+
+fn sidecar(
+    arguments: Arguments,
+    authority: Fingerprint,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<cluster::Options, Failure> {
+    let get = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let addresses = |name: &str| -> Result<Vec<SocketAddr>, Failure> { several(name, get(name)) };
+    Ok(cluster::Options {
+        operators: arguments.operator,
+        authority,
+        token_file: arguments.token_file,
+        name: arguments.name,
+        bind: addresses("PEERAGE_BIND")?,
+        endpoints: addresses("PEERAGE_ENDPOINTS")?,
+        relay_proxy: ProxySettings::from_env(&variable),
+        proxy: one("PEERAGE_PROXY", get("PEERAGE_PROXY"))?,
+        names: true,
+        health: one("PEERAGE_HEALTH", get("PEERAGE_HEALTH"))?,
+        reserved: arguments.reserved_ports.into_iter().map(|Reserved(protocol, port)| (protocol, port)).collect(),
+    })
 }
 
 fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Options, Failure> {
@@ -115,6 +208,20 @@ mod tests {
         assert_eq!(options.hostname, Some("db".parse().expect("a name")));
         assert_eq!(options.expose.len(), 2);
         assert_eq!(options.health, None);
+    }
+
+    #[test]
+    fn a_sidecar_needs_an_operator_and_its_authority() {
+        let line = |more: &[&str]| Arguments::try_parse_from([&["peerage-agent"], more].concat());
+        let fingerprint = "ab".repeat(32);
+        let whole =
+            ["--operator", "a.svc:9443,[fd00::1]:1", "--authority", &fingerprint, "--reserved-ports", "80,53/udp"];
+        let arguments = line(&whole).expect("it is right");
+        assert_eq!(arguments.operator.len(), 2);
+        assert_eq!(arguments.reserved_ports, [Reserved(Protocol::Tcp, 80), Reserved(Protocol::Udp, 53)]);
+        assert!(line(&["--operator", "a.svc:9443"]).is_err(), "it would not know whom to believe");
+        assert!(line(&["--reserved-ports", "0"]).is_err());
+        assert!(line(&["--reserved-ports", "80/sctp"]).is_err());
     }
 
     #[test]

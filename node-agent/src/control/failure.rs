@@ -59,6 +59,10 @@ pub enum Code {
     TimedOut,
     /// It needs a right that we do not have.
     NotPermitted,
+    /// The operator has not given this agent a passport yet.
+    NotEnrolled,
+    /// In a cluster this is decided by resources.
+    InCluster,
     /// Something we did not foresee.
     Internal,
 }

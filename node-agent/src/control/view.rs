@@ -47,6 +47,25 @@ pub struct Status {
     pub dns: Option<SocketAddr>,
     /// What stands in the way of something that was asked for.
     pub problems: Vec<String>,
+    /// How it stands with the operator that it gets all this from; `None` outside of clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<Operator>,
+}
+
+/// The operator as the agent sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Operator {
+    /// Whether there is a stream from it that is not behind.
+    pub connected: bool,
+    /// Which replica, or the last one that was tried.
+    pub place: Option<SocketAddr>,
+    /// Why there is no stream.
+    pub problem: Option<String>,
+    /// How far the replica has seen whose word is in force: epoch and version.
+    pub revision: Option<(u64, u64)>,
+    /// When it was last heard that this is how things are.
+    #[serde(with = "optional_time")]
+    pub heard: Option<UnixTime>,
 }
 
 /// A relay.

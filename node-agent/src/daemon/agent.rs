@@ -330,7 +330,7 @@ impl Agent {
 
 /// Whether a passport that ends at `until` has been used for as long as one may, or was made by a clock so far ahead that
 /// peers do not accept it yet.
-fn is_renewal_due(until: UnixTime, now: UnixTime) -> bool {
+pub(crate) fn is_renewal_due(until: UnixTime, now: UnixTime) -> bool {
     let used_up = until <= now.plus(passport::LIFETIME - passport::RENEWAL);
     used_up || until > now.plus(passport::LIFETIME + passport::BACKDATED)
 }
@@ -343,7 +343,7 @@ pub(super) fn issue(store: &Store, us: &AgentId, key: &AgreementSecret, now: Uni
     (Credential::join(authority.record(), signed), until)
 }
 
-pub(super) fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     // Microseconds are as exact as a round trip is; more digits would only look exact.
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

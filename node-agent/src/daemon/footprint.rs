@@ -21,7 +21,7 @@ const WORTH: u64 = 512 * 1024;
 
 /// Decides when; asked every second.
 #[derive(Debug)]
-pub(super) struct Footprint {
+pub(crate) struct Footprint {
     /// When the agent was last seen at work.
     busy: Instant,
     /// What stays when idle, in bytes: looked at one [`QUIET`] after the last giving back.
@@ -30,12 +30,12 @@ pub(super) struct Footprint {
 }
 
 impl Footprint {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { busy: Instant::now(), settled: 0, given: false }
     }
 
     /// `open` is how many connections are.
-    pub(super) fn look(&mut self, open: u64, now: Instant) {
+    pub(crate) fn look(&mut self, open: u64, now: Instant) {
         if open > 0 {
             self.busy = now;
         }

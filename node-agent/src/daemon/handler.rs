@@ -13,6 +13,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 
 use super::agent::{Agent, milliseconds};
+use super::edge::Edge;
 use super::{doctor, mailbox, measure, report};
 use crate::control::server::{Handler, Handling, Reply};
 use crate::control::view::{self, Event};
@@ -54,9 +55,9 @@ impl Handler for Agent {
                     Some(failure) => Err(failure),
                     None => value(&Value::Null),
                 },
-                Request::Names => Ok(Reply::Stream(names(self))),
+                Request::Names => Ok(Reply::Stream(names(self, |agent| &agent.edge))),
                 Request::Doctor => value(&doctor::examine(&self).await),
-                Request::Events => Ok(Reply::Stream(events(&self))),
+                Request::Events => Ok(Reply::Stream(events(self.events.subscribe()))),
                 Request::Down => {
                     self.stop.send_replace(true);
                     value(&Value::Null)
@@ -70,7 +71,7 @@ fn value<T: Serialize>(of: &T) -> Result<Reply, Failure> {
     Ok(Reply::Value(json(of)))
 }
 
-pub(super) fn json<T: Serialize>(of: &T) -> Value {
+pub(crate) fn json<T: Serialize>(of: &T) -> Value {
     serde_json::to_value(of).expect("views have text for keys")
 }
 
@@ -320,12 +321,16 @@ async fn connect(agent: &Arc<Agent>, name: &str, port: u16) -> Result<Reply, Fai
 }
 
 /// Sends the names now and whenever they change.
-fn names(agent: Arc<Agent>) -> mpsc::Receiver<Result<Value, Failure>> {
+/// Names as they are and as they become, from the edge that `owner` holds.
+pub(crate) fn names<T: Send + Sync + 'static>(
+    owner: Arc<T>,
+    edge: fn(&T) -> &Edge,
+) -> mpsc::Receiver<Result<Value, Failure>> {
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
-        let mut watch = agent.edge.watch_names();
+        let mut watch = edge(&owner).watch_names();
         loop {
-            let names = json(&agent.edge.names());
+            let names = json(&edge(&owner).names());
             if sender.send(Ok(names)).await.is_err() {
                 return;
             }
@@ -341,8 +346,8 @@ fn names(agent: Arc<Agent>) -> mpsc::Receiver<Result<Value, Failure>> {
     receiver
 }
 
-fn events(agent: &Arc<Agent>) -> mpsc::Receiver<Result<Value, Failure>> {
-    let mut events = agent.events.subscribe();
+/// What happens from now on, until the daemon stops.
+pub(crate) fn events(mut events: broadcast::Receiver<Event>) -> mpsc::Receiver<Result<Value, Failure>> {
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
         loop {

@@ -4,12 +4,12 @@
 //! [`Daemon::run`] then hears events until it is told to stop, and [`Daemon`] drains on its way out. `peerage up` and
 //! `peerage-agent` are both this.
 
-mod agent;
+pub(crate) mod agent;
 mod doctor;
 pub mod driver;
 pub mod edge;
-mod footprint;
-mod handler;
+pub(crate) mod footprint;
+pub(crate) mod handler;
 pub mod link;
 mod mailbox;
 mod measure;
@@ -94,6 +94,10 @@ impl std::fmt::Debug for Daemon {
 pub struct Stopper(watch::Sender<bool>);
 
 impl Stopper {
+    pub(crate) fn new(stop: watch::Sender<bool>) -> Self {
+        Self(stop)
+    }
+
     /// The daemon begins to drain.
     pub fn stop(&self) {
         self.0.send_replace(true);
@@ -112,7 +116,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
     let (credential, passport_until) = issue(&store, &us, &instance_key, now);
     let predecessors = store.begin_run(InstanceId::of_key(&instance_key.public()))?;
     let snapshot = trust::compile(store.authority(), &us, store.document(), store.invites(), now).snapshot;
-    let socket = ControlSocket::bind(&store.place().socket()).map_err(|error| no_socket(&store, &error))?;
+    let socket = ControlSocket::bind(&store.place().socket()).map_err(|error| no_socket(store.place(), &error))?;
     let (link, link_events, incoming) = starter(LinkConfig {
         agent: us.clone(),
         instance: instance_key.clone(),
@@ -221,7 +225,7 @@ impl Daemon {
     /// For stopping it from elsewhere.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper(self.agent.stop.clone())
+        Stopper::new(self.agent.stop.clone())
     }
 
     /// Runs until told to stop, then tells the peers and ends.
@@ -267,26 +271,26 @@ impl Daemon {
 }
 
 /// Resolves when the daemon shall stop.
-async fn told(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn told(stop: &mut watch::Receiver<bool>) {
     // An error means that nobody is left who could tell; then there is no reason to run either.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn ticks(period: Duration) -> tokio::time::Interval {
+pub(crate) fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
 
-fn no_socket(store: &Store, error: &io::Error) -> Failure {
+pub(crate) fn no_socket(place: &Place, error: &io::Error) -> Failure {
     Failure::new(
         Code::StateUnusable,
-        format!("cannot open the control socket `{}`: {error}", store.place().socket().display()),
+        format!("cannot open the control socket `{}`: {error}", place.socket().display()),
         "choose a directory with a shorter path, on a local disk, with --state",
     )
 }
 
-fn no_tunnel(error: &io::Error) -> Failure {
+pub(crate) fn no_tunnel(error: &io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Failure::new(
             Code::AddressInUse,
@@ -301,7 +305,7 @@ fn no_tunnel(error: &io::Error) -> Failure {
     }
 }
 
-fn address_in_use(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
+pub(crate) fn address_in_use(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
     Failure::new(
         Code::AddressInUse,
         format!("cannot listen on {address} for {what}: {error}"),

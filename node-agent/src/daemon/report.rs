@@ -32,6 +32,7 @@ pub(super) async fn status(agent: &Agent) -> view::Status {
         services: document.services,
         dns: agent.edge.dns,
         problems: agent.problems().into_iter().map(|problem| problem.text).collect(),
+        operator: None,
     }
 }
 

@@ -16,7 +16,7 @@ const OTHERS: u32 = 0o077;
 ///
 /// # Errors
 /// [`StateError::Io`], after which the old file is still there.
-pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
         // A leftover of a crash may be there with any mode: start from nothing.
@@ -38,7 +38,7 @@ pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StateError> 
 ///
 /// # Errors
 /// [`StateError::Exposed`] when others may read it, [`StateError::Damaged`] when it is far too large.
-pub(super) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+pub(crate) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

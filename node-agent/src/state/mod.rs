@@ -38,7 +38,7 @@ pub use self::keys::random;
 pub use self::lookup::PeerRef;
 pub use self::service::InvalidService;
 
-use self::file::{read_private, write_atomic};
+pub(crate) use self::file::{read_private, write_atomic};
 
 const DOCUMENT: &str = "state.json";
 const INVITES: &str = "invites.key";

@@ -1,0 +1,455 @@
+//! Whom we may talk to, from what replicas of the operator told (docs/spec/control-plane.md sections 6 and 7).
+//!
+//! Two pictures are kept apart: what the replica at the other end of this connection *told*, and what is *applied*. Where
+//! the replica is behind what was applied already, only its removals count; its additions wait until it has caught up.
+//! So a replica that lags can neither bring a revoked trust back nor end a newer one by not knowing it. No clock, no
+//! socket: time is an argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use minicbor::{Decode, Encode};
+use peerage_model::operator::{Ack, Entry, MAX_DENIED, MAX_ENTRIES, Revision, Settings, Update};
+use peerage_model::snapshot::DeniedInstance;
+use peerage_model::{AgentId, Fingerprint, InstanceId, Snapshot, TrustId, UnixTime};
+
+/// An update that no operator sends. The connection ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUpdate {
+    /// One is missing, or came twice.
+    #[error("update {found} came where {expected} was due")]
+    Sequence {
+        /// Which was due.
+        expected: u64,
+        /// Which came.
+        found: u64,
+    },
+    /// The first of a connection must be everything.
+    #[error("the first update of a connection does not say that it is everything")]
+    NotFull,
+    /// Too much.
+    #[error("the operator tells of more peers or denied instances than an agent may have")]
+    TooMany,
+    /// A peer of ours is not ourselves.
+    #[error("the operator names this agent as its own peer")]
+    Ourselves,
+}
+
+/// What there is to do after an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// More parts follow.
+    Part,
+    /// Act on it, then send this.
+    Whole(Ack),
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct Follow {
+    told: Told,
+    entries: BTreeMap<AgentId, Arc<Entry>>,
+    settings: Settings,
+    revision: Option<Revision>,
+    gone: BTreeSet<TrustId>,
+    denied: BTreeMap<(Fingerprint, InstanceId), UnixTime>,
+}
+
+/// What this connection's replica said.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    sequence: u64,
+    is_whole: bool,
+    revision: Revision,
+    entries: BTreeMap<AgentId, Arc<Entry>>,
+    settings: Option<Settings>,
+    /// Since the last whole update.
+    parts: Vec<Update>,
+}
+
+/// What is kept in the memory volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Kept {
+    #[n(0)]
+    revision: Option<Revision>,
+    #[n(1)]
+    entries: Vec<Entry>,
+    #[n(2)]
+    settings: Settings,
+    #[n(3)]
+    gone: Vec<TrustId>,
+    #[n(4)]
+    denied: Vec<DeniedInstance>,
+}
+
+impl Follow {
+    /// Back from the memory volume.
+    #[must_use]
+    pub fn restore(kept: Kept) -> Self {
+        let entries = kept.entries.into_iter().map(|entry| (entry.peer.id.clone(), Arc::new(entry)));
+        let denied = kept.denied.into_iter().map(|denied| ((denied.authority, denied.instance), denied.until));
+        let mut follow = Self {
+            told: Told::default(),
+            entries: entries.collect(),
+            settings: kept.settings,
+            revision: kept.revision,
+            gone: kept.gone.into_iter().collect(),
+            denied: denied.collect(),
+        };
+        follow.bury();
+        follow
+    }
+
+    /// For the memory volume.
+    #[must_use]
+    pub fn keep(&self, now: UnixTime) -> Kept {
+        Kept {
+            revision: self.revision,
+            entries: self.entries.values().map(|entry| Entry::clone(entry)).collect(),
+            settings: self.settings.clone(),
+            gone: self.gone.iter().copied().collect(),
+            denied: self.denied(now),
+        }
+    }
+
+    /// A connection begins: nothing has been told on it.
+    pub fn begin(&mut self) {
+        self.told = Told::default();
+    }
+
+    /// This pod is no agent any more: nobody may be talked to. Tombstones, denials and the revision stay, so that a replica
+    /// that has not heard of it yet brings nothing back.
+    pub fn clear(&mut self) {
+        self.begin();
+        self.entries.clear();
+    }
+
+    /// Takes an update.
+    ///
+    /// # Errors
+    /// [`BadUpdate`], after which the connection must end. What was applied before stays.
+    pub fn take(&mut self, update: Update, us: &AgentId) -> Result<Taken, BadUpdate> {
+        let expected = self.told.sequence + 1;
+        if update.sequence != expected {
+            return Err(BadUpdate::Sequence { expected, found: update.sequence });
+        }
+        if expected == 1 && !update.full {
+            return Err(BadUpdate::NotFull);
+        }
+        if update.entries.iter().any(|entry| entry.peer.id == *us) {
+            return Err(BadUpdate::Ourselves);
+        }
+        self.told.sequence = expected;
+        let more = update.more;
+        self.told.parts.push(update);
+        let entries: usize = self.told.parts.iter().map(|part| part.entries.len()).sum();
+        if entries > MAX_ENTRIES {
+            return Err(BadUpdate::TooMany);
+        }
+        match more {
+            true => Ok(Taken::Part),
+            false => self.act().map(Taken::Whole),
+        }
+    }
+
+    /// Acts on all parts at once.
+    fn act(&mut self) -> Result<Ack, BadUpdate> {
+        for part in std::mem::take(&mut self.told.parts) {
+            if part.full {
+                self.told.entries.clear();
+            }
+            self.told.revision = part.revision;
+            for peer in &part.withdrawn {
+                self.told.entries.remove(peer);
+                self.entries.remove(peer);
+            }
+            self.gone.extend(part.gone);
+            for denied in part.denied {
+                let until = self.denied.entry((denied.authority, denied.instance)).or_insert(denied.until);
+                *until = denied.until.max(*until);
+            }
+            self.told.entries.extend(part.entries.into_iter().map(|entry| (entry.peer.id.clone(), Arc::new(entry))));
+            self.told.settings = part.settings.or(self.told.settings.take());
+        }
+        if self.told.entries.len() > MAX_ENTRIES || self.denied.len() > MAX_DENIED {
+            return Err(BadUpdate::TooMany);
+        }
+        self.told.is_whole = true;
+        if !self.is_behind() {
+            self.revision = Some(self.told.revision);
+            self.entries.clone_from(&self.told.entries);
+            if let Some(settings) = &self.told.settings {
+                self.settings.clone_from(settings);
+            }
+        }
+        self.bury();
+        Ok(Ack { sequence: self.told.sequence, refused: self.refused() })
+    }
+
+    fn bury(&mut self) {
+        let gone = &self.gone;
+        self.entries.retain(|_, entry| entry.consents.iter().all(|consent| !gone.contains(consent)));
+    }
+
+    /// Entries that were told and are not acted on.
+    fn refused(&self) -> u64 {
+        self.told.entries.iter().filter(|(peer, entry)| self.entries.get(*peer) != Some(*entry)).count() as u64
+    }
+
+    /// Whether the replica has told everything once, and has seen less than was applied already.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.told.is_whole && self.revision.is_some_and(|applied| self.told.revision < applied)
+    }
+
+    /// Whether the replica has told everything, and it is in force.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.told.is_whole && !self.is_behind()
+    }
+
+    /// What is applied.
+    #[must_use]
+    pub fn revision(&self) -> Option<Revision> {
+        self.revision
+    }
+
+    /// Whom we may talk to.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().map(|entry| &**entry)
+    }
+
+    /// What concerns ourselves.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Instances that are denied at `now`; forgets those whose time is over.
+    fn denied(&self, now: UnixTime) -> Vec<DeniedInstance> {
+        let denied = self.denied.iter().filter(|(_, until)| **until > now);
+        denied
+            .map(|((authority, instance), until)| DeniedInstance {
+                authority: *authority,
+                instance: *instance,
+                until: *until,
+            })
+            .collect()
+    }
+
+    /// Forgets denials whose passports have ended.
+    pub fn sweep(&mut self, now: UnixTime) {
+        self.denied.retain(|_, until| *until > now);
+    }
+
+    /// For the engine. Where it must not talk to anybody (`closed`), it keeps its relays, so that it can begin again.
+    #[must_use]
+    pub fn snapshot(&self, now: UnixTime, closed: bool) -> Snapshot {
+        let alive = self.entries().filter(|entry| entry.peer.expires.is_none_or(|end| end > now));
+        Snapshot {
+            peers: alive.filter(|_| !closed).map(|entry| entry.peer.clone()).collect(),
+            ports: self.settings.ports.iter().map(peerage_model::operator::Offer::as_port).collect(),
+            relays: self.settings.relays.clone(),
+            denied: self.denied(now),
+            invites: Vec::new(),
+        }
+    }
+
+    /// The next moment at which an entry ends by itself.
+    #[must_use]
+    pub fn next_end(&self, now: UnixTime) -> Option<UnixTime> {
+        self.entries().filter_map(|entry| entry.peer.expires).filter(|end| *end > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peerage_model::PairSecret;
+    use peerage_model::snapshot::{BirthdayMode, PathMode, Peer};
+
+    use super::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    fn agent(name: &str) -> AgentId {
+        AgentId { authority: Fingerprint([1; 32]), name: name.parse().expect("a name") }
+    }
+
+    fn entry(name: &str, ours: u8, theirs: u8) -> Entry {
+        let peer = Peer {
+            trust: TrustId([ours; 16]),
+            id: agent(name),
+            secrets: vec![PairSecret::from_bytes([ours; 32])],
+            alias: agent(name).name.first_label(),
+            inbound: Vec::new(),
+            ports: Vec::new(),
+            relays: Vec::new(),
+            expires: None,
+            path: PathMode::Auto,
+            birthday: BirthdayMode::Disabled,
+        };
+        Entry { peer, consents: vec![TrustId([ours; 16]), TrustId([theirs; 16])], link: None, local_ports: Vec::new() }
+    }
+
+    fn version(version: u64) -> Revision {
+        Revision { epoch: 1, version }
+    }
+
+    fn full(at: u64, entries: &[Entry]) -> Update {
+        Update { sequence: 1, full: true, revision: version(at), entries: entries.to_vec(), ..Update::default() }
+    }
+
+    fn delta(sequence: u64, at: u64) -> Update {
+        Update { sequence, revision: version(at), ..Update::default() }
+    }
+
+    fn names(follow: &Follow) -> Vec<String> {
+        follow.snapshot(NOW, false).peers.iter().map(|peer| peer.alias.to_string()).collect()
+    }
+
+    /// What comes of an update on the connection that is open.
+    fn take(follow: &mut Follow, update: Update) -> Ack {
+        match follow.take(update, &agent("us")) {
+            Ok(Taken::Whole(ack)) => ack,
+            other => panic!("it is whole: {other:?}"),
+        }
+    }
+
+    /// What comes of a new connection that begins so.
+    fn connect(follow: &mut Follow, update: Update) -> Ack {
+        follow.begin();
+        take(follow, update)
+    }
+
+    #[test]
+    fn everything_then_changes() {
+        let mut follow = Follow::default();
+        assert_eq!(connect(&mut follow, full(5, &[entry("a", 1, 2)])), Ack { sequence: 1, refused: 0 });
+        take(&mut follow, Update { entries: vec![entry("b", 3, 4)], ..delta(2, 6) });
+        assert_eq!(names(&follow), ["a", "b"]);
+        take(&mut follow, Update { withdrawn: vec![agent("a")], ..delta(3, 7) });
+        assert_eq!(names(&follow), ["b"]);
+        take(&mut follow, Update { entries: vec![entry("a", 1, 2)], ..delta(4, 8) });
+        assert_eq!(names(&follow), ["a", "b"], "what was only withdrawn may come back");
+        assert_eq!(follow.revision(), Some(version(8)));
+    }
+
+    #[test]
+    fn parts_take_effect_together() {
+        let mut follow = Follow::default();
+        follow.begin();
+        let first = Update { more: true, ..full(5, &[entry("a", 1, 2)]) };
+        assert_eq!(follow.take(first, &agent("us")), Ok(Taken::Part));
+        assert!(names(&follow).is_empty() && !follow.is_current());
+        take(&mut follow, Update { entries: vec![entry("b", 3, 4)], ..delta(2, 5) });
+        assert_eq!(names(&follow), ["a", "b"]);
+        assert!(follow.is_current());
+    }
+
+    #[test]
+    fn what_is_gone_comes_back_from_nobody_at_no_revision_and_after_no_restart() {
+        for consent in [1, 2] {
+            let mut follow = Follow::default();
+            connect(&mut follow, full(5, &[entry("a", 1, 2), entry("b", 3, 4)]));
+            take(&mut follow, Update { gone: vec![TrustId([consent; 16])], ..delta(2, 6) });
+            assert_eq!(names(&follow), ["b"], "either side's deletion ends it");
+            let ack = connect(&mut follow, full(900, &[entry("a", 1, 2)]));
+            assert_eq!((names(&follow), ack.refused), (vec![], 1));
+            let kept = minicbor::to_vec(follow.keep(NOW)).expect("to memory");
+            let mut again = Follow::restore(minicbor::decode(&kept).expect("it reads back"));
+            connect(&mut again, full(1000, &[entry("a", 1, 2)]));
+            assert!(names(&again).is_empty(), "after a restart");
+            connect(&mut again, full(1001, &[entry("a", 8, 9)]));
+            assert_eq!(names(&again), ["a"], "made anew, it is another one");
+        }
+    }
+
+    #[test]
+    fn a_replica_that_is_behind_neither_adds_nor_ends_by_not_knowing() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(10, &[entry("new", 5, 6)]));
+        let ack = connect(&mut follow, full(7, &[entry("withdrawn-since", 1, 2)]));
+        assert_eq!((names(&follow), ack.refused), (vec!["new".to_owned()], 1));
+        assert!(follow.is_behind() && !follow.is_current());
+        assert_eq!(follow.revision(), Some(version(10)));
+        take(&mut follow, Update { entries: vec![entry("later", 7, 8)], ..delta(2, 9) });
+        assert_eq!(names(&follow), ["new"], "still behind");
+        let caught_up = Update { withdrawn: vec![agent("withdrawn-since")], ..delta(3, 10) };
+        take(&mut follow, Update { entries: vec![entry("new", 5, 6)], ..caught_up });
+        assert_eq!(names(&follow), ["later", "new"], "all that it told counts once it has caught up");
+        assert!(follow.is_current());
+    }
+
+    #[test]
+    fn removals_count_from_a_replica_that_is_behind() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(10, &[entry("a", 1, 2), entry("b", 3, 4), entry("c", 5, 6)]));
+        connect(&mut follow, Update { gone: vec![TrustId([1; 16])], withdrawn: vec![agent("b")], ..full(2, &[]) });
+        assert_eq!(names(&follow), ["c"]);
+    }
+
+    #[test]
+    fn an_agent_that_was_none_for_a_while_takes_nothing_from_before_that() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(10, &[entry("a", 1, 2)]));
+        follow.clear();
+        assert!(names(&follow).is_empty());
+        connect(&mut follow, full(9, &[entry("a", 1, 2)]));
+        assert!(names(&follow).is_empty(), "from a replica that has not heard of it");
+        connect(&mut follow, full(11, &[entry("a", 1, 2)]));
+        assert_eq!(names(&follow), ["a"]);
+    }
+
+    #[test]
+    fn a_new_epoch_counts_whatever_its_version() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(1000, &[entry("a", 1, 2)]));
+        connect(&mut follow, Update { revision: Revision { epoch: 2, version: 3 }, ..full(0, &[entry("b", 3, 4)]) });
+        assert_eq!(names(&follow), ["b"]);
+    }
+
+    #[test]
+    fn a_denied_instance_stays_denied_until_its_end_whoever_forgets_it() {
+        let denied = |until| DeniedInstance {
+            authority: Fingerprint([1; 32]),
+            instance: InstanceId([7; 8]),
+            until: UnixTime(until),
+        };
+        let mut follow = Follow::default();
+        connect(&mut follow, Update { denied: vec![denied(NOW.0 + 100)], ..full(5, &[]) });
+        connect(&mut follow, Update { denied: vec![denied(NOW.0 + 50)], ..full(6, &[]) });
+        assert_eq!(follow.snapshot(NOW, false).denied, [denied(NOW.0 + 100)]);
+        assert!(follow.snapshot(UnixTime(NOW.0 + 100), false).denied.is_empty());
+    }
+
+    #[test]
+    fn a_trust_ends_at_its_time_without_a_word() {
+        let mut ending = entry("a", 1, 2);
+        ending.peer.expires = Some(UnixTime(NOW.0 + 10));
+        let mut follow = Follow::default();
+        connect(&mut follow, full(5, &[ending]));
+        assert_eq!(names(&follow), ["a"]);
+        assert_eq!(follow.next_end(NOW), Some(UnixTime(NOW.0 + 10)));
+        assert!(follow.snapshot(UnixTime(NOW.0 + 10), false).peers.is_empty());
+    }
+
+    #[test]
+    fn what_no_operator_says_ends_the_connection_and_changes_nothing() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(5, &[entry("a", 1, 2)]));
+        follow.begin();
+        assert_eq!(follow.take(Update { full: false, ..full(6, &[]) }, &agent("us")), Err(BadUpdate::NotFull));
+        let skipped = follow.take(Update { sequence: 3, ..full(6, &[]) }, &agent("us"));
+        assert_eq!(skipped, Err(BadUpdate::Sequence { expected: 1, found: 3 }));
+        assert_eq!(follow.take(full(6, &[entry("us", 1, 2)]), &agent("us")), Err(BadUpdate::Ourselves));
+        assert_eq!(names(&follow), ["a"]);
+    }
+
+    #[test]
+    fn closed_it_talks_to_nobody_and_keeps_its_relays() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(5, &[entry("a", 1, 2)]));
+        assert!(follow.snapshot(NOW, true).peers.is_empty());
+    }
+}
