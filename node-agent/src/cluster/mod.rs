@@ -191,7 +191,8 @@ impl Cluster {
         }
         let _draining = self.readiness.wait_for("the end: this agent is stopping");
         self.node.say(Event::Stopping);
-        if let Some(link) = self.node.tunnel.get() {
+        // Taken away first, so that a program that connects in the last moment is refused instead of left waiting.
+        if let Some(link) = self.node.tunnel.replace(None) {
             // A tunnel that hangs must not keep the process; peers then notice by silence.
             let _ = tokio::time::timeout(DRAIN, link.shutdown()).await;
         }

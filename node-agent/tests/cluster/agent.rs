@@ -172,6 +172,16 @@ pub async fn free_port() -> u16 {
     listener.local_addr().expect("bound").port()
 }
 
+/// Waits until nothing listens for `peer` any more. A container's end closes its listeners at once; here the process goes on,
+/// and its runtime closes them in a moment.
+pub async fn until_free(peer: &AgentId, port: u16) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = TcpListener::bind((address(peer), port)).await {
+        assert!(Instant::now() < deadline, "a listener outlives its agent: {error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// A service that sends back what comes; its port.
 pub async fn echo_service() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use agent::{Agent, Pod, address, connected, delta, echo_service, entry, free_port, full, settings};
+use agent::{Agent, Pod, address, connected, delta, echo_service, entry, free_port, full, settings, until_free};
 use operator::{Connection, Operator, PATIENCE, authority};
 use world::relay;
 
@@ -92,6 +92,7 @@ async fn a_container_that_restarts_while_the_operator_is_away_works_on_and_then_
     drop(connected(&peer, here).await);
     drop((operator, to_reporter, to_db));
     reporter.stop().await;
+    until_free(&peer, here).await;
 
     let again = pod.start(&[at], authority.fingerprint()).await;
     drop(connected(&peer, here).await);
