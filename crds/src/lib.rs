@@ -4,6 +4,9 @@
 //! length, every list an end, and rules in CEL say what goes together and what may not change. What needs to see
 //! other objects is the operator's to judge, and it says so in conditions.
 //!
+//! Two things that only the real server tells: a rule whose reason is `FieldValueDuplicate` loses its message, so none
+//! has it; and a field whose name is a reserved word of CEL is spelt `__namespace__` in rules.
+//!
 //! Nothing here talks to a cluster: no client, no runtime. `crdgen` writes the manifests and the reference page
 //! ([`generate`]); a test fails when they are not what this code says.
 

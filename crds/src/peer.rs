@@ -41,7 +41,7 @@ pub struct AgentPeerSpec {
     #[schemars(length(max = shape::PORTS_MAX))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, b.port == a.port && b.protocol == a.protocol))")
-        .message("two ports have the same number and protocol").reason(Reason::FieldValueDuplicate))]
+        .message("two ports have the same number and protocol"))]
     pub ports: Vec<AgentPort>,
     /// How the agent's connections may travel.
     #[serde(default)]

@@ -153,7 +153,7 @@ pub struct TrustedPeer {
     #[schemars(length(min = 1, max = shape::PORTS_MAX))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["port".into(), "protocol".into()]))]
     #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, b.protocol == a.protocol && (has(b.localPort) ? b.localPort : b.port) == (has(a.localPort) ? a.localPort : a.port)))")
-        .message("two of the peer's ports would have the same number and protocol here").reason(Reason::FieldValueDuplicate))]
+        .message("two of the peer's ports would have the same number and protocol here"))]
     pub ports: Option<Vec<PeerPort>>,
 }
 
