@@ -137,6 +137,10 @@ words! {
         PortConflict,
         /// Two trusts of one agent would call different peers by one alias.
         AliasConflict,
+        /// Another trust of the agent names the same peer and is older.
+        DuplicateTrust,
+        /// An agent is asked to trust itself.
+        PeerIsSelf,
         /// Pods match but were made before injection was on, or opted out; restart them.
         NotInjected,
         /// A sidecar runs and has not enrolled yet.
