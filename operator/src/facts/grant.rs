@@ -1,0 +1,139 @@
+//! Links and relays, and which namespaces may use them.
+
+use peerage_crds::{AgentLink, AgentRelay, AllowedNamespaces, NamespacesFrom};
+use peerage_model::relay::RelayInfo;
+use peerage_model::{AuthorityRecord, Fingerprint};
+
+use super::Unreadable;
+use crate::index::{Labels, covers};
+
+/// Which namespaces may use a link or a relay. Emptiness permits nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permitted {
+    /// Every one.
+    All,
+    /// Those that are named, and those that have all of the labels, if there are any.
+    Selected {
+        /// By name.
+        names: Vec<String>,
+        /// By labels.
+        labels: Labels,
+    },
+}
+
+impl Permitted {
+    fn read(spec: &AllowedNamespaces) -> Self {
+        match spec.from {
+            NamespacesFrom::All => Self::All,
+            NamespacesFrom::Selected => Self::Selected {
+                names: spec.names.clone().unwrap_or_default(),
+                labels: spec.selector.as_ref().map(|selector| selector.match_labels.clone()).unwrap_or_default(),
+            },
+        }
+    }
+
+    /// Whether `namespace`, with these labels, is among them.
+    #[must_use]
+    pub fn permits(&self, namespace: &str, labels: Option<&Labels>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Selected { names, labels: wanted } => {
+                let by_label = !wanted.is_empty() && labels.is_some_and(|labels| covers(labels, wanted));
+                by_label || names.iter().any(|name| name == namespace)
+            }
+        }
+    }
+}
+
+/// What an AgentLink declares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinkFacts {
+    /// The generation of the spec.
+    pub generation: Option<i64>,
+    /// The authority that is pinned in the spec.
+    pub authority: Option<Fingerprint>,
+    /// Where its agents are found; none: where the ticket says.
+    pub relays: Option<Vec<RelayInfo>>,
+    /// Who may use it.
+    pub allowed: Permitted,
+    /// The Secret of the operator's namespace that holds the ticket, and the key in it.
+    pub ticket: Option<(String, String)>,
+    /// What its status says.
+    pub status: peerage_crds::AgentLinkStatus,
+}
+
+/// What is known of the other authority of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkRecord {
+    /// Its record, and where the ticket says that its agents are.
+    Known {
+        /// The record.
+        record: AuthorityRecord,
+        /// Relays of the ticket.
+        relays: Vec<RelayInfo>,
+    },
+    /// The Secret is not there.
+    Missing,
+    /// The Secret holds something else than a ticket.
+    Invalid {
+        /// What is wrong.
+        cause: String,
+    },
+}
+
+impl LinkFacts {
+    /// Reads an AgentLink.
+    ///
+    /// # Errors
+    /// [`Unreadable`] for what our schema would not let in.
+    pub fn read(object: &AgentLink) -> Result<Self, Unreadable> {
+        let spec = &object.spec;
+        let relays = |list: &Vec<String>| list.iter().map(|text| text.parse()).collect::<Result<Vec<RelayInfo>, _>>();
+        let secret = |bootstrap: &peerage_crds::link::Bootstrap| {
+            (bootstrap.token_secret_ref.name.clone(), bootstrap.token_secret_ref.key.clone())
+        };
+        Ok(Self {
+            generation: object.metadata.generation,
+            authority: spec
+                .authority
+                .as_ref()
+                .map(|text| text.parse())
+                .transpose()
+                .map_err(Unreadable::at("spec.authority"))?,
+            relays: spec.relays.as_ref().map(relays).transpose().map_err(Unreadable::at("spec.relays"))?,
+            allowed: Permitted::read(&spec.allowed_namespaces),
+            ticket: spec.bootstrap.as_ref().map(secret),
+            status: object.status.clone().unwrap_or_default(),
+        })
+    }
+}
+
+/// What an AgentRelay declares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RelayFacts {
+    /// The generation of the spec.
+    pub generation: Option<i64>,
+    /// Where it is; none while a managed one has no address.
+    pub relay: Option<RelayInfo>,
+    /// Who may use it.
+    pub allowed: Permitted,
+    /// What its status says.
+    pub status: peerage_crds::AgentRelayStatus,
+}
+
+impl RelayFacts {
+    /// Reads an AgentRelay.
+    ///
+    /// # Errors
+    /// [`Unreadable`] for what our schema would not let in.
+    pub fn read(object: &AgentRelay) -> Result<Self, Unreadable> {
+        let status = object.status.clone().unwrap_or_default();
+        let address = object.spec.address.as_ref().or(status.address.as_ref());
+        Ok(Self {
+            generation: object.metadata.generation,
+            relay: address.map(|text| text.parse()).transpose().map_err(Unreadable::at("spec.address"))?,
+            allowed: Permitted::read(&object.spec.allowed_namespaces),
+            status,
+        })
+    }
+}

@@ -1,0 +1,379 @@
+//! Who is connected, and what each of them has to be told.
+//!
+//! A change names the pairs and agents that it touches; the hub leaves a note with the streams of exactly those, and
+//! wakes them. A stream takes its notes when it gets to it, so that a slow one holds up nobody and hears once of what
+//! changed twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use peerage_crds::PathSummary;
+use peerage_model::operator::{PathWord, PeerState};
+use peerage_model::snapshot::DeniedInstance;
+use peerage_model::{AgentId, InstanceId, TrustId};
+use tokio::sync::Notify;
+
+use crate::index::Dirty;
+use crate::key::ObjectKey;
+
+/// What a stream has to look at again.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// Entries of these peers.
+    pub pairs: BTreeSet<AgentId>,
+    /// AgentTrusts that were deleted.
+    pub gone: BTreeSet<TrustId>,
+    /// Instances that were denied.
+    pub denied: Vec<DeniedInstance>,
+    /// The agent's own settings.
+    pub settings: bool,
+    /// Everything.
+    pub all: bool,
+    /// Whether the pod is still the agent.
+    pub pod: bool,
+    /// Another connection of this instance took over.
+    pub replaced: bool,
+    /// This instance was denied.
+    pub withdrawn: bool,
+}
+
+impl Notes {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { pairs, gone, denied, settings, all, pod, replaced, withdrawn } = self;
+        pairs.is_empty()
+            && gone.is_empty()
+            && denied.is_empty()
+            && ![settings, all, pod, replaced, withdrawn].into_iter().any(|b| *b)
+    }
+}
+
+/// How far an agent is with what it was told.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// For each AgentTrust of the agent that it was told something of: the update that must be acknowledged.
+    pub owed: BTreeMap<TrustId, u64>,
+    /// The last update that was.
+    pub acknowledged: u64,
+    /// How it is with each peer that the agent reported.
+    pub peers: BTreeMap<AgentId, (PeerState, PathWord)>,
+    /// Which peers each AgentTrust is about.
+    pub about: BTreeMap<TrustId, BTreeSet<AgentId>>,
+    /// The NAT, in RFC 3489's word.
+    pub nat: Option<String>,
+}
+
+/// One connected instance.
+#[derive(Debug)]
+pub struct Stream {
+    /// Of which agent.
+    pub agent: ObjectKey,
+    /// Which instance.
+    pub instance: InstanceId,
+    /// In which pod.
+    pub pod: ObjectKey,
+    notes: Mutex<Notes>,
+    wake: Notify,
+    progress: Mutex<Progress>,
+}
+
+impl Stream {
+    /// Waits until there are notes, and takes them.
+    pub async fn notes(&self) -> Notes {
+        loop {
+            let woken = self.wake.notified();
+            let notes = std::mem::take(&mut *lock(&self.notes));
+            if !notes.is_empty() {
+                return notes;
+            }
+            woken.await;
+        }
+    }
+
+    /// How far it is, for reading and writing.
+    pub fn progress(&self) -> MutexGuard<'_, Progress> {
+        lock(&self.progress)
+    }
+
+    fn note(&self, write: impl FnOnce(&mut Notes)) {
+        write(&mut lock(&self.notes));
+        self.wake.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Numbers of one AgentTrust.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustCount {
+    /// Streams of our agent.
+    pub expected: usize,
+    /// Of those, how many acknowledged.
+    pub acknowledged: usize,
+    /// How connections of the two travel.
+    pub path: Option<PathSummary>,
+}
+
+/// Everybody who is connected to this replica.
+#[derive(Debug, Default)]
+pub struct Hub {
+    streams: Mutex<BTreeMap<ObjectKey, BTreeMap<u64, Arc<Stream>>>>,
+    serial: AtomicU64,
+}
+
+/// A place in the hub, given up when dropped.
+#[derive(Debug)]
+pub struct Seat {
+    hub: Arc<Hub>,
+    serial: u64,
+    /// The stream that sits there.
+    pub stream: Arc<Stream>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut streams = lock(&self.hub.streams);
+        if let Some(of_agent) = streams.get_mut(&self.stream.agent) {
+            of_agent.remove(&self.serial);
+            if of_agent.is_empty() {
+                streams.remove(&self.stream.agent);
+            }
+        }
+    }
+}
+
+impl Hub {
+    /// Takes a place. An earlier connection of the same instance is told that it was replaced.
+    #[must_use]
+    pub fn join(self: &Arc<Self>, agent: ObjectKey, instance: InstanceId, pod: ObjectKey) -> Seat {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let stream = Arc::new(Stream {
+            agent: agent.clone(),
+            instance,
+            pod,
+            notes: Mutex::default(),
+            wake: Notify::new(),
+            progress: Mutex::default(),
+        });
+        let mut streams = lock(&self.streams);
+        let of_agent = streams.entry(agent).or_default();
+        for other in of_agent.values().filter(|other| other.instance == instance) {
+            other.note(|notes| notes.replaced = true);
+        }
+        of_agent.insert(serial, Arc::clone(&stream));
+        drop(streams);
+        Seat { hub: Arc::clone(self), serial, stream }
+    }
+
+    /// How many are connected.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.streams).values().map(BTreeMap::len).sum()
+    }
+
+    /// Whether nobody is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        lock(&self.streams).is_empty()
+    }
+
+    /// The streams of an agent.
+    #[must_use]
+    pub fn of(&self, agent: &ObjectKey) -> Vec<Arc<Stream>> {
+        lock(&self.streams).get(agent).map(|of_agent| of_agent.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Agents that have streams.
+    #[must_use]
+    pub fn agents(&self) -> Vec<ObjectKey> {
+        lock(&self.streams).keys().cloned().collect()
+    }
+
+    /// Leaves notes with those whom a change touches. Returns how many were woken.
+    pub fn spread(&self, dirty: &Dirty) -> usize {
+        let streams = lock(&self.streams);
+        let mut woken = 0;
+        let mut note = |agent: &ObjectKey, write: &dyn Fn(&mut Notes)| {
+            for stream in streams.get(agent).into_iter().flat_map(BTreeMap::values) {
+                stream.note(write);
+                woken += 1;
+            }
+        };
+        if dirty.all {
+            streams.keys().for_each(|agent| note(agent, &|notes| notes.all = true));
+        }
+        for (agent, peer) in &dirty.pairs {
+            note(agent, &|notes| {
+                notes.pairs.insert(peer.clone());
+                notes.gone.extend(&dirty.gone);
+            });
+        }
+        for agent in &dirty.agents {
+            note(agent, &|notes| notes.settings = true);
+        }
+        if !dirty.pods.is_empty() || !dirty.replaced.is_empty() {
+            let concerned =
+                |stream: &Stream| dirty.pods.contains(&stream.pod) || dirty.replaced.contains(&stream.agent);
+            for stream in streams.values().flat_map(BTreeMap::values).filter(|stream| concerned(stream)) {
+                stream.note(|notes| notes.pod = true);
+            }
+        }
+        woken
+    }
+
+    /// Tells these agents that an instance was denied, and the instance itself that it is the one.
+    pub fn deny(&self, denied: &DeniedInstance, agent: &ObjectKey, peers: &[ObjectKey]) {
+        let streams = lock(&self.streams);
+        for peer in peers {
+            for stream in streams.get(peer).into_iter().flat_map(BTreeMap::values) {
+                stream.note(|notes| notes.denied.push(denied.clone()));
+            }
+        }
+        for stream in streams.get(agent).into_iter().flat_map(BTreeMap::values) {
+            if stream.instance == denied.instance {
+                stream.note(|notes| notes.withdrawn = true);
+            }
+        }
+    }
+
+    /// Wakes everybody to look at everything again.
+    pub fn refresh(&self) {
+        for stream in lock(&self.streams).values().flat_map(BTreeMap::values) {
+            stream.note(|notes| notes.all = true);
+        }
+    }
+
+    /// The numbers of an AgentTrust of `agent`.
+    #[must_use]
+    pub fn count(&self, agent: &ObjectKey, trust: &TrustId) -> TrustCount {
+        let mut count = TrustCount::default();
+        let mut words = Vec::new();
+        for stream in self.of(agent) {
+            let progress = stream.progress();
+            count.expected += 1;
+            let owed = progress.owed.get(trust);
+            count.acknowledged += usize::from(owed.is_some_and(|owed| *owed <= progress.acknowledged));
+            let about = progress.about.get(trust).into_iter().flatten();
+            words.extend(about.filter_map(|peer| progress.peers.get(peer)).copied());
+        }
+        count.path = summary(&words);
+        count
+    }
+
+    /// How an agent's connections travel, and the worst NAT that its streams told of.
+    #[must_use]
+    pub fn paths(&self, agent: &ObjectKey) -> (Option<PathSummary>, Option<String>) {
+        let streams = self.of(agent);
+        let mut words = Vec::new();
+        let mut nats = BTreeSet::new();
+        for stream in &streams {
+            let progress = stream.progress();
+            words.extend(progress.peers.values().copied());
+            nats.extend(progress.nat.clone());
+        }
+        let path = if streams.is_empty() { None } else { summary(&words).or(Some(PathSummary::Idle)) };
+        (path, worst_nat(nats))
+    }
+}
+
+/// One word for many connections; none where nothing was reported.
+fn summary(words: &[(PeerState, PathWord)]) -> Option<PathSummary> {
+    if words.is_empty() {
+        return None;
+    }
+    let (mut relayed, mut direct) = (false, false);
+    for (state, path) in words {
+        match (state, path) {
+            (PeerState::Connected, PathWord::Relayed) => relayed = true,
+            (PeerState::Connected, PathWord::Local | PathWord::Direct | PathWord::Punched) => direct = true,
+            (PeerState::Connected, PathWord::None) | (PeerState::Idle | PeerState::Failing, _) => {}
+        }
+    }
+    Some(match (direct, relayed) {
+        (true, true) => PathSummary::Mixed,
+        (true, false) => PathSummary::Direct,
+        (false, true) => PathSummary::Relayed,
+        (false, false) => PathSummary::Idle,
+    })
+}
+
+/// The one that stands most in the way of direct paths: words about symmetric NATs sort behind others in severity.
+fn worst_nat(nats: BTreeSet<String>) -> Option<String> {
+    let severity = |word: &String| {
+        let lower = word.to_ascii_lowercase();
+        let order = ["open", "full", "restricted", "port", "symmetric", "blocked"];
+        order.iter().rposition(|part| lower.contains(*part))
+    };
+    nats.into_iter().max_by_key(|word| (severity(word), word.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peerage_model::Fingerprint;
+
+    fn peer(name: &str) -> AgentId {
+        AgentId { authority: Fingerprint([1; 32]), name: name.parse().expect("a name") }
+    }
+
+    fn join(hub: &Arc<Hub>, agent: &str, instance: u8) -> Seat {
+        hub.join(
+            ObjectKey::new("n", agent),
+            InstanceId([instance; 8]),
+            ObjectKey::new("n", format!("{agent}-{instance}")),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_change_wakes_the_agents_of_its_pairs_and_nobody_else() {
+        let hub = Arc::new(Hub::default());
+        let (a, b, c) = (join(&hub, "a", 1), join(&hub, "b", 2), join(&hub, "c", 3));
+        let mut dirty = Dirty::default();
+        dirty.pairs.insert((ObjectKey::new("n", "a"), peer("b.n")));
+        dirty.pairs.insert((ObjectKey::new("n", "b"), peer("a.n")));
+        dirty.gone.insert(TrustId([7; 16]));
+        assert_eq!(hub.spread(&dirty), 2);
+        for seat in [&a, &b] {
+            let notes = seat.stream.notes().await;
+            assert_eq!((notes.pairs.len(), notes.gone.len(), notes.all), (1, 1, false));
+        }
+        assert!(lock(&c.stream.notes).is_empty());
+        drop(a);
+        assert_eq!(hub.len(), 2, "who leaves gives up its place");
+    }
+
+    #[tokio::test]
+    async fn a_second_connection_of_an_instance_replaces_the_first() {
+        let hub = Arc::new(Hub::default());
+        let (first, other) = (join(&hub, "a", 1), join(&hub, "a", 2));
+        let _second = join(&hub, "a", 1);
+        assert!(first.stream.notes().await.replaced);
+        assert!(lock(&other.stream.notes).is_empty(), "a replica is another instance");
+    }
+
+    #[test]
+    fn a_trust_counts_as_acknowledged_when_the_update_that_told_of_it_is() {
+        let hub = Arc::new(Hub::default());
+        let seat = join(&hub, "a", 1);
+        let (agent, trust) = (ObjectKey::new("n", "a"), TrustId([7; 16]));
+        assert_eq!(hub.count(&agent, &trust), TrustCount { expected: 1, ..TrustCount::default() });
+        seat.stream.progress().owed.insert(trust, 3);
+        for (acknowledged, counted) in [(2, 0), (3, 1)] {
+            seat.stream.progress().acknowledged = acknowledged;
+            assert_eq!(hub.count(&agent, &trust).acknowledged, counted);
+        }
+    }
+
+    #[test]
+    fn many_paths_are_one_word() {
+        let connected = |path| (PeerState::Connected, path);
+        assert_eq!(summary(&[]), None);
+        assert_eq!(summary(&[(PeerState::Idle, PathWord::None)]), Some(PathSummary::Idle));
+        assert_eq!(summary(&[connected(PathWord::Relayed)]), Some(PathSummary::Relayed));
+        assert_eq!(summary(&[connected(PathWord::Punched), connected(PathWord::Relayed)]), Some(PathSummary::Mixed));
+    }
+}

@@ -1,0 +1,291 @@
+//! What the conditions of each object should be.
+//!
+//! A verdict here has no time and is not compared with anything written: `status` does both. What comes from streams
+//! is given as numbers, so that judging stays a matter of the same input and the same answer.
+
+use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
+
+use super::{Index, Refusal};
+use crate::facts::{PeerFacts, RelayFacts, Target, TrustFacts};
+use crate::key::ObjectKey;
+
+/// One condition as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Which aspect.
+    pub aspect: ConditionType,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, in one word.
+    pub reason: Reason,
+    /// Why, for people.
+    pub message: String,
+}
+
+/// What streams tell of an agent's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerLive {
+    /// Pods whose passport is valid.
+    pub enrolled: usize,
+    /// How their connections travel.
+    pub path: Option<PathSummary>,
+    /// The worst NAT that one of them is behind.
+    pub nat: Option<String>,
+}
+
+/// What streams tell of an AgentTrust.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustLive {
+    /// Sidecars of our agent with a stream.
+    pub expected: usize,
+    /// Those that acted on this trust as it is.
+    pub acknowledged: usize,
+    /// Whether somebody has owed its acknowledgement for longer than a moment.
+    pub overdue: bool,
+    /// How connections of the two travel.
+    pub path: Option<PathSummary>,
+}
+
+impl Verdict {
+    fn of(aspect: ConditionType, status: ConditionStatus, reason: Reason, message: impl Into<String>) -> Self {
+        Self { aspect, status, reason, message: message.into() }
+    }
+
+    fn holds(aspect: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self::of(aspect, ConditionStatus::True, reason, message)
+    }
+
+    fn fails(aspect: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self::of(aspect, ConditionStatus::False, reason, message)
+    }
+
+    /// The same finding about another aspect.
+    fn about(&self, aspect: ConditionType) -> Self {
+        Self { aspect, ..self.clone() }
+    }
+}
+
+/// `Ready` is the first of the others that does not hold, or that everything is as declared.
+fn with_summary(mut verdicts: Vec<Verdict>, good: Verdict) -> Vec<Verdict> {
+    let bad = verdicts.iter().find(|verdict| verdict.status != ConditionStatus::True);
+    let ready = bad.unwrap_or(&good).about(ConditionType::Ready);
+    verdicts.push(ready);
+    verdicts
+}
+
+fn refused(refusal: &Refusal, aspects: &[ConditionType]) -> Vec<Verdict> {
+    aspects.iter().map(|aspect| Verdict::fails(*aspect, refusal.reason, refusal.message.clone())).collect()
+}
+
+impl Index {
+    /// The conditions of an AgentPeer.
+    #[must_use]
+    pub fn judge_peer(&self, key: &ObjectKey, live: &PeerLive) -> Vec<Verdict> {
+        let (matched, annotated) = self.pod_counts(key);
+        // Who has enrolled runs a sidecar, wherever it came from.
+        let injected = annotated.max(live.enrolled).min(matched);
+        let accepted = self.judge_selector(key);
+        if matched == 0 {
+            let none = "no pod matches spec.selector";
+            let others = [ConditionType::Injected, ConditionType::Enrolled];
+            let mut verdicts = vec![accepted];
+            verdicts.extend(others.map(|aspect| Verdict::holds(aspect, Reason::NoPods, none)));
+            return with_summary(verdicts, Verdict::holds(ConditionType::Ready, Reason::NoPods, none));
+        }
+        let injection = match injected == matched {
+            true => Verdict::holds(ConditionType::Injected, Reason::AsDeclared, format!("{matched} of {matched} pods")),
+            false => Verdict::fails(
+                ConditionType::Injected,
+                Reason::NotInjected,
+                format!(
+                    "{injected} of {matched} pods have a sidecar; label the namespace or the pods, then restart the others"
+                ),
+            ),
+        };
+        let enrolment = match live.enrolled >= matched {
+            true => Verdict::holds(ConditionType::Enrolled, Reason::AsDeclared, format!("{matched} of {matched} pods")),
+            false => Verdict::fails(
+                ConditionType::Enrolled,
+                Reason::WaitingForEnrolment,
+                format!("{} of {matched} pods have a passport", live.enrolled),
+            ),
+        };
+        let good = self.judge_relays_of(&key.namespace);
+        with_summary(vec![accepted, injection, enrolment], good)
+    }
+
+    fn judge_selector(&self, key: &ObjectKey) -> Verdict {
+        let rivals: Vec<_> = self.rivals(key).into_iter().map(|rival| rival.name).collect();
+        if rivals.is_empty() {
+            return Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
+        }
+        let message = format!(
+            "AgentPeer {} of this namespace would select the same pods; pods that several select cannot enrol",
+            rivals.join(", ")
+        );
+        Verdict::fails(ConditionType::Accepted, Reason::ConflictingSelector, message)
+    }
+
+    /// Two agents meet at a relay, so an agent without one is reached by nobody.
+    fn judge_relays_of(&self, namespace: &str) -> Verdict {
+        if !self.relays_of(namespace).is_empty() {
+            return Verdict::holds(ConditionType::Ready, Reason::AsDeclared, "");
+        }
+        match self.relays.is_empty() {
+            true => {
+                Verdict::fails(ConditionType::Ready, Reason::RelayUnreachable, "there is no AgentRelay; create one")
+            }
+            false => Verdict::fails(
+                ConditionType::Ready,
+                Reason::NotPermittedByRelay,
+                "no AgentRelay with an address lists this namespace in allowedNamespaces",
+            ),
+        }
+    }
+
+    /// The conditions of an AgentTrust. `programmed` is what its condition of that name says already: a stream that moves
+    /// from one replica to another is no news.
+    #[must_use]
+    pub fn judge_trust(&self, key: &ObjectKey, live: &TrustLive, programmed: Option<ConditionStatus>) -> Vec<Verdict> {
+        let Some(facts) = self.trusts.get(key) else { return Vec::new() };
+        let all = [ConditionType::Accepted, ConditionType::Programmed, ConditionType::Ready];
+        if let Err(refusal) = self.accept(key, facts) {
+            return refused(&refusal, &all);
+        }
+        let mut verdicts = vec![Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, self.remarks(key, facts))];
+        if !self.is_mutual(key, facts) {
+            let waiting = "the other side has not consented, or there is no such agent";
+            let others = [ConditionType::Programmed, ConditionType::Ready];
+            verdicts.extend(others.map(|aspect| Verdict::fails(aspect, Reason::WaitingForPeer, waiting)));
+            return verdicts;
+        }
+        verdicts.push(self.judge_programmed(facts, live, programmed));
+        let (matched, _) = self.pod_counts(&facts.agent);
+        let good = match (&facts.target, live.path) {
+            // Whether the owner over there consented shows in one thing only: that the two are connected.
+            (Target::Away { .. }, None | Some(PathSummary::Idle)) => Verdict::fails(
+                ConditionType::Ready,
+                Reason::WaitingForPeer,
+                "the other side has not consented, or does not answer",
+            ),
+            (Target::Here(_) | Target::Fleet { .. } | Target::Away { .. }, _) if matched == 0 => {
+                Verdict::holds(ConditionType::Ready, Reason::NoPods, "no pod is this agent at the moment")
+            }
+            (Target::Here(_) | Target::Fleet { .. } | Target::Away { .. }, _) => {
+                Verdict::holds(ConditionType::Ready, Reason::AsDeclared, "")
+            }
+        };
+        with_summary(verdicts, good)
+    }
+
+    fn judge_programmed(&self, facts: &TrustFacts, live: &TrustLive, before: Option<ConditionStatus>) -> Verdict {
+        let aspect = ConditionType::Programmed;
+        let (matched, _) = self.pod_counts(&facts.agent);
+        if matched == 0 {
+            return Verdict::holds(aspect, Reason::NoPods, "no pod is this agent at the moment");
+        }
+        let was = before == Some(ConditionStatus::True);
+        let settled = live.acknowledged >= live.expected && live.expected > 0;
+        // While streams move to another replica nobody may be expected, and a new sidecar needs a moment.
+        let moving = was && (live.expected == 0 || !live.overdue);
+        if settled || moving {
+            return Verdict::holds(aspect, Reason::AsDeclared, "");
+        }
+        let message = match live.expected {
+            0 => "no sidecar of the agent has a stream to the operator".to_owned(),
+            expected => format!("{} of {expected} sidecars have acknowledged", live.acknowledged),
+        };
+        Verdict::fails(aspect, Reason::WaitingForAgents, message)
+    }
+
+    /// Whether at least one pair that this object is about may talk because of it.
+    fn is_mutual(&self, key: &ObjectKey, facts: &TrustFacts) -> bool {
+        let rests_on_it = |peer| self.consent(&facts.agent, peer).is_some_and(|(consent, _)| consent == key);
+        self.peers_of(key, facts).iter().any(|peer| rests_on_it(peer) && self.answered(facts, peer))
+    }
+
+    fn answered(&self, facts: &TrustFacts, peer: &peerage_model::AgentId) -> bool {
+        match &facts.target {
+            Target::Away { .. } => true,
+            Target::Here(_) | Target::Fleet { .. } => {
+                let sides = ObjectKey::of_agent(&peer.name).zip(facts.agent.agent(self.authority));
+                sides.is_some_and(|(other, id)| self.consent(&other, &id).is_some())
+            }
+        }
+    }
+
+    /// What its owner should know of an AgentTrust that holds nevertheless.
+    fn remarks(&self, key: &ObjectKey, facts: &TrustFacts) -> String {
+        let mut remarks = Vec::new();
+        let offers = self.peers.get(&facts.agent).map(|peer| &peer.ports[..]).unwrap_or_default();
+        let unknown = |name: &&peerage_model::Label| !offers.iter().any(|offer| offer.name == **name);
+        let unknown: Vec<_> = facts.inbound.iter().filter(unknown).map(|name| format!("`{name}`")).collect();
+        if !unknown.is_empty() {
+            remarks.push(format!("AgentPeer `{}` offers no port {}", facts.agent.name, unknown.join(", ")));
+        }
+        let nameless = self.peers_of(key, facts).into_iter().filter(|peer| self.alias_of(facts, peer).is_none());
+        let nameless: Vec<_> = nameless.map(|peer| format!("`{}`", peer.name)).take(8).collect();
+        if !nameless.is_empty() {
+            remarks.push(format!(
+                "left out, since the agent calls others so: {}; name them with an alias",
+                nameless.join(", ")
+            ));
+        }
+        remarks.join("; ")
+    }
+
+    /// The conditions of an AgentLink.
+    #[must_use]
+    pub fn judge_link(&self, name: &str) -> Vec<Verdict> {
+        let Some(facts) = self.links.get(name) else { return Vec::new() };
+        match self.authority_of(name, facts) {
+            Err(refusal) => refused(&refusal, &[ConditionType::Accepted, ConditionType::Ready]),
+            Ok(_) => {
+                let accepted = Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
+                let good = accepted.clone();
+                with_summary(vec![accepted], good)
+            }
+        }
+    }
+
+    /// The conditions of an AgentRelay. `answers`: whether it answered our last probe; `None` before there was one.
+    #[must_use]
+    pub fn judge_relay(&self, facts: &RelayFacts, answers: Option<bool>) -> Vec<Verdict> {
+        let accepted = Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
+        let aspect = ConditionType::Available;
+        let available = match (&facts.relay, answers) {
+            (None, _) => Verdict::fails(aspect, Reason::WaitingForAddress, "the managed relay has no address yet"),
+            (Some(_), Some(true)) => Verdict::holds(aspect, Reason::AsDeclared, ""),
+            (Some(_), Some(false)) => Verdict::fails(
+                aspect,
+                Reason::RelayUnreachable,
+                "it does not answer our probes over UDP; see its log and firewalls",
+            ),
+            (Some(_), None) => {
+                Verdict::of(aspect, ConditionStatus::Unknown, Reason::Pending, "it has not been probed yet")
+            }
+        };
+        let good = accepted.clone();
+        with_summary(vec![accepted, available], good)
+    }
+
+    /// What an AgentPeer calls the numbers of its status: matched, injected, enrolled.
+    #[must_use]
+    pub fn peer_numbers(&self, key: &ObjectKey, live: &PeerLive) -> [usize; 3] {
+        let (matched, annotated) = self.pod_counts(key);
+        [matched, annotated.max(live.enrolled).min(matched), live.enrolled.min(matched)]
+    }
+
+    /// What our agent's programs call the peer of an AgentTrust; none for a fleet, whose members go by their names.
+    #[must_use]
+    pub fn hostname(&self, key: &ObjectKey) -> Option<String> {
+        let facts = self.trusts.get(key)?;
+        self.accept(key, facts).ok()?;
+        facts.alias().map(|alias| alias.to_string())
+    }
+
+    /// Facts of every AgentPeer, in order.
+    pub fn peers(&self) -> impl Iterator<Item = (&ObjectKey, &PeerFacts)> {
+        self.peers.iter()
+    }
+}

@@ -1,0 +1,187 @@
+//! Who selects whom: labelled objects on one side, selectors on the other.
+//!
+//! Both sides change all the time, and comparing each with each would take 10⁸ steps where a cluster has 10,000 of
+//! both. So every object and every selector is listed under each of its labels, and a change looks only at what shares
+//! a label with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::key::ObjectKey;
+
+/// Labels of an object, or those that a selector wants.
+pub type Labels = BTreeMap<String, String>;
+
+type Slot = (String, String, String); // namespace, key, value
+
+/// Selectors of one kind and what they may select, each selector within one namespace.
+#[derive(Debug, Default)]
+pub struct Matching {
+    labels: BTreeMap<ObjectKey, Labels>,
+    by_label: BTreeMap<Slot, BTreeSet<String>>,
+    selectors: BTreeMap<ObjectKey, (String, Labels)>,
+    by_selector: BTreeMap<Slot, BTreeSet<ObjectKey>>,
+}
+
+impl Matching {
+    /// What carries labels came, changed (`Some`) or went (`None`). Returns the selectors that it met before or meets
+    /// from here on.
+    pub fn set_labels(&mut self, object: &ObjectKey, labels: Option<Labels>) -> BTreeSet<ObjectKey> {
+        let mut touched: BTreeSet<_> = self.selecting(object).into_iter().collect();
+        if let Some(old) = self.labels.remove(object) {
+            for slot in slots(&object.namespace, &old) {
+                remove(&mut self.by_label, slot, &object.name);
+            }
+        }
+        if let Some(labels) = labels {
+            for slot in slots(&object.namespace, &labels) {
+                self.by_label.entry(slot).or_default().insert(object.name.clone());
+            }
+            self.labels.insert(object.clone(), labels);
+        }
+        touched.extend(self.selecting(object));
+        touched
+    }
+
+    /// A selector came, changed (`Some`, with the namespace that it looks at) or went (`None`).
+    pub fn set_selector(&mut self, id: &ObjectKey, selector: Option<(String, Labels)>) {
+        if let Some((namespace, old)) = self.selectors.remove(id) {
+            for slot in slots(&namespace, &old) {
+                remove(&mut self.by_selector, slot, id);
+            }
+        }
+        // Emptiness never means "all": a selector without a label is listed nowhere and selects nothing.
+        if let Some((namespace, labels)) = selector.filter(|(_, labels)| !labels.is_empty()) {
+            for slot in slots(&namespace, &labels) {
+                self.by_selector.entry(slot).or_default().insert(id.clone());
+            }
+            self.selectors.insert(id.clone(), (namespace, labels));
+        }
+    }
+
+    /// The selectors that select `object`, in order.
+    #[must_use]
+    pub fn selecting(&self, object: &ObjectKey) -> Vec<ObjectKey> {
+        let Some(labels) = self.labels.get(object) else { return Vec::new() };
+        let near: BTreeSet<_> =
+            slots(&object.namespace, labels).filter_map(|slot| self.by_selector.get(&slot)).flatten().collect();
+        let meets = |id: &&ObjectKey| self.selectors.get(*id).is_some_and(|(_, wanted)| covers(labels, wanted));
+        near.into_iter().filter(meets).cloned().collect()
+    }
+
+    /// What the selector `id` selects, in order.
+    #[must_use]
+    pub fn selected(&self, id: &ObjectKey) -> Vec<ObjectKey> {
+        let Some((namespace, wanted)) = self.selectors.get(id) else { return Vec::new() };
+        let Some(slot) = slots(namespace, wanted).next() else { return Vec::new() };
+        let near = self.by_label.get(&slot).into_iter().flatten().map(|name| ObjectKey::new(namespace.clone(), name));
+        near.filter(|object| self.labels.get(object).is_some_and(|labels| covers(labels, wanted))).collect()
+    }
+
+    /// Whether the selector `id` selects `object`.
+    #[must_use]
+    pub fn selects(&self, id: &ObjectKey, object: &ObjectKey) -> bool {
+        self.selectors.get(id).is_some_and(|(namespace, wanted)| {
+            *namespace == object.namespace && self.labels.get(object).is_some_and(|labels| covers(labels, wanted))
+        })
+    }
+
+    /// Other selectors that select whatever `id` selects, or the other way round, whether or not there is anything.
+    #[must_use]
+    pub fn overlapping(&self, id: &ObjectKey) -> Vec<ObjectKey> {
+        let Some((namespace, own)) = self.selectors.get(id) else { return Vec::new() };
+        // Of two where one asks for all that the other asks for, both carry every label of the wider one.
+        let near: BTreeSet<_> =
+            slots(namespace, own).filter_map(|slot| self.by_selector.get(&slot)).flatten().collect();
+        let overlaps = |other: &&ObjectKey| {
+            let (_, theirs) = self.selectors.get(*other).expect("what is listed by label is listed");
+            *other != id && (covers(own, theirs) || covers(theirs, own))
+        };
+        near.into_iter().filter(overlaps).cloned().collect()
+    }
+}
+
+/// Whether `labels` has everything that is `wanted`.
+#[must_use]
+pub fn covers(labels: &Labels, wanted: &Labels) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn slots<'a>(namespace: &'a str, labels: &'a Labels) -> impl Iterator<Item = Slot> + 'a {
+    labels.iter().map(move |(key, value)| (namespace.to_owned(), key.clone(), value.clone()))
+}
+
+fn remove<T: Ord>(map: &mut BTreeMap<Slot, BTreeSet<T>>, slot: Slot, value: &T) {
+    if let Some(set) = map.get_mut(&slot) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(&slot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_selector_without_labels_selects_nothing() {
+        let mut matching = Matching::default();
+        let (all, pod) = (ObjectKey::new("n", "all"), ObjectKey::new("n", "pod"));
+        matching.set_selector(&all, Some(("n".into(), Labels::new())));
+        matching.set_labels(&pod, Some(labels(&[("app", "db")])));
+        assert!(matching.selected(&all).is_empty() && matching.selecting(&pod).is_empty());
+    }
+
+    #[test]
+    fn a_narrower_selector_overlaps_a_wider_one_before_any_pod_exists() {
+        let mut matching = Matching::default();
+        let (wide, narrow) = (ObjectKey::new("n", "wide"), ObjectKey::new("n", "narrow"));
+        matching.set_selector(&wide, Some(("n".into(), labels(&[("app", "db")]))));
+        matching.set_selector(&narrow, Some(("n".into(), labels(&[("app", "db"), ("tier", "a")]))));
+        assert_eq!(matching.overlapping(&narrow), std::slice::from_ref(&wide));
+        assert_eq!(matching.overlapping(&wide), [narrow]);
+    }
+
+    fn some_labels() -> impl Strategy<Value = Labels> {
+        prop::collection::btree_map("[ab]", "[xy]", 0..3)
+    }
+
+    fn name() -> impl Strategy<Value = ObjectKey> {
+        ("[mn]", "[pqrs]").prop_map(|(namespace, name)| ObjectKey::new(namespace, name))
+    }
+
+    proptest! {
+        #[test]
+        fn it_finds_what_comparing_each_with_each_finds(
+            steps in prop::collection::vec((any::<bool>(), name(), prop::option::of(("[mn]", some_labels()))), 0..40)
+        ) {
+            let mut matching = Matching::default();
+            let (mut objects, mut selectors) = (BTreeMap::new(), BTreeMap::new());
+            for (labelled, key, value) in steps {
+                if labelled {
+                    let value = value.map(|(_, labels)| labels);
+                    matching.set_labels(&key, value.clone());
+                    match value { Some(labels) => objects.insert(key, labels), None => objects.remove(&key) };
+                } else {
+                    matching.set_selector(&key, value.clone());
+                    match value { Some(selector) => selectors.insert(key, selector), None => selectors.remove(&key) };
+                }
+            }
+            for (id, (namespace, wanted)) in &selectors {
+                let expected: Vec<_> = objects.iter().filter(|(object, labels)| {
+                    !wanted.is_empty() && object.namespace == *namespace && covers(labels, wanted)
+                }).map(|(object, _)| object.clone()).collect();
+                prop_assert_eq!(matching.selected(id), expected.clone());
+                for object in objects.keys() {
+                    prop_assert_eq!(matching.selects(id, object), expected.contains(object));
+                    prop_assert_eq!(matching.selecting(object).contains(id), expected.contains(object));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Reads the tickets that AgentLinks refer to. Asked for by name, so that the operator needs no right to list Secrets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use peerage_model::{AuthorityRecord, Ticket, UnixTime};
+
+use crate::cluster::Cluster;
+use crate::facts::LinkRecord;
+
+/// How often the Secrets are looked at.
+const EVERY: Duration = Duration::from_secs(10);
+/// How soon after a change.
+const SOON: Duration = Duration::from_millis(200);
+
+/// Looks at the Secrets of all links, for ever.
+pub async fn run(cluster: Arc<Cluster>, client: kube::Client, namespace: String) {
+    let secrets: Api<Secret> = Api::namespaced(client, &namespace);
+    let mut changes = cluster.changes();
+    loop {
+        let wanted = tickets(&cluster);
+        for (link, ticket) in &wanted {
+            let record = match ticket {
+                None => None,
+                Some((secret, key)) => match secrets.get_opt(secret).await {
+                    Ok(secret) => Some(read(secret.as_ref(), key, crate::clock::now())),
+                    Err(error) => {
+                        // What is known already stays; an API server that is away takes no link away.
+                        tracing::warn!(link, %error, "a link's Secret could not be read");
+                        continue;
+                    }
+                },
+            };
+            cluster.change(|index| index.set_record(link, record));
+        }
+        // Until it is time again, or until links refer to something else.
+        let changed = async {
+            while tickets(&cluster) == wanted && changes.changed().await.is_ok() {
+                tokio::time::sleep(SOON).await;
+            }
+        };
+        let _ = tokio::time::timeout(EVERY, changed).await;
+    }
+}
+
+fn tickets(cluster: &Cluster) -> BTreeMap<String, Option<(String, String)>> {
+    let state = cluster.read();
+    state.index.links().map(|(name, facts)| (name.clone(), facts.ticket.clone())).collect()
+}
+
+fn read(secret: Option<&Secret>, key: &str, now: UnixTime) -> LinkRecord {
+    let Some(bytes) = secret.and_then(|secret| secret.data.as_ref()?.get(key)) else { return LinkRecord::Missing };
+    let invalid = |cause: String| LinkRecord::Invalid { cause: format!("`{key}` of the Secret is no ticket: {cause}") };
+    let Ok(text) = std::str::from_utf8(&bytes.0) else { return invalid("not text".into()) };
+    // A ticket ends as an invitation. What it says of the other authority holds for as long as the record in it.
+    let ticket = match Ticket::parse(text, UnixTime(0)) {
+        Ok(ticket) => ticket,
+        Err(error) => return invalid(error.to_string()),
+    };
+    match AuthorityRecord::verify(ticket.record.as_bytes(), now) {
+        Ok(record) => LinkRecord::Known { record, relays: ticket.relays },
+        Err(error) => invalid(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::ByteString;
+    use peerage_model::Authority;
+    use peerage_model::ticket::InviteSecret;
+    use zeroize::Zeroizing;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    fn secret(text: &str) -> Secret {
+        let data = [("ticket".to_owned(), ByteString(text.as_bytes().to_vec()))].into();
+        Secret { data: Some(data), ..Secret::default() }
+    }
+
+    #[test]
+    fn a_ticket_names_the_authority_after_it_ended_as_an_invitation() {
+        let authority = Authority::new(&Zeroizing::new([9; 96]), NOW);
+        let ticket = Ticket {
+            record: authority.record().clone(),
+            name: "operator".parse().expect("a name"),
+            relays: Vec::new(),
+            secret: InviteSecret::from_bytes([1; 32]),
+            expires: UnixTime(NOW.0 + 60),
+        };
+        let secret = secret(&ticket.to_string());
+        let known = read(Some(&secret), "ticket", UnixTime(NOW.0 + 3600));
+        assert_eq!(known, LinkRecord::Known { record: authority.record().clone(), relays: Vec::new() });
+        assert_eq!(read(Some(&secret), "other", NOW), LinkRecord::Missing);
+    }
+
+    #[test]
+    fn a_missing_secret_and_one_that_holds_something_else_are_told_apart() {
+        assert_eq!(read(None, "ticket", NOW), LinkRecord::Missing);
+        assert!(matches!(read(Some(&secret("hello")), "ticket", NOW), LinkRecord::Invalid { .. }));
+    }
+}

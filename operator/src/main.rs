@@ -1,0 +1,110 @@
+//! `peerage-operator`: reads flags, sets up logging and a client, and runs.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::Parser;
+use peerage_operator::run::{Options, RunError, run};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Turns Peerage's custom resources into passports, allowlists and relay lists, and serves them to agents.
+///
+/// It finds the API server as kubectl does ($KUBECONFIG), or by its pod's ServiceAccount. $PEERAGE_LOG is the log's level
+/// (error, warn, info, debug, trace).
+#[derive(Debug, Parser)]
+#[command(name = "peerage-operator", version)]
+struct Arguments {
+    /// The operator's own namespace, where it keeps its keys.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "peerage-system")]
+    namespace: String,
+    /// Where agents, and the other replicas, are served over TLS.
+    #[arg(long, default_value = "[::]:8443", value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// Where the other replicas reach this one; written into the Lease while it leads.
+    #[arg(long, env = "PEERAGE_ADVERTISE", default_value = "127.0.0.1:8443", value_name = "HOST:PORT")]
+    advertise: String,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, default_value = "[::]:8080", value_name = "ADDRESS:PORT")]
+    health: SocketAddr,
+    /// What this replica is called in the Lease; its host's name and a random part if it is left out.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    identity: Option<String>,
+    /// How to log.
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    log: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object for each event.
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(arguments.log);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    match runtime.block_on(operate(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn operate(arguments: Arguments) -> Result<(), RunError> {
+    let client = kube::Client::try_default().await.map_err(|error| RunError::Client(Box::new(error)))?;
+    let options = Options {
+        namespace: arguments.namespace,
+        listen: arguments.listen,
+        advertise: arguments.advertise,
+        health: arguments.health,
+        identity: arguments.identity.unwrap_or_else(identity),
+    };
+    run(options, client, asked_to_stop()).await
+}
+
+/// Two processes of one host must not take each other for themselves.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let mut random = [0; 4];
+    // Without randomness there are no keys either, and that is said where they are needed.
+    let _ = peerage_operator::random::fill(&mut random);
+    format!("{}-{}", host.trim(), data_encoding::HEXLOWER.encode(&random))
+}
+
+async fn asked_to_stop() {
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await; // SIGKILL is left
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn start_logging(format: LogFormat) {
+    let level = std::env::var("PEERAGE_LOG").ok().and_then(|text| text.parse().ok());
+    let level = level.unwrap_or(tracing::level_filters::LevelFilter::INFO);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Says the whole chain of causes.
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    tracing::error!("{text}");
+    ExitCode::FAILURE
+}

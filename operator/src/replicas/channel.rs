@@ -1,0 +1,391 @@
+//! The connection between a follower and the leader.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peerage_model::operator::{EXPORTER_LABEL, SILENCE};
+use peerage_model::pair::hkdf;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use super::{Admitted, Message, Others, PeerRow, TrustRow};
+use crate::authority::Keyring;
+use crate::cluster::Cluster;
+use crate::index::Dirty;
+use crate::leader::Leadership;
+
+/// Where replicas meet.
+pub const HTTP_PATH: &str = "/v1/replica";
+/// And what they speak there.
+pub const UPGRADE: &str = "peerage-replica/1";
+/// Longest message.
+const MAX_MESSAGE: usize = 1 << 20;
+/// Passports and numbers in one message.
+const CHUNK: usize = 500;
+/// For how long numbers are gathered.
+const GATHER: Duration = Duration::from_millis(250);
+/// How often there is a sign of life.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long meeting may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which end proves; a proof of one end is none of the other.
+#[derive(Clone, Copy)]
+enum End {
+    Follower,
+    Leader,
+}
+
+fn proofs(keys: &Keyring, binding: &[u8; 32], end: End) -> Vec<[u8; 32]> {
+    let end: &[u8] = match end {
+        End::Follower => b"follower",
+        End::Leader => b"leader",
+    };
+    let proof = |secret: &peerage_model::AgreementSecret| {
+        *hkdf(binding, secret.expose(), &[b"peerage replica v1".as_slice(), end])
+    };
+    keys.agreements().iter().map(proof).collect()
+}
+
+/// One key in common is enough: replicas read a rotated Secret at different times.
+fn is_proven(shown: &Message, keys: &Keyring, binding: &[u8; 32], end: End) -> bool {
+    let Message::Proof(shown) = shown else { return false };
+    proofs(keys, binding, end).iter().any(|ours| shown.contains(ours))
+}
+
+fn refused(text: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
+}
+
+struct Reader<T>(ReadHalf<T>, Vec<u8>);
+struct Writer<T>(WriteHalf<T>);
+
+impl<T: AsyncRead> Reader<T> {
+    /// May be dropped at any await and called again.
+    async fn next(&mut self) -> io::Result<Message> {
+        loop {
+            if let Some(prefix) = self.1.first_chunk::<4>() {
+                let length = usize::try_from(u32::from_be_bytes(*prefix)).unwrap_or(usize::MAX);
+                if length > MAX_MESSAGE {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                if self.1.len() >= 4 + length {
+                    let rest = self.1.split_off(4 + length);
+                    let frame = std::mem::replace(&mut self.1, rest);
+                    return serde_json::from_slice(&frame[4..]).map_err(io::Error::other);
+                }
+            }
+            if self.0.read_buf(&mut self.1).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+impl<T: AsyncWrite> Writer<T> {
+    async fn say(&mut self, message: &Message) -> io::Result<()> {
+        let body = serde_json::to_vec(message).map_err(io::Error::other)?;
+        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+        timeout(PATIENCE, async {
+            self.0.write_all(&length.to_be_bytes()).await?;
+            self.0.write_all(&body).await?;
+            self.0.flush().await
+        })
+        .await?
+    }
+
+    /// Everybody who holds a passport here.
+    async fn say_holders(&mut self, cluster: &Cluster) -> io::Result<()> {
+        let all: Vec<_> = cluster.read().roll.holders().map(|(uid, holder)| Admitted::new(*uid, holder)).collect();
+        for chunk in all.chunks(CHUNK) {
+            self.say(&Message::Admitted(chunk.to_vec())).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The leader's end: takes numbers and enrolments, passes enrolments of others on. A replica that does not lead serves it
+/// too, since the caller may know of its election before it does.
+pub async fn lead<T: AsyncRead + AsyncWrite>(
+    stream: T,
+    binding: &[u8; 32],
+    cluster: &Cluster,
+    keys: &Keyring,
+    others: &Arc<Others>,
+) -> io::Result<()> {
+    let (reader, writer) = tokio::io::split(stream);
+    let (mut reader, mut writer) = (Reader(reader, Vec::new()), Writer(writer));
+    let shown = timeout(PATIENCE, reader.next()).await??;
+    if !is_proven(&shown, keys, binding, End::Follower) {
+        return Err(refused("the caller is no replica of ours"));
+    }
+    writer.say(&Message::Proof(proofs(keys, binding, End::Leader))).await?;
+    let desk = others.open_desk();
+    let mut announced = others.admitted.subscribe();
+    writer.say_holders(cluster).await?;
+    let mut tick = tokio::time::interval(KEEPALIVE);
+    loop {
+        tokio::select! {
+            message = timeout(SILENCE, reader.next()) => match message?? {
+                Message::Counts { trusts, peers } => {
+                    let mut dirty = Dirty::default();
+                    dirty.trusts.extend(trusts.iter().map(|row| row.key.clone().into()));
+                    dirty.judged.extend(peers.iter().map(|row| row.key.clone().into()));
+                    desk.file(trusts, peers);
+                    cluster.judge(dirty);
+                }
+                Message::Admitted(all) => {
+                    for admitted in all {
+                        take(admitted.clone(), cluster);
+                        let _ = others.admitted.send(Arc::new((desk.serial, admitted)));
+                    }
+                }
+                Message::Keepalive => {}
+                Message::Proof(_) => return Err(refused("a proof comes once")),
+            },
+            admitted = announced.recv() => match admitted {
+                Ok(said) if said.0 == desk.serial => {} // it told us itself
+                Ok(said) => writer.say(&Message::Admitted(vec![said.1.clone()])).await?,
+                Err(RecvError::Lagged(_)) => writer.say_holders(cluster).await?,
+                Err(RecvError::Closed) => return Ok(()),
+            },
+            _ = tick.tick() => writer.say(&Message::Keepalive).await?,
+        }
+    }
+}
+
+fn take(admitted: Admitted, cluster: &Cluster) {
+    if let Some((uid, holder)) = admitted.read() {
+        cluster.admit(uid, holder, false);
+    }
+}
+
+/// A replica that does not lead.
+#[derive(Debug)]
+pub struct Follower {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// The keys to prove with.
+    pub keyring: watch::Receiver<Arc<Keyring>>,
+    /// Who leads.
+    pub leadership: watch::Receiver<Leadership>,
+}
+
+impl Follower {
+    /// Calls whoever leads, for ever. `judged`: what changed, as the status writer hears it; `admitted`: enrolments of
+    /// this replica.
+    pub async fn run(
+        mut self,
+        mut judged: mpsc::UnboundedReceiver<Dirty>,
+        mut admitted: mpsc::UnboundedReceiver<Admitted>,
+    ) {
+        loop {
+            let leadership = self.leadership.borrow_and_update().clone();
+            let ended: io::Result<()> = match leadership {
+                Leadership::Theirs { address } => {
+                    let mut changes = self.leadership.clone();
+                    tokio::select! {
+                        ended = self.call(&address, &mut judged, &mut admitted) => ended,
+                        changed = changes.changed() => changed.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+                    }
+                }
+                Leadership::Ours | Leadership::Nobody => loop {
+                    // Whoever leads next is told everything, so what changes meanwhile can be forgotten.
+                    tokio::select! {
+                        changed = self.leadership.changed() => break changed.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+                        Some(_) = judged.recv() => {}
+                        Some(_) = admitted.recv() => {}
+                        else => return,
+                    }
+                },
+            };
+            match ended {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe && self.leadership.has_changed().is_err() => {
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the leader is not reached");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        address: &str,
+        judged: &mut mpsc::UnboundedReceiver<Dirty>,
+        admitted: &mut mpsc::UnboundedReceiver<Admitted>,
+    ) -> io::Result<()> {
+        let (stream, binding) = timeout(PATIENCE, connect(address)).await??;
+        let (reader, writer) = tokio::io::split(stream);
+        let (mut reader, mut writer) = (Reader(reader, Vec::new()), Writer(writer));
+        let keys = Arc::clone(&self.keyring.borrow());
+        writer.say(&Message::Proof(proofs(&keys, &binding, End::Follower))).await?;
+        let shown = timeout(PATIENCE, reader.next()).await??;
+        if !is_proven(&shown, &keys, &binding, End::Leader) {
+            return Err(refused("who answers at the leader's address is no replica of ours"));
+        }
+        writer.say_holders(&self.cluster).await?;
+        let mut told = BTreeSet::new();
+        let everything = Dirty { all: true, ..Dirty::default() };
+        self.say_counts(&everything, &mut told, &mut writer).await?;
+        let mut tick = tokio::time::interval(KEEPALIVE);
+        loop {
+            tokio::select! {
+                message = timeout(SILENCE, reader.next()) => {
+                    if let Message::Admitted(all) = message?? {
+                        all.into_iter().for_each(|admitted| take(admitted, &self.cluster));
+                    }
+                }
+                Some(dirty) = judged.recv() => {
+                    let mut sum = dirty;
+                    tokio::time::sleep(GATHER).await;
+                    while let Ok(more) = judged.try_recv() {
+                        sum.extend(more);
+                    }
+                    self.say_counts(&sum, &mut told, &mut writer).await?;
+                }
+                Some(first) = admitted.recv() => {
+                    let mut all = vec![first];
+                    while all.len() < CHUNK && let Ok(more) = admitted.try_recv() {
+                        all.push(more);
+                    }
+                    writer.say(&Message::Admitted(all)).await?;
+                }
+                _ = tick.tick() => writer.say(&Message::Keepalive).await?,
+            }
+        }
+    }
+
+    /// Numbers of what changed, of agents that have streams here or had some when we told last.
+    async fn say_counts<T: AsyncWrite>(
+        &self,
+        dirty: &Dirty,
+        told: &mut BTreeSet<crate::key::ObjectKey>,
+        writer: &mut Writer<T>,
+    ) -> io::Result<()> {
+        let (mut trusts, mut peers) = (Vec::new(), Vec::new());
+        {
+            let hub = &self.cluster.hub;
+            let here: BTreeSet<_> = hub.agents().into_iter().collect();
+            let state = self.cluster.read();
+            let mut agents: BTreeSet<_> = dirty.judged.union(&dirty.agents).cloned().collect();
+            if dirty.all {
+                agents.extend(here.iter().cloned());
+            }
+            let mut keys = dirty.trusts.clone();
+            keys.extend(agents.iter().flat_map(|agent| state.index.trusts_of(agent)));
+            for key in keys {
+                let Some(facts) = state.index.trust(&key) else { continue };
+                if here.contains(&facts.agent) || told.contains(&facts.agent) {
+                    let count = hub.count(&facts.agent, &facts.uid);
+                    let (expected, acknowledged) = (count.expected, count.acknowledged);
+                    trusts.push(TrustRow { key: key.into(), expected, acknowledged, path: count.path });
+                }
+            }
+            for agent in agents.into_iter().filter(|agent| here.contains(agent) || told.contains(agent)) {
+                let (path, nat) = hub.paths(&agent);
+                peers.push(PeerRow { streams: hub.of(&agent).len(), key: agent.into(), path, nat });
+            }
+            *told = here;
+        }
+        for chunk in trusts.chunks(CHUNK) {
+            writer.say(&Message::Counts { trusts: chunk.to_vec(), peers: Vec::new() }).await?;
+        }
+        for chunk in peers.chunks(CHUNK) {
+            writer.say(&Message::Counts { trusts: Vec::new(), peers: chunk.to_vec() }).await?;
+        }
+        Ok(())
+    }
+}
+
+type Binding = Zeroizing<[u8; 32]>;
+
+async fn connect(address: &str) -> io::Result<(tokio_rustls::client::TlsStream<TcpStream>, Binding)> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    let name = ServerName::try_from("operator.invalid").map_err(io::Error::other)?;
+    let mut stream = TlsConnector::from(Arc::new(config()?)).connect(name, tcp).await?;
+    let mut binding = Zeroizing::new([0; 32]);
+    stream.get_ref().1.export_keying_material(&mut binding[..], EXPORTER_LABEL, Some(&[])).map_err(io::Error::other)?;
+    let request =
+        format!("GET {HTTP_PATH} HTTP/1.1\r\nhost: {address}\r\nconnection: Upgrade\r\nupgrade: {UPGRADE}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    // Byte by byte, so that nothing of what follows is swallowed; it is one short answer in the life of a connection.
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() > 4096 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        head.push(stream.read_u8().await?);
+    }
+    match head.starts_with(b"HTTP/1.1 101 ") {
+        true => Ok((stream, binding)),
+        false => Err(refused("the leader did not upgrade the connection")),
+    }
+}
+
+fn config() -> io::Result<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(schemes)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Believes every certificate: what is believed afterwards is a proof over the session.
+#[derive(Debug)]
+struct AnyCertificate(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}

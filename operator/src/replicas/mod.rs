@@ -1,0 +1,155 @@
+//! What replicas tell each other: numbers for the leader's status, and who enrolled.
+//!
+//! Followers call the leader, whose address is in the Lease. Each end proves that it holds the authority's agreement key,
+//! over the TLS session's exporter, so that the certificate needs to vouch for nothing. None of this goes through
+//! etcd, and nothing here decides about trust: a replica that lies to the leader spoils numbers.
+
+mod channel;
+mod message;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use peerage_crds::PathSummary;
+use peerage_model::TrustId;
+use tokio::sync::broadcast;
+
+pub use channel::{Follower, HTTP_PATH, UPGRADE, lead};
+pub use message::{Admitted, Message, PeerRow, TrustRow};
+
+use crate::hub::{Hub, TrustCount};
+use crate::key::ObjectKey;
+
+/// Enrolments that a slow replica may be behind before it is told all anew.
+const BACKLOG: usize = 1024;
+
+/// What one other replica reported.
+#[derive(Debug, Default)]
+struct Report {
+    trusts: BTreeMap<ObjectKey, TrustCount>,
+    peers: BTreeMap<ObjectKey, (Option<PathSummary>, Option<String>)>,
+}
+
+/// What the other replicas reported.
+#[derive(Debug)]
+pub struct Others {
+    reports: Mutex<BTreeMap<u64, Report>>,
+    serial: AtomicU64,
+    admitted: broadcast::Sender<Arc<(u64, Admitted)>>,
+}
+
+impl Default for Others {
+    fn default() -> Self {
+        Self { reports: Mutex::default(), serial: AtomicU64::new(1), admitted: broadcast::Sender::new(BACKLOG) }
+    }
+}
+
+/// Who tells: this process.
+const OURSELVES: u64 = 0;
+
+impl Others {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Report>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An enrolment of this replica, for those that follow it.
+    pub fn announce(&self, admitted: Admitted) {
+        // Nobody follows at the moment: who begins to is told everything.
+        let _ = self.admitted.send(Arc::new((OURSELVES, admitted)));
+    }
+
+    /// The numbers of an AgentTrust over all replicas.
+    #[must_use]
+    pub fn count(&self, key: &ObjectKey, agent: &ObjectKey, trust: &TrustId, hub: &Hub) -> TrustCount {
+        let mut sum = hub.count(agent, trust);
+        for count in self.lock().values().filter_map(|report| report.trusts.get(key)) {
+            sum.expected += count.expected;
+            sum.acknowledged += count.acknowledged;
+            sum.path = both(sum.path, count.path);
+        }
+        sum
+    }
+
+    /// How an agent's connections travel, and its NAT, over all replicas.
+    #[must_use]
+    pub fn paths(&self, agent: &ObjectKey, hub: &Hub) -> (Option<PathSummary>, Option<String>) {
+        let (mut path, mut nat) = hub.paths(agent);
+        for (other, word) in self.lock().values().filter_map(|report| report.peers.get(agent)) {
+            path = both(path, *other);
+            nat = nat.or_else(|| word.clone());
+        }
+        (path, nat)
+    }
+}
+
+/// One word for two.
+fn both(a: Option<PathSummary>, b: Option<PathSummary>) -> Option<PathSummary> {
+    let (Some(first), Some(second)) = (a, b) else { return a.or(b) };
+    Some(match (first, second) {
+        (PathSummary::Idle, other) | (other, PathSummary::Idle) => other,
+        (PathSummary::Direct, PathSummary::Direct) => PathSummary::Direct,
+        (PathSummary::Relayed, PathSummary::Relayed) => PathSummary::Relayed,
+        (PathSummary::Direct | PathSummary::Relayed | PathSummary::Mixed, _) => PathSummary::Mixed,
+    })
+}
+
+/// A follower's place in the leader's numbers, given up when dropped.
+struct Desk {
+    others: Arc<Others>,
+    serial: u64,
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.others.lock().remove(&self.serial);
+    }
+}
+
+impl Others {
+    fn open_desk(self: &Arc<Self>) -> Desk {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(serial, Report::default());
+        Desk { others: Arc::clone(self), serial }
+    }
+}
+
+impl Desk {
+    fn file(&self, trusts: Vec<TrustRow>, peers: Vec<PeerRow>) {
+        let mut reports = self.others.lock();
+        let Some(report) = reports.get_mut(&self.serial) else { return };
+        for row in trusts {
+            match row.expected {
+                0 => report.trusts.remove(&row.key.clone().into()),
+                _ => report.trusts.insert(row.key.clone().into(), row.count()),
+            };
+        }
+        for row in peers {
+            match row.streams {
+                0 => report.peers.remove(&row.key.into()),
+                _ => report.peers.insert(row.key.into(), (row.path, row.nat)),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peerage_model::InstanceId;
+
+    #[test]
+    fn counts_of_all_replicas_are_added_until_one_leaves() {
+        let (others, hub) = (Arc::new(Others::default()), Arc::new(Hub::default()));
+        let (key, agent, trust) = (ObjectKey::new("n", "t"), ObjectKey::new("n", "a"), TrustId([1; 16]));
+        let seat = hub.join(agent.clone(), InstanceId([1; 8]), ObjectKey::new("n", "p"));
+        seat.stream.progress().owed.insert(trust, 0);
+        let desk = others.open_desk();
+        let row = TrustRow { key: key.clone().into(), expected: 2, acknowledged: 1, path: Some(PathSummary::Direct) };
+        desk.file(vec![row], Vec::new());
+        let sum = others.count(&key, &agent, &trust, &hub);
+        assert_eq!((sum.expected, sum.acknowledged, sum.path), (3, 2, Some(PathSummary::Direct)));
+        drop(desk);
+        assert_eq!(others.count(&key, &agent, &trust, &hub).expected, 1);
+    }
+}

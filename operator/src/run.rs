@@ -1,0 +1,353 @@
+//! Puts the parts together: what `main` starts.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::{Api, Client, ResourceExt};
+use peerage_agent::health::{HealthServer, Readiness};
+use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust};
+use tokio::sync::{mpsc, watch};
+
+use crate::authority::store::Store;
+use crate::authority::{Keyring, Stored};
+use crate::cluster::{Cluster, News};
+use crate::denials::Ledger;
+use crate::facts::{LinkFacts, PeerFacts, PodFacts, RelayFacts, TrustFacts, Unreadable};
+use crate::index::{Dirty, Index, Labels};
+use crate::key::ObjectKey;
+use crate::leader::{Candidate, Leadership};
+use crate::metrics::Metrics;
+use crate::replicas::{Admitted, Follower, Others};
+use crate::roll::Denial;
+use crate::serve::Server;
+use crate::status::Writer;
+use crate::watch::{Delivery, Health, Metadata, Source, Watch, Whole};
+use crate::{clock, denials, links, probe, serve};
+
+/// What somebody chose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The operator's own namespace.
+    pub namespace: String,
+    /// Where agents and replicas are served.
+    pub listen: SocketAddr,
+    /// Where other replicas reach this one, `HOST:PORT`.
+    pub advertise: String,
+    /// Where health and metrics are served.
+    pub health: SocketAddr,
+    /// What this replica is called in the Lease.
+    pub identity: String,
+}
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no way to an API server.
+    #[error("no API server: neither KUBECONFIG nor a ServiceAccount says where it is")]
+    Client(#[source] Box<kube::Error>),
+    /// A socket could not be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// TLS could not be set up.
+    #[error("cannot serve")]
+    Tls(#[from] serve::TlsError),
+}
+
+/// How often keys are read and time is looked at.
+const KEYS_EVERY: Duration = Duration::from_secs(10);
+/// How often ended denials are removed.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// How long streams may take to hear that we stop.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Deliveries that may wait while the index is busy.
+const QUEUE: usize = 256;
+/// The kinds that are watched, in the order of `watches`.
+const KINDS: [&str; 7] = ["agentpeers", "agenttrusts", "agentlinks", "agentrelays", "pods", "namespaces", "configmaps"];
+
+/// Runs the operator until `stop` is done.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let listen_error = |address| move |cause| RunError::Listen { address, cause };
+    let listener = serve::bind(options.listen).await.map_err(listen_error(options.listen))?;
+    let watches: Vec<_> = KINDS.into_iter().map(Health::new).collect();
+    let (metrics, readiness) = (Arc::new(Metrics::default()), Readiness::default());
+    let registry = metrics.registry(watches.clone());
+    let health =
+        HealthServer::bind(options.health, readiness.clone(), registry).await.map_err(listen_error(options.health))?;
+    tokio::spawn(health.run());
+
+    let mut stop = std::pin::pin!(stop);
+    let waiting = readiness.wait_for("the authority's keys");
+    let store = Store::new(&client, &options.namespace);
+    let (stored, epoch) = tokio::select! {
+        loaded = load(&store, &metrics) => loaded,
+        () = &mut stop => return Ok(()),
+    };
+    drop(waiting);
+
+    let (stopper, stopping) = watch::channel(false);
+    let (news, heard) = mpsc::unbounded_channel();
+    let index = Index::new(stored.fingerprint(), clock::now());
+    let cluster = Arc::new(Cluster::new(index, epoch, watches, metrics, news));
+    let (keys, keyring) = watch::channel(Arc::new(stored.keyring(clock::now())));
+    let candidate =
+        Candidate::new(client.clone(), &options.namespace, options.identity.clone(), options.advertise.clone());
+    let leadership = candidate.leadership();
+    let others = Arc::new(Others::default());
+
+    start_watches(&cluster, &client, &options.namespace);
+    let (judge, judged) = mpsc::unbounded_channel();
+    let (count, counted) = mpsc::unbounded_channel();
+    let (tell_admitted, admitted) = mpsc::unbounded_channel();
+    let (tell_denied, denied) = mpsc::unbounded_channel();
+    let (tell_probe, probed) = mpsc::channel(16);
+    tokio::spawn(spread_news(heard, Arc::clone(&others), judge, count, tell_admitted, tell_denied));
+    let writer = Writer::new(Arc::clone(&cluster), Arc::clone(&others), client.clone(), leadership.clone());
+    tokio::spawn(writer.run(judged, probed));
+    let follower = Follower { cluster: Arc::clone(&cluster), keyring: keyring.clone(), leadership: leadership.clone() };
+    tokio::spawn(follower.run(counted, admitted));
+    tokio::spawn(probe::run(Arc::clone(&cluster), leadership.clone(), tell_probe));
+    tokio::spawn(links::run(Arc::clone(&cluster), client.clone(), options.namespace.clone()));
+    let ledger = Ledger::new(client.clone(), &options.namespace);
+    tokio::spawn(ledger.clone().run(denied));
+    tokio::spawn(keep_time(Arc::clone(&cluster)));
+    tokio::spawn(keep_ready(Arc::clone(&cluster), readiness));
+    tokio::spawn(keep_keys(store, keys, Arc::clone(&cluster), leadership, ledger));
+    let leading = tokio::spawn(candidate.run(stopping.clone()));
+
+    let authority = cluster.read().index.authority();
+    let server = Server::new(cluster, authority, keyring, client, others, stopping);
+    let serving = tokio::spawn(server.run(listener));
+    tracing::info!(%authority, listen = %options.listen, "serving");
+    stop.await;
+    // Nobody is left who would not want to hear it.
+    let _ = stopper.send(true);
+    let _ = tokio::time::timeout(FAREWELL * 4, leading).await;
+    tokio::time::sleep(FAREWELL).await;
+    match serving.await {
+        Ok(result) => Ok(result?),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Tries until there are keys; what stands in the way is said each time.
+async fn load(store: &Store, metrics: &Metrics) -> (Stored, u64) {
+    loop {
+        let loaded = async {
+            Ok::<_, crate::authority::store::AuthorityError>((store.load(clock::now()).await?, store.epoch().await?))
+        };
+        match loaded.await {
+            Ok(loaded) => {
+                metrics.authority.set(1);
+                return loaded;
+            }
+            Err(error) => {
+                store.complain(&error).await;
+                tokio::time::sleep(KEYS_EVERY / 5).await;
+            }
+        }
+    }
+}
+
+/// Reads the keys again and again: another replica rotates them, or somebody breaks them.
+async fn keep_keys(
+    store: Store,
+    keys: watch::Sender<Arc<Keyring>>,
+    cluster: Arc<Cluster>,
+    leadership: watch::Receiver<Leadership>,
+    ledger: Ledger,
+) {
+    let mut swept = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(KEYS_EVERY).await;
+        let now = clock::now();
+        if *leadership.borrow() == Leadership::Ours {
+            if let Err(error) = store.maintain(now).await {
+                store.complain(&error).await;
+            }
+            if swept.elapsed() > SWEEP_EVERY {
+                swept = tokio::time::Instant::now();
+                if let Err(error) = ledger.sweep(now).await {
+                    tracing::warn!(%error, "denied instances that have ended could not be removed");
+                }
+            }
+        }
+        match store.load(now).await {
+            Ok(stored) if stored.fingerprint() == cluster.read().index.authority() => {
+                cluster.metrics.authority.set(1);
+                let new = stored.keyring(now);
+                keys.send_if_modified(|old| {
+                    let changed = old.sequences() != new.sequences();
+                    if changed {
+                        tracing::info!(target: "events::keys_changed", sequences = ?new.sequences());
+                        *old = Arc::new(new);
+                    }
+                    changed
+                });
+            }
+            Ok(stored) => {
+                cluster.metrics.authority.set(0);
+                tracing::error!(found = %stored.fingerprint(), "the authority was exchanged; restart the operator to change over");
+            }
+            // The keys in memory are good; new replicas would not get any, so this must be seen.
+            Err(error) => {
+                cluster.metrics.authority.set(0);
+                store.complain(&error).await;
+            }
+        }
+    }
+}
+
+async fn keep_time(cluster: Arc<Cluster>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        cluster.advance(clock::now());
+    }
+}
+
+/// Not ready while a watch is not to be relied upon.
+async fn keep_ready(cluster: Arc<Cluster>, readiness: Readiness) {
+    let mut pending = None;
+    let mut reported = None;
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tick.tick().await;
+        let stale = cluster.stale();
+        if stale != reported {
+            pending = stale.map(|kind| readiness.wait_for(kind));
+            reported = stale;
+        }
+        let _ = &pending;
+    }
+}
+
+async fn spread_news(
+    mut heard: mpsc::UnboundedReceiver<News>,
+    others: Arc<Others>,
+    judge: mpsc::UnboundedSender<Dirty>,
+    count: mpsc::UnboundedSender<Dirty>,
+    admitted: mpsc::UnboundedSender<Admitted>,
+    denied: mpsc::UnboundedSender<Denial>,
+) {
+    while let Some(news) = heard.recv().await {
+        // Who does not listen any more has ended with the process.
+        match news {
+            News::Judge(dirty) => {
+                let _ = count.send(dirty.clone());
+                let _ = judge.send(dirty);
+            }
+            News::Admitted(uid, holder) => {
+                let row = Admitted::new(uid, &holder);
+                others.announce(row.clone());
+                let _ = admitted.send(row);
+            }
+            News::Denied(denial) => drop(denied.send(denial)),
+        }
+    }
+}
+
+fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
+    let [peers, trusts, links, relays, pods, namespaces, maps] = &cluster.watches[..] else {
+        unreachable!("there is one for each of KINDS");
+    };
+    fn whole<K, T>(read: fn(&K) -> Result<T, Unreadable>) -> impl Fn(DeserializeGuard<K>) -> Result<T, String> {
+        move |object| read(&object.0.map_err(|error| error.error)?).map_err(|error| error.to_string())
+    }
+    let none = (None, None);
+    let c = client;
+    follow(
+        cluster,
+        peers,
+        Whole::<AgentPeer>(Api::all(c.clone())),
+        none.clone(),
+        whole(PeerFacts::read),
+        |cluster, key, facts| {
+            cluster.change(|index| index.set_peer(&key, facts));
+        },
+    );
+    follow(
+        cluster,
+        trusts,
+        Whole::<AgentTrust>(Api::all(c.clone())),
+        none.clone(),
+        whole(TrustFacts::read),
+        |cluster, key, facts| {
+            cluster.change(|index| index.set_trust(&key, facts));
+        },
+    );
+    follow(
+        cluster,
+        links,
+        Whole::<AgentLink>(Api::all(c.clone())),
+        none.clone(),
+        whole(LinkFacts::read),
+        |cluster, key, facts| {
+            cluster.change(|index| index.set_link(&key.name, facts));
+        },
+    );
+    follow(
+        cluster,
+        relays,
+        Whole::<AgentRelay>(Api::all(c.clone())),
+        none.clone(),
+        whole(RelayFacts::read),
+        |cluster, key, facts| {
+            cluster.change(|index| index.set_relay(&key.name, facts));
+        },
+    );
+    // A pod that has finished holds no agent any more, though its object stays.
+    let running = Some("status.phase!=Succeeded,status.phase!=Failed".to_owned());
+    let pod = |pod: PartialObjectMeta<Pod>| Ok::<_, String>(PodFacts::read(&pod));
+    follow(cluster, pods, Metadata::<Pod>(Api::all(c.clone())), (running, None), pod, |cluster, key, facts| {
+        cluster.change(|index| index.set_pod(&key, facts));
+    });
+    let labels = |object: PartialObjectMeta<Namespace>| Ok::<Labels, String>(object.labels().clone());
+    follow(cluster, namespaces, Metadata::<Namespace>(Api::all(c.clone())), none, labels, |cluster, key, labels| {
+        cluster.change(|index| index.set_namespace(&key.name, labels));
+    });
+    let own: Api<DeserializeGuard<ConfigMap>> = Api::namespaced(c.clone(), namespace);
+    let read = |map: DeserializeGuard<ConfigMap>| -> Result<Vec<Denial>, String> {
+        let map = map.0.map_err(|error| error.error)?;
+        Ok(map.data.as_ref().map(denials::read).unwrap_or_default())
+    };
+    let label = Some(denials::LABEL.to_owned());
+    follow(cluster, maps, Whole::<ConfigMap>(own), (None, label), read, |cluster, _, found| {
+        denials::apply(cluster, found)
+    });
+}
+
+/// Starts one watch and applies what it delivers.
+fn follow<S: Source, T: Send + 'static>(
+    cluster: &Arc<Cluster>,
+    health: &Arc<Health>,
+    source: S,
+    (fields, labels): (Option<String>, Option<String>),
+    read: impl Fn(S::Object) -> Result<T, String> + Send + Sync + 'static,
+    apply: impl Fn(&Arc<Cluster>, ObjectKey, Option<T>) + Send + 'static,
+) {
+    let (out, mut deliveries) = mpsc::channel(QUEUE);
+    let watch = Watch { source, fields, labels, read, health: Arc::clone(health) };
+    tokio::spawn(watch.run(out));
+    let (cluster, health) = (Arc::clone(cluster), Arc::clone(health));
+    tokio::spawn(async move {
+        while let Some(delivery) = deliveries.recv().await {
+            match delivery {
+                Delivery::Object(key, facts) => apply(&cluster, key, facts),
+                Delivery::Version(version) => health.applied(version),
+            }
+        }
+    });
+}

@@ -1,0 +1,355 @@
+//! One stream: Hello, who are you, and from then on what changes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use peerage_model::AgreementSecret;
+use peerage_model::operator::{
+    Ack, ChannelBinding, GoAway, GoAwayCode, Hello, KEEPALIVE, Keepalive, MAX_FIRST, MAX_FRAME, PREFIX, PathWord,
+    Report, SILENCE, ToAgent, ToOperator, Update, frame_len,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::Server;
+use super::enrol::Admitted;
+use super::feed::{Feed, View};
+use crate::hub::{Notes, Seat};
+use crate::index::Dirty;
+use crate::metrics::Outcome;
+
+/// How long the first frame may take.
+const FIRST: Duration = Duration::from_secs(10);
+/// How long one write may take before the agent counts as gone.
+const WRITE: Duration = Duration::from_secs(20);
+
+/// Why a stream ended.
+enum End {
+    /// The agent is told.
+    GoAway(GoAway),
+    /// The connection is gone.
+    Io(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn malformed(text: impl std::fmt::Display) -> End {
+    End::GoAway(GoAway::new(GoAwayCode::Malformed, &text.to_string(), None))
+}
+
+/// Serves one stream to its end.
+pub(super) async fn serve<T: AsyncRead + AsyncWrite + Send>(server: &Server, stream: T, binding: &ChannelBinding) {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let end = match first(server, &mut reader, &mut writer, binding).await {
+        Ok(admitted) => follow(server, admitted, reader, &mut writer).await,
+        Err(end) => end,
+    };
+    match end {
+        End::GoAway(goodbye) => {
+            tracing::debug!(code = ?goodbye.code, "a stream ends");
+            // Who does not read our goodbye is gone already.
+            let _ = write(&mut writer, &ToAgent::GoAway(goodbye)).await;
+            let _ = timeout(WRITE, writer.shutdown()).await;
+        }
+        End::Io(error) => tracing::debug!(%error, "a stream broke"),
+    }
+}
+
+/// Hello, and the agent's answer to it.
+async fn first<T: AsyncRead + AsyncWrite>(
+    server: &Server,
+    reader: &mut ReadHalf<T>,
+    writer: &mut WriteHalf<T>,
+    binding: &ChannelBinding,
+) -> Result<Admitted, End> {
+    let mut random = [0; 32];
+    crate::random::fill(&mut random)?;
+    let e = AgreementSecret::from_bytes(random);
+    let hello = Hello::new(server.keys().active(), binding, e.public());
+    write(writer, &ToAgent::Hello(hello)).await?;
+    let message = timeout(FIRST, read(reader, MAX_FIRST)).await.map_err(io::Error::from)??;
+    let result = match &message {
+        Some(ToOperator::Enrol(enrol)) => server.enrol(enrol, binding, &e).await,
+        Some(ToOperator::Resume(resume)) => server.resume(resume, binding, &e).await,
+        Some(ToOperator::Renew(_) | ToOperator::Ack(_) | ToOperator::Report(_) | ToOperator::Keepalive(_)) | None => {
+            return Err(malformed("Enrol or Resume comes first"));
+        }
+    };
+    let outcome = result.as_ref().map_or_else(|goodbye| format!("{:?}", goodbye.code), |_| "Ok".to_owned());
+    server.cluster.metrics.enrolments.get_or_create(&Outcome { outcome }).inc();
+    result.map_err(End::GoAway)
+}
+
+/// A stream that was let in.
+struct Session<'a, T> {
+    server: &'a Server,
+    admitted: Admitted,
+    seat: Seat,
+    feed: Feed,
+    writer: &'a mut WriteHalf<T>,
+    said: Instant,
+    /// Updates that wait for their acknowledgement: the last part's number, since when, and whether something was
+    /// deleted.
+    owed: VecDeque<(u64, Instant, bool)>,
+}
+
+async fn follow<T: AsyncRead + AsyncWrite>(
+    server: &Server,
+    admitted: Admitted,
+    reader: ReadHalf<T>,
+    writer: &mut WriteHalf<T>,
+) -> End {
+    let holder = &admitted.holder;
+    let seat = server.cluster.hub.join(holder.peer.clone(), holder.instance, holder.pod.clone());
+    let feed = Feed::new(holder.peer.clone());
+    let gauge = &server.cluster.metrics.streams;
+    gauge.inc();
+    let mut session = Session { server, admitted, seat, feed, writer, said: Instant::now(), owed: VecDeque::new() };
+    let end = session.run(reader).await;
+    gauge.dec();
+    session.judge();
+    match end {
+        Ok(never) => match never {},
+        Err(end) => end,
+    }
+}
+
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // Whoever could say it is gone with the process.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Nothing: a session ends only by an error or a goodbye.
+enum Never {}
+
+impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
+    async fn run(&mut self, mut reader: ReadHalf<T>) -> Result<Never, End> {
+        let passport = self.server.issue(&self.admitted);
+        self.say(&ToAgent::Passport(passport)).await?;
+        let full = self.look(|feed, view, progress| feed.full(view, progress));
+        self.tell(full, false).await?;
+        self.judge();
+        let (mut keyring, mut stopping) = (self.server.keyring.clone(), self.server.stopping.clone());
+        let stream = Arc::clone(&self.seat.stream);
+        let mut heard = Instant::now();
+        let mut frames = Frames::default();
+        let mut tick = tokio::time::interval(KEEPALIVE / 3);
+        loop {
+            tokio::select! {
+                notes = stream.notes() => self.on_notes(notes).await?,
+                message = frames.next(&mut reader, MAX_FRAME) => {
+                    heard = Instant::now();
+                    if let Some(message) = message? {
+                        self.on_message(message).await?;
+                    }
+                }
+                _ = tick.tick() => {
+                    if heard.elapsed() > SILENCE {
+                        return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                    }
+                    if self.said.elapsed() >= KEEPALIVE * 2 / 3 {
+                        self.say(&ToAgent::Keepalive(Keepalive {})).await?;
+                    }
+                    if let Some(kind) = self.server.cluster.stale() {
+                        let text = format!("this replica has lost its watch of {kind}");
+                        return Err(End::GoAway(GoAway::new(GoAwayCode::NotReady, &text, Some(1))));
+                    }
+                }
+                changed = keyring.changed() => {
+                    if changed.is_ok() {
+                        let passport = self.server.renew(&mut self.admitted).map_err(End::GoAway)?;
+                        self.say(&ToAgent::Passport(passport)).await?;
+                        self.on_notes(Notes { all: true, ..Notes::default() }).await?;
+                    }
+                }
+                () = stopped(&mut stopping) => {
+                    return Err(End::GoAway(GoAway::new(GoAwayCode::Closing, "this replica stops", None)));
+                }
+            }
+        }
+    }
+
+    async fn on_notes(&mut self, notes: Notes) -> Result<(), End> {
+        if notes.replaced {
+            return Err(End::GoAway(GoAway::new(
+                GoAwayCode::Replaced,
+                "another connection of this instance took over",
+                None,
+            )));
+        }
+        if notes.pod || notes.withdrawn {
+            self.server.still(&self.admitted).map_err(End::GoAway)?;
+        }
+        let updates = self.look(|feed, view, progress| feed.changes(view, &notes, progress));
+        self.tell(updates, !notes.gone.is_empty()).await
+    }
+
+    /// Compares what the agent was told with what is, holding the cluster still meanwhile.
+    fn look<R>(&mut self, compare: impl FnOnce(&mut Feed, View<'_>, &mut crate::hub::Progress) -> R) -> R {
+        let keys = self.server.keys().agreements();
+        // Before the state is read: what is seen later is newer, and a revision must never claim too much.
+        let revision = self.server.cluster.revision();
+        let state = self.server.cluster.read();
+        let view = View { index: &state.index, roll: &state.roll, keys: &keys, revision };
+        compare(&mut self.feed, view, &mut self.seat.stream.progress())
+    }
+
+    async fn tell(&mut self, updates: Vec<Update>, deletion: bool) -> Result<(), End> {
+        let Some(last) = updates.last().map(|update| update.sequence) else { return Ok(()) };
+        self.owed.push_back((last, Instant::now(), deletion));
+        for update in updates {
+            self.say(&ToAgent::Update(Box::new(update))).await?;
+        }
+        Ok(())
+    }
+
+    async fn say(&mut self, message: &ToAgent) -> Result<(), End> {
+        let bytes = write(self.writer, message).await?;
+        if matches!(message, ToAgent::Update(_)) {
+            self.server.cluster.metrics.update_bytes.inc_by(bytes as u64);
+        }
+        self.said = Instant::now();
+        Ok(())
+    }
+
+    async fn on_message(&mut self, message: ToOperator) -> Result<(), End> {
+        match message {
+            ToOperator::Keepalive(_) => Ok(()),
+            ToOperator::Ack(ack) => self.on_ack(ack),
+            ToOperator::Report(report) => {
+                self.on_report(report);
+                Ok(())
+            }
+            ToOperator::Renew(_) => {
+                let passport = self.server.renew(&mut self.admitted).map_err(End::GoAway)?;
+                self.say(&ToAgent::Passport(passport)).await
+            }
+            ToOperator::Enrol(_) | ToOperator::Resume(_) => Err(malformed("this stream is enrolled already")),
+        }
+    }
+
+    fn on_ack(&mut self, ack: Ack) -> Result<(), End> {
+        if ack.sequence > self.feed.sequence() {
+            return Err(malformed("an acknowledgement of what was never sent"));
+        }
+        let metrics = &self.server.cluster.metrics;
+        while let Some((_, since, deletion)) = self.owed.pop_front_if(|(sequence, ..)| *sequence <= ack.sequence) {
+            metrics.propagation.observe(since.elapsed().as_secs_f64());
+            if deletion {
+                metrics.revocation.observe(since.elapsed().as_secs_f64());
+            }
+        }
+        let settled: Vec<_> = {
+            let mut progress = self.seat.stream.progress();
+            let before = progress.acknowledged;
+            progress.acknowledged = before.max(ack.sequence);
+            let newly = |owed: &u64| *owed > before && *owed <= ack.sequence;
+            progress.owed.iter().filter(|(_, owed)| newly(owed)).map(|(trust, _)| *trust).collect()
+        };
+        let state = self.server.cluster.read();
+        let dirty = Dirty { trusts: state.index.trusts_with(&self.seat.stream.agent, &settled), ..Dirty::default() };
+        drop(state);
+        if !dirty.is_empty() {
+            self.server.cluster.judge(dirty);
+        }
+        Ok(())
+    }
+
+    fn on_report(&mut self, report: Report) {
+        let agent = self.seat.stream.agent.clone();
+        let mut trusts = Vec::new();
+        {
+            let mut progress = self.seat.stream.progress();
+            if let Some(nat) = report.nat {
+                progress.nat = Some(nat.word);
+            }
+            for peer in report.peers {
+                // Only of whom it was told: a report must not be a way to fill our memory.
+                let about: Vec<_> = progress
+                    .about
+                    .iter()
+                    .filter(|(_, peers)| peers.contains(&peer.peer))
+                    .map(|(trust, _)| *trust)
+                    .collect();
+                if about.is_empty() {
+                    continue;
+                }
+                let path = match peer.state {
+                    peerage_model::operator::PeerState::Connected => peer.path,
+                    peerage_model::operator::PeerState::Idle | peerage_model::operator::PeerState::Failing => {
+                        PathWord::None
+                    }
+                };
+                if progress.peers.insert(peer.peer, (peer.state, path)) != Some((peer.state, path)) {
+                    trusts.extend(about);
+                }
+            }
+        }
+        let state = self.server.cluster.read();
+        let mut dirty = Dirty { trusts: state.index.trusts_with(&agent, &trusts), ..Dirty::default() };
+        drop(state);
+        dirty.judged.insert(agent);
+        self.server.cluster.judge(dirty);
+    }
+
+    /// Streams came or went: the conditions of the agent and of all its trusts count them.
+    fn judge(&self) {
+        let agent = self.seat.stream.agent.clone();
+        let mut dirty = Dirty { trusts: self.server.cluster.read().index.trusts_of(&agent), ..Dirty::default() };
+        dirty.judged.insert(agent);
+        self.server.cluster.judge(dirty);
+    }
+}
+
+/// Reads frames in pieces that may be interrupted: `select!` drops what it does not need, and half a frame must not be
+/// lost with it.
+#[derive(Default)]
+struct Frames {
+    bytes: Vec<u8>,
+}
+
+impl Frames {
+    /// The next message; none for one of a kind that we do not know.
+    async fn next<T: AsyncRead>(&mut self, reader: &mut ReadHalf<T>, max: usize) -> Result<Option<ToOperator>, End> {
+        loop {
+            if let Some(prefix) = self.bytes.first_chunk::<PREFIX>() {
+                let length = frame_len(*prefix, max).map_err(malformed)?;
+                if self.bytes.len() >= PREFIX + length {
+                    let rest = self.bytes.split_off(PREFIX + length);
+                    let frame = std::mem::replace(&mut self.bytes, rest);
+                    return ToOperator::decode(&frame[PREFIX..]).map_err(malformed);
+                }
+            }
+            if reader.read_buf(&mut self.bytes).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+}
+
+/// The first frame, before which nothing else may come.
+async fn read<T: AsyncRead>(reader: &mut ReadHalf<T>, max: usize) -> Result<Option<ToOperator>, End> {
+    let mut prefix = [0; PREFIX];
+    reader.read_exact(&mut prefix).await?;
+    let length = frame_len(prefix, max).map_err(malformed)?;
+    let mut frame = vec![0; length];
+    reader.read_exact(&mut frame).await?;
+    ToOperator::decode(&frame).map_err(malformed)
+}
+
+async fn write<T: AsyncWrite>(writer: &mut WriteHalf<T>, message: &ToAgent) -> io::Result<usize> {
+    let frame = message.encode();
+    timeout(WRITE, async {
+        writer.write_all(&frame).await?;
+        writer.flush().await
+    })
+    .await??;
+    Ok(frame.len())
+}

@@ -1,0 +1,202 @@
+//! The operator's HTTPS port: streams of agents (docs/spec/control-plane.md), from every replica.
+
+mod connection;
+mod enrol;
+pub mod feed;
+mod tls;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, HeaderValue, RETRY_AFTER, UPGRADE as UPGRADE_HEADER};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use peerage_model::Fingerprint;
+use peerage_model::operator::{ChannelBinding, EXPORTER_LABEL, HTTP_PATH, UPGRADE};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use zeroize::Zeroizing;
+
+pub use tls::TlsError;
+
+use crate::authority::Keyring;
+use crate::cluster::Cluster;
+use crate::replicas::{self, Others};
+
+/// How long TLS and the HTTP request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at a time. An agent has one; at about 60 KB each they fit what a replica may use.
+const MAX_CONNECTIONS: usize = 12_000;
+/// Questions to TokenReview at a time: when all pods of a cluster start at once the API server has others to serve.
+const MAX_REVIEWS: usize = 32;
+
+/// What every connection needs.
+pub struct Server {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Whose agents are served.
+    pub authority: Fingerprint,
+    /// The keys to use, as they change.
+    pub keyring: watch::Receiver<Arc<Keyring>>,
+    /// For TokenReview.
+    pub client: kube::Client,
+    /// What other replicas report to this one.
+    pub others: Arc<Others>,
+    reviews: Semaphore,
+    stopping: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server({:?})", self.authority)
+    }
+}
+
+impl Server {
+    /// A server that has no socket yet. It says goodbye to everybody when `stopping` becomes true.
+    #[must_use]
+    pub fn new(
+        cluster: Arc<Cluster>,
+        authority: Fingerprint,
+        keyring: watch::Receiver<Arc<Keyring>>,
+        client: kube::Client,
+        others: Arc<Others>,
+        stopping: watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        Arc::new(Self { cluster, authority, keyring, client, others, reviews: Semaphore::new(MAX_REVIEWS), stopping })
+    }
+
+    /// Serves until the process stops.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub async fn run(self: Arc<Self>, listener: TcpListener) -> Result<(), TlsError> {
+        let acceptor = tls::acceptor()?;
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut stopping = self.stopping.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: others must end before anybody can begin.
+                    tracing::warn!(%error, "cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                tracing::warn!("refused a connection: {MAX_CONNECTIONS} are open");
+                continue;
+            };
+            let (server, acceptor) = (Arc::clone(&self), acceptor.clone());
+            tokio::spawn(async move {
+                if let Err(error) = server.connection(stream, acceptor, place).await {
+                    tracing::debug!(%from, %error, "a connection ended");
+                }
+            });
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+        place: OwnedSemaphorePermit,
+    ) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let stream = timeout(PATIENCE, acceptor.accept(stream)).await??;
+        let binding = channel_binding(&stream)?;
+        let place = Arc::new(place);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let answer = Arc::clone(&self).respond(request, binding.clone(), Arc::clone(&place));
+            std::future::ready(Ok::<_, Infallible>(answer))
+        });
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .max_buf_size(16 * 1024)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await
+            .map_err(io::Error::other)
+    }
+
+    fn respond(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        binding: Zeroizing<[u8; 32]>,
+        place: Arc<OwnedSemaphorePermit>,
+    ) -> Response<Full<Bytes>> {
+        let protocol = match (request.method(), request.uri().path()) {
+            (&Method::GET, HTTP_PATH) => UPGRADE,
+            (&Method::GET, replicas::HTTP_PATH) => replicas::UPGRADE,
+            (_, _) => return status(StatusCode::NOT_FOUND, ""),
+        };
+        let wanted = request.headers().get(UPGRADE_HEADER);
+        if wanted.is_none_or(|wanted| !wanted.as_bytes().eq_ignore_ascii_case(protocol.as_bytes())) {
+            let mut answer = status(StatusCode::UPGRADE_REQUIRED, "");
+            answer.headers_mut().insert(UPGRADE_HEADER, HeaderValue::from_static(protocol));
+            return answer;
+        }
+        // What a stale watch says may be long over: a revoked trust would come back.
+        if let Some(kind) = self.cluster.stale() {
+            let mut answer = status(StatusCode::SERVICE_UNAVAILABLE, &format!("waiting for the watch of {kind}\n"));
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            return answer;
+        }
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            match upgrade.await {
+                Ok(upgraded) if protocol == UPGRADE => {
+                    connection::serve(&self, TokioIo::new(upgraded), &ChannelBinding::new(binding)).await;
+                }
+                Ok(upgraded) => {
+                    let (stream, keys) = (TokioIo::new(upgraded), self.keys());
+                    if let Err(error) = replicas::lead(stream, &binding, &self.cluster, &keys, &self.others).await {
+                        tracing::debug!(%error, "a replica's connection ended");
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "an upgrade failed"),
+            }
+            drop(place);
+        });
+        let mut answer = status(StatusCode::SWITCHING_PROTOCOLS, "");
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        answer.headers_mut().insert(UPGRADE_HEADER, HeaderValue::from_static(protocol));
+        answer
+    }
+}
+
+fn status(code: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(text.as_bytes())));
+    *answer.status_mut() = code;
+    answer
+}
+
+fn channel_binding(stream: &TlsStream<TcpStream>) -> io::Result<Zeroizing<[u8; 32]>> {
+    let mut exported = Zeroizing::new([0; 32]);
+    let (_, connection) = stream.get_ref();
+    connection.export_keying_material(&mut exported[..], EXPORTER_LABEL, Some(&[])).map_err(io::Error::other)?;
+    Ok(exported)
+}
+
+/// Listens.
+///
+/// # Errors
+/// When the address cannot be had.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}

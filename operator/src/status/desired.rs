@@ -1,0 +1,131 @@
+//! The status an object should have, compared with the one it has.
+
+use peerage_crds::peer::PodCounts;
+use peerage_crds::trust::AgentCounts;
+use peerage_crds::{
+    AgentLinkStatus, AgentPeerStatus, AgentRelayStatus, AgentTrustStatus, Condition, ConditionStatus, ConditionType,
+    set_condition,
+};
+use peerage_model::UnixTime;
+
+use crate::clock::api_time;
+use crate::facts::{LinkFacts, LinkRecord, RelayFacts};
+use crate::hub::Hub;
+use crate::index::{Index, PeerLive, TrustLive, Verdict};
+use crate::key::ObjectKey;
+use crate::replicas::Others;
+use crate::roll::Roll;
+
+/// What is known beyond objects.
+#[derive(Clone, Copy, Debug)]
+pub struct Live<'a> {
+    /// Streams of this replica.
+    pub hub: &'a Hub,
+    /// Streams of the others.
+    pub others: &'a Others,
+    /// Passports.
+    pub roll: &'a Roll,
+    /// The time of day.
+    pub now: UnixTime,
+    /// Whether this replica has led for a moment only, so that who is missing may be on its way.
+    pub settling: bool,
+}
+
+fn conditions(old: &[Condition], verdicts: Vec<Verdict>, generation: Option<i64>, now: UnixTime) -> Vec<Condition> {
+    let mut conditions = old.to_vec();
+    for Verdict { aspect, status, reason, message } in verdicts {
+        set_condition(
+            &mut conditions,
+            Condition::new(aspect, status, reason, message, api_time(now)).observed(generation),
+        );
+    }
+    conditions
+}
+
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// The status of an AgentPeer, if it is another one than it has.
+#[must_use]
+pub fn peer(index: &Index, key: &ObjectKey, live: &Live<'_>) -> Option<AgentPeerStatus> {
+    let facts = index.peer(key)?;
+    let old = &facts.status;
+    let mut enrolled = live.roll.enrolled(key, live.now);
+    if live.settling {
+        // A leader that was just elected has not heard everybody yet; whoever is missing had a passport a moment ago.
+        let before = old.pods.as_ref().map_or(0, |pods| usize::try_from(pods.enrolled).unwrap_or(0));
+        enrolled = enrolled.max(before);
+    }
+    let (path, nat) = live.others.paths(key, live.hub);
+    let here = PeerLive { enrolled, path, nat };
+    let [matched, injected, enrolled] = index.peer_numbers(key, &here);
+    let new = AgentPeerStatus {
+        observed_generation: facts.generation,
+        conditions: conditions(&old.conditions, index.judge_peer(key, &here), facts.generation, live.now),
+        authority: Some(index.authority().to_string()),
+        pods: Some(PodCounts { matched: number(matched), injected: number(injected), enrolled: number(enrolled) }),
+        path: here.path.or(old.path.filter(|_| live.settling)),
+        nat: here.nat.or_else(|| old.nat.clone()),
+    };
+    (new != *old).then_some(new)
+}
+
+/// The status of an AgentTrust, if it is another one than it has, and whether its counts have settled.
+#[must_use]
+pub fn trust(index: &Index, key: &ObjectKey, live: &Live<'_>, overdue: bool) -> (Option<AgentTrustStatus>, bool) {
+    let Some(facts) = index.trust(key) else { return (None, true) };
+    let old = &facts.status;
+    let count = live.others.count(key, &facts.agent, &facts.uid, live.hub);
+    let here = TrustLive {
+        expected: count.expected,
+        acknowledged: count.acknowledged,
+        overdue: overdue && !live.settling,
+        path: count.path,
+    };
+    let programmed = old.conditions.iter().find(|condition| condition.type_ == ConditionType::Programmed.as_str());
+    // What was programmed in another generation says nothing about this one.
+    let programmed = programmed.filter(|condition| condition.observed_generation == facts.generation);
+    let verdicts = index.judge_trust(key, &here, programmed.map(|condition| condition.status));
+    let programmed = verdicts.iter().find(|verdict| verdict.aspect == ConditionType::Programmed);
+    let holds = programmed.is_some_and(|verdict| verdict.status == ConditionStatus::True);
+    let settled = !holds || here.acknowledged >= here.expected;
+    let new = AgentTrustStatus {
+        observed_generation: facts.generation,
+        conditions: conditions(&old.conditions, verdicts, facts.generation, live.now),
+        hostname: index.hostname(key),
+        path: here.path.or(old.path.filter(|_| live.settling)),
+        agents: Some(AgentCounts { expected: number(here.expected), acknowledged: number(here.acknowledged) }),
+    };
+    ((new != *old).then_some(new), settled)
+}
+
+/// The status of an AgentLink, if it is another one than it has.
+#[must_use]
+pub fn link(index: &Index, name: &str, facts: &LinkFacts, now: UnixTime) -> Option<AgentLinkStatus> {
+    let old = &facts.status;
+    let pinned = match index.record(name) {
+        Some(LinkRecord::Known { record, .. }) => Some(record.fingerprint().to_string()),
+        Some(LinkRecord::Missing | LinkRecord::Invalid { .. }) | None => facts.authority.map(|found| found.to_string()),
+    };
+    let new = AgentLinkStatus {
+        observed_generation: facts.generation,
+        conditions: conditions(&old.conditions, index.judge_link(name), facts.generation, now),
+        authority: pinned,
+        pending_requests: old.pending_requests,
+    };
+    (new != *old).then_some(new)
+}
+
+/// The status of an AgentRelay, if it is another one than it has. `answers`: what the last probe found.
+#[must_use]
+pub fn relay(index: &Index, facts: &RelayFacts, answers: Option<bool>, now: UnixTime) -> Option<AgentRelayStatus> {
+    let old = &facts.status;
+    let new = AgentRelayStatus {
+        observed_generation: facts.generation,
+        conditions: conditions(&old.conditions, index.judge_relay(facts, answers), facts.generation, now),
+        address: facts.relay.as_ref().map(ToString::to_string),
+        bound_agents: old.bound_agents,
+    };
+    (new != *old).then_some(new)
+}

@@ -1,0 +1,249 @@
+//! Writes what was found into the objects' status: the leader only, what changed only, several at a time.
+
+pub mod desired;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::api::{Api, Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Resource, ResourceExt};
+use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+use crate::cluster::Cluster;
+use crate::index::Dirty;
+use crate::key::ObjectKey;
+use crate::leader::Leadership;
+use crate::metrics::{Kind, Word};
+use crate::replicas::Others;
+use desired::Live;
+
+/// The one field manager of all that this operator applies.
+pub const FIELD_MANAGER: &str = "peerage-operator";
+/// For how long changes are gathered, so that ten that touch one object are one write.
+const GATHER: Duration = Duration::from_millis(150);
+/// Writes at a time.
+const AT_ONCE: usize = 16;
+/// When a write that failed is tried again, and when counts that have not settled are looked at again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How long an acknowledgement may be owed before an AgentTrust that was programmed is not.
+const OVERDUE: Duration = Duration::from_secs(5);
+/// After it took over, the leader holds against nobody that it has not connected yet.
+const SETTLING: Duration = Duration::from_secs(15);
+
+/// The writer.
+pub struct Writer {
+    cluster: Arc<Cluster>,
+    others: Arc<Others>,
+    client: kube::Client,
+    leadership: watch::Receiver<Leadership>,
+    unsettled: BTreeMap<ObjectKey, Instant>,
+    leads_since: Option<Instant>,
+    pending: Dirty,
+    probes: BTreeMap<String, bool>,
+}
+
+impl Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("leads_since", &self.leads_since).finish_non_exhaustive()
+    }
+}
+
+/// One status that should be written.
+enum Write {
+    Peer(ObjectKey, Box<peerage_crds::AgentPeerStatus>),
+    Trust(ObjectKey, Box<peerage_crds::AgentTrustStatus>),
+    Link(String, Box<peerage_crds::AgentLinkStatus>),
+    Relay(String, Box<peerage_crds::AgentRelayStatus>),
+}
+
+impl Writer {
+    /// A writer that has written nothing.
+    #[must_use]
+    pub fn new(
+        cluster: Arc<Cluster>,
+        others: Arc<Others>,
+        client: kube::Client,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
+        Self {
+            cluster,
+            others,
+            client,
+            leadership,
+            unsettled: BTreeMap::new(),
+            leads_since: None,
+            pending: Dirty::default(),
+            probes: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until nobody has anything to judge. `probes` tells which relay answers.
+    pub async fn run(mut self, mut judge: mpsc::UnboundedReceiver<Dirty>, mut probes: mpsc::Receiver<(String, bool)>) {
+        let mut tick = tokio::time::interval(AGAIN);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                dirty = judge.recv() => match dirty {
+                    Some(dirty) => self.pending.extend(dirty),
+                    None => return,
+                },
+                Some((relay, answers)) = probes.recv() => {
+                    if self.probes.insert(relay, answers) != Some(answers) {
+                        self.pending.all = true;
+                    }
+                }
+                _ = tick.tick() => self.pending.trusts.extend(self.unsettled.keys().cloned()),
+                changed = self.leadership.changed() => if changed.is_err() { return },
+            }
+            tokio::time::sleep(GATHER).await;
+            while let Ok(dirty) = judge.try_recv() {
+                self.pending.extend(dirty);
+            }
+            self.turn().await;
+        }
+    }
+
+    /// Writes what is due, if this replica leads.
+    async fn turn(&mut self) {
+        let leads = *self.leadership.borrow() == Leadership::Ours;
+        self.cluster.metrics.leader.set(i64::from(leads));
+        if !leads {
+            // Whoever takes over looks at everything.
+            (self.leads_since, self.pending) = (None, Dirty::default());
+            self.unsettled.clear();
+            return;
+        }
+        if self.leads_since.is_none() {
+            self.leads_since = Some(Instant::now());
+            self.pending.all = true;
+        }
+        if self.cluster.stale().is_some() {
+            return; // what was not seen must not be written; it stays pending
+        }
+        let pending = std::mem::take(&mut self.pending);
+        let writes = self.due(&pending);
+        let outcomes: Vec<_> =
+            futures::stream::iter(writes).map(|write| self.write(write)).buffer_unordered(AT_ONCE).collect().await;
+        for (kind, failed) in outcomes {
+            let label = Kind { kind: Word(kind) };
+            self.cluster.metrics.status_writes.get_or_create(&label).inc();
+            if let Some(again) = failed {
+                self.cluster.metrics.status_failures.get_or_create(&label).inc();
+                self.pending.extend(again);
+            }
+        }
+    }
+
+    /// Compares what the objects say with what they should say.
+    fn due(&mut self, pending: &Dirty) -> Vec<Write> {
+        let cluster = Arc::clone(&self.cluster);
+        let state = cluster.read();
+        let index = &state.index;
+        let now = crate::clock::now();
+        let settling = self.leads_since.is_none_or(|since| since.elapsed() < SETTLING);
+        let peers: BTreeSet<ObjectKey> = match pending.all {
+            true => index.peer_keys().cloned().collect(),
+            false => pending.judged.union(&pending.agents).cloned().collect(),
+        };
+        let trusts: BTreeSet<ObjectKey> = match pending.all {
+            true => index.trust_keys().cloned().collect(),
+            false => {
+                // A pod that comes or goes changes what its agent's trusts say, too.
+                let of_peers = pending.judged.iter().flat_map(|peer| index.trusts_of(peer));
+                pending.trusts.iter().cloned().chain(of_peers).collect()
+            }
+        };
+        let live = Live { hub: &cluster.hub, others: &self.others, roll: &state.roll, now, settling };
+        let mut writes = Vec::new();
+        for key in peers {
+            if let Some(status) = desired::peer(index, &key, &live) {
+                writes.push(Write::Peer(key, Box::new(status)));
+            }
+        }
+        for key in trusts {
+            let since = self.unsettled.get(&key).copied();
+            let overdue = since.is_some_and(|since| since.elapsed() > OVERDUE);
+            let (status, settled) = desired::trust(index, &key, &live, overdue);
+            match settled {
+                true => drop(self.unsettled.remove(&key)),
+                false => drop(self.unsettled.entry(key.clone()).or_insert_with(Instant::now)),
+            }
+            if let Some(status) = status {
+                writes.push(Write::Trust(key, Box::new(status)));
+            }
+        }
+        // Few, so they are looked at each time.
+        for (name, facts) in index.links() {
+            writes.extend(
+                desired::link(index, name, facts, now).map(|status| Write::Link(name.clone(), Box::new(status))),
+            );
+        }
+        for (name, facts) in index.relays() {
+            let probe = self.probes.get(name).copied();
+            writes.extend(
+                desired::relay(index, facts, probe, now).map(|status| Write::Relay(name.clone(), Box::new(status))),
+            );
+        }
+        writes
+    }
+
+    /// Writes one status; returns its kind and, if it failed, what to judge again.
+    async fn write(&self, write: Write) -> (&'static str, Option<Dirty>) {
+        match write {
+            Write::Peer(key, status) => {
+                let again = Dirty { judged: [key.clone()].into(), ..Dirty::default() };
+                ("AgentPeer", self.namespaced::<AgentPeer>(&key, &*status).await.then_some(again))
+            }
+            Write::Trust(key, status) => {
+                let again = Dirty { trusts: [key.clone()].into(), ..Dirty::default() };
+                ("AgentTrust", self.namespaced::<AgentTrust>(&key, &*status).await.then_some(again))
+            }
+            // Links and relays are looked at in each turn anyway.
+            Write::Link(name, status) => {
+                let api: Api<AgentLink> = Api::all(self.client.clone());
+                ("AgentLink", apply(&api, &name, &*status).await.then(Dirty::default))
+            }
+            Write::Relay(name, status) => {
+                let api: Api<AgentRelay> = Api::all(self.client.clone());
+                ("AgentRelay", apply(&api, &name, &*status).await.then(Dirty::default))
+            }
+        }
+    }
+
+    async fn namespaced<K>(&self, key: &ObjectKey, status: &impl Serialize) -> bool
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
+        apply(&api, &key.name, status).await
+    }
+}
+
+/// Returns whether it failed and must be tried again.
+async fn apply<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> bool
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let object = json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "status": status,
+    });
+    match api.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await {
+        Ok(written) => {
+            tracing::debug!(kind = %K::kind(&()), name, version = written.resource_version(), "status written");
+            false
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => false, // it was deleted meanwhile
+        Err(error) => {
+            tracing::warn!(kind = %K::kind(&()), name, %error, "a status could not be written");
+            true
+        }
+    }
+}

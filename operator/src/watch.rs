@@ -1,0 +1,328 @@
+//! Watches: what the API server knows, in the order in which it changed.
+//!
+//! kube-runtime has a watcher. This one differs in what the operator promises of itself: it says when the server was
+//! last heard, also when nothing changed, and up to which resourceVersion everything has been seen. Both come from
+//! bookmarks and from the ends of requests, which a watcher of objects does not show.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt, TryStreamExt};
+use kube::api::{Api, ListParams, WatchParams};
+use kube::core::{DeserializeGuard, ObjectList, PartialObjectMeta, WatchEvent};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use crate::key::ObjectKey;
+
+/// How long one watch request lasts. At its end the server answers again, so silence for much longer is a dead
+/// connection; the client gives up 5 s after it.
+const REQUEST: Duration = Duration::from_secs(25);
+/// After so long without a word a watch is stale and its replica serves nobody. Two requests and some patience.
+pub const STALE: Duration = Duration::from_secs(60);
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+/// First and longest wait after a failure.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(10)];
+
+/// How it is with one watch.
+#[derive(Debug)]
+pub struct Health {
+    kind: &'static str,
+    heard: Mutex<Instant>,
+    synced: AtomicBool,
+    version: AtomicU64,
+    /// Objects that could not be read, at the last count.
+    unreadable: AtomicU64,
+}
+
+impl Health {
+    /// Of a watch that has not begun.
+    #[must_use]
+    pub fn new(kind: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            kind,
+            heard: Mutex::new(Instant::now()),
+            synced: AtomicBool::new(false),
+            version: AtomicU64::new(0),
+            unreadable: AtomicU64::new(0),
+        })
+    }
+
+    /// What it watches.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// How long ago the server was heard.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Whether what it delivered may be relied upon.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.synced.load(Ordering::Acquire) && self.age() < STALE
+    }
+
+    /// The resourceVersion up to which everything was applied.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Objects that could not be read.
+    #[must_use]
+    pub fn unreadable(&self) -> u64 {
+        self.unreadable.load(Ordering::Relaxed)
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Everything up to `version` was applied; said by whoever applied it.
+    pub fn applied(&self, version: u64) {
+        self.version.fetch_max(version, Ordering::AcqRel);
+        self.synced.store(true, Ordering::Release);
+    }
+}
+
+/// What a watch delivers.
+#[derive(Debug)]
+pub enum Delivery<T> {
+    /// An object came, changed (`Some`) or went (`None`).
+    Object(ObjectKey, Option<T>),
+    /// All of the above up to this version has been delivered.
+    Version(u64),
+}
+
+/// Where objects come from: whole, or their metadata only.
+pub trait Source: Send + Sync + 'static {
+    /// What is delivered.
+    type Object: ResourceExt + Clone + Send;
+
+    /// One page.
+    fn list(&self, params: &ListParams) -> impl Future<Output = kube::Result<ObjectList<Self::Object>>> + Send;
+
+    /// One watch request.
+    fn watch(
+        &self,
+        params: &WatchParams,
+        version: &str,
+    ) -> impl Future<Output = kube::Result<impl Stream<Item = kube::Result<WatchEvent<Self::Object>>> + Send>> + Send;
+}
+
+/// Whole objects, each of which may turn out not to be readable.
+#[derive(Debug)]
+pub struct Whole<K>(pub Api<DeserializeGuard<K>>);
+
+/// Metadata only.
+#[derive(Debug)]
+pub struct Metadata<K>(pub Api<K>);
+
+impl<K> Source for Whole<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    type Object = DeserializeGuard<K>;
+
+    async fn list(&self, params: &ListParams) -> kube::Result<ObjectList<Self::Object>> {
+        self.0.list(params).await
+    }
+
+    async fn watch(
+        &self,
+        params: &WatchParams,
+        version: &str,
+    ) -> kube::Result<impl Stream<Item = kube::Result<WatchEvent<Self::Object>>> + Send> {
+        self.0.watch(params, version).await
+    }
+}
+
+impl<K> Source for Metadata<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    type Object = PartialObjectMeta<K>;
+
+    async fn list(&self, params: &ListParams) -> kube::Result<ObjectList<Self::Object>> {
+        self.0.list_metadata(params).await
+    }
+
+    async fn watch(
+        &self,
+        params: &WatchParams,
+        version: &str,
+    ) -> kube::Result<impl Stream<Item = kube::Result<WatchEvent<Self::Object>>> + Send> {
+        self.0.watch_metadata(params, version).await
+    }
+}
+
+/// One kind, watched for ever.
+pub struct Watch<S, F> {
+    /// Where from.
+    pub source: S,
+    /// Which objects, as a field selector.
+    pub fields: Option<String>,
+    /// Which objects, as a label selector.
+    pub labels: Option<String>,
+    /// What is kept of an object, or why it cannot be read.
+    pub read: F,
+    /// Where it says how it is.
+    pub health: Arc<Health>,
+}
+
+/// Nobody takes deliveries any more.
+struct Closed;
+
+impl<S, F> Debug for Watch<S, F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Watch({})", self.health.kind)
+    }
+}
+
+enum Ended {
+    /// Go on from this version.
+    At(String),
+    /// The server does not remember our version: begin with a list.
+    Expired,
+}
+
+impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, F> {
+    /// Runs until nobody takes what it delivers.
+    pub async fn run(self, out: mpsc::Sender<Delivery<T>>) {
+        let mut known = BTreeSet::new();
+        let mut version: Option<String> = None;
+        let mut wait = BACKOFF[0];
+        loop {
+            let result = match &version {
+                None => self.list(&mut known, &out).await.map(|listed| listed.map(Ended::At)),
+                Some(from) => self.watch_once(from.clone(), &mut known, &out).await,
+            };
+            match result {
+                Err(Closed) => return,
+                Ok(Ok(Ended::At(next))) => (version, wait) = (Some(next), BACKOFF[0]),
+                Ok(Ok(Ended::Expired)) => version = None,
+                Ok(Err(error)) => {
+                    tracing::warn!(kind = self.health.kind, %error, "a watch failed and is tried again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(BACKOFF[1]);
+                }
+            }
+        }
+    }
+
+    async fn list(
+        &self,
+        known: &mut BTreeSet<ObjectKey>,
+        out: &mpsc::Sender<Delivery<T>>,
+    ) -> Result<kube::Result<String>, Closed> {
+        let mut params = ListParams { limit: Some(PAGE), ..ListParams::default() };
+        (params.field_selector, params.label_selector) = (self.fields.clone(), self.labels.clone());
+        let mut listed = BTreeSet::new();
+        loop {
+            let page = match self.source.list(&params).await {
+                Ok(page) => page,
+                Err(error) => return Ok(Err(error)),
+            };
+            self.health.hear();
+            for object in page.items {
+                listed.insert(self.put(object, out).await?);
+            }
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                for gone in known.difference(&listed) {
+                    send(out, Delivery::Object(gone.clone(), None)).await?;
+                }
+                *known = listed;
+                let version = page.metadata.resource_version.unwrap_or_default();
+                self.reached(&version, out).await?;
+                return Ok(Ok(version));
+            }
+        }
+    }
+
+    async fn watch_once(
+        &self,
+        mut version: String,
+        known: &mut BTreeSet<ObjectKey>,
+        out: &mpsc::Sender<Delivery<T>>,
+    ) -> Result<kube::Result<Ended>, Closed> {
+        let params = WatchParams {
+            timeout: Some(u32::try_from(REQUEST.as_secs()).unwrap_or(u32::MAX)),
+            bookmarks: true,
+            field_selector: self.fields.clone(),
+            label_selector: self.labels.clone(),
+            ..WatchParams::default()
+        };
+        let from = version.clone();
+        let stream = match self.source.watch(&params, &from).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.health.hear();
+        let mut stream = pin!(stream.into_stream());
+        while let Some(event) = stream.next().await {
+            self.health.hear();
+            match event {
+                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                    version = object.resource_version().unwrap_or(version);
+                    known.insert(self.put(object, out).await?);
+                }
+                Ok(WatchEvent::Deleted(object)) => {
+                    version = object.resource_version().unwrap_or(version);
+                    let key = key_of(&object);
+                    known.remove(&key);
+                    send(out, Delivery::Object(key, None)).await?;
+                }
+                Ok(WatchEvent::Bookmark(bookmark)) => version = bookmark.metadata.resource_version,
+                // 410 Gone: what we saw last was compacted away.
+                Ok(WatchEvent::Error(status)) if status.code == 410 => return Ok(Ok(Ended::Expired)),
+                Ok(WatchEvent::Error(status)) => return Ok(Err(kube::Error::Api(status))),
+                Err(error) => return Ok(Err(error)),
+            }
+            self.reached(&version, out).await?;
+        }
+        self.health.hear();
+        Ok(Ok(Ended::At(version)))
+    }
+
+    async fn put(&self, object: S::Object, out: &mpsc::Sender<Delivery<T>>) -> Result<ObjectKey, Closed> {
+        let key = key_of(&object);
+        let facts = match (self.read)(object) {
+            Ok(facts) => Some(facts),
+            Err(error) => {
+                // It counts as not there, and stalls nobody else.
+                self.health.unreadable.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(kind = self.health.kind, object = %key, error, "an object cannot be read and is ignored");
+                None
+            }
+        };
+        send(out, Delivery::Object(key.clone(), facts)).await?;
+        Ok(key)
+    }
+
+    async fn reached(&self, version: &str, out: &mpsc::Sender<Delivery<T>>) -> Result<(), Closed> {
+        match version.parse() {
+            Ok(version) => send(out, Delivery::Version(version)).await,
+            Err(_) => Ok(()), // opaque to us: agents are then told a lower version, which is safe
+        }
+    }
+}
+
+fn key_of(object: &impl ResourceExt) -> ObjectKey {
+    ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+async fn send<T>(out: &mpsc::Sender<Delivery<T>>, delivery: Delivery<T>) -> Result<(), Closed> {
+    out.send(delivery).await.map_err(|_| Closed)
+}
