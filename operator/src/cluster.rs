@@ -104,7 +104,15 @@ impl Cluster {
 
     /// Somebody shows or gets a passport, here (`ours`) or at another replica.
     pub fn admit(&self, uid: PodUid, holder: Holder, ours: bool) -> bool {
-        let admission = self.write().roll.admit(uid, holder.clone());
+        let admission = {
+            let mut state = self.write();
+            let State { index, roll } = &mut *state;
+            let admission = roll.admit(uid, holder.clone());
+            if matches!(admission, Admission::Holds(_)) && (ours || index.is_still(&uid, &holder)) {
+                roll.verify(uid);
+            }
+            admission
+        };
         let mut dirty = Dirty::default();
         dirty.judged.insert(holder.peer.clone());
         match admission {

@@ -46,6 +46,9 @@ pub struct Denial {
 #[derive(Debug, Default)]
 pub struct Roll {
     holders: BTreeMap<PodUid, Holder>,
+    /// Those whom this replica's own watches have once shown to be what they say. Another replica's word may come before
+    /// its pod and AgentPeer do, and then their absence means nothing.
+    verified: BTreeSet<PodUid>,
     by_peer: BTreeMap<ObjectKey, BTreeSet<PodUid>>,
     denied: BTreeMap<AgentId, BTreeMap<InstanceId, UnixTime>>,
 }
@@ -81,8 +84,14 @@ impl Roll {
             return Admission::Denied;
         }
         let old = std::mem::replace(old, holder.clone());
+        self.verified.remove(&uid);
         self.relist(uid, &old.peer, Some(&holder.peer));
         Admission::Holds(Some(self.deny(&old)))
+    }
+
+    /// This replica's watches show that the holder is what it says.
+    pub fn verify(&mut self, uid: PodUid) {
+        self.verified.insert(uid);
     }
 
     fn relist(&mut self, uid: PodUid, from: &ObjectKey, to: Option<&ObjectKey>) {
@@ -140,15 +149,18 @@ impl Roll {
         replaced: &BTreeSet<ObjectKey>,
     ) -> Vec<Denial> {
         let concerned = |holder: &Holder| pods.contains(&holder.pod) || replaced.contains(&holder.peer);
-        let lost: Vec<_> = self
-            .holders
-            .iter()
-            .filter(|(_, holder)| concerned(holder))
-            .filter(|(uid, holder)| replaced.contains(&holder.peer) || !index.is_still(uid, holder))
-            .map(|(uid, _)| *uid)
-            .collect();
+        let mut lost = Vec::new();
+        for (uid, holder) in self.holders.iter().filter(|(_, holder)| concerned(holder)) {
+            let void = replaced.contains(&holder.peer) || !index.is_still(uid, holder);
+            match void {
+                true if self.verified.contains(uid) => lost.push(*uid),
+                true => {}
+                false => drop(self.verified.insert(*uid)),
+            }
+        }
         let mut denials = Vec::new();
         for uid in lost {
+            self.verified.remove(&uid);
             if let Some(holder) = self.holders.remove(&uid) {
                 self.relist(uid, &holder.peer, None);
                 denials.push(self.deny(&holder));
@@ -162,6 +174,7 @@ impl Roll {
         let ended: Vec<_> =
             self.holders.iter().filter(|(_, holder)| holder.until <= now).map(|(uid, _)| *uid).collect();
         for uid in ended {
+            self.verified.remove(&uid);
             if let Some(holder) = self.holders.remove(&uid) {
                 self.relist(uid, &holder.peer, None);
             }
@@ -276,13 +289,32 @@ mod tests {
 
         let mut roll = Roll::default();
         roll.admit(uid, holder(1, 0));
+        roll.verify(uid);
         index.set_pod(&ObjectKey::new("tools", "db-1"), None);
         assert_eq!(recheck(&mut roll, &index).len(), 1, "the pod was deleted");
 
         let mut roll = Roll::default();
         roll.admit(uid, holder(1, 0));
+        roll.verify(uid);
         let replaced = [ObjectKey::new("tools", "db")].into();
         assert_eq!(roll.recheck(&cluster("db"), &BTreeSet::new(), &replaced).len(), 1, "the agent was made anew");
+    }
+
+    #[test]
+    fn a_replica_that_has_not_seen_a_pod_yet_does_not_take_it_for_deleted() {
+        let mut index = cluster("db");
+        let pod = ObjectKey::new("tools", "db-1");
+        let facts = index.pod(&pod).expect("it is there").clone();
+        let peer = index.peer(&ObjectKey::new("tools", "db")).expect("it is there").clone();
+        index.set_peer(&ObjectKey::new("tools", "db"), None);
+        let mut roll = Roll::default();
+        roll.admit(uid_bytes(UID).0, holder(1, 0)); // another replica's word
+        index.set_pod(&pod, Some(facts));
+        assert!(recheck(&mut roll, &index).is_empty(), "its AgentPeer has not been heard of");
+        index.set_peer(&ObjectKey::new("tools", "db"), Some(peer));
+        assert!(recheck(&mut roll, &index).is_empty());
+        index.set_pod(&pod, None);
+        assert_eq!(recheck(&mut roll, &index).len(), 1, "what was seen and is gone was deleted");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::replicas::{Admitted, Follower, Others};
 use crate::roll::Denial;
 use crate::serve::Server;
 use crate::status::Writer;
-use crate::watch::{Delivery, Health, Metadata, Source, Watch, Whole};
+use crate::watch::{Delivery, Found, Health, Metadata, Source, Watch, Whole};
 use crate::{clock, denials, links, probe, serve};
 
 /// What somebody chose.
@@ -274,8 +274,11 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentPeer>(Api::all(c.clone())),
         none.clone(),
         whole(PeerFacts::read),
-        |cluster, key, facts| {
-            cluster.change(|index| index.set_peer(&key, facts));
+        |cluster, key, found| match found {
+            // Taking it for deleted would deny all its pods for good. What was read last stands until it can be read again.
+            Found::Unreadable => {}
+            Found::Here(facts) => cluster.change(|index| index.set_peer(&key, Some(facts))),
+            Found::Gone => cluster.change(|index| index.set_peer(&key, None)),
         },
     );
     follow(
@@ -284,8 +287,10 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentTrust>(Api::all(c.clone())),
         none.clone(),
         whole(TrustFacts::read),
-        |cluster, key, facts| {
-            cluster.change(|index| index.set_trust(&key, facts));
+        |cluster, key, found| match found {
+            Found::Unreadable => cluster.change(|index| index.hide_trust(&key)),
+            Found::Here(facts) => cluster.change(|index| index.set_trust(&key, Some(facts))),
+            Found::Gone => cluster.change(|index| index.set_trust(&key, None)),
         },
     );
     follow(
@@ -295,7 +300,7 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         none.clone(),
         whole(LinkFacts::read),
         |cluster, key, facts| {
-            cluster.change(|index| index.set_link(&key.name, facts));
+            cluster.change(|index| index.set_link(&key.name, facts.readable()));
         },
     );
     follow(
@@ -305,18 +310,18 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         none.clone(),
         whole(RelayFacts::read),
         |cluster, key, facts| {
-            cluster.change(|index| index.set_relay(&key.name, facts));
+            cluster.change(|index| index.set_relay(&key.name, facts.readable()));
         },
     );
     // A pod that has finished holds no agent any more, though its object stays.
     let running = Some("status.phase!=Succeeded,status.phase!=Failed".to_owned());
     let pod = |pod: PartialObjectMeta<Pod>| Ok::<_, String>(PodFacts::read(&pod));
     follow(cluster, pods, Metadata::<Pod>(Api::all(c.clone())), (running, None), pod, |cluster, key, facts| {
-        cluster.change(|index| index.set_pod(&key, facts));
+        cluster.change(|index| index.set_pod(&key, facts.readable()));
     });
     let labels = |object: PartialObjectMeta<Namespace>| Ok::<Labels, String>(object.labels().clone());
     follow(cluster, namespaces, Metadata::<Namespace>(Api::all(c.clone())), none, labels, |cluster, key, labels| {
-        cluster.change(|index| index.set_namespace(&key.name, labels));
+        cluster.change(|index| index.set_namespace(&key.name, labels.readable()));
     });
     let own: Api<DeserializeGuard<ConfigMap>> = Api::namespaced(c.clone(), namespace);
     let read = |map: DeserializeGuard<ConfigMap>| -> Result<Vec<Denial>, String> {
@@ -325,7 +330,7 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
     };
     let label = Some(denials::LABEL.to_owned());
     follow(cluster, maps, Whole::<ConfigMap>(own), (None, label), read, |cluster, _, found| {
-        denials::apply(cluster, found)
+        denials::apply(cluster, found.readable())
     });
 }
 
@@ -336,7 +341,7 @@ fn follow<S: Source, T: Send + 'static>(
     source: S,
     (fields, labels): (Option<String>, Option<String>),
     read: impl Fn(S::Object) -> Result<T, String> + Send + Sync + 'static,
-    apply: impl Fn(&Arc<Cluster>, ObjectKey, Option<T>) + Send + 'static,
+    apply: impl Fn(&Arc<Cluster>, ObjectKey, Found<T>) + Send + 'static,
 ) {
     let (out, mut deliveries) = mpsc::channel(QUEUE);
     let watch = Watch { source, fields, labels, read, health: Arc::clone(health) };

@@ -96,11 +96,32 @@ impl Health {
     }
 }
 
+/// What became of an object.
+#[derive(Debug)]
+pub enum Found<T> {
+    /// It came or changed.
+    Here(T),
+    /// It was deleted.
+    Gone,
+    /// It is there, and we cannot read it.
+    Unreadable,
+}
+
+impl<T> Found<T> {
+    /// What is known of it, where an object that cannot be read is as good as none.
+    pub fn readable(self) -> Option<T> {
+        match self {
+            Self::Here(facts) => Some(facts),
+            Self::Gone | Self::Unreadable => None,
+        }
+    }
+}
+
 /// What a watch delivers.
 #[derive(Debug)]
 pub enum Delivery<T> {
-    /// An object came, changed (`Some`) or went (`None`).
-    Object(ObjectKey, Option<T>),
+    /// An object, and what became of it.
+    Object(ObjectKey, Found<T>),
     /// All of the above up to this version has been delivered.
     Version(u64),
 }
@@ -241,7 +262,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
                 for gone in known.difference(&listed) {
-                    send(out, Delivery::Object(gone.clone(), None)).await?;
+                    send(out, Delivery::Object(gone.clone(), Found::Gone)).await?;
                 }
                 *known = listed;
                 let version = page.metadata.resource_version.unwrap_or_default();
@@ -282,7 +303,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                     version = object.resource_version().unwrap_or(version);
                     let key = key_of(&object);
                     known.remove(&key);
-                    send(out, Delivery::Object(key, None)).await?;
+                    send(out, Delivery::Object(key, Found::Gone)).await?;
                 }
                 Ok(WatchEvent::Bookmark(bookmark)) => version = bookmark.metadata.resource_version,
                 // 410 Gone: what we saw last was compacted away.
@@ -299,12 +320,12 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
     async fn put(&self, object: S::Object, out: &mpsc::Sender<Delivery<T>>) -> Result<ObjectKey, Closed> {
         let key = key_of(&object);
         let facts = match (self.read)(object) {
-            Ok(facts) => Some(facts),
+            Ok(facts) => Found::Here(facts),
             Err(error) => {
-                // It counts as not there, and stalls nobody else.
+                // It stalls nobody else.
                 self.health.unreadable.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(kind = self.health.kind, object = %key, error, "an object cannot be read and is ignored");
-                None
+                Found::Unreadable
             }
         };
         send(out, Delivery::Object(key.clone(), facts)).await?;

@@ -229,6 +229,13 @@ impl Index {
         dirty
     }
 
+    /// An AgentTrust is there and cannot be read: nobody rests on it until it can be, and then they may again.
+    pub fn hide_trust(&mut self, key: &ObjectKey) -> Dirty {
+        let mut dirty = self.set_trust(key, None);
+        dirty.gone.clear();
+        dirty
+    }
+
     /// An AgentLink came, changed, or went.
     pub fn set_link(&mut self, name: &str, new: Option<LinkFacts>) -> Dirty {
         let same = |old: &LinkFacts, new: &LinkFacts| LinkFacts { status: new.status.clone(), ..old.clone() } == *new;

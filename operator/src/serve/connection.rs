@@ -26,6 +26,9 @@ const FIRST: Duration = Duration::from_secs(10);
 /// How long one write may take before the agent counts as gone.
 const WRITE: Duration = Duration::from_secs(20);
 
+/// Acknowledgements that are timed; of an agent that owes more, the oldest are not.
+const MAX_OWED: usize = 1024;
+
 /// Why a stream ended.
 enum End {
     /// The agent is told.
@@ -204,6 +207,9 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
     async fn tell(&mut self, updates: Vec<Update>, deletion: bool) -> Result<(), End> {
         let Some(last) = updates.last().map(|update| update.sequence) else { return Ok(()) };
         self.owed.push_back((last, Instant::now(), deletion));
+        if self.owed.len() > MAX_OWED {
+            self.owed.pop_front(); // who never acknowledges must not fill our memory
+        }
         for update in updates {
             self.say(&ToAgent::Update(Box::new(update))).await?;
         }

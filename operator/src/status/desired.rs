@@ -121,6 +121,9 @@ pub fn link(index: &Index, name: &str, facts: &LinkFacts, now: UnixTime) -> Opti
 #[must_use]
 pub fn relay(index: &Index, facts: &RelayFacts, answers: Option<bool>, now: UnixTime) -> Option<AgentRelayStatus> {
     let old = &facts.status;
+    if answers.is_none() && facts.relay.is_some() && old.observed_generation == facts.generation {
+        return None; // a leader that was just elected has not probed yet, and knows nothing better
+    }
     let new = AgentRelayStatus {
         observed_generation: facts.generation,
         conditions: conditions(&old.conditions, index.judge_relay(facts, answers), facts.generation, now),

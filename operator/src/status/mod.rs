@@ -38,6 +38,9 @@ const OVERDUE: Duration = Duration::from_secs(5);
 /// After it took over, the leader holds against nobody that it has not connected yet.
 const SETTLING: Duration = Duration::from_secs(15);
 
+/// How often everything is compared, whether or not something happened.
+const ROUND: Duration = Duration::from_secs(300);
+
 /// The writer.
 pub struct Writer {
     cluster: Arc<Cluster>,
@@ -46,6 +49,8 @@ pub struct Writer {
     leadership: watch::Receiver<Leadership>,
     unsettled: BTreeMap<ObjectKey, Instant>,
     leads_since: Option<Instant>,
+    /// When everything is looked at again.
+    round: Instant,
     pending: Dirty,
     probes: BTreeMap<String, bool>,
 }
@@ -80,6 +85,7 @@ impl Writer {
             leadership,
             unsettled: BTreeMap::new(),
             leads_since: None,
+            round: Instant::now(),
             pending: Dirty::default(),
             probes: BTreeMap::new(),
         }
@@ -123,6 +129,12 @@ impl Writer {
         }
         if self.leads_since.is_none() {
             self.leads_since = Some(Instant::now());
+            self.round = Instant::now() + SETTLING;
+            self.pending.all = true;
+        }
+        if self.round <= Instant::now() {
+            // Who had not connected by then is missing; and passports end without anybody saying so.
+            self.round = Instant::now() + ROUND;
             self.pending.all = true;
         }
         if self.cluster.stale().is_some() {

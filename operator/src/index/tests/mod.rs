@@ -185,6 +185,17 @@ fn a_trust_made_again_under_its_name_has_a_new_uid_and_the_old_one_is_gone() {
 }
 
 #[test]
+fn a_trust_that_cannot_be_read_is_out_for_the_time_being_and_not_for_ever() {
+    let mut world = World::pair();
+    let facts = world.index.trust(&name("serves.tools")).expect("it is there").clone();
+    let dirty = world.index.hide_trust(&name("serves.tools"));
+    assert!(dirty.gone.is_empty() && dirty.pairs.len() == 2);
+    assert_eq!(world.entry("reporter.reports", "db.tools"), None);
+    world.index.set_trust(&name("serves.tools"), Some(facts));
+    assert!(world.entry("reporter.reports", "db.tools").is_some());
+}
+
+#[test]
 fn a_trust_ends_when_it_says_and_its_earlier_end_is_the_pairs() {
     let mut world = World::pair();
     world.trust("serves", "db.tools", "reporter.reports", json!({"expiresAt": "2027-06-01T00:00:00Z"}));
