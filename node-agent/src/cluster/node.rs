@@ -238,6 +238,10 @@ impl Node {
             Taken::Whole(ack) => ack,
         };
         self.heard_operator(time::now());
+        if self.follow(|follow| follow.is_behind()) {
+            let why = "the operator's replica has not seen yet what this agent was told before; additions wait for it";
+            self.held().operator.problem = Some(why.into());
+        }
         let node = Arc::clone(self);
         let acted = tokio::task::spawn_blocking(move || {
             node.keep_followed();

@@ -197,7 +197,8 @@ async fn a_replica_that_is_behind_brings_no_trust_back() {
     let (mut stale, resume) = operator.resume().await;
     assert_eq!(resume.have.map(|have| have.version), Some(12));
     assert_eq!(stale.update(full(11, both.clone(), own.clone())).await, 2, "neither comes back");
-    let status = agent.status_until("it is behind", |status| status.peers.is_empty()).await;
+    let status = agent.status_until("nobody is trusted", |status| status.peers.is_empty()).await;
+    assert!(status.problems.join("\n").contains("has not seen yet what this agent was told"), "{status:?}");
     assert_eq!(status.operator.and_then(|operator| operator.revision), Some((1, 12)));
     let caught_up = stale.update(delta(13)).await;
     assert_eq!(caught_up, 1, "what was only withdrawn may come back with a later word; what is gone does not");
