@@ -153,27 +153,33 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
 
 fn nats(programs: &Programs, nat: &Nat, json: bool) -> Result<bool, Failed> {
     let pairs = match nat.birthday {
-        Some(runs) => GUESSED.repeat(runs),
+        Some(_) => GUESSED.to_vec(),
         None => wanted_pairs(&nat.pairs)?,
     };
+    let runs = nat.birthday.unwrap_or(1);
     let delay = Duration::from_millis(nat.delay);
     let plan = Plan { pairs, at_once: nat.at_once, delay, birthday: nat.birthday.is_some() };
     let mut cells = Vec::new();
-    matrix::run(programs, &plan, |cell| {
+    let done = |cell: Cell| {
         if json {
             println!("{}", cell.json());
         } else {
             eprintln!(
                 "{:>3} of {}: {} to {}: {}",
                 cells.len() + 1,
-                plan.pairs.len(),
+                plan.pairs.len() * runs,
                 cell.client,
                 cell.server,
                 cell.path()
             );
         }
         cells.push(cell);
-    })?;
+    };
+    match nat.birthday {
+        // Each world tries two of its four pairs at a time.
+        Some(runs) => matrix::run_apart(programs, &plan, runs, nat.at_once / 2, done)?,
+        None => matrix::run(programs, &plan, done)?,
+    }
     if nat.birthday.is_some() {
         return Ok(birthdays(&cells, json));
     }

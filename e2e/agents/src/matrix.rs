@@ -6,6 +6,8 @@
 //! hostname, is watched until its path is final, and parts again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use peerage_netlab::kernel::{Network, SiteConfig, possibility};
@@ -147,6 +149,38 @@ pub fn run(programs: &Programs, plan: &Plan, done: impl FnMut(Cell)) -> Result<(
     let stage = Stage::new(world, &plan.pairs)?;
     in_rounds(&plan.pairs, plan.at_once, |pair| stage.cell(pair, plan.birthday), done);
     Ok(())
+}
+
+/// Runs a plan so often, each time on an internet of its own and with agents that know nobody: a NAT that remembers the
+/// ports of one run would make the next one easier. So many worlds are up at the same time.
+///
+/// # Errors
+/// A lab cannot be made.
+pub fn run_apart(
+    programs: &Programs,
+    plan: &Plan,
+    times: usize,
+    worlds: usize,
+    mut done: impl FnMut(Cell),
+) -> Result<(), Failed> {
+    let left = AtomicUsize::new(times);
+    let take = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+    let (sender, cells) = mpsc::channel();
+    let work = |sender: mpsc::Sender<Cell>| -> Result<(), Failed> {
+        while take() {
+            // Whoever listens does so until all of them have ended.
+            run(programs, plan, |cell| drop(sender.send(cell)))?;
+        }
+        Ok(())
+    };
+    let work = &work;
+    std::thread::scope(|scope| {
+        let start = |sender| scope.spawn(move || work(sender));
+        let workers: Vec<_> = (0..worlds.max(1)).map(|_| start(sender.clone())).collect();
+        drop(sender);
+        cells.iter().for_each(&mut done);
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(Failed::new("a run panicked"))))
+    })
 }
 
 /// Does something with every pair, many at once, none of which share a client or a server.

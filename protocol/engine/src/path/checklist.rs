@@ -32,7 +32,7 @@ const UNANSWERED_BURST: u32 = 128;
 const UNANSWERED_INTERVAL: Duration = ms(500);
 /// Checks in flight remembered per address: one round.
 const MAX_IN_FLIGHT: usize = 8;
-/// Answers in one round after which an address rests until the next: one proves, three measure.
+/// Answers in one round after which an address rests until the next, if traffic is direct: one proves, three measure.
 const ENOUGH_ANSWERS: u8 = 3;
 /// Round trips remembered per address.
 const MAX_SAMPLES: usize = 8;
@@ -436,7 +436,8 @@ fn advance(now: Instant, remote: &mut Remote, in_use: Option<DirectPath>) -> boo
     let Schedule::Running { base, step } = remote.schedule else {
         return false;
     };
-    if remote.answers_in_round >= ENOUGH_ANSWERS {
+    // While traffic is relayed although an address answers, its round trips were bad: the rest of the round may find better.
+    if remote.answers_in_round >= ENOUGH_ANSWERS && in_use.is_some() {
         remote.schedule = Schedule::Idle;
         return false;
     }
