@@ -76,7 +76,10 @@ pub(super) fn describe(node: &NodeStatus, mapping: Mapping) -> DriverStatus {
     DriverStatus {
         relays: node.relays.iter().map(relay).collect(),
         nat_type: node.nat.nat_type.to_string(),
-        nat: node.nat.to_string(),
+        nat: match node.mapping_lifetime {
+            Some(lifetime) => format!("{}; {lifetime}", node.nat),
+            None => node.nat.to_string(),
+        },
         mapping,
         sessions: node.sessions.iter().map(session).collect(),
         dialling: node.dials.iter().map(|dial| (dial.peer.to_string(), dial.attempts)).collect(),

@@ -357,7 +357,8 @@ fn forged_and_unauthenticated_checks_teach_nothing_and_get_no_answer() {
         let keys = CheckKeys::from_exporter(Role::Responder, &mut [8; 64]);
         request(1).encode(&keys)
     };
-    let plain = PlainRequest { id: TransactionId([3; 12]), answer_from: AnswerFrom::SameAddress }.encode();
+    let plain =
+        PlainRequest { id: TransactionId([3; 12]), answer_from: AnswerFrom::SameAddress, answer_at: None }.encode();
     for bytes in [forged, plain] {
         assert_eq!(net.inject(A, stranger, &bytes), []);
     }

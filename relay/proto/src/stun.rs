@@ -11,11 +11,15 @@ const BINDING_REQUEST: u16 = 0x0001;
 const BINDING_SUCCESS: u16 = 0x0101;
 const CHANGE_REQUEST: u16 = 0x0003;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+const RESPONSE_PORT: u16 = 0x0027;
 const FINGERPRINT: u16 = 0x8028;
 const OTHER_ADDRESS: u16 = 0x802C;
 /// Flags of CHANGE-REQUEST (RFC 5780 section 7.2).
 const CHANGE_IP: u8 = 4;
 const CHANGE_PORT: u8 = 2;
+/// The lowest port that an answer is sent to instead of the one it was asked from: NATs hand out none below, and services
+/// that might take a STUN message for a question of theirs listen there.
+const FIRST_RESPONSE_PORT: u16 = 1024;
 /// Longest request looked at: what IPv4 hosts must take (576, RFC 1122) less headers.
 const MAX_REQUEST: usize = 548;
 /// Longest answer: header, two IPv6 addresses and FINGERPRINT.
@@ -56,6 +60,8 @@ pub struct Answer {
     len: usize,
     /// From where.
     pub from: Corner,
+    /// To which port of the asker's address (RFC 5780 section 7.5), where it is not the one that it asked from.
+    pub port: Option<u16>,
 }
 
 impl Answer {
@@ -70,6 +76,7 @@ impl Answer {
 struct Wanted {
     fingerprint: bool,
     change: Corner,
+    port: Option<u16>,
 }
 
 /// The answer to a Binding request from `source` that came to `at`; `None` if the request gets none. Only a relay that
@@ -77,7 +84,7 @@ struct Wanted {
 /// read as a NAT that filters nothing.
 #[must_use]
 pub fn answer(request: &[u8], source: SocketAddr, corners: Option<&Corners>, at: Corner) -> Option<Answer> {
-    let Wanted { fingerprint, change } = accept(request)?;
+    let Wanted { fingerprint, change, port } = accept(request)?;
     if corners.is_none() && change != Corner::default() {
         return None;
     }
@@ -98,7 +105,7 @@ pub fn answer(request: &[u8], source: SocketAddr, corners: Option<&Corners>, at:
         len += 8;
     }
     set_length(&mut out, len - HEADER);
-    Some(Answer { bytes: out, len, from })
+    Some(Answer { bytes: out, len, from, port })
 }
 
 /// What it asks for, if it is a request that one may answer.
@@ -111,7 +118,7 @@ fn accept(request: &[u8]) -> Option<Wanted> {
     if !well_formed {
         return None;
     }
-    let (mut fingerprint, mut change) = (false, Corner::default());
+    let (mut fingerprint, mut change, mut port) = (false, Corner::default(), None);
     let mut at = HEADER;
     while at < request.len() {
         let kind = u16_at(request, at);
@@ -121,13 +128,19 @@ fn accept(request: &[u8]) -> Option<Wanted> {
             CHANGE_REQUEST => {
                 change = Corner { other_ip: value[3] & CHANGE_IP != 0, other_port: value[3] & CHANGE_PORT != 0 };
             }
+            // Two bytes and two of padding, which some count as part of the value.
+            RESPONSE_PORT => match value {
+                [high, low] | [high, low, _, _] => port = Some(u16::from_be_bytes([*high, *low])),
+                _ => return None,
+            },
             FINGERPRINT if value != fingerprint_of(&request[..at]).to_be_bytes() => return None,
             FINGERPRINT => fingerprint = true,
             _ => {}
         }
         at += 4 + value.len().next_multiple_of(4);
     }
-    (at == request.len()).then_some(Wanted { fingerprint, change })
+    let whole = at == request.len() && port.is_none_or(|port| port >= FIRST_RESPONSE_PORT);
+    whole.then_some(Wanted { fingerprint, change, port })
 }
 
 /// RFC 8489 section 14.2; returns the bytes written.
@@ -211,7 +224,7 @@ mod tests {
     const ID: &str = "b7e7a701bc34d686fa87dfae";
 
     fn unhex(text: &str) -> Vec<u8> {
-        HEXLOWER_PERMISSIVE.decode(text.as_bytes()).expect("hex")
+        HEXLOWER_PERMISSIVE.decode(text.replace(' ', "").as_bytes()).expect("hex")
     }
 
     fn request(attributes: &str) -> Vec<u8> {
@@ -303,6 +316,19 @@ mod tests {
             assert_eq!(answered(&request, "192.0.2.1:1"), None, "flags {flags}");
         }
         assert!(answered(&request("0003000400000000"), "192.0.2.1:1").is_some());
+    }
+
+    #[test]
+    fn an_answer_goes_to_the_port_that_the_request_names() {
+        let to = |attribute: &str| {
+            let source = "192.0.2.1:32853".parse().expect("an address");
+            answer(&request(attribute), source, None, Corner::default()).map(|answer| answer.port)
+        };
+        assert_eq!(to(""), Some(None));
+        assert_eq!(to("00270004 9c40 0000"), Some(Some(40_000)));
+        assert_eq!(to("00270002 9c40 0000"), Some(Some(40_000)), "the padding may be no part of the value");
+        assert_eq!(to("00270004 0035 0000"), None, "no port where a service may listen");
+        assert_eq!(to("00270003 9c40 0000"), None);
     }
 
     #[test]

@@ -94,11 +94,12 @@ impl Discovery {
                 for request in buffer[..meta.len].chunks(meta.stride.max(1)) {
                     let reply = shared.relay().handle_stun_at(Instant::now(), from, request, *at);
                     let Some(reply) = reply else { continue };
-                    let sent = match self.send(from, &reply).await {
+                    let to = reply.destination(from);
+                    let sent = match self.send(to, &reply).await {
                         Some(sent) => sent,
                         None => {
                             let bytes = reply.as_bytes();
-                            main.send(Envelope { to: from, local: None, ecn: None, segment: bytes.len() }, bytes).await
+                            main.send(Envelope { to, local: None, ecn: None, segment: bytes.len() }, bytes).await
                         }
                     };
                     shared.count_send(sent);

@@ -252,7 +252,10 @@ fn note(
 
 fn answer(to: Place, local: Option<IpAddr>, reply: Reply) -> Outgoing {
     match to {
-        Place::Udp(to) => Outgoing::Reply(Envelope { to, local, ecn: None, segment: reply.as_bytes().len() }, reply),
+        Place::Udp(to) => {
+            let (to, segment) = (reply.destination(to), reply.as_bytes().len());
+            Outgoing::Reply(Envelope { to, local, ecn: None, segment }, reply)
+        }
         Place::Stream(id, _) => Outgoing::ReplyToStream(id, reply),
     }
 }

@@ -5,6 +5,7 @@
 //! people know. With too little seen the verdict is `unknown` and names what would help, never a guess.
 //! Rules: `docs/spec/paths.md` section 6.
 
+mod lifetime;
 mod scout;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+pub use lifetime::{LIFETIME_SOCKETS, LifetimeProbe, MappingLifetime, Progress};
 pub use scout::{Allocation, PATIENCE as SCOUT_PATIENCE, SCOUTS, Scout};
 
 use crate::stun::canonical;

@@ -97,7 +97,7 @@ impl Scout {
         self.asked += due;
         let request = |asker: &Asker| {
             let path = DirectPath { link: asker.link, remote: self.relay };
-            (path, PlainRequest { id: asker.id, answer_from: AnswerFrom::SameAddress }.encode())
+            (path, PlainRequest { id: asker.id, answer_from: AnswerFrom::SameAddress, answer_at: None }.encode())
         };
         self.askers.iter().filter(|asker| asker.seen.is_none()).map(request).collect()
     }

@@ -107,7 +107,9 @@ impl Node {
         if !stun::is_stun(datagram) {
             return;
         }
-        if from.link != Link::Main && self.on_scout_answer(from, datagram, now) {
+        if from.link != Link::Main
+            && (self.on_scout_answer(from, datagram, now) || self.on_lifetime_answer(from, datagram, now))
+        {
             return;
         }
         // A relay tells where it sees us in its own frames, so what looks like STUN can only be a check.
@@ -224,6 +226,7 @@ impl Node {
         self.relays.handle_timeout(now.mono);
         self.settle_relays(now);
         self.drive_scout(now);
+        self.drive_lifetime(now);
         while let Some(timer) = self.timers.pop_due(now.mono) {
             match timer {
                 Timer::Session(key) => self.session_timeout(key, now),

@@ -20,6 +20,7 @@ mod input;
 mod io;
 mod judge;
 mod life;
+mod lifetime;
 mod mailbox;
 mod output;
 mod owed;

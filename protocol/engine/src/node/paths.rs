@@ -9,7 +9,7 @@ use peerage_model::snapshot;
 use peerage_model::{AgentId, InstanceId, Label};
 use tracing::{debug, info};
 
-use super::config::{HANDSHAKE_TIMEOUT, PATH_KEEPALIVE, PING_INTERVAL};
+use super::config::{HANDSHAKE_TIMEOUT, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
 use super::life::after;
 use super::pair::PairKey;
@@ -75,7 +75,7 @@ impl Node {
             // A request-only session shows a stranger no address.
             mode: peer.map_or(PathMode::RelayOnly, |peer| mode(peer.path)),
             share_private: peer.is_some(),
-            keepalive: PATH_KEEPALIVE,
+            keepalive: self.path_keepalive(),
             birthday: peer.is_some_and(|peer| peer.birthday == snapshot::BirthdayMode::Enabled),
         };
         let scouts = config.mode != PathMode::RelayOnly && self.should_scout(&session.pair, now);

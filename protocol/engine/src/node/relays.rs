@@ -22,7 +22,7 @@ use super::status::{RelayStatus, RelayWay};
 use crate::nat::{NatClassifier, NatReport};
 use crate::noise::SeededRandom;
 use crate::path::DirectPath;
-use crate::relay::{ClientConfig, Destination, MailEvent, Question, RelayClient, RelayEvent, Role};
+use crate::relay::{ClientConfig, Destination, KEEPALIVE, MailEvent, Question, RelayClient, RelayEvent, Role};
 
 /// An agent binds at, and a dialer asks at, this many of the relays in a list (DESIGN section 6).
 const RELAYS_PER_AGENT: usize = 2;
@@ -69,6 +69,7 @@ pub(super) struct Relays {
     orders: Vec<(RelayKey, Order)>,
     leaving: bool,
     public: bool,
+    keepalive: Duration,
 }
 
 #[derive(Debug)]
@@ -123,6 +124,7 @@ impl Relays {
             orders: Vec::new(),
             leaving: false,
             public: false,
+            keepalive: KEEPALIVE,
         }
     }
 
@@ -271,6 +273,7 @@ impl Relays {
         };
         let mut client = RelayClient::new(ClientConfig::new(info.key, role), self.random.bytes(), now);
         client.set_public(self.public);
+        client.set_keepalive(self.keepalive);
         client
     }
 
@@ -341,6 +344,12 @@ impl Relays {
     pub(super) fn local_address_changed(&mut self, now: Instant) {
         self.clients().for_each(|(_, client)| client.address_changed(now));
         self.stream_clients().for_each(|(_, client)| client.address_changed(now));
+    }
+
+    /// How often we speak by UDP to relays that hear nothing else of us.
+    pub(super) fn set_keepalive(&mut self, interval: Duration) {
+        self.keepalive = interval;
+        self.clients().for_each(|(_, client)| client.set_keepalive(interval));
     }
 
     pub(super) fn slept(&mut self, now: Instant) {
@@ -600,6 +609,7 @@ impl Node {
             self.events.push_back(Event::Resolve { relay });
         }
         let before = self.relays.reflexive();
+        let addresses = self.outside_addresses();
         while let Some((key, by, event)) = self.relays.poll_event() {
             match by {
                 By::Udp => self.on_relay_event(key, event, now),
@@ -608,6 +618,7 @@ impl Node {
         }
         self.settle_mail(now);
         self.tell_orders();
+        self.seen_from(&addresses, now);
         if self.relays.reflexive() != before {
             self.candidates_changed(now);
         }

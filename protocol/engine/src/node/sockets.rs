@@ -1,8 +1,9 @@
 //! Sockets beside the main one: who asked for them, and when they go again.
 //!
-//! Two things need them. A *scout* opens three for a moment to learn how our symmetric NAT hands out ports; sessions
+//! Three things need them. A *scout* opens three for a moment to learn how our symmetric NAT hands out ports; sessions
 //! that came up wait for it with their candidates, at most [`SCOUT_PATIENCE`]. A *birthday round* opens hundreds and
-//! keeps the one that met the peer for as long as a path of the session needs it. The driver opens and closes them when told;
+//! keeps the one that met the peer for as long as a path of the session needs it. Two measure for how long our NAT keeps a
+//! mapping (`lifetime.rs`). The driver opens and closes them when told;
 //! it answers each [`Event::OpenSockets`] once, in order.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use tracing::debug;
 
 use super::Node;
 use super::event::{Event, Now, SessionKey};
+use super::lifetime::Measuring;
 use super::pair::PairKey;
 use super::session::{Phase, Session};
 use crate::nat::{Allocation, NatType, SCOUT_PATIENCE, SCOUTS, Scout};
@@ -34,8 +36,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// What a socket is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Purpose {
+pub(super) enum Purpose {
     Scout,
+    Lifetime,
     Round(SessionKey),
 }
 
@@ -59,6 +62,7 @@ pub(super) struct Extras {
     measured: Option<(Allocation, Instant)>,
     /// The peers that were told what was measured: each takes the predicted ports for itself.
     told: BTreeSet<PairKey>,
+    pub(super) lifetime: Measuring,
     /// The one birthday round that may run: 100 packets a second are for the whole agent.
     round: Option<(SessionKey, Instant)>,
 }
@@ -94,16 +98,18 @@ impl Extras {
             waiting: BTreeSet::new(),
             measured: None,
             told: BTreeSet::new(),
+            lifetime: Measuring::New,
             round: None,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        match &self.scouting {
+        let scouting = match &self.scouting {
             Scouting::Nothing => None,
             Scouting::Opening { until } => Some(*until),
             Scouting::Asking { scout, until } => Some(scout.poll_timeout().map_or(*until, |at| at.min(*until))),
-        }
+        };
+        scouting.into_iter().chain(self.lifetime.poll_timeout()).min()
     }
 
     /// Whether this session's candidates wait for the scout.
@@ -129,6 +135,7 @@ impl Extras {
     /// The network is another one: what was measured says nothing.
     pub(super) fn network_changed(&mut self) {
         self.measured = None;
+        self.lifetime = Measuring::New;
     }
 }
 
@@ -142,6 +149,7 @@ impl Node {
         self.extras.sockets.extend(opened.iter().map(|(socket, _)| (*socket, purpose)));
         match purpose {
             Purpose::Scout => self.scout_opened(&opened, now),
+            Purpose::Lifetime => self.lifetime_sockets_opened(&opened, now),
             Purpose::Round(key) => {
                 let sockets = opened.iter().map(|(socket, _)| *socket).collect();
                 if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
@@ -153,7 +161,7 @@ impl Node {
         }
     }
 
-    fn ask_for_sockets(&mut self, count: usize, purpose: Purpose) {
+    pub(super) fn ask_for_sockets(&mut self, count: usize, purpose: Purpose) {
         let ids = (0..count).map(|_| {
             self.extras.next = self.extras.next.wrapping_add(1);
             ExtraSocket(self.extras.next)
@@ -328,6 +336,7 @@ impl Node {
         let scouts = !matches!(self.extras.scouting, Scouting::Nothing);
         let needed = |socket: &ExtraSocket, purpose: &Purpose| match purpose {
             Purpose::Scout => scouts,
+            Purpose::Lifetime => self.extras.lifetime.needs_sockets(),
             Purpose::Round(_) => wanted.contains(socket),
         };
         let (kept, closed): (BTreeMap<_, _>, BTreeMap<_, _>) =

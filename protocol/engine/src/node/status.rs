@@ -10,7 +10,7 @@ use super::Node;
 use super::event::SessionKey;
 use super::pair::{Dial, Pair};
 use super::session::Session;
-use crate::nat::NatReport;
+use crate::nat::{MappingLifetime, NatReport};
 use crate::path::PathKind;
 
 /// A node at one moment.
@@ -20,6 +20,8 @@ pub struct NodeStatus {
     pub relays: Vec<RelayStatus>,
     /// Our NAT, as far as it was measured.
     pub nat: NatReport,
+    /// For how long our NAT keeps what is not used, once that was measured.
+    pub mapping_lifetime: Option<MappingLifetime>,
     /// Sessions with trusted peers that are up.
     pub sessions: Vec<SessionStatus>,
     /// How dialling of trusted peers without a session goes.
@@ -101,6 +103,7 @@ impl Node {
         NodeStatus {
             relays: self.relays.status(),
             nat: self.relays.nat_report(),
+            mapping_lifetime: self.extras.lifetime.known(),
             sessions: self.sessions.iter().filter_map(|(key, s)| self.session_status(*key, s)).collect(),
             dials: self.pairs.values().filter_map(dial_status).collect(),
         }

@@ -188,6 +188,11 @@ impl PathAgent {
         self.nat_types.1 = nat_type;
     }
 
+    /// How long a direct path in use may be without a packet of ours.
+    pub fn set_keepalive(&mut self, interval: Duration) {
+        self.config.keepalive = interval;
+    }
+
     /// The owner's policy changed.
     pub fn set_mode(&mut self, now: Instant, mode: PathMode) {
         if std::mem::replace(&mut self.config.mode, mode) == mode {

@@ -150,6 +150,7 @@ pub struct RelayClient {
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<RelayEvent>,
     mailbox: Mailbox,
+    keepalive: Duration,
 }
 
 impl RelayClient {
@@ -167,9 +168,15 @@ impl RelayClient {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             mailbox: Mailbox::new(),
+            keepalive: KEEPALIVE,
         };
         client.greet(now);
         client
+    }
+
+    /// How long we may be silent, at most [`KEEPALIVE`]: less where a NAT forgets sooner.
+    pub fn set_keepalive(&mut self, interval: Duration) {
+        self.keepalive = interval.min(KEEPALIVE);
     }
 
     /// Since when the relay owes us an answer; `None` while it has answered everything, or refuses us.
@@ -411,7 +418,7 @@ impl RelayClient {
         };
         let granted = self.granted.as_ref();
         let mail = granted.and_then(|granted| self.mailbox.poll_timeout(granted.binding.is_some()));
-        exchange.into_iter().chain(granted.map(Granted::next_keepalive)).chain(mail).min()
+        exchange.into_iter().chain(granted.map(|granted| granted.next_keepalive(self.keepalive))).chain(mail).min()
     }
 
     fn greet(&mut self, now: Instant) {
@@ -568,7 +575,7 @@ impl RelayClient {
 
     fn keep_alive(&mut self, now: Instant) {
         let Some(granted) = &self.granted else { return };
-        if granted.next_keepalive() > now {
+        if granted.next_keepalive(self.keepalive) > now {
             return;
         }
         if granted.probes < KEEPALIVES {
@@ -591,10 +598,10 @@ impl RelayClient {
 }
 
 impl Granted {
-    /// 25 s after the last packet in the quieter direction; then after 1 s and 2 s, and a last 4 s before giving up.
-    fn next_keepalive(&self) -> Instant {
+    /// An interval after the last packet in the quieter direction; then after 1 s and 2 s, and a last 4 s before giving up.
+    fn next_keepalive(&self, interval: Duration) -> Instant {
         match self.probes {
-            0 => self.last_sent.min(self.last_heard) + KEEPALIVE,
+            0 => self.last_sent.min(self.last_heard) + interval,
             sent => self.last_sent + Duration::from_secs(1 << (sent - 1).min(2)),
         }
     }

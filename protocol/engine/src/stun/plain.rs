@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use stun_rs::attributes::discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress};
+use stun_rs::attributes::discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress, ResponsePort};
 use stun_rs::attributes::stun::XorMappedAddress;
 use stun_rs::{MessageClass, StunAttribute};
 
@@ -29,6 +29,8 @@ pub struct PlainRequest {
     pub id: TransactionId,
     /// From where to answer.
     pub answer_from: AnswerFrom,
+    /// At which port of the asker's address to answer, if not at the one it asks from (RFC 5780 RESPONSE-PORT).
+    pub answer_at: Option<u16>,
 }
 
 /// A relay's answer.
@@ -43,14 +45,16 @@ pub struct PlainResponse {
 }
 
 impl PlainRequest {
-    /// The request as bytes to send; 28 or 36 of them.
+    /// The request as bytes to send; 28 to 44 of them.
     pub fn encode(&self) -> Vec<u8> {
         let flags = match self.answer_from {
             AnswerFrom::SameAddress => None,
             AnswerFrom::OtherPort => Some(ChangeRequestFlags::ChangePort.into()),
             AnswerFrom::OtherAddressAndPort => Some(ChangeRequestFlags::ChangeIp | ChangeRequestFlags::ChangePort),
         };
-        let attributes = flags.map(|flags| StunAttribute::from(ChangeRequest::new(Some(flags)))).into_iter().collect();
+        let change = flags.map(|flags| StunAttribute::from(ChangeRequest::new(Some(flags))));
+        let port = self.answer_at.map(|port| StunAttribute::from(ResponsePort::from(port)));
+        let attributes = change.into_iter().chain(port).collect();
         let mut message = wire::encode(MessageClass::Request, self.id, attributes);
         wire::append_fingerprint(&mut message);
         message
@@ -73,7 +77,11 @@ impl PlainRequest {
             }
             None => AnswerFrom::SameAddress,
         };
-        Ok(Self { id: wire::transaction_id(datagram), answer_from })
+        let answer_at = match message.get::<ResponsePort>() {
+            Some(attribute) => Some(attribute.as_response_port().map_err(|_| Rejected::Malformed)?.as_u16()),
+            None => None,
+        };
+        Ok(Self { id: wire::transaction_id(datagram), answer_from, answer_at })
     }
 }
 

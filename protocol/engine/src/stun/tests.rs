@@ -16,7 +16,8 @@ fn plain_requests_match_the_vectors() {
             "other_address_and_port" => AnswerFrom::OtherAddressAndPort,
             other => panic!("unknown answer_from {other}"),
         };
-        let request = PlainRequest { id: id(&vector), answer_from };
+        let answer_at = vector["answer_at"].as_u64().map(|port| u16::try_from(port).expect("a port"));
+        let request = PlainRequest { id: id(&vector), answer_from, answer_at };
         assert_eq!(request.encode(), message(&vector));
         assert_eq!(PlainRequest::decode(&message(&vector)), Ok(request));
     }
@@ -108,7 +109,8 @@ fn a_relays_answer_with_a_wrong_fingerprint_is_rejected() {
 
 #[test]
 fn quic_and_relay_frames_are_not_stun() {
-    let stun = PlainRequest { id: TransactionId([1; 12]), answer_from: AnswerFrom::SameAddress }.encode();
+    let stun =
+        PlainRequest { id: TransactionId([1; 12]), answer_from: AnswerFrom::SameAddress, answer_at: None }.encode();
     assert!(is_stun(&stun));
     for first in [4, 15, 64, 0xC0] {
         let mut other = stun.clone();

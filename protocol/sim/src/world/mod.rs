@@ -434,7 +434,7 @@ impl Sim {
         let handled = relay.handle(&ingress, &mut packet.bytes, length);
         let (to, bytes, origin) = match handled.decision {
             Decision::Drop => return,
-            Decision::Reply(reply) => (packet.from, reply.as_bytes().to_vec(), Origin::Relay),
+            Decision::Reply(reply) => (reply.destination(packet.from), reply.as_bytes().to_vec(), Origin::Relay),
             Decision::Forward(forward) => {
                 let origin = match packet.origin {
                     Origin::Agent(agent) => Origin::Forwarded(agent),

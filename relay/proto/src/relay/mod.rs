@@ -95,6 +95,8 @@ pub struct Reply {
     bytes: Bytes,
     /// From which of a relay's places; all but some answers to STUN leave from where they were asked for.
     pub from: Corner,
+    /// To which port of the asker's address, where it is not the one that it asked from; only STUN has that.
+    pub port: Option<u16>,
 }
 
 #[derive(Clone)]
@@ -109,11 +111,17 @@ impl Reply {
 
     fn new(frame: &[u8]) -> Self {
         if frame.len() > Self::SHORT {
-            return Self { bytes: Bytes::Long(frame.into()), from: Corner::default() };
+            return Self { bytes: Bytes::Long(frame.into()), from: Corner::default(), port: None };
         }
         let mut bytes = [0; Self::SHORT];
         bytes[..frame.len()].copy_from_slice(frame);
-        Self { bytes: Bytes::Short(bytes, frame.len()), from: Corner::default() }
+        Self { bytes: Bytes::Short(bytes, frame.len()), from: Corner::default(), port: None }
+    }
+
+    /// Where it goes, for who asked from `asker`.
+    #[must_use]
+    pub fn destination(&self, asker: SocketAddr) -> SocketAddr {
+        SocketAddr::new(asker.ip(), self.port.unwrap_or(asker.port()))
     }
 
     /// The bytes to send.
@@ -268,7 +276,7 @@ impl Relay {
             return self.drop_for(DropReason::Stun);
         }
         self.counters.stun += 1;
-        Decision::Reply(Reply { from: answer.from, ..Reply::new(answer.as_bytes()) })
+        Decision::Reply(Reply { from: answer.from, port: answer.port, ..Reply::new(answer.as_bytes()) })
     }
 
     fn handle_frame(&mut self, ingress: &Ingress, datagram: &[u8]) -> Decision {
