@@ -31,7 +31,7 @@ pub struct Operator {
 
 /// Text that does not say where an operator is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an operator is written HOST:PORT, like peerage-operator.peerage.svc:9443")]
+#[error("an operator is written HOST:PORT, like peerage-operator.peerage-system.svc:8443")]
 pub struct InvalidOperator;
 
 impl std::str::FromStr for Operator {
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_operator_is_a_host_with_a_port() {
-        for text in ["peerage-operator.peerage.svc:9443", "10.0.0.7:443", "[fd00::1]:9443"] {
+        for text in ["peerage-operator.peerage-system.svc:8443", "10.0.0.7:443", "[fd00::1]:9443"] {
             let operator: Operator = text.parse().expect("it is one");
             assert_eq!(operator.to_string(), text);
         }
