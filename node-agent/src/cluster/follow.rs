@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use minicbor::{Decode, Encode};
+use peerage_model::id::sha256;
 use peerage_model::operator::{Ack, Entry, MAX_DENIED, MAX_ENTRIES, Revision, Settings, Update};
 use peerage_model::snapshot::DeniedInstance;
+use peerage_model::snapshot::Peer;
 use peerage_model::{AgentId, Fingerprint, InstanceId, Snapshot, TrustId, UnixTime};
 
 /// An update that no operator sends. The connection ends.
@@ -53,6 +55,9 @@ pub struct Follow {
     revision: Option<Revision>,
     gone: BTreeSet<TrustId>,
     denied: BTreeMap<(Fingerprint, InstanceId), UnixTime>,
+    /// What the engine is told at the moment, each with the number of its appearance.
+    shown: BTreeMap<(AgentId, Vec<TrustId>), u64>,
+    appearances: u64,
 }
 
 /// What this connection's replica said.
@@ -96,6 +101,8 @@ impl Follow {
             revision: kept.revision,
             gone: kept.gone.into_iter().collect(),
             denied: denied.collect(),
+            shown: BTreeMap::new(),
+            appearances: 0,
         };
         follow.bury();
         follow
@@ -245,10 +252,21 @@ impl Follow {
 
     /// For the engine. Where it must not talk to anybody (`closed`), it keeps its relays, so that it can begin again.
     #[must_use]
-    pub fn snapshot(&self, now: UnixTime, closed: bool) -> Snapshot {
-        let alive = self.entries().filter(|entry| entry.peer.expires.is_none_or(|end| end > now));
+    pub fn snapshot(&mut self, now: UnixTime, closed: bool) -> Snapshot {
+        let alive = self.entries.values().filter(|entry| entry.peer.expires.is_none_or(|end| end > now));
+        let alive: Vec<Arc<Entry>> = alive.filter(|_| !closed).cloned().collect();
+        let before = std::mem::take(&mut self.shown);
+        let peers = alive.iter().map(|entry| {
+            let what = (entry.peer.id.clone(), entry.consents.clone());
+            let number = before.get(&what).copied().unwrap_or_else(|| {
+                self.appearances += 1;
+                self.appearances
+            });
+            self.shown.insert(what, number);
+            Peer { trust: shown_as(entry, number), ..entry.peer.clone() }
+        });
         Snapshot {
-            peers: alive.filter(|_| !closed).map(|entry| entry.peer.clone()).collect(),
+            peers: peers.collect(),
             ports: self.settings.ports.iter().map(peerage_model::operator::Offer::as_port).collect(),
             relays: self.settings.relays.clone(),
             denied: self.denied(now),
@@ -263,10 +281,18 @@ impl Follow {
     }
 }
 
+/// What the engine calls a trust. It never takes back what left its snapshot; here only an AgentTrust that is gone is gone for
+/// ever ([`Follow`] sees to that). What was withdrawn, or closed for a while, comes back under another id.
+fn shown_as(entry: &Entry, appearance: u64) -> TrustId {
+    let consents: Vec<u8> = entry.consents.iter().flat_map(|consent| consent.0).collect();
+    let hash = sha256(&[b"peerage shown trust", &consents, &appearance.to_be_bytes()]);
+    TrustId(*hash.first_chunk().expect("a hash has 32 bytes"))
+}
+
 #[cfg(test)]
 mod tests {
     use peerage_model::PairSecret;
-    use peerage_model::snapshot::{BirthdayMode, PathMode, Peer};
+    use peerage_model::snapshot::{BirthdayMode, PathMode};
 
     use super::*;
 
@@ -305,7 +331,7 @@ mod tests {
     }
 
     fn names(follow: &Follow) -> Vec<String> {
-        follow.snapshot(NOW, false).peers.iter().map(|peer| peer.alias.to_string()).collect()
+        follow.clone().snapshot(NOW, false).peers.iter().map(|peer| peer.alias.to_string()).collect()
     }
 
     /// What comes of an update on the connection that is open.
@@ -444,6 +470,20 @@ mod tests {
         assert_eq!(skipped, Err(BadUpdate::Sequence { expected: 1, found: 3 }));
         assert_eq!(follow.take(full(6, &[entry("us", 1, 2)]), &agent("us")), Err(BadUpdate::Ourselves));
         assert_eq!(names(&follow), ["a"]);
+    }
+
+    #[test]
+    fn what_was_away_for_a_while_comes_back_under_an_id_that_the_engine_has_not_buried() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(5, &[entry("a", 1, 2), entry("b", 3, 4)]));
+        let ids = |follow: &mut Follow, closed| {
+            follow.snapshot(NOW, closed).peers.iter().map(|peer| peer.trust).collect::<Vec<_>>()
+        };
+        let first = ids(&mut follow, false);
+        assert_eq!(ids(&mut follow, false), first, "who stays keeps its id");
+        assert!(ids(&mut follow, true).is_empty());
+        let again = ids(&mut follow, false);
+        assert!(again.len() == 2 && again.iter().all(|id| !first.contains(id)), "{first:?}, then {again:?}");
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl Node {
             link.renew(credential.as_bytes().to_vec());
             return;
         }
-        let snapshot = self.follow(|follow| follow.snapshot(time::now(), false));
+        let snapshot = self.held().follow.snapshot(time::now(), false);
         let config = LinkConfig {
             agent: credential.agent().clone(),
             instance: key,
@@ -333,7 +333,8 @@ impl Node {
         // Under the lock, so that two changes reach the engine in the order in which they were decided.
         let mut held = self.held();
         let now = time::now();
-        let snapshot = held.follow.snapshot(now, held.closed);
+        let closed = held.closed;
+        let snapshot = held.follow.snapshot(now, closed);
         held.next_end = held.follow.next_end(now);
         let peers: BTreeSet<AgentId> = snapshot.peers.iter().map(|peer| peer.id.clone()).collect();
         let listed = held.follow.entries().filter(|entry| peers.contains(&entry.peer.id)).map(listed).collect();
