@@ -61,7 +61,7 @@ use crate::shape;
     ),
     printcolumn(
         name = "Expires",
-        type_ = "date",
+        type_ = "string",
         json_path = ".spec.expiresAt",
         priority = "1",
         description = "When the consent ends"
