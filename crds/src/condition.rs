@@ -141,8 +141,10 @@ words! {
         DuplicateTrust,
         /// An agent is asked to trust itself.
         PeerIsSelf,
-        /// Pods match but were made before injection was on, or opted out; restart them.
+        /// Pods match that have no sidecar: made before injection was on, or something stands in its way; the message tells which.
         NotInjected,
+        /// Each pod has a sidecar, and some have another version of it than new pods get; restart them when it suits.
+        OutdatedSidecars,
         /// A sidecar runs and has not enrolled yet.
         WaitingForEnrolment,
         /// The AgentPeer that the object names does not exist in this namespace.

@@ -152,4 +152,8 @@ pub struct PodCounts {
     /// Of those, with a passport that is valid.
     #[schemars(range(min = 0))]
     pub enrolled: i32,
+    /// Of those with a sidecar, the ones whose sidecar is of another version than new pods get.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub outdated: i32,
 }

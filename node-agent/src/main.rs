@@ -12,7 +12,7 @@
 //! | `PEERAGE_PROXY`, `PEERAGE_HEALTH` | `--proxy`, `--health` |
 //! | `PEERAGE_LOG` | (both) what to log: a level, or `target=level` pairs with commas between; `info` unless set |
 //!
-//! A sidecar reads `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_PROXY` and `PEERAGE_HEALTH` of these, too.
+//! A sidecar reads `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_PROXY` and `PEERAGE_HEALTH` of these, too, and `PEERAGE_DNS`.
 //!
 //! Logs are JSON on stderr. Exit status 0 after SIGTERM, 1 with the failure as JSON when it cannot run.
 
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Parser;
-use peerage_agent::cluster::{self, Operator};
+use peerage_agent::cluster::{self, Dns, Operator};
 use peerage_agent::control::Failure;
 use peerage_agent::daemon::{self, Options, Stopper, driver};
 use peerage_agent::driver::ProxySettings;
@@ -56,6 +56,10 @@ struct Arguments {
     /// Ports that the pod's containers declare, like 80 or 53/udp; commas between several
     #[arg(long, env = "PEERAGE_RESERVED_PORTS", value_name = "PORT", value_delimiter = ',')]
     reserved_ports: Vec<Reserved>,
+    /// The DNS servers that a sidecar asks about names that are not ours, commas between several; `off` for no DNS of ours.
+    /// Those of /etc/resolv.conf unless said
+    #[arg(long, env = "PEERAGE_DNS", value_name = "ADDRESS[:PORT]")]
+    dns: Option<Dns>,
     /// The directory for key, passport and what the operator said; for a sidecar a volume in memory
     #[arg(long, env = "PEERAGE_STATE", value_name = "PATH")]
     state: Option<PathBuf>,
@@ -158,6 +162,7 @@ fn sidecar(
         relay_proxy: ProxySettings::from_env(&variable),
         proxy: one("PEERAGE_PROXY", get("PEERAGE_PROXY"))?,
         names: true,
+        dns: arguments.dns.unwrap_or_default(),
         health: one("PEERAGE_HEALTH", get("PEERAGE_HEALTH"))?,
         reserved: arguments.reserved_ports.into_iter().map(|Reserved(protocol, port)| (protocol, port)).collect(),
     })

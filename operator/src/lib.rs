@@ -1,10 +1,13 @@
 //! The control plane in Kubernetes: custom resources become passports, allowlists and relay lists.
 //!
 //! [`index`] knows the cluster and decides; it is pure, and everything else is dull. [`watch`] feeds it, [`serve`] tells
-//! agents what it says, [`status`] tells users. [`authority`] holds the keys that vouch for agents, [`roll`] who has a
-//! passport, [`hub`] who is connected.
+//! agents what it says, [`status`] tells users, [`admission`] puts sidecars into pods. [`authority`] holds the keys that
+//! vouch for agents, [`roll`] who has a passport, [`hub`] who is connected.
 
+pub mod admission;
+pub mod ask;
 pub mod authority;
+pub mod certificates;
 pub mod clock;
 pub mod cluster;
 pub mod denials;
@@ -15,6 +18,7 @@ pub mod key;
 pub mod leader;
 pub mod links;
 pub mod metrics;
+pub mod notices;
 pub mod probe;
 pub mod random;
 pub mod replicas;

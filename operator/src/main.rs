@@ -1,10 +1,12 @@
 //! `peerage-operator`: reads flags, sets up logging and a client, and runs.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use peerage_operator::run::{Options, RunError, run};
+use peerage_operator::admission::settings::AdmissionFile;
+use peerage_operator::run::{AdmissionOptions, Options, RunError, run};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Turns Peerage's custom resources into passports, allowlists and relay lists, and serves them to agents.
@@ -26,9 +28,18 @@ struct Arguments {
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, default_value = "[::]:8080", value_name = "ADDRESS:PORT")]
     health: SocketAddr,
+    /// What the chart says of webhooks and sidecars, as JSON; without it nothing is injected and nothing validated.
+    #[arg(long, env = "PEERAGE_ADMISSION", value_name = "FILE")]
+    admission: Option<PathBuf>,
+    /// Where the API server's admission reviews are answered over TLS.
+    #[arg(long, default_value = "[::]:9443", value_name = "ADDRESS:PORT")]
+    listen_admission: SocketAddr,
     /// What this replica is called in the Lease; its host's name and a random part if it is left out.
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     identity: Option<String>,
+    /// Run nothing: ask the operator whose --health is there whether it is ready.
+    #[arg(long, value_name = "HOST:PORT")]
+    ask: Option<String>,
     /// How to log.
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log: LogFormat,
@@ -45,6 +56,12 @@ enum LogFormat {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logging(arguments.log);
+    if let Some(place) = arguments.ask {
+        return match peerage_operator::ask::ready(&place) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
@@ -57,7 +74,12 @@ fn main() -> ExitCode {
 
 async fn operate(arguments: Arguments) -> Result<(), RunError> {
     let client = kube::Client::try_default().await.map_err(|error| RunError::Client(Box::new(error)))?;
+    let admission = match arguments.admission {
+        Some(path) => Some(AdmissionOptions { listen: arguments.listen_admission, file: AdmissionFile::read(&path)? }),
+        None => None,
+    };
     let options = Options {
+        admission,
         namespace: arguments.namespace,
         listen: arguments.listen,
         advertise: arguments.advertise,

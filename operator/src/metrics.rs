@@ -31,6 +31,13 @@ pub struct Kind {
     pub kind: Word,
 }
 
+/// How a review was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Admission {
+    /// In one word.
+    pub outcome: Word,
+}
+
 /// A label's value that the program knows beforehand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Word(pub &'static str);
@@ -64,6 +71,8 @@ pub struct Metrics {
     pub status_writes: Family<Kind, Counter>,
     /// Status writes that failed, by kind.
     pub status_failures: Family<Kind, Counter>,
+    /// Reviews for the API server, by how they were answered.
+    pub admissions: Family<Admission, Counter>,
     /// Whether this replica leads.
     pub leader: Gauge,
     /// Whether the authority's keys are there.
@@ -83,6 +92,7 @@ impl Default for Metrics {
             propagation: Histogram::new(SECONDS),
             status_writes: Family::default(),
             status_failures: Family::default(),
+            admissions: Family::default(),
             leader: Gauge::default(),
             authority: Gauge::default(),
         }
@@ -108,6 +118,7 @@ impl Metrics {
         }
         registry.register("status_writes", "Status writes, by kind", self.status_writes.clone());
         registry.register("status_failures", "Status writes that failed, by kind", self.status_failures.clone());
+        registry.register("admission_reviews", "Admission reviews, by how they were answered", self.admissions.clone());
         registry.register("leader", "1 while this replica writes", self.leader.clone());
         registry.register("authority_usable", "1 while the authority's keys can be used", self.authority.clone());
         registry.register_collector(Box::new(Watches(watches)));

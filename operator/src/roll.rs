@@ -241,7 +241,14 @@ mod tests {
 
     fn set_pod(index: &mut Index, app: &str, terminating: bool) {
         let labels = [("app".to_owned(), app.to_owned())].into();
-        let facts = PodFacts { uid: UID.into(), labels, terminating, injected: true };
+        let facts = PodFacts {
+            uid: UID.into(),
+            labels,
+            terminating,
+            injected: Some("agent:1".into()),
+            left_alone: None,
+            opted_out: false,
+        };
         index.set_pod(&ObjectKey::new("tools", "db-1"), Some(facts));
     }
 

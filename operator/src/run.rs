@@ -10,10 +10,15 @@ use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::{Api, Client, ResourceExt};
 use peerage_agent::health::{HealthServer, Readiness};
 use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
+use crate::admission::settings::{AdmissionFile, ClusterDns, Settings, SettingsError};
+use crate::admission::{self, Reviewer};
 use crate::authority::store::Store;
 use crate::authority::{Keyring, Stored};
+use crate::certificates::bundle;
+use crate::certificates::keeper::Keeper;
 use crate::cluster::{Cluster, News};
 use crate::denials::Ledger;
 use crate::facts::{LinkFacts, PeerFacts, PodFacts, RelayFacts, TrustFacts, Unreadable};
@@ -26,7 +31,7 @@ use crate::roll::Denial;
 use crate::serve::Server;
 use crate::status::Writer;
 use crate::watch::{Delivery, Found, Health, Metadata, Source, Watch, Whole};
-use crate::{clock, denials, links, probe, serve};
+use crate::{clock, denials, links, notices, probe, serve};
 
 /// What somebody chose.
 #[derive(Clone, Debug)]
@@ -41,6 +46,17 @@ pub struct Options {
     pub health: SocketAddr,
     /// What this replica is called in the Lease.
     pub identity: String,
+    /// Where the API server's reviews are answered, and how; none for an operator that injects nothing.
+    pub admission: Option<AdmissionOptions>,
+}
+
+/// What the webhooks need.
+#[derive(Clone, Debug)]
+pub struct AdmissionOptions {
+    /// Where the API server is served.
+    pub listen: SocketAddr,
+    /// What the chart says of the webhooks and of the sidecar.
+    pub file: AdmissionFile,
 }
 
 /// Why the operator ended.
@@ -58,6 +74,9 @@ pub enum RunError {
         #[source]
         cause: std::io::Error,
     },
+    /// What the chart says of injection cannot be read.
+    #[error("cannot inject")]
+    Admission(#[from] SettingsError),
     /// TLS could not be set up.
     #[error("cannot serve")]
     Tls(#[from] serve::TlsError),
@@ -81,6 +100,10 @@ const KINDS: [&str; 7] = ["agentpeers", "agenttrusts", "agentlinks", "agentrelay
 pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let listen_error = |address| move |cause| RunError::Listen { address, cause };
     let listener = serve::bind(options.listen).await.map_err(listen_error(options.listen))?;
+    let reviews = match &options.admission {
+        Some(admission) => Some(serve::bind(admission.listen).await.map_err(listen_error(admission.listen))?),
+        None => None,
+    };
     let watches: Vec<_> = KINDS.into_iter().map(Health::new).collect();
     let (metrics, readiness) = (Arc::new(Metrics::default()), Readiness::default());
     let registry = metrics.registry(watches.clone());
@@ -99,7 +122,8 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
 
     let (stopper, stopping) = watch::channel(false);
     let (news, heard) = mpsc::unbounded_channel();
-    let index = Index::new(stored.fingerprint(), clock::now());
+    let sidecar = options.admission.as_ref().map(|admission| admission.file.agent.image.clone());
+    let index = Index::new(stored.fingerprint(), clock::now()).injecting(sidecar);
     let cluster = Arc::new(Cluster::new(index, epoch, watches, metrics, news));
     let (keys, keyring) = watch::channel(Arc::new(stored.keyring(clock::now())));
     let candidate =
@@ -112,13 +136,18 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     let (count, counted) = mpsc::unbounded_channel();
     let (tell_admitted, admitted) = mpsc::unbounded_channel();
     let (tell_denied, denied) = mpsc::unbounded_channel();
+    let (notice, noticed) = mpsc::unbounded_channel();
     let (tell_probe, probed) = mpsc::channel(16);
-    tokio::spawn(spread_news(heard, Arc::clone(&others), judge, count, tell_admitted, tell_denied));
+    tokio::spawn(spread_news(heard, Arc::clone(&others), judge, count, tell_admitted, tell_denied, notice));
     let writer = Writer::new(Arc::clone(&cluster), Arc::clone(&others), client.clone(), leadership.clone());
     tokio::spawn(writer.run(judged, probed));
     let follower = Follower { cluster: Arc::clone(&cluster), keyring: keyring.clone(), leadership: leadership.clone() };
     tokio::spawn(follower.run(counted, admitted));
     tokio::spawn(probe::run(Arc::clone(&cluster), leadership.clone(), tell_probe));
+    tokio::spawn(notices::run(Arc::clone(&cluster), client.clone(), leadership.clone(), noticed));
+    if let (Some(admission), Some(listener)) = (options.admission, reviews) {
+        start_admission(&cluster, &client, &options.namespace, admission, listener, &leadership, &readiness).await;
+    }
     tokio::spawn(links::run(Arc::clone(&cluster), client.clone(), options.namespace.clone()));
     let ledger = Ledger::new(client.clone(), &options.namespace);
     tokio::spawn(ledger.clone().run(denied));
@@ -140,6 +169,56 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
         Ok(result) => Ok(result?),
         Err(_) => Ok(()),
     }
+}
+
+/// Serves the API server's reviews. Not ready before there is a certificate for that.
+async fn start_admission(
+    cluster: &Arc<Cluster>,
+    client: &Client,
+    namespace: &str,
+    AdmissionOptions { listen, file }: AdmissionOptions,
+    listener: TcpListener,
+    leadership: &watch::Receiver<Leadership>,
+    readiness: &Readiness,
+) {
+    let (keep, current) = watch::channel(None);
+    let keeper = Keeper::new(client.clone(), namespace, file.webhook.names);
+    tokio::spawn(keeper.run(keep, leadership.clone()));
+    tokio::spawn(bundle::run(client.clone(), file.webhook.configuration, current.clone(), leadership.clone()));
+    let waiting = readiness.wait_for("the webhooks' certificate");
+    let mut first = current.clone();
+    tokio::spawn(async move {
+        // An error means that the process ends.
+        let _ = first.wait_for(Option::is_some).await;
+        drop(waiting);
+    });
+    let cluster_dns = ClusterDns::here(&file.agent, namespace);
+    if cluster_dns.is_none() {
+        tracing::warn!("the cluster's DNS is not known: pods that use it are left alone; set agent.clusterDNS");
+    }
+    let authority = cluster.read().index.authority();
+    let native = knows_native_sidecars(client).await;
+    tracing::info!(%listen, ?cluster_dns, native, "injecting");
+    let settings = Settings { agent: file.agent, authority, cluster_dns, native };
+    let reviewer = Reviewer { cluster: Arc::clone(cluster), settings };
+    tokio::spawn(admission::server::Server::new(reviewer, current).run(listener));
+}
+
+/// From 1.29 on; older servers drop the field that makes a container one, and its pod would never get past it.
+async fn knows_native_sidecars(client: &Client) -> bool {
+    loop {
+        match client.apiserver_version().await {
+            Ok(version) => return is_native(&version.major, &version.minor),
+            Err(error) => tracing::warn!(%error, "the API server does not say which version it is"),
+        }
+        tokio::time::sleep(KEYS_EVERY / 5).await;
+    }
+}
+
+/// Some servers put a `+` behind the number.
+fn is_native(major: &str, minor: &str) -> bool {
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
+    number(major).zip(number(minor)).is_some_and(|version| version >= (1, 29))
 }
 
 /// Tries until there are keys; what stands in the way is said each time.
@@ -241,12 +320,16 @@ async fn spread_news(
     count: mpsc::UnboundedSender<Dirty>,
     admitted: mpsc::UnboundedSender<Admitted>,
     denied: mpsc::UnboundedSender<Denial>,
+    notice: mpsc::UnboundedSender<Dirty>,
 ) {
     while let Some(news) = heard.recv().await {
         // Who does not listen any more has ended with the process.
         match news {
             News::Judge(dirty) => {
                 let _ = count.send(dirty.clone());
+                if !dirty.pods.is_empty() {
+                    let _ = notice.send(dirty.clone());
+                }
                 let _ = judge.send(dirty);
             }
             News::Admitted(uid, holder) => {
@@ -355,4 +438,18 @@ fn follow<S: Source, T: Send + 'static>(
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_native;
+
+    #[test]
+    fn native_sidecars_are_there_from_1_29_on() {
+        for (version, expected) in [(("1", "28"), false), (("1", "29"), true), (("1", "34+"), true), (("2", "0"), true)]
+        {
+            assert_eq!(is_native(version.0, version.1), expected, "{version:?}");
+        }
+        assert!(!is_native("", "v"), "what is not understood is taken for old");
+    }
 }

@@ -33,10 +33,46 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{/* What names an image: (list of the image's values, the chart's appVersion). */}}
 {{- define "peerage.image" -}}
-{{- if .Values.image.digest -}}
-{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- $image := index . 0 -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{ $image.repository }}:{{ default (index . 1) $image.tag }}
 {{- end -}}
+{{- end }}
+
+{{- define "peerage.webhook" -}}
+{{ include "peerage.fullname" . }}-webhook
+{{- end }}
+
+{{- define "peerage.relay" -}}
+{{ include "peerage.fullname" . }}-relay
+{{- end }}
+
+{{- define "peerage.relaySelector" -}}
+app.kubernetes.io/name: peerage
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: relay
+{{- end }}
+
+{{- define "peerage.relayLabels" -}}
+{{ include "peerage.relaySelector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* What the operator is told of webhooks and sidecars. */}}
+{{- define "peerage.admission" -}}
+{{- $names := list (printf "%s.%s.svc" (include "peerage.webhook" .) .Release.Namespace) -}}
+{{- with .Values.webhook.url }}{{ $names = append $names (urlParse .).hostname }}{{ end -}}
+{{- $agent := .Values.agent -}}
+{{- $operators := default (list (printf "%s.%s.svc:8443" (include "peerage.operator" .) .Release.Namespace)) $agent.operators -}}
+{{- $sidecar := dict "image" (include "peerage.image" (list $agent.image .Chart.AppVersion)) "imagePullPolicy" $agent.image.pullPolicy
+  "operators" $operators "resources" $agent.resources "log" $agent.log "container" $agent.container "dns" $agent.dns "clusterDns" $agent.clusterDNS -}}
+{{- with $agent.runAsUser }}{{ $_ := set $sidecar "runAsUser" (int .) }}{{ end -}}
+{{- with $agent.clusterDomain }}{{ $_ := set $sidecar "clusterDomain" . }}{{ end -}}
+{{- dict "webhook" (dict "configuration" (include "peerage.clusterName" .) "names" $names) "agent" $sidecar | toPrettyJson -}}
 {{- end }}

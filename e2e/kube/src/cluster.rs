@@ -58,6 +58,14 @@ impl Cluster {
     /// # Errors
     /// It failed, with what it said.
     pub fn run(&self, program: &str, arguments: &[&str], input: &str) -> Result<String, Failed> {
+        self.run_saying(program, arguments, input).map(|(printed, _)| printed)
+    }
+
+    /// The same, and what it said besides: the API server's warnings.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_saying(&self, program: &str, arguments: &[&str], input: &str) -> Result<(String, String), Failed> {
         let mut command = Command::new(self.programs.join(program));
         command.args(arguments).env("KUBECONFIG", &self.admin);
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -68,7 +76,7 @@ impl Cluster {
         let said = child.wait_with_output().trying("run a program")?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         ensure(said.status.success(), || format!("{program} {}: {}", arguments.join(" "), text(&said.stderr)))?;
-        Ok(text(&said.stdout))
+        Ok((text(&said.stdout), text(&said.stderr)))
     }
 
     /// kubectl, its arguments in one line.

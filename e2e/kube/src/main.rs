@@ -7,6 +7,7 @@ mod agent;
 mod audit;
 mod cluster;
 mod failed;
+mod injection;
 mod operator;
 mod tests;
 

@@ -17,6 +17,9 @@ pub const NAMESPACE: &str = "peerage-system";
 /// The chart's ServiceAccount, as the API server calls it.
 pub const ACCOUNT: &str = "system:serviceaccount:peerage-system:peerage-operator";
 
+/// Where the API server asks about pods.
+const WEBHOOK: u16 = 9443;
+
 /// Installs the chart.
 ///
 /// # Errors
@@ -24,7 +27,11 @@ pub const ACCOUNT: &str = "system:serviceaccount:peerage-system:peerage-operator
 pub fn install(cluster: &Cluster, repository: &Path) -> Result<(), Failed> {
     let chart = repository.join("charts/peerage");
     let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
-    cluster.run("helm", &["install", "peerage", chart, "--namespace", NAMESPACE, "--create-namespace"], "")?;
+    // No Service leads anywhere here: the API server asks the first operator's own address.
+    let webhook = format!("webhook.url=https://{}", address(0, WEBHOOK));
+    let values = ["--set", &webhook, "--set", "agent.clusterDNS={10.96.0.10}"];
+    let install = ["install", "peerage", chart, "--namespace", NAMESPACE, "--create-namespace"];
+    cluster.run("helm", &[&install[..], &values[..]].concat(), "")?;
     cluster.kubectl("wait --for=condition=Established --timeout=60s crd agentpeers.peerage.dev agenttrusts.peerage.dev agentlinks.peerage.dev agentrelays.peerage.dev agenttrustrequests.peerage.dev").map(|_| ())
 }
 
@@ -64,14 +71,15 @@ impl Operator {
         fs::write(&kubeconfig, kubeconfig_of_the_chart(cluster)?).trying("write a kubeconfig")?;
         let log = folder.path().join("log");
         let file = fs::File::create(&log).trying("make a log")?;
-        // An address of loopback that no other run has, instead of ports that somebody may have.
-        let [_, _, high, low] = std::process::id().to_be_bytes();
-        let at = |port| SocketAddr::from((Ipv4Addr::new(127, 16 + number, high, low), port));
-        let (agents, health) = (at(8443), at(8080));
+        let (agents, health) = (address(number, 8443), address(number, 8080));
+        let admission = folder.path().join("admission.json");
+        fs::write(&admission, what_the_chart_says(cluster)?).trying("write what the chart says of webhooks")?;
         let child = Command::new(program)
             .args(["--namespace", NAMESPACE, "--identity", &format!("operator-{number}")])
             .args(["--listen", &agents.to_string(), "--advertise", &agents.to_string()])
             .args(["--health", &health.to_string()])
+            .args(["--listen-admission", &address(number, WEBHOOK).to_string(), "--admission"])
+            .arg(&admission)
             .env("KUBECONFIG", &kubeconfig)
             .env_remove("POD_NAME")
             .stdin(Stdio::null())
@@ -107,6 +115,19 @@ impl Drop for Operator {
         let _ = self.child.kill(); // it may have ended
         let _ = self.child.wait();
     }
+}
+
+/// An address of loopback that no other run has, instead of ports that somebody may have.
+fn address(number: u8, port: u16) -> SocketAddr {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, 16 + number, high, low), port))
+}
+
+/// What would be mounted into the operator's pod.
+fn what_the_chart_says(cluster: &Cluster) -> Result<String, Failed> {
+    let map = cluster.get(&format!("configmap peerage-operator -n {NAMESPACE}"))?.unwrap_or_default();
+    let file = map["data"]["admission.json"].as_str();
+    file.map(str::to_owned).ok_or_else(|| Failed::new("the chart says nothing of webhooks"))
 }
 
 fn kubeconfig_of_the_chart(cluster: &Cluster) -> Result<String, Failed> {

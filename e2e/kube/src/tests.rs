@@ -11,6 +11,7 @@ use crate::agent::{self, Agent};
 use crate::audit;
 use crate::cluster::{Cluster, until};
 use crate::failed::{Failed, Trying, ensure};
+use crate::injection;
 use crate::operator::{NAMESPACE, Operator};
 
 /// The world that the tests share.
@@ -30,34 +31,39 @@ pub struct Stage {
 pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
 
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last.
-pub const ALL: [Test; 9] = [
+pub const ALL: [Test; 14] = [
     ("agent-peer", agent_peer),
     ("agent-trust", agent_trust),
     ("agent-link", agent_link),
     ("agent-relay", agent_relay),
     ("malformed", malformed),
+    ("injection", injection::injection),
+    ("left-alone", injection::left_alone),
+    ("who-asks", injection::who_asks),
+    ("host-aliases", injection::host_aliases),
+    ("validation", injection::validation),
     ("enrolment", enrolment),
     ("rotation", rotation),
     ("lost-secret", lost_secret),
     ("rights", rights),
 ];
 
-fn object(kind: &str, name: &str, namespace: Option<&str>, spec: &Value) -> Value {
+pub(crate) fn object(kind: &str, name: &str, namespace: Option<&str>, spec: &Value) -> Value {
     let metadata = json!({"name": name, "namespace": namespace});
     json!({"apiVersion": "peerage.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec})
 }
 
-fn peer(name: &str, namespace: &str) -> Value {
+pub(crate) fn peer(name: &str, namespace: &str) -> Value {
     object("AgentPeer", name, Some(namespace), &json!({"selector": {"matchLabels": {"app": name}}}))
 }
 
-fn trust(name: &str, namespace: &str, agent: &str, peer: &str) -> Value {
+pub(crate) fn trust(name: &str, namespace: &str, agent: &str, peer: &str) -> Value {
     object("AgentTrust", name, Some(namespace), &json!({"agentRef": {"name": agent}, "peer": {"name": peer}}))
 }
 
 impl Stage {
     /// A namespace in which pods can be made.
-    fn namespace(&self, name: &str) -> Result<(), Failed> {
+    pub(crate) fn namespace(&self, name: &str) -> Result<(), Failed> {
         self.cluster.kubectl(&format!("create namespace {name}"))?;
         // The API server refuses pods until the controller has made it.
         let there = until(|| Ok(self.cluster.get(&format!("serviceaccount default -n {name}"))?.is_some()))?;
@@ -76,7 +82,7 @@ impl Stage {
         }))
     }
 
-    fn authority(&self) -> Result<String, Failed> {
+    pub(crate) fn authority(&self) -> Result<String, Failed> {
         self.cluster
             .kubectl(&format!("get configmap peerage-authority -n {NAMESPACE} -o jsonpath={{.data.fingerprint}}"))
     }

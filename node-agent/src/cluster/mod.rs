@@ -34,6 +34,7 @@ use self::node::{Node, Parts};
 use crate::control::ControlSocket;
 use crate::control::Failure;
 use crate::control::view::Event;
+pub use crate::daemon::edge::{Dns, InvalidDns};
 use crate::daemon::edge::{Edge, EdgeConfig};
 use crate::daemon::footprint::Footprint;
 use crate::daemon::link::{LinkEvent, Starter};
@@ -74,6 +75,8 @@ pub struct Options {
     pub proxy: Option<SocketAddr>,
     /// Whether programs find peers by name and address.
     pub names: bool,
+    /// Who answers for names, and whom it asks about others.
+    pub dns: Dns,
     /// Where `/healthz`, `/readyz` and `/metrics` answer; nowhere unless said.
     pub health: Option<SocketAddr>,
     /// Ports that the pod's containers declare.
@@ -109,7 +112,7 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
     let (incoming, opened) = mpsc::channel(INCOMING);
     let (events, link_events) = mpsc::channel(EVENTS);
     let tunnel = Arc::new(tunnel::Tunnel::default());
-    let edge_config = EdgeConfig { proxy: options.proxy, names: options.names };
+    let edge_config = EdgeConfig { proxy: options.proxy, names: options.names, dns: options.dns.clone() };
     let edge = Edge::start(edge_config, Arc::clone(&tunnel) as Arc<dyn crate::tunnel::Dial>, opened).await;
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let mut serving = JoinSet::new();
@@ -135,7 +138,8 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
 /// Ready is: DNS answers, and we know whom we may talk to or have waited for it long enough. Never "a relay is reachable":
 /// a pod must not hang on that.
 fn watch_readiness(node: &Arc<Node>, readiness: &Readiness, serving: &mut JoinSet<()>) {
-    let dns = (node.options.names && node.edge.dns.is_none()).then(|| readiness.wait_for("DNS on 127.64.0.1"));
+    let wanted = node.options.names && node.options.dns != Dns::Off;
+    let dns = (wanted && node.edge.dns.is_none()).then(|| readiness.wait_for("DNS on 127.64.0.1"));
     let first = readiness.wait_for("the first word of an operator");
     let mut loaded = node.loaded.subscribe();
     serving.spawn(async move {

@@ -27,9 +27,43 @@ use crate::tunnel::{Dial, Incoming};
 pub struct EdgeConfig {
     /// Where the proxy listens; nowhere unless asked for.
     pub proxy: Option<SocketAddr>,
-    /// Whether programs find peers by DNS and connect to their addresses.
+    /// Whether programs find peers by name and connect to their addresses.
     pub names: bool,
+    /// Who answers for names, and whom it asks about others.
+    pub dns: Dns,
 }
+
+/// DNS on 127.64.0.1.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Dns {
+    /// Asks the servers of /etc/resolv.conf about names that are not ours.
+    #[default]
+    System,
+    /// Asks these instead: in a pod whose resolv.conf names nobody but us.
+    Servers(Vec<SocketAddr>),
+    /// Names are told to programs in another way, so nothing of ours is on the port.
+    Off,
+}
+
+impl std::str::FromStr for Dns {
+    type Err = InvalidDns;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDns> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        let server = |one: &str| match one.trim().parse() {
+            Ok(address) => Ok(SocketAddr::new(address, 53)),
+            Err(_) => one.trim().parse(),
+        };
+        text.split(',').map(server).collect::<Result<_, _>>().map(Self::Servers).map_err(|_| InvalidDns)
+    }
+}
+
+/// Text that does not say whom to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("DNS servers are addresses with commas between, like 10.96.0.10 or [fd00::a]:53; `off` is no DNS")]
+pub struct InvalidDns;
 
 /// Something in the way of programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,12 +113,17 @@ impl Edge {
         let (mut tasks, mut problems) = (JoinSet::new(), Vec::new());
         let inbound = Inbound::new(offered, seen.clone(), Limits::default(), Arc::clone(&stats));
         tasks.spawn(inbound.run(incoming));
-        let dns = match config.names {
-            true => {
-                tasks.spawn(listen::run(seen.clone(), outbound.clone(), listen::Config::default(), report));
-                start_dns(seen.clone(), &mut tasks, &mut problems).await
-            }
-            false => None,
+        if config.names {
+            tasks.spawn(listen::run(seen.clone(), outbound.clone(), listen::Config::default(), report));
+        }
+        let upstreams = match config.dns {
+            Dns::System => Some(dns::Upstreams::from_file("/etc/resolv.conf")),
+            Dns::Servers(servers) => Some(dns::Upstreams::fixed(servers)),
+            Dns::Off => None,
+        };
+        let dns = match upstreams.filter(|_| config.names) {
+            Some(upstreams) => start_dns(upstreams, seen.clone(), &mut tasks, &mut problems).await,
+            None => None,
         };
         let proxy = match config.proxy {
             Some(address) => start_proxy(address, seen, outbound.clone(), &mut tasks, &mut problems).await,
@@ -221,11 +260,12 @@ impl NamesWatch {
 }
 
 async fn start_dns(
+    upstreams: dns::Upstreams,
     seen: watch::Receiver<Arc<Directory>>,
     tasks: &mut JoinSet<()>,
     problems: &mut Vec<String>,
 ) -> Option<SocketAddr> {
-    let config = dns::Config::new(dns::Upstreams::from_file("/etc/resolv.conf"));
+    let config = dns::Config::new(upstreams);
     match dns::Server::bind(config, seen).await {
         Ok(server) => {
             let address = server.local_addr();
@@ -258,6 +298,23 @@ async fn start_proxy(
         Err(error) => {
             problems.push(format!("the proxy cannot listen on {address}: {error}; choose another with --proxy"));
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dns_servers_are_addresses_whose_port_is_53_unless_said() {
+        let servers: Dns = "10.96.0.10, [fd00::a]:5353,fd00::b".parse().expect("it is right");
+        let expected =
+            ["10.96.0.10:53", "[fd00::a]:5353", "[fd00::b]:53"].map(|text| text.parse().expect("an address"));
+        assert_eq!(servers, Dns::Servers(expected.into()));
+        assert_eq!("off".parse(), Ok(Dns::Off));
+        for wrong in ["", "kube-dns", "10.96.0.10,"] {
+            assert_eq!(wrong.parse::<Dns>(), Err(InvalidDns), "{wrong}");
         }
     }
 }

@@ -130,7 +130,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
         predecessors,
     })
     .map_err(|error| no_tunnel(&error))?;
-    let edge_config = EdgeConfig { proxy: options.proxy, names: options.names };
+    let edge_config = EdgeConfig { proxy: options.proxy, names: options.names, ..EdgeConfig::default() };
     let edge = Edge::start(edge_config, Arc::clone(&link) as Arc<dyn crate::tunnel::Dial>, incoming).await;
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let mut serving = JoinSet::new();

@@ -1,12 +1,13 @@
 //! Just enough HTTP for a kubelet and a Prometheus: GET, one request a connection.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -40,7 +41,7 @@ impl HealthServer {
     /// # Errors
     /// When the address cannot be had.
     pub async fn bind(address: SocketAddr, readiness: Readiness, registry: Registry) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let listener = listen(address).await?;
         Ok(Self { listener, shared: Arc::new(Shared { readiness, registry }) })
     }
 
@@ -68,6 +69,18 @@ impl HealthServer {
                 drop(place);
             });
         }
+    }
+}
+
+/// `[::]` is every address of IPv6 and IPv4; on a kernel without IPv6 it is every one that there is.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    let everywhere = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match bound {
+        Err(error) if everywhere && error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
     }
 }
 

@@ -59,6 +59,7 @@ impl Pod {
             relay_proxy: ProxySettings::default(),
             proxy: None,
             names: true,
+            dns: cluster::Dns::System,
             health: None,
             reserved: Vec::new(),
         };

@@ -97,12 +97,20 @@ pub struct PodFacts {
     pub labels: Labels,
     /// Whether it is on its way out.
     pub terminating: bool,
-    /// Whether the sidecar was injected.
-    pub injected: bool,
+    /// The image of the sidecar that was injected, if one was.
+    pub injected: Option<String>,
+    /// Why injection left it alone, if it did.
+    pub left_alone: Option<String>,
+    /// Whether it wants none.
+    pub opted_out: bool,
 }
 
-/// The annotation that injection leaves on a pod.
+/// The annotation that injection leaves on a pod, with the image of the sidecar.
 pub const INJECTED: &str = "peerage.dev/injected";
+/// The annotation of a pod that wants no sidecar, with the value `false`.
+pub const OPT_OUT: &str = "peerage.dev/inject";
+/// The annotation that says why injection left a pod alone.
+pub const LEFT_ALONE: &str = "peerage.dev/not-injected";
 
 impl PodFacts {
     /// Reads a pod's metadata.
@@ -113,7 +121,9 @@ impl PodFacts {
             uid: pod.uid().unwrap_or_default(),
             labels: pod.labels().clone(),
             terminating: pod.metadata.deletion_timestamp.is_some(),
-            injected: annotations.contains_key(INJECTED),
+            injected: annotations.get(INJECTED).cloned(),
+            left_alone: annotations.get(LEFT_ALONE).cloned(),
+            opted_out: annotations.get(OPT_OUT).is_some_and(|value| value == "false"),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
 
-use super::{Index, Refusal};
+use super::{Index, PodSums, Refusal};
 use crate::facts::{PeerFacts, RelayFacts, Target, TrustFacts};
 use crate::key::ObjectKey;
 
@@ -73,6 +73,41 @@ fn with_summary(mut verdicts: Vec<Verdict>, good: Verdict) -> Vec<Verdict> {
     verdicts
 }
 
+/// Who has enrolled runs a sidecar, wherever it came from.
+fn with_sidecar(sums: &PodSums, enrolled: usize) -> usize {
+    sums.injected.max(enrolled).min(sums.matched)
+}
+
+/// Whether each pod has a sidecar, and what to do about those that have none or an old one.
+fn judge_injection(sums: &PodSums, enrolled: usize) -> Verdict {
+    let (aspect, injected) = (ConditionType::Injected, with_sidecar(sums, enrolled));
+    let (matched, missing) = (sums.matched, sums.matched - injected);
+    if missing == 0 {
+        let all = format!("{matched} of {matched} pods");
+        return match sums.outdated {
+            0 => Verdict::holds(aspect, Reason::AsDeclared, all),
+            outdated => {
+                let text = format!(
+                    "{all}; {outdated} with another version of the sidecar than new pods get, until they restart"
+                );
+                Verdict::holds(aspect, Reason::OutdatedSidecars, text)
+            }
+        };
+    }
+    let left_alone = sums.left_alone.min(missing);
+    let mut parts = Vec::new();
+    if missing > left_alone {
+        parts.push(format!(
+            "{} of {matched} pods need a restart: they were made while nothing asked for their injection (label {} of the namespace or {} of the pod), or while no operator ran",
+            missing - left_alone, "peerage.dev/injection: enabled", "peerage.dev/agent",
+        ));
+    }
+    if let Some(why) = sums.why.as_ref().filter(|_| left_alone > 0) {
+        parts.push(format!("{left_alone} of {matched} pods were left alone: {why}"));
+    }
+    Verdict::fails(aspect, Reason::NotInjected, parts.join("; "))
+}
+
 fn refused(refusal: &Refusal, aspects: &[ConditionType]) -> Vec<Verdict> {
     aspects.iter().map(|aspect| Verdict::fails(*aspect, refusal.reason, refusal.message.clone())).collect()
 }
@@ -81,9 +116,8 @@ impl Index {
     /// The conditions of an AgentPeer.
     #[must_use]
     pub fn judge_peer(&self, key: &ObjectKey, live: &PeerLive) -> Vec<Verdict> {
-        let (matched, annotated) = self.pod_counts(key);
-        // Who has enrolled runs a sidecar, wherever it came from.
-        let injected = annotated.max(live.enrolled).min(matched);
+        let sums = self.pod_sums(key);
+        let matched = sums.matched;
         let accepted = self.judge_selector(key);
         if matched == 0 {
             let none = "no pod matches spec.selector";
@@ -92,16 +126,7 @@ impl Index {
             verdicts.extend(others.map(|aspect| Verdict::holds(aspect, Reason::NoPods, none)));
             return with_summary(verdicts, Verdict::holds(ConditionType::Ready, Reason::NoPods, none));
         }
-        let injection = match injected == matched {
-            true => Verdict::holds(ConditionType::Injected, Reason::AsDeclared, format!("{matched} of {matched} pods")),
-            false => Verdict::fails(
-                ConditionType::Injected,
-                Reason::NotInjected,
-                format!(
-                    "{injected} of {matched} pods have a sidecar; label the namespace or the pods, then restart the others"
-                ),
-            ),
-        };
+        let injection = judge_injection(&sums, live.enrolled);
         let enrolment = match live.enrolled >= matched {
             true => Verdict::holds(ConditionType::Enrolled, Reason::AsDeclared, format!("{matched} of {matched} pods")),
             false => Verdict::fails(
@@ -160,7 +185,7 @@ impl Index {
             return verdicts;
         }
         verdicts.push(self.judge_programmed(facts, live, programmed));
-        let (matched, _) = self.pod_counts(&facts.agent);
+        let matched = self.pod_sums(&facts.agent).matched;
         let good = match (&facts.target, live.path) {
             // Whether the owner over there consented shows in one thing only: that the two are connected.
             (Target::Away { .. }, None | Some(PathSummary::Idle)) => Verdict::fails(
@@ -180,7 +205,7 @@ impl Index {
 
     fn judge_programmed(&self, facts: &TrustFacts, live: &TrustLive, before: Option<ConditionStatus>) -> Verdict {
         let aspect = ConditionType::Programmed;
-        let (matched, _) = self.pod_counts(&facts.agent);
+        let matched = self.pod_sums(&facts.agent).matched;
         if matched == 0 {
             return Verdict::holds(aspect, Reason::NoPods, "no pod is this agent at the moment");
         }
@@ -215,7 +240,8 @@ impl Index {
     }
 
     /// What its owner should know of an AgentTrust that holds nevertheless.
-    fn remarks(&self, key: &ObjectKey, facts: &TrustFacts) -> String {
+    #[must_use]
+    pub fn remarks(&self, key: &ObjectKey, facts: &TrustFacts) -> String {
         let mut remarks = Vec::new();
         let offers = self.peers.get(&facts.agent).map(|peer| &peer.ports[..]).unwrap_or_default();
         let unknown = |name: &&peerage_model::Label| !offers.iter().any(|offer| offer.name == **name);
@@ -269,11 +295,11 @@ impl Index {
         with_summary(vec![accepted, available], good)
     }
 
-    /// What an AgentPeer calls the numbers of its status: matched, injected, enrolled.
+    /// What an AgentPeer calls the numbers of its status: matched, injected, enrolled, outdated.
     #[must_use]
-    pub fn peer_numbers(&self, key: &ObjectKey, live: &PeerLive) -> [usize; 3] {
-        let (matched, annotated) = self.pod_counts(key);
-        [matched, annotated.max(live.enrolled).min(matched), live.enrolled.min(matched)]
+    pub fn peer_numbers(&self, key: &ObjectKey, live: &PeerLive) -> [usize; 4] {
+        let sums = self.pod_sums(key);
+        [sums.matched, with_sidecar(&sums, live.enrolled), live.enrolled.min(sums.matched), sums.outdated]
     }
 
     /// What our agent's programs call the peer of an AgentTrust; none for a fleet, whose members go by their names.

@@ -22,7 +22,7 @@ use peerage_model::{AgentId, Fingerprint, Label, TrustId, UnixTime};
 pub use dirty::Dirty;
 pub use judge::{PeerLive, TrustLive, Verdict};
 pub use matching::{Labels, Matching, covers};
-pub use pods::PodAgent;
+pub use pods::{PodAgent, PodSums};
 pub use trusts::Refusal;
 
 use crate::facts::{LinkFacts, LinkRecord, PeerFacts, PodFacts, RelayFacts, TrustFacts};
@@ -62,6 +62,8 @@ pub struct Index {
     trusts_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// AgentTrusts that will end.
     endings: BTreeSet<(UnixTime, ObjectKey)>,
+    /// The image of the sidecar that is injected today, if this operator injects.
+    sidecar: Option<String>,
 }
 
 impl Index {
@@ -85,7 +87,14 @@ impl Index {
             fleets_of: BTreeMap::new(),
             trusts_of: BTreeMap::new(),
             endings: BTreeSet::new(),
+            sidecar: None,
         }
+    }
+
+    /// The same, where sidecars of this image are injected.
+    #[must_use]
+    pub fn injecting(self, sidecar: Option<String>) -> Self {
+        Self { sidecar, ..self }
     }
 
     /// Whose agents these are.
@@ -148,6 +157,12 @@ impl Index {
     /// The names of all AgentRelays, with what they declare.
     pub fn relays(&self) -> impl Iterator<Item = (&String, &RelayFacts)> {
         self.relays.iter()
+    }
+
+    /// Whether there is a namespace of this name.
+    #[must_use]
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
     }
 
     /// How many AgentPeers, AgentTrusts and pods there are.

@@ -1,6 +1,12 @@
-//! Which agent a pod is.
+//! Which agent a pod is, and whether it has a sidecar.
 
-use super::Index;
+use std::net::Ipv4Addr;
+
+use peerage_agent::address::{AddressBook, Listed};
+
+use super::{Index, Labels, covers};
+use crate::facts::PeerFacts;
+use crate::facts::peer::OPT_OUT;
 use crate::key::ObjectKey;
 
 /// Which agent a pod is.
@@ -21,6 +27,21 @@ pub enum PodAgent {
     },
     /// Several AgentPeers select it.
     Ambiguous(Vec<ObjectKey>),
+}
+
+/// How it is with the pods of an agent; what is on its way out does not count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSums {
+    /// Pods that the selector finds.
+    pub matched: usize,
+    /// Of those, with a sidecar.
+    pub injected: usize,
+    /// Of those, with another image of the sidecar than is injected today.
+    pub outdated: usize,
+    /// Pods without one that injection leaves alone.
+    pub left_alone: usize,
+    /// Why, of the first of them.
+    pub why: Option<String>,
 }
 
 impl Index {
@@ -57,13 +78,59 @@ impl Index {
         self.workloads.selected(agent)
     }
 
-    /// How many pods the agent's selector finds, and how many of those carry a sidecar; what is on its way out does not
-    /// count.
+    /// How it is with the agent's pods.
     #[must_use]
-    pub fn pod_counts(&self, agent: &ObjectKey) -> (usize, usize) {
+    pub fn pod_sums(&self, agent: &ObjectKey) -> PodSums {
         let pods = self.workloads.selected(agent);
         let alive = pods.iter().filter_map(|pod| self.pods.get(pod)).filter(|facts| !facts.terminating);
-        alive.fold((0, 0), |(matched, injected), facts| (matched + 1, injected + usize::from(facts.injected)))
+        alive.fold(PodSums::default(), |mut sums, facts| {
+            let outdated =
+                facts.injected.as_ref().is_some_and(|image| self.sidecar.as_ref().is_some_and(|new| new != image));
+            sums.matched += 1;
+            sums.injected += usize::from(facts.injected.is_some());
+            sums.outdated += usize::from(outdated);
+            let out = facts.opted_out.then(|| format!("annotation {OPT_OUT} says so"));
+            if let Some(why) = facts.left_alone.clone().or(out).filter(|_| facts.injected.is_none()) {
+                sums.left_alone += 1;
+                sums.why.get_or_insert(why);
+            }
+            sums
+        })
+    }
+
+    /// The AgentPeers of a namespace.
+    pub fn peers_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a ObjectKey, &'a PeerFacts)> {
+        let from = self.peers.range(ObjectKey::new(namespace, "")..);
+        from.take_while(move |(key, _)| key.namespace == namespace)
+    }
+
+    /// Those of them that would select a pod with these labels.
+    pub fn peers_selecting<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a PeerFacts)> {
+        // Emptiness never means "all".
+        let selects = |facts: &PeerFacts| !facts.selector.is_empty() && covers(labels, &facts.selector);
+        self.peers_in(namespace).filter(move |(_, facts)| selects(facts))
+    }
+
+    /// What programs of an agent call the peers that it consents to, and the address that its sidecar will give each: both
+    /// follow from who the peer is, so they are known before the sidecar runs. (It gives another one where two peers' ids
+    /// have one hash in four million, to the younger of them.)
+    #[must_use]
+    pub fn hosts_of(&self, agent: &ObjectKey) -> Vec<(Ipv4Addr, Vec<String>)> {
+        let listed = self.candidates(agent).into_iter().filter_map(|peer| {
+            let (_, facts) = self.consent(agent, &peer)?;
+            Some(Listed::new(peer.clone(), self.alias_of(facts, &peer)?, Vec::new()))
+        });
+        let directory = AddressBook::new().directory(listed);
+        let names = |entry: &peerage_agent::address::Entry| {
+            let mut names = vec![entry.alias.to_string(), entry.alias_name(), entry.full_name()];
+            names.dedup();
+            names
+        };
+        directory.entries().map(|entry| (entry.address, names(entry))).collect()
     }
 
     /// Whoever else selects a pod of this agent's, or would as soon as there is one.

@@ -59,12 +59,17 @@ pub fn peer(index: &Index, key: &ObjectKey, live: &Live<'_>) -> Option<AgentPeer
     }
     let (path, nat) = live.others.paths(key, live.hub);
     let here = PeerLive { enrolled, path, nat };
-    let [matched, injected, enrolled] = index.peer_numbers(key, &here);
+    let [matched, injected, enrolled, outdated] = index.peer_numbers(key, &here);
     let new = AgentPeerStatus {
         observed_generation: facts.generation,
         conditions: conditions(&old.conditions, index.judge_peer(key, &here), facts.generation, live.now),
         authority: Some(index.authority().to_string()),
-        pods: Some(PodCounts { matched: number(matched), injected: number(injected), enrolled: number(enrolled) }),
+        pods: Some(PodCounts {
+            matched: number(matched),
+            injected: number(injected),
+            enrolled: number(enrolled),
+            outdated: number(outdated),
+        }),
         path: here.path.or(old.path.filter(|_| live.settling)),
         nat: here.nat.or_else(|| old.nat.clone()),
     };

@@ -147,6 +147,7 @@ impl World {
             advertise: listen.to_string(),
             health,
             identity: listen.to_string(),
+            admission: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let client = self.client.clone();

@@ -95,7 +95,9 @@ impl Replica {
             uid: POD_UID.into(),
             labels: [("app".to_owned(), app.to_owned())].into(),
             terminating: false,
-            injected: true,
+            injected: Some("agent:1".into()),
+            left_alone: None,
+            opted_out: false,
         });
         self.cluster.change(|index| index.set_pod(&key("reporter-1.reports"), facts));
     }

@@ -98,7 +98,10 @@ impl World {
         self.serial += 1;
         let labels = serde_json::from_value(labels).expect("labels");
         let uid = format!("uid-{}-{}", key, self.serial);
-        self.index.set_pod(&key, Some(PodFacts { uid, labels, terminating: false, injected: false }))
+        self.index.set_pod(
+            &key,
+            Some(PodFacts { uid, labels, terminating: false, injected: None, left_alone: None, opted_out: false }),
+        )
     }
 
     pub fn entry(&self, agent: &str, peer: &str) -> Option<Entry> {

@@ -1,0 +1,239 @@
+//! What becomes of pods and of our objects on their way through a real API server: the webhooks answer it, and what it
+//! stored is looked at. No kubelet is needed for that; PodSecurity `restricted` is enforced all the same.
+
+use serde_json::{Value, json};
+
+use crate::cluster::until;
+use crate::failed::{Failed, ensure};
+use crate::operator::NAMESPACE;
+use crate::tests::{Stage, object, peer, trust};
+
+const AGENT: &str = "peerage-agent";
+
+/// A pod that PodSecurity `restricted` admits, with `spec` in place of what is there.
+fn pod(name: &str, namespace: &str, spec: &Value) -> Value {
+    let container = json!({
+        "name": "app", "image": "none", "ports": [{"containerPort": 8080}],
+        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+    });
+    let mut whole = json!({
+        "containers": [container],
+        "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+    });
+    for (field, value) in spec.as_object().into_iter().flatten() {
+        whole[field] = value.clone();
+    }
+    let metadata = json!({"name": name, "namespace": namespace, "labels": {"app": name}});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": whole})
+}
+
+impl Stage {
+    /// A namespace that asks for injection and enforces PodSecurity `restricted`.
+    fn restricted(&self, name: &str) -> Result<(), Failed> {
+        self.namespace(name)?;
+        let labels = ["enforce", "warn", "audit"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
+        self.cluster.kubectl(&format!("label namespace {name} peerage.dev/injection=enabled {}", labels.join(" ")))?;
+        self.is_asked()
+    }
+
+    /// Until the leader has told the API server our CA, and the API server asks.
+    fn is_asked(&self) -> Result<(), Failed> {
+        let name = format!("{NAMESPACE}-peerage-operator");
+        let told = |kind: &str| -> Result<bool, Failed> {
+            let found = self.cluster.get(&format!("{kind} {name}"))?.unwrap_or_default();
+            let hooks = found["webhooks"].as_array().cloned().unwrap_or_default();
+            Ok(!hooks.is_empty() && hooks.iter().all(|hook| hook["clientConfig"]["caBundle"].is_string()))
+        };
+        let all = until(|| Ok(told("mutatingwebhookconfiguration")? && told("validatingwebhookconfiguration")?))?;
+        ensure(all, || "the webhook configurations were told no CA".into())?;
+        // The API server reads its configurations by watching them, so a moment passes: a pod that is only tried tells.
+        let mut probe = pod("probe", "default", &json!({}));
+        probe["metadata"]["labels"] = json!({"peerage.dev/agent": "probe"});
+        let asked = until(|| {
+            let said = self.cluster.run(
+                "kubectl",
+                &["create", "--dry-run=server", "-o", "json", "-f", "-"],
+                &probe.to_string(),
+            )?;
+            Ok(said.contains(AGENT))
+        })?;
+        ensure(asked, || "the API server does not ask the webhook".into())
+    }
+
+    /// Creates an object; what the API server stored, and what it warned of.
+    fn create(&self, object: &Value) -> Result<(Value, String), Failed> {
+        let (stored, warnings) =
+            self.cluster.run_saying("kubectl", &["create", "-o", "json", "-f", "-"], &object.to_string())?;
+        let stored =
+            serde_json::from_str(&stored).map_err(|error| Failed::new(format!("kubectl said no JSON: {error}")))?;
+        Ok((stored, warnings))
+    }
+
+    fn stored(&self, pod: &Value) -> Result<Value, Failed> {
+        let (stored, warnings) = self.create(pod)?;
+        ensure(warnings.is_empty(), || format!("it warns: {warnings}"))?;
+        Ok(stored)
+    }
+}
+
+fn env<'a>(container: &'a Value, name: &str) -> &'a str {
+    let mut all = container["env"].as_array().into_iter().flatten();
+    all.find(|one| one["name"] == name).and_then(|one| one["value"].as_str()).unwrap_or_default()
+}
+
+fn is(found: &Value, expected: &Value, what: &str) -> Result<(), Failed> {
+    ensure(found == expected, || format!("{what}: expected {expected}, found {found}"))
+}
+
+/// A pod of a restricted namespace, as it was stored.
+pub fn injection(stage: &Stage) -> Result<String, Failed> {
+    stage.restricted("injected")?;
+    let before = pod(
+        "db",
+        "injected",
+        &json!({"initContainers": [{
+            "name": "own", "image": "none",
+            "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+        }]}),
+    );
+    let after = stage.stored(&before)?;
+    let agent = &after["spec"]["initContainers"][0];
+    is(&agent["name"], &AGENT.into(), "the first init container")?;
+    is(&agent["restartPolicy"], &"Always".into(), "and it goes on running")?;
+    let mounts = agent["volumeMounts"].as_array().cloned().unwrap_or_default();
+    let kube =
+        mounts.iter().any(|mount| mount["name"].as_str().is_some_and(|name| name.starts_with("kube-api-access")));
+    ensure(!kube, || format!("the agent got a token for the API server: {mounts:?}"))?;
+    let app = &after["spec"]["containers"][0];
+    ensure(app["env"].is_null(), || format!("the application's container was changed: {app}"))?;
+    is(&after["spec"]["dnsPolicy"], &"None".into(), "dnsPolicy")?;
+    is(&after["spec"]["dnsConfig"]["searches"][0], &"peer.internal".into(), "the first search")?;
+    is(&after["spec"]["dnsConfig"]["searches"][1], &"injected.svc.cluster.local".into(), "the second")?;
+    let authority = stage.authority()?;
+    ensure(env(agent, "PEERAGE_AUTHORITY") == authority, || "the agent would believe somebody else".into())?;
+    ensure(env(agent, "PEERAGE_DNS") == "10.96.0.10", || "the agent asks nobody about other names".into())?;
+    ensure(env(agent, "PEERAGE_RESERVED_PORTS") == "8080", || {
+        "the agent does not keep off the application's port".into()
+    })?;
+    stage.cluster.apply(&peer("db", "injected"))?;
+    stage.cluster.condition("agentpeer db -n injected", "Injected", "True", "AsDeclared")?;
+    Ok("restricted admits the pod without a warning; the agent is first, without a token for the API server".into())
+}
+
+/// Pods in whose way something stands.
+pub fn left_alone(stage: &Stage) -> Result<String, Failed> {
+    stage.namespace("obstacles")?;
+    stage.cluster.kubectl("label namespace obstacles peerage.dev/injection=enabled")?;
+    stage.is_asked()?;
+    let sysctl = json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "1024"}]);
+    for (name, spec, words) in [
+        ("host", json!({"hostNetwork": true}), "hostNetwork"),
+        ("sysctl", json!({"securityContext": {"sysctls": sysctl}}), "ip_unprivileged_port_start to 1024"),
+        ("node-dns", json!({"dnsPolicy": "Default"}), "dnsPolicy Default"),
+    ] {
+        let (stored, warnings) = stage.create(&pod(name, "obstacles", &spec))?;
+        ensure(stored["spec"]["initContainers"].is_null(), || format!("{name} was injected"))?;
+        ensure(warnings.contains(words), || format!("{name}: whoever made it is told `{warnings}`"))?;
+        let told = until(|| {
+            let events = format!("events.events.k8s.io -n obstacles --field-selector regarding.name={name}");
+            let events = stage.cluster.get(&events)?.unwrap_or_default();
+            let mut events = events["items"].as_array().into_iter().flatten();
+            Ok(events.any(|event| {
+                event["reason"] == "NotInjected" && event["note"].as_str().is_some_and(|note| note.contains(words))
+            }))
+        })?;
+        ensure(told, || format!("no Event of {name} says why"))?;
+    }
+    stage.cluster.apply(&peer("host", "obstacles"))?;
+    stage.cluster.condition("agentpeer host -n obstacles", "Injected", "False", "NotInjected")?;
+    let found = stage.cluster.get("agentpeer host -n obstacles")?.unwrap_or_default();
+    let said = found["status"]["conditions"].to_string();
+    ensure(said.contains("1 of 1 pods were left alone"), || format!("the condition does not say why: {said}"))?;
+    let selector = json!({"selector": {"matchLabels": {"app": "both"}}});
+    for name in ["one", "other"] {
+        stage.cluster.apply(&object("AgentPeer", name, Some("obstacles"), &selector))?;
+    }
+    for name in ["one", "other"] {
+        let object = format!("agentpeer {name} -n obstacles");
+        stage.cluster.condition(&object, "Accepted", "False", "ConflictingSelector")?;
+    }
+    let (_, warnings) = stage.create(&pod("both", "obstacles", &json!({})))?;
+    ensure(warnings.contains("AgentPeers one, other"), || format!("two select it, and it says `{warnings}`"))?;
+    Ok("a warning, an Event and a condition say why; the pods are as they were made".into())
+}
+
+/// Which pods are asked about at all.
+pub fn who_asks(stage: &Stage) -> Result<String, Failed> {
+    stage.namespace("quiet")?;
+    stage.is_asked()?;
+    let is_injected =
+        |pod: &Value| -> Result<bool, Failed> { Ok(stage.stored(pod)?["spec"]["initContainers"][0]["name"] == AGENT) };
+    let ensured =
+        |found: bool, expected: bool, what: &str| ensure(found == expected, || format!("{what}: injected is {found}"));
+    ensured(is_injected(&pod("nobody", "quiet", &json!({})))?, false, "no label")?;
+    let mut asking = pod("asking", "quiet", &json!({}));
+    asking["metadata"]["labels"]["peerage.dev/agent"] = "asking".into();
+    ensured(is_injected(&asking)?, true, "the pod's own label")?;
+    stage.cluster.apply(&peer("nobody", "quiet"))?;
+    stage.cluster.condition("agentpeer nobody -n quiet", "Injected", "False", "NotInjected")?;
+    let found = stage.cluster.get("agentpeer nobody -n quiet")?.unwrap_or_default()["status"]["conditions"].to_string();
+    ensure(found.contains("1 of 1 pods need a restart"), || format!("it does not say what to do: {found}"))?;
+    stage.cluster.kubectl("label namespace quiet peerage.dev/injection=enabled")?;
+    let mut out = pod("out", "quiet", &json!({}));
+    out["metadata"]["annotations"] = json!({"peerage.dev/inject": "false"});
+    let seen = until(|| {
+        let tried = pod("tried", "quiet", &json!({})).to_string();
+        Ok(stage
+            .cluster
+            .run("kubectl", &["create", "--dry-run=server", "-o", "json", "-f", "-"], &tried)?
+            .contains(AGENT))
+    })?;
+    ensure(seen, || "the namespace's label has no effect".into())?;
+    ensured(is_injected(&out)?, false, "opted out")?;
+    let mut ours = pod("ours", NAMESPACE, &json!({}));
+    ours["metadata"]["labels"]["peerage.dev/agent"] = "ours".into();
+    ensured(is_injected(&ours)?, false, "the operator's own namespace")?;
+    stage.cluster.kubectl(&format!("delete pod ours -n {NAMESPACE} --grace-period=0 --force"))?;
+    Ok("a label of the namespace or of the pod asks, an annotation declines, the operator's namespace is left alone"
+        .into())
+}
+
+/// A pod whose DNS stays as it was.
+pub fn host_aliases(stage: &Stage) -> Result<String, Failed> {
+    stage.restricted("aliases")?;
+    stage.cluster.apply(&peer("caller", "aliases"))?;
+    stage.cluster.apply(&trust("caller-planner", "aliases", "caller", "planner"))?;
+    stage.cluster.condition("agenttrust caller-planner -n aliases", "Ready", "False", "WaitingForPeer")?;
+    let mut caller = pod("caller", "aliases", &json!({}));
+    caller["metadata"]["annotations"] = json!({"peerage.dev/dns": "HostAliases"});
+    let after = stage.stored(&caller)?;
+    is(&after["spec"]["dnsPolicy"], &"ClusterFirst".into(), "dnsPolicy")?;
+    let alias = &after["spec"]["hostAliases"][0];
+    let names = json!(["planner", "planner.peer.internal", "planner.aliases.peer.internal"]);
+    is(&alias["hostnames"], &names, "the names of the peer")?;
+    let address = alias["ip"].as_str().unwrap_or_default();
+    ensure(address.starts_with("127."), || format!("the address of the peer is {address}"))?;
+    Ok(format!("DNS is the cluster's, and the peer is at {address}"))
+}
+
+/// What the API server says of our own objects.
+pub fn validation(stage: &Stage) -> Result<String, Failed> {
+    stage.namespace("validated")?;
+    stage.is_asked()?;
+    let (_, warnings) = stage.create(&trust("early", "validated", "a", "b"))?;
+    ensure(warnings.contains("there is no AgentPeer `a`"), || format!("an early AgentTrust: `{warnings}`"))?;
+    stage.cluster.apply(&peer("a", "validated"))?;
+    stage.cluster.condition("agenttrust early -n validated", "Ready", "False", "WaitingForPeer")?;
+    let rival = object("AgentPeer", "rival", Some("validated"), &json!({"selector": {"matchLabels": {"app": "a"}}}));
+    let (_, warnings) = stage.create(&rival)?;
+    ensure(warnings.contains("AgentPeer `a` selects the same pods"), || format!("a rival: `{warnings}`"))?;
+    let mut own = trust("own", "validated", "a", "a");
+    own["spec"]["peer"]["namespace"] = "validated".into();
+    match stage.create(&own) {
+        Ok(_) => Err(Failed::new("an AgentTrust in oneself was taken")),
+        Err(refused) if refused.to_string().contains("an agent needs no trust in itself") => {
+            Ok("warnings for what may still come, a refusal for what can never be right".into())
+        }
+        Err(other) => Err(other),
+    }
+}

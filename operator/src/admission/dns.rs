@@ -1,0 +1,131 @@
+//! What becomes of a pod's DNS when the agent is its nameserver: the same servers and searches as before, behind ours.
+//!
+//! `dnsConfig` under dnsPolicy ClusterFirst is only appended to what the cluster has, so names of peers would be asked of the
+//! cluster first and end as NXDOMAIN. So the policy becomes None, and what the kubelet would have written is written out.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{PodDNSConfig, PodSpec};
+use peerage_agent::address::{DNS_ADDRESS, ZONE};
+use serde_json::{Value, json};
+
+use super::inject::Reason;
+use super::settings::ClusterDns;
+
+/// The API server takes no more.
+const MAX_SEARCHES: usize = 32;
+/// Resolvers ask no more; glibc's MAXNS.
+const MAX_SERVERS: usize = 3;
+/// What the kubelet writes for dnsPolicy ClusterFirst.
+const NDOTS: &str = "5";
+
+/// A pod's DNS behind the agent.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Behind {
+    /// Whom the agent asks about names that are not ours.
+    pub(super) servers: Vec<IpAddr>,
+    /// The pod's dnsConfig.
+    pub(super) config: Value,
+}
+
+/// What the kubelet would have given the pod, behind the agent.
+pub(super) fn behind_agent(spec: &PodSpec, namespace: &str, cluster: Option<&ClusterDns>) -> Result<Behind, Reason> {
+    let own = spec.dns_config.clone().unwrap_or_default();
+    let (mut servers, mut searches, mut options) = (Vec::new(), vec![ZONE.to_owned()], Vec::new());
+    match spec.dns_policy.as_deref().unwrap_or("ClusterFirst") {
+        "None" => {}
+        // Without the host's network the second is the first.
+        "ClusterFirst" | "ClusterFirstWithHostNet" => {
+            let cluster = cluster.ok_or(Reason::ClusterDnsUnknown)?;
+            servers.extend(cluster.servers.iter().copied());
+            let domain = &cluster.domain;
+            searches.extend([format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()]);
+            searches.extend(cluster.node_searches.iter().cloned());
+            options.push(("ndots".to_owned(), Some(NDOTS.to_owned())));
+        }
+        // Also what a later Kubernetes may call something.
+        other => return Err(Reason::DnsPolicy(other.to_owned())),
+    }
+    add(&own, &mut servers, &mut searches, &mut options);
+    let options: Vec<_> = options.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let config = json!({"nameservers": [DNS_ADDRESS], "searches": searches, "options": options});
+    Ok(Behind { servers, config })
+}
+
+/// Merges the pod's own dnsConfig as the kubelet does: servers and searches behind the others, options in their place.
+fn add(
+    own: &PodDNSConfig,
+    servers: &mut Vec<IpAddr>,
+    searches: &mut Vec<String>,
+    options: &mut Vec<(String, Option<String>)>,
+) {
+    servers.extend(own.nameservers.iter().flatten().filter_map(|server| server.parse::<IpAddr>().ok()));
+    servers.truncate(MAX_SERVERS);
+    for search in own.searches.iter().flatten() {
+        if !searches.contains(search) {
+            searches.push(search.clone());
+        }
+    }
+    searches.truncate(MAX_SEARCHES);
+    for option in own.options.iter().flatten() {
+        let name = option.name.clone().unwrap_or_default();
+        options.retain(|(known, _)| *known != name);
+        options.push((name, option.value.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::tests::settings;
+    use super::*;
+
+    fn behind(spec: Value) -> Result<Behind, Reason> {
+        let mut spec = spec;
+        spec["containers"] = json!([]);
+        let spec = serde_json::from_value(spec).expect("a PodSpec");
+        behind_agent(&spec, "tools", settings().cluster_dns.as_ref())
+    }
+
+    #[test]
+    fn a_pod_searches_for_peers_first_and_then_where_it_always_did() {
+        let behind = behind(json!({})).expect("it can be");
+        assert_eq!(behind.servers, ["10.96.0.10".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(
+            behind.config,
+            json!({
+                "nameservers": ["127.64.0.1"],
+                "searches": ["peer.internal", "tools.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"],
+                "options": [{"name": "ndots", "value": "5"}],
+            })
+        );
+    }
+
+    #[test]
+    fn what_the_pod_adds_itself_is_kept_as_the_kubelet_would_merge_it() {
+        let own = json!({"nameservers": ["192.0.2.53"], "searches": ["lab.example", "cluster.local"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]});
+        let behind = behind(json!({"dnsConfig": own})).expect("it can be");
+        assert_eq!(behind.servers.len(), 2);
+        let searches = behind.config["searches"].as_array().expect("a list");
+        assert_eq!((searches.len(), searches.last()), (6, Some(&json!("lab.example"))));
+        assert_eq!(
+            behind.config["options"],
+            json!([{"name": "ndots", "value": "2"}, {"name": "edns0", "value": null}])
+        );
+    }
+
+    #[test]
+    fn a_pod_with_dns_of_its_own_keeps_it_and_nothing_of_the_clusters() {
+        let own = json!({"nameservers": ["192.0.2.53", "192.0.2.54"], "searches": ["lab.example"]});
+        let behind = behind(json!({"dnsPolicy": "None", "dnsConfig": own})).expect("it can be");
+        assert_eq!(behind.servers.len(), 2);
+        assert_eq!(behind.config["searches"], json!(["peer.internal", "lab.example"]));
+        assert_eq!(behind.config["options"], json!([]));
+    }
+
+    #[test]
+    fn what_only_the_node_knows_is_not_guessed() {
+        assert_eq!(behind(json!({"dnsPolicy": "Default"})), Err(Reason::DnsPolicy("Default".into())));
+        let spec = serde_json::from_value(json!({"containers": []})).expect("a PodSpec");
+        assert_eq!(behind_agent(&spec, "tools", None), Err(Reason::ClusterDnsUnknown));
+    }
+}
