@@ -31,6 +31,10 @@ package_of() {
         nft) echo nftables ;;
         unshare) echo util-linux ;;
         sysctl) echo procps ;;
+        pip3) echo python3-pip ;;
+        cni-plugins) echo containernetworking-plugins ;;
+        musl-gcc) echo musl-tools ;;
+        busybox) echo busybox-static ;;
         miniupnpd) echo miniupnpd-nftables ;;
         *) echo "$1" ;;
     esac
@@ -40,8 +44,10 @@ has() {
     case "$1" in
         libc-headers) [ -e /usr/include/stdlib.h ] ;;
         ca-certificates) [ -e /etc/ssl/certs/ca-certificates.crt ] ;;
+        binutils) command -v strip >/dev/null 2>&1 && command -v readelf >/dev/null 2>&1 ;;
+        cni-plugins) [ -x /usr/lib/cni/ptp ] ;;
         # Administrators' programs: they need not be in a user's PATH.
-        ip | nft) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
+        ip | nft | runc) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
         *) command -v "$1" >/dev/null 2>&1 ;;
     esac
 }

@@ -21,19 +21,23 @@ authority() {
         -addext "keyUsage=critical,keyCertSign,cRLSign"
 }
 
-# certificates FOLDER: everything a control plane needs. etcd has an authority of its own: who may talk to the API
-# server may not, by that, talk to etcd.
+# certificates FOLDER ADDRESS NAME: everything a control plane at that address needs, and its node NAME, if it has one.
+# etcd has an authority of its own: who may talk to the API server may not, by that, talk to etcd.
 certificates() (
     umask 077
-    local pki=$1
+    local pki=$1 address=$2 name=$3
     [ ! -e "$pki/complete" ] || return 0
     rm -rf "$pki"
     authority "$pki" peerage-test-cluster
     certificate "$pki" apiserver /CN=kube-apiserver \
-        $'extendedKeyUsage=serverAuth\nsubjectAltName=IP:127.0.0.1,IP:10.96.0.1,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local'
+        $'extendedKeyUsage=serverAuth\nsubjectAltName=IP:127.0.0.1,IP:'"$address"',IP:10.96.0.1,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local'
     certificate "$pki" controller-manager-server /CN=kube-controller-manager $'extendedKeyUsage=serverAuth\nsubjectAltName=IP:127.0.0.1'
     certificate "$pki" admin /O=system:masters/CN=peerage-admin extendedKeyUsage=clientAuth
     certificate "$pki" controller-manager /CN=system:kube-controller-manager extendedKeyUsage=clientAuth
+    certificate "$pki" kube-scheduler /CN=system:kube-scheduler extendedKeyUsage=clientAuth
+    certificate "$pki" kubelet "/O=system:nodes/CN=system:node:$name" extendedKeyUsage=clientAuth
+    certificate "$pki" kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client extendedKeyUsage=clientAuth
+    certificate "$pki" kube-proxy /CN=system:kube-proxy extendedKeyUsage=clientAuth
     openssl ecparam -name prime256v1 -genkey -noout -out "$pki/service-account.key" 2>/dev/null
     authority "$pki/etcd" peerage-test-etcd
     certificate "$pki/etcd" server /CN=etcd $'extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=IP:127.0.0.1'

@@ -3,7 +3,9 @@
 # $data, the folder of the control plane in question.
 # shellcheck disable=SC2154
 
+# The last is stopped first. A control plane with a node (node.sh) has more of them.
 parts=(etcd kube-apiserver kube-controller-manager)
+inside=() # what runs a program where the control plane is: in this machine's network, or in the node's
 patience=180 # seconds until something counts as not starting; it takes 10 on an idle machine
 
 start() {
@@ -16,10 +18,15 @@ start() {
         return
     fi
     stop_parts
-    certificates "$data/pki"
     choose_ports
     # shellcheck source=/dev/null
     source "$data/ports"
+    host=127.0.0.1
+    if has_node; then
+        start_node
+        host=$(cat "$data/address")
+    fi
+    certificates "$data/pki" "$host" "$name"
     kubeconfig admin >"$data/admin.conf"
     kubeconfig controller-manager >"$data/controller-manager.conf"
     printf 'apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata}]\n' >"$data/audit-policy.yaml"
@@ -27,9 +34,16 @@ start() {
     start_apiserver
     start_controller_manager
     until_true "$name: the default ServiceAccount" kubectl_as_admin get serviceaccount default
-    say "$name: Kubernetes $(server_version) is ready at https://127.0.0.1:$api_port after $((SECONDS - started)) s"
+    if has_node; then
+        start_scheduler
+        start_node_programs "$name"
+    fi
+    say "$name: Kubernetes $(server_version) is ready at https://$host:$api_port after $((SECONDS - started)) s"
     say "export KUBECONFIG=$data/admin.conf PATH=$bin:\$PATH"
 }
+
+# Whether pods run there: said at its first start, and kept.
+has_node() { [ -e "$data/has-node" ]; }
 
 start_etcd() {
     local pki=$data/pki/etcd at=https://127.0.0.1
@@ -38,13 +52,19 @@ start_etcd() {
         --initial-cluster=default=$at:"$etcd_peer_port" \
         --cert-file="$pki/server.crt" --key-file="$pki/server.key" --trusted-ca-file="$pki/ca.crt" --client-cert-auth \
         --peer-cert-file="$pki/server.crt" --peer-key-file="$pki/server.key" --peer-trusted-ca-file="$pki/ca.crt" --peer-client-cert-auth
-    until_true etcd curl -sf --cacert "$pki/ca.crt" --cert "$pki/client.crt" --key "$pki/client.key" "$at:$etcd_port/health"
+    until_true etcd "${inside[@]}" curl -sf --cacert "$pki/ca.crt" --cert "$pki/client.crt" --key "$pki/client.key" "$at:$etcd_port/health"
 }
 
 start_apiserver() {
-    local pki=$data/pki
-    # The advertised address is one of documentation (RFC 5737) and never published: no pod of this control plane runs.
-    run kube-apiserver --bind-address=127.0.0.1 --secure-port="$api_port" --advertise-address=192.0.2.1 --endpoint-reconciler-type=none \
+    local pki=$data/pki how=()
+    if has_node; then
+        how=(--bind-address=0.0.0.0 --advertise-address="$host" --kubelet-preferred-address-types=InternalIP
+            --kubelet-client-certificate="$pki/kubelet-client.crt" --kubelet-client-key="$pki/kubelet-client.key")
+    else
+        # The advertised address is one of documentation (RFC 5737) and never published: no pod of this control plane runs.
+        how=(--bind-address=127.0.0.1 --advertise-address=192.0.2.1 --endpoint-reconciler-type=none)
+    fi
+    run kube-apiserver --secure-port="$api_port" "${how[@]}" \
         --etcd-servers=https://127.0.0.1:"$etcd_port" --etcd-cafile="$pki/etcd/ca.crt" \
         --etcd-certfile="$pki/etcd/client.crt" --etcd-keyfile="$pki/etcd/client.key" \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
@@ -63,7 +83,14 @@ start_controller_manager() {
         --use-service-account-credentials --leader-elect=false --root-ca-file="$pki/ca.crt" \
         --service-account-private-key-file="$pki/service-account.key" \
         --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key"
-    until_true kube-controller-manager curl -sf --cacert "$pki/ca.crt" "https://127.0.0.1:$manager_port/healthz"
+    until_true kube-controller-manager "${inside[@]}" curl -sf --cacert "$pki/ca.crt" "https://127.0.0.1:$manager_port/healthz"
+}
+
+start_scheduler() {
+    local given=$data/kube-scheduler.conf
+    kubeconfig kube-scheduler >"$given"
+    run kube-scheduler --kubeconfig="$given" --authentication-kubeconfig="$given" --authorization-kubeconfig="$given" \
+        --bind-address=127.0.0.1 --leader-elect=false
 }
 
 # Runs a program of ours in the background, apart from this shell, and writes down who it is.
@@ -71,7 +98,7 @@ run() {
     local part=$1
     shift
     say "starting $part (log: $data/log/$part.log)"
-    setsid "$bin/$part" "$@" >"$data/log/$part.log" 2>&1 </dev/null 8>&- &
+    setsid "${inside[@]}" "$bin/$part" "$@" >"$data/log/$part.log" 2>&1 </dev/null 8>&- &
     echo "$! $(birth "$!")" >"$data/$part.pid"
 }
 
@@ -136,6 +163,7 @@ stop_parts() {
         fi
         rm -f "$data/$part.pid"
     done
+    clean_node
 }
 
 status() {
@@ -144,6 +172,7 @@ status() {
     for folder in "$cache"/clusters/*/; do
         [ -d "$folder" ] || continue
         data=${folder%/} name=$(basename "$folder")
+        parts_of_cluster
         for part in "${parts[@]}"; do
             if pid_of "$part" >/dev/null; then say "$name: $part runs as $(pid_of "$part")"; else say "$name: $part is stopped"; fi
         done
@@ -181,7 +210,7 @@ kubeconfig() {
     cat <<TXT
 apiVersion: v1
 kind: Config
-clusters: [{name: peerage, cluster: {server: "https://127.0.0.1:$api_port", certificate-authority: "$pki/ca.crt"}}]
+clusters: [{name: peerage, cluster: {server: "https://$host:$api_port", certificate-authority: "$pki/ca.crt"}}]
 users: [{name: $1, user: {client-certificate: "$pki/$1.crt", client-key: "$pki/$1.key"}}]
 contexts: [{name: peerage, context: {cluster: peerage, user: $1}}]
 current-context: peerage
