@@ -2,6 +2,7 @@
  *
  *   client resolve NAME         each IPv4 address of the name, one a line, sorted as the libc gives them
  *   client get NAME PORT PATH   the body that an HTTP server there answers
+ *   client gap NAME SECONDS     resolves the name again and again; the longest time without an answer, in milliseconds
  *
  * Exit status: 0, 1 when the name does not resolve, 2 when nobody answers. */
 #include <netdb.h>
@@ -9,7 +10,9 @@
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
+#include <stdlib.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct addrinfo *resolve(const char *name, const char *port) {
@@ -52,12 +55,40 @@ static int get(const struct addrinfo *found, const char *name, const char *path)
     return body ? 0 : 2;
 }
 
+static long now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+static int gap(const char *name, long seconds) {
+    long end = now() + seconds * 1000, answered = now(), longest = 0;
+    puts("resolving");
+    fflush(stdout);
+    while (now() < end) {
+        struct addrinfo *found = NULL, hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM};
+        if (!getaddrinfo(name, NULL, &hints, &found)) {
+            if (now() - answered > longest)
+                longest = now() - answered;
+            answered = now();
+            freeaddrinfo(found);
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+    if (now() - answered > longest)
+        longest = now() - answered;
+    printf("%ld\n", longest);
+    return 0;
+}
+
 int main(int count, char **words) {
     struct addrinfo *found;
     if (count == 3 && !strcmp(words[1], "resolve"))
         return (found = resolve(words[2], NULL)) ? print(found) : 1;
     if (count == 5 && !strcmp(words[1], "get"))
         return (found = resolve(words[2], words[3])) ? get(found, words[2], words[4]) : 1;
-    fputs("usage: client resolve NAME | get NAME PORT PATH\n", stderr);
+    if (count == 4 && !strcmp(words[1], "gap"))
+        return gap(words[2], atol(words[3]));
+    fputs("usage: client gap NAME SECONDS | resolve NAME | get NAME PORT PATH\n", stderr);
     return 64;
 }

@@ -121,10 +121,10 @@ start_node_programs() {
     run_whole containerd /usr/bin/containerd --config "$data/node/containerd.toml"
     until_true containerd ctr version
     load_image pause '{"Entrypoint": ["/pause"], "User": "65532:65532"}' peerage-test/pause:1
+    load_image coredns '{"Entrypoint": ["/coredns"], "User": "65532:65532"}' peerage-test/coredns:1
     run_whole kubelet "$bin/kubelet" --config="$data/node/kubelet.yaml" --kubeconfig="$data/kubelet.conf" --hostname-override="$name" \
         --node-ip="$(cat "$data/address")" --v=1
     run_whole kube-proxy "$bin/kube-proxy" --config="$data/node/kube-proxy.yaml"
-    load_image coredns '{"Entrypoint": ["/coredns"], "User": "65532:65532"}' peerage-test/coredns:1
     kubectl_as_admin apply -f "$modules/coredns/coredns.yaml" >/dev/null
     until_true "$name: its node" kubectl_as_admin wait --for=condition=Ready --timeout=1s "node/$name"
     # Its Service, because a Deployment that has a past says of itself what was.

@@ -1,8 +1,8 @@
 //! What the pods of the tests run: an application that knows nothing of Peerage.
 //!
-//! `serve ADDRESS…` answers every HTTP request with the pod's name. `load HOST:PORT COUNT PAUSE-MS` sends that many, one
-//! connection each, with one retry, and prints a JSON line of what came of them. `get HOST:PORT` waits until it is
-//! answered once. `sleep` waits for SIGTERM.
+//! `serve ADDRESS…` answers every HTTP request with the pod's name and who asked. `load HOST:PORT COUNT PAUSE-MS RETRIES`
+//! sends that many, one connection each, and prints a JSON line of what came of them. `get HOST:PORT` asks once. `sleep`
+//! waits for SIGTERM, at which all of them end at once.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -16,16 +16,19 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    end_at_sigterm();
     let words: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["serve", addresses @ ..] if !addresses.is_empty() => serve(addresses),
-        ["load", target, count, pause] => load(target, count, pause),
+        ["load", target, count, pause, retries] => load(target, count, pause, retries),
         ["get", target] => ask(target).map(|body| println!("{body}")),
         ["sleep"] => loop {
             thread::park();
         },
-        _ => Err(io::Error::other("usage: app serve ADDRESS… | load HOST:PORT COUNT PAUSE-MS | get HOST:PORT | sleep")),
+        _ => Err(io::Error::other(
+            "usage: app serve ADDRESS… | load HOST:PORT COUNT PAUSE-MS RETRIES | get HOST:PORT | sleep",
+        )),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,6 +37,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The first process of a container gets no signal that it has not asked for.
+fn end_at_sigterm() {
+    extern "C" fn end(_: libc::c_int) {
+        // SAFETY: _exit may be called in a signal handler (signal-safety(7)) and takes any number.
+        unsafe { libc::_exit(0) }
+    }
+    // SAFETY: the handler calls nothing that a signal handler must not.
+    unsafe { libc::signal(libc::SIGTERM, end as *const () as libc::sighandler_t) };
 }
 
 fn serve(addresses: &[&str]) -> io::Result<()> {
@@ -92,43 +105,42 @@ struct Counts {
     retried: u32,
     failed: u32,
     slowest: Duration,
-    last_failure: Option<Duration>,
+    last_error: Option<Duration>,
     errors: BTreeMap<String, u32>,
 }
 
-fn load(target: &str, count: &str, pause: &str) -> io::Result<()> {
+fn load(target: &str, count: &str, pause: &str, retries: &str) -> io::Result<()> {
     let number = |text: &str| text.parse::<u32>().map_err(io::Error::other);
-    let (count, pause) = (number(count)?, Duration::from_millis(number(pause)?.into()));
+    let (count, pause, retries) = (number(count)?, Duration::from_millis(number(pause)?.into()), number(retries)?);
     let mut counts = Counts::default();
-    let begun = Instant::now();
     println!("loading");
+    let begun = Instant::now();
     for _ in 0..count {
-        one(target, begun, &mut counts);
+        let asked = Instant::now();
+        one(target, retries, begun, &mut counts);
+        counts.slowest = counts.slowest.max(asked.elapsed());
         thread::sleep(pause); // the rhythm of the load, not a wait for anything
     }
     println!("{}", counts.as_json());
     Ok(())
 }
 
-fn one(target: &str, begun: Instant, counts: &mut Counts) {
-    let asked = Instant::now();
-    let answer = ask(target).or_else(|error| {
-        counts.retried += 1;
-        *counts.errors.entry(error.to_string()).or_default() += 1;
-        ask(target)
-    });
-    match answer {
-        Ok(body) => {
-            let who = body.split(' ').next().unwrap_or_default().to_owned();
-            *counts.answered.entry(who).or_default() += 1;
-        }
-        Err(error) => {
-            counts.failed += 1;
-            counts.last_failure = Some(begun.elapsed());
-            *counts.errors.entry(error.to_string()).or_default() += 1;
+fn one(target: &str, retries: u32, begun: Instant, counts: &mut Counts) {
+    for attempt in 0..=retries {
+        match ask(target) {
+            Ok(body) => {
+                let who = body.split(' ').next().unwrap_or_default().to_owned();
+                *counts.answered.entry(who).or_default() += 1;
+                counts.retried += u32::from(attempt > 0);
+                return;
+            }
+            Err(error) => {
+                *counts.errors.entry(error.to_string()).or_default() += 1;
+                counts.last_error = Some(begun.elapsed());
+            }
         }
     }
-    counts.slowest = counts.slowest.max(asked.elapsed());
+    counts.failed += 1;
 }
 
 impl Counts {
@@ -136,9 +148,9 @@ impl Counts {
         let map = |map: &BTreeMap<String, u32>| {
             map.iter().map(|(key, count)| format!("{key:?}: {count}")).collect::<Vec<_>>().join(", ")
         };
-        let last = self.last_failure.map_or_else(|| "null".to_owned(), |at| at.as_millis().to_string());
+        let last = self.last_error.map_or_else(|| "null".to_owned(), |at| at.as_millis().to_string());
         format!(
-            r#"{{"answered": {{{}}}, "retried": {}, "failed": {}, "slowest_ms": {}, "last_failure_ms": {last}, "errors": {{{}}}}}"#,
+            r#"{{"answered": {{{}}}, "retried": {}, "failed": {}, "slowest_ms": {}, "last_error_ms": {last}, "errors": {{{}}}}}"#,
             map(&self.answered),
             self.retried,
             self.failed,

@@ -15,9 +15,9 @@ import (
 	"github.com/coredns/coredns/coremain"
 )
 
-// The order in which plugins see a query; it is CoreDNS's own.
+// The order in which plugins see a query: CoreDNS's own, but what template says comes last, where others forward.
 func init() {
-	dnsserver.Directives = []string{"reload", "health", "ready", "errors", "cache", "template", "hosts", "kubernetes"}
+	dnsserver.Directives = []string{"reload", "health", "ready", "errors", "cache", "hosts", "kubernetes", "template"}
 }
 
 func main() { coremain.Run() }

@@ -1,0 +1,43 @@
+//! Why a test ended early. Somebody reads it, no program does.
+
+use std::fmt;
+
+/// What was expected, and what was seen instead.
+#[derive(Debug)]
+pub struct Failed(String);
+
+impl Failed {
+    /// A failure in words.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Says what was being done when something failed.
+pub trait Trying<T> {
+    /// Puts "cannot `action`" before the error.
+    ///
+    /// # Errors
+    /// The error that was there.
+    fn trying(self, action: &str) -> Result<T, Failed>;
+}
+
+impl<T, E: fmt::Display> Trying<T> for Result<T, E> {
+    fn trying(self, action: &str) -> Result<T, Failed> {
+        self.map_err(|error| Failed(format!("cannot {action}: {error}")))
+    }
+}
+
+/// Fails with `what` unless it holds.
+///
+/// # Errors
+/// It does not hold.
+pub fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(Failed(what())) }
+}

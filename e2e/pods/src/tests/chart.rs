@@ -1,0 +1,100 @@
+//! The chart's whole life: changed, changed back, removed, installed again. What runs goes on, what was written stays.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::failed::{Failed, Trying, ensure};
+use crate::stage::{REPORTER, SYSTEM, Stage};
+use crate::tests::lives::{counts, load};
+
+/// From the previous commit's chart to this one and back, while requests go on over the tunnels that are there.
+pub fn upgrade(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    let before = identities(cluster)?;
+    let previous = previous_chart(stage)?;
+    let values = cluster.helm(&format!("get values peerage -n {SYSTEM} -o json"))?;
+    let upgrade = |chart: &str| {
+        let words =
+            ["upgrade", "peerage", chart, "-n", SYSTEM, "--reset-values", "-f", "-", "--wait", "--timeout", "120s"];
+        cluster.run("helm", &words, &values).map(|_| ())
+    };
+    let running = cluster.begin(REPORTER, &["app", "load", "db:80", "4000", "10", "0"])?;
+    let pods = sidecars(cluster)?;
+    upgrade(&previous)?;
+    upgrade("charts/peerage")?;
+    cluster.helm(&format!("rollback peerage -n {SYSTEM} --wait --timeout 120s"))?;
+    upgrade("charts/peerage")?;
+    let counts = counts(&running.end()?)?;
+    ensure(counts["failed"] == 0, || format!("requests were lost: {counts}"))?;
+    ensure(sidecars(cluster)? == pods, || "a pod with an agent was restarted".into())?;
+    ensure(identities(cluster)? == before, || "an object is another one, or gone".into())?;
+    std::fs::remove_dir_all(previous).trying("remove the previous chart")?;
+    Ok(format!(
+        "{} objects are the same, no agent was restarted, and of the requests meanwhile none failed: {counts}",
+        before.lines().count()
+    ))
+}
+
+/// The chart as the last commit before this one has it.
+fn previous_chart(stage: &Stage) -> Result<String, Failed> {
+    let folder = std::env::temp_dir().join(format!("peerage-chart-{}", std::process::id()));
+    let folder = folder.to_str().ok_or_else(|| Failed::new("the folder for files of a moment is no text"))?.to_owned();
+    let script =
+        format!("mkdir -p {folder} && git archive HEAD~1 charts/peerage | tar -x --strip-components 2 -C {folder}");
+    let said = stage.cluster.command("bash").args(["-euo", "pipefail", "-c", &script]).stdin(Stdio::null()).output();
+    let said = said.trying("run git")?;
+    ensure(said.status.success(), || format!("no previous chart: {}", String::from_utf8_lossy(&said.stderr)))?;
+    Ok(folder)
+}
+
+/// Removed, everything that runs goes on without it; installed again, everybody is who they were.
+pub fn reinstall(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    let (before, pods) = (identities(cluster)?, sidecars(cluster)?);
+    let values = cluster.helm(&format!("get values peerage -n {SYSTEM} -o json"))?;
+    cluster.helm(&format!("uninstall peerage -n {SYSTEM} --wait"))?;
+    let hooks = cluster.kubectl("get mutatingwebhookconfigurations,validatingwebhookconfigurations -o name")?;
+    ensure(!hooks.contains("peerage"), || format!("a webhook is left: {hooks}"))?;
+    let asked = cluster.exec(REPORTER, &["/bin/client-musl", "resolve", "kubernetes.default.svc"])?;
+    ensure(asked == "10.96.0.1", || format!("without the chart the API server is at {asked}"))?;
+    let without = load(stage, 100, 5, 0)?;
+    ensure(without["failed"] == 0, || format!("without the chart {without}"))?;
+    let words = ["install", "peerage", "charts/peerage", "-n", SYSTEM, "-f", "-", "--wait", "--timeout", "120s"];
+    cluster.run("helm", &words, &values)?;
+    ensure(identities(cluster)? == before, || "an object or the authority is another one".into())?;
+    stage.enrolled("tools", "db-tool-server", 3)?;
+    cluster.kubectl("rollout restart deployment/reporter -n reports")?;
+    cluster.kubectl("rollout status deployment/reporter -n reports --timeout=120s")?;
+    let with = load(stage, 100, 5, 0)?;
+    ensure(with["failed"] == 0, || format!("with the new chart {with}"))?;
+    ensure(sidecars(cluster)?.contains("db-tool") && !pods.is_empty(), || "the servers are gone".into())?;
+    Ok("DNS and tunnels without the chart, the same authority and objects afterwards, and a new pod that enrols".into())
+}
+
+/// Everything that somebody declared, and the authority.
+fn identities(cluster: &Cluster) -> Result<String, Failed> {
+    let columns = "custom-columns=KIND:.kind,NAME:.metadata.name,UID:.metadata.uid";
+    let objects = cluster.kubectl(&format!("get peerage -A --no-headers -o {columns}"))?;
+    let authority =
+        cluster.kubectl(&format!("get configmap peerage-authority -n {SYSTEM} -o jsonpath={{.data.fingerprint}}"))?;
+    ensure(!authority.is_empty(), || "there is no authority".into())?;
+    Ok(format!("{objects}\n{authority}"))
+}
+
+/// The agents' pods and how often their agents were restarted.
+fn sidecars(cluster: &Cluster) -> Result<String, Failed> {
+    let mut all = Vec::new();
+    for namespace in ["tools", "reports"] {
+        let pods = cluster.get(&format!("pods -n {namespace} --field-selector=status.phase=Running"))?;
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let inits = pod["status"]["initContainerStatuses"].as_array().cloned().unwrap_or_default();
+            let count: Vec<&Value> = inits.iter().map(|one| &one["restartCount"]).collect();
+            all.push(format!("{name} {count:?}"));
+        }
+    }
+    all.sort();
+    Ok(all.join("\n"))
+}

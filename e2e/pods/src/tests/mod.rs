@@ -1,0 +1,30 @@
+//! The tests, in the order in which they run: from nothing to what a whole life of a cluster brings.
+
+mod chart;
+mod first;
+mod lives;
+mod names;
+mod ports;
+mod protocol;
+
+use crate::failed::Failed;
+use crate::stage::Stage;
+
+/// A test's name and what it does; it tells what it saw.
+pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
+
+/// All tests. The first makes what the others use.
+pub const ALL: [Test; 12] = [
+    ("first-request", first::request),
+    ("restricted", first::restricted),
+    ("names", names::in_the_same_pods),
+    ("agent-killed", names::while_the_agent_is_dead),
+    ("port-conflict", ports::conflict),
+    ("job", lives::job),
+    ("init-container", lives::init_container),
+    ("replicas", lives::replicas),
+    ("rolling-restart", lives::rolling_restart),
+    ("mcp", protocol::mcp),
+    ("upgrade", chart::upgrade),
+    ("reinstall", chart::reinstall),
+];
