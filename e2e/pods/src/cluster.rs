@@ -103,14 +103,14 @@ impl Cluster {
         self.run("helm", &words, "").map(|said| said.out)
     }
 
-    /// Applies objects, which the API server has to take without a warning.
+    /// Applies objects, whose pods PodSecurity has to take without a warning.
     ///
     /// # Errors
-    /// As [`Self::run`], or there was a warning.
+    /// As [`Self::run`], or there was such a warning.
     pub fn apply(&self, objects: &[Value]) -> Result<(), Failed> {
         let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
         let said = self.run("kubectl", &["apply", "-f", "-"], &list.to_string())?;
-        ensure(!said.err.contains("Warning"), || format!("the API server warns: {}", said.err))
+        ensure(!said.err.contains("PodSecurity"), || format!("the API server warns: {}", said.err))
     }
 
     /// What kubectl says in JSON; null if there is no such object.
