@@ -2,7 +2,7 @@
 //!
 //! `tunnel` is the seam: everything towards local programs (`dns`, `listen`, `forward`, `proxy`, `address`) and towards
 //! people (`control`, `state`, `health`) sits on one side of it, the `driver` that feeds the engine on the other, and
-//! `portmap`, which asks the router for a port, beside that.
+//! `portmap`, which asks the router for a port, beside that. `keep` is a process around all of it, for containers.
 
 pub mod address;
 pub mod cluster;
@@ -12,6 +12,7 @@ pub mod dns;
 pub mod driver;
 pub mod forward;
 pub mod health;
+pub mod keep;
 pub mod listen;
 pub mod portmap;
 pub mod proxy;

@@ -29,6 +29,7 @@ use peerage_agent::cluster::{self, Dns, Operator};
 use peerage_agent::control::Failure;
 use peerage_agent::daemon::{self, Options, Stopper, driver};
 use peerage_agent::driver::ProxySettings;
+use peerage_agent::keep;
 use peerage_agent::state::Place;
 use peerage_model::snapshot::Protocol;
 use peerage_model::{Fingerprint, Label};
@@ -60,6 +61,9 @@ struct Arguments {
     /// Those of /etc/resolv.conf unless said
     #[arg(long, env = "PEERAGE_DNS", value_name = "ADDRESS[:PORT]")]
     dns: Option<Dns>,
+    /// Run the agent in a process of its own, and start it anew at once when it dies: a pod without it has no DNS
+    #[arg(long)]
+    keep: bool,
     /// The directory for key, passport and what the operator said; for a sidecar a volume in memory
     #[arg(long, env = "PEERAGE_STATE", value_name = "PATH")]
     state: Option<PathBuf>,
@@ -94,6 +98,15 @@ fn main() -> ExitCode {
         .with(filter)
         .with(tracing_subscriber::fmt::layer().json().with_writer(io::stderr))
         .init();
+    if arguments.keep {
+        return match keep::run(env::args_os().skip(1)) {
+            Ok(code) => code,
+            Err(error) => {
+                tracing::error!(%error, "cannot start");
+                ExitCode::FAILURE
+            }
+        };
+    }
     // One thread carries traffic best: driver and copying take turns instead of waking each other (docs/benchmarks).
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,

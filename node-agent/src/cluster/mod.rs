@@ -138,8 +138,13 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
 /// Ready is: DNS answers, and we know whom we may talk to or have waited for it long enough. Never "a relay is reachable":
 /// a pod must not hang on that.
 fn watch_readiness(node: &Arc<Node>, readiness: &Readiness, serving: &mut JoinSet<()>) {
-    let wanted = node.options.names && node.options.dns != Dns::Off;
-    let dns = (wanted && node.edge.dns.is_none()).then(|| readiness.wait_for("DNS on 127.64.0.1"));
+    let missing = match &node.options.dns {
+        Dns::Off => false,
+        Dns::System => node.edge.dns.is_none(),
+        // The pod's resolv.conf names nobody else, and resolvers ask at port 53 only.
+        Dns::Servers(_) => node.edge.dns.is_none_or(|address| address.port() != 53),
+    };
+    let dns = (node.options.names && missing).then(|| readiness.wait_for("DNS on 127.64.0.1"));
     let first = readiness.wait_for("the first word of an operator");
     let mut loaded = node.loaded.subscribe();
     serving.spawn(async move {

@@ -85,6 +85,7 @@ pub(super) fn container(settings: &Settings, native: bool, ports: &BTreeSet<Port
     let mut container = json!({
         "name": CONTAINER,
         "image": settings.agent.image,
+        "args": ["--keep"],
         "env": environment,
         "ports": [{"name": "peerage-health", "containerPort": health, "protocol": "TCP"}],
         "startupProbe": {"httpGet": {"path": "/readyz", "port": health}, "periodSeconds": 1, "failureThreshold": START},
