@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::until;
 use crate::failed::{Failed, ensure};
-use crate::operator::NAMESPACE;
+use crate::operator::{NAMESPACE, upgrade};
 use crate::tests::{Stage, object, peer, trust};
 
 const AGENT: &str = "peerage-agent";
@@ -49,15 +49,15 @@ impl Stage {
         // The API server reads its configurations by watching them, so a moment passes: a pod that is only tried tells.
         let mut probe = pod("probe", "default", &json!({}));
         probe["metadata"]["labels"] = json!({"peerage.dev/agent": "probe"});
-        let asked = until(|| {
-            let said = self.cluster.run(
-                "kubectl",
-                &["create", "--dry-run=server", "-o", "json", "-f", "-"],
-                &probe.to_string(),
-            )?;
-            Ok(said.contains(AGENT))
-        })?;
+        let asked = until(|| Ok(self.tried(&probe)?["spec"]["initContainers"][0]["name"] == AGENT))?;
         ensure(asked, || "the API server does not ask the webhook".into())
+    }
+
+    /// What the API server would store.
+    fn tried(&self, pod: &Value) -> Result<Value, Failed> {
+        let create = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+        let said = self.cluster.run("kubectl", &create, &pod.to_string())?;
+        serde_json::from_str(&said).map_err(|error| Failed::new(format!("kubectl said no JSON: {error}")))
     }
 
     /// Creates an object; what the API server stored, and what it warned of.
@@ -181,13 +181,8 @@ pub fn who_asks(stage: &Stage) -> Result<String, Failed> {
     stage.cluster.kubectl("label namespace quiet peerage.dev/injection=enabled")?;
     let mut out = pod("out", "quiet", &json!({}));
     out["metadata"]["annotations"] = json!({"peerage.dev/inject": "false"});
-    let seen = until(|| {
-        let tried = pod("tried", "quiet", &json!({})).to_string();
-        Ok(stage
-            .cluster
-            .run("kubectl", &["create", "--dry-run=server", "-o", "json", "-f", "-"], &tried)?
-            .contains(AGENT))
-    })?;
+    let later = pod("later", "quiet", &json!({}));
+    let seen = until(|| Ok(stage.tried(&later)?["spec"]["initContainers"][0]["name"] == AGENT))?;
     ensure(seen, || "the namespace's label has no effect".into())?;
     ensured(is_injected(&out)?, false, "opted out")?;
     let mut ours = pod("ours", NAMESPACE, &json!({}));
@@ -214,6 +209,59 @@ pub fn host_aliases(stage: &Stage) -> Result<String, Failed> {
     let address = alias["ip"].as_str().unwrap_or_default();
     ensure(address.starts_with("127."), || format!("the address of the peer is {address}"))?;
     Ok(format!("DNS is the cluster's, and the peer is at {address}"))
+}
+
+/// A MutatingAdmissionPolicy in the webhook's place makes the same pod.
+pub fn policy(stage: &Stage) -> Result<String, Failed> {
+    stage.namespace("by-policy")?;
+    stage.is_asked()?;
+    let mut asking = pod("asking", "by-policy", &json!({}));
+    asking["metadata"]["labels"]["peerage.dev/agent"] = "asking".into();
+    let by_webhook = stage.tried(&asking)?;
+    // Another image tells whose answer it is; the webhook's own is known by its operator since it started.
+    upgrade(&stage.cluster, &["webhook.policy=true", "agent.image.tag=by-policy"])?;
+    let mut by_policy = Value::Null;
+    let told = until(|| {
+        by_policy = stage.tried(&asking)?;
+        Ok(by_policy["spec"]["initContainers"][0]["image"] == "peerage-agent:by-policy")
+    })?;
+    let restored = upgrade(&stage.cluster, &["webhook.policy=false", "agent.image.tag="]);
+    ensure(told, || format!("the policy has no effect: {by_policy}"))?;
+    by_policy["spec"]["initContainers"][0]["image"] = by_webhook["spec"]["initContainers"][0]["image"].clone();
+    for made in [&by_webhook, &by_policy] {
+        ensure(made["spec"]["initContainers"].as_array().map(Vec::len) == Some(1), || {
+            format!("not one agent: {made}")
+        })?;
+    }
+    for field in ["initContainers", "dnsPolicy", "dnsConfig", "securityContext"] {
+        let [webhook, policy] = [&by_webhook, &by_policy].map(|made| in_order(&made["spec"][field]));
+        is(&policy, &webhook, field)?;
+    }
+    let ours = |made: &Value| {
+        let all = made["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+        let mut ours: Vec<_> = all
+            .into_iter()
+            .filter(|one| one["name"].as_str().is_some_and(|name| name.starts_with("peerage-")))
+            .collect();
+        ours.sort_by_key(|volume| volume["name"].to_string());
+        Value::from(ours)
+    };
+    is(&ours(&by_policy), &ours(&by_webhook), "volumes")?;
+    restored?;
+    Ok("the policy makes the pod that the webhook makes".into())
+}
+
+/// The same with each list of named things in order of their names.
+fn in_order(value: &Value) -> Value {
+    match value {
+        Value::Array(list) => {
+            let mut list: Vec<_> = list.iter().map(in_order).collect();
+            list.sort_by_key(|one| one["name"].to_string());
+            Value::from(list)
+        }
+        Value::Object(map) => map.iter().map(|(name, value)| (name.clone(), in_order(value))).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
+    }
 }
 
 /// What the API server says of our own objects.

@@ -35,6 +35,18 @@ pub fn install(cluster: &Cluster, repository: &Path) -> Result<(), Failed> {
     cluster.kubectl("wait --for=condition=Established --timeout=60s crd agentpeers.peerage.dev agenttrusts.peerage.dev agentlinks.peerage.dev agentrelays.peerage.dev agenttrustrequests.peerage.dev").map(|_| ())
 }
 
+/// Upgrades the release with these values besides those that it has.
+///
+/// # Errors
+/// Helm refuses.
+pub fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<(), Failed> {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/peerage");
+    let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
+    let upgrade = ["upgrade", "peerage", chart, "--namespace", NAMESPACE, "--reuse-values"];
+    let values = values.iter().flat_map(|value| ["--set", value]);
+    cluster.run("helm", &upgrade.into_iter().chain(values).collect::<Vec<_>>(), "").map(|_| ())
+}
+
 /// A running operator; killed when this is dropped.
 #[derive(Debug)]
 pub struct Operator {

@@ -31,7 +31,7 @@ pub struct Stage {
 pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
 
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last.
-pub const ALL: [Test; 14] = [
+pub const ALL: [Test; 15] = [
     ("agent-peer", agent_peer),
     ("agent-trust", agent_trust),
     ("agent-link", agent_link),
@@ -41,6 +41,7 @@ pub const ALL: [Test; 14] = [
     ("left-alone", injection::left_alone),
     ("who-asks", injection::who_asks),
     ("host-aliases", injection::host_aliases),
+    ("policy", injection::policy),
     ("validation", injection::validation),
     ("enrolment", enrolment),
     ("rotation", rotation),

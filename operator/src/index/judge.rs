@@ -98,8 +98,9 @@ fn judge_injection(sums: &PodSums, enrolled: usize) -> Verdict {
     let mut parts = Vec::new();
     if missing > left_alone {
         parts.push(format!(
-            "{} of {matched} pods need a restart: they were made while nothing asked for their injection (label {} of the namespace or {} of the pod), or while no operator ran",
-            missing - left_alone, "peerage.dev/injection: enabled", "peerage.dev/agent",
+            "{} of {matched} pods need a restart: they were made while neither namespace (label peerage.dev/injection) nor \
+             pod (label peerage.dev/agent) asked for an agent, or while no operator answered",
+            missing - left_alone
         ));
     }
     if let Some(why) = sums.why.as_ref().filter(|_| left_alone > 0) {

@@ -69,6 +69,7 @@ start_apiserver() {
         --etcd-certfile="$pki/etcd/client.crt" --etcd-keyfile="$pki/etcd/client.key" \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
         --authorization-mode=Node,RBAC --anonymous-auth=false --enable-admission-plugins=NodeRestriction \
+        --feature-gates=MutatingAdmissionPolicy=true --runtime-config=admissionregistration.k8s.io/v1beta1=true \
         --service-cluster-ip-range=10.96.0.0/16 --service-account-issuer=https://kubernetes.default.svc.cluster.local \
         --service-account-key-file="$pki/service-account.key" --service-account-signing-key-file="$pki/service-account.key" \
         --audit-policy-file="$data/audit-policy.yaml" --audit-log-path="$data/log/audit.json" --audit-log-maxsize=100 --audit-log-maxbackup=1

@@ -1,6 +1,7 @@
 //! What follows from which objects. Objects are written as users write them; see also `incremental`.
 
 mod incremental;
+mod injection;
 mod scale;
 
 use peerage_crds::{ConditionStatus, ConditionType, Reason};
