@@ -273,20 +273,16 @@ impl NatClassifier {
         }
     }
 
-    /// A relay endpoint saw us as `mapped`. The newest word of an endpoint counts. Whether it differs from what the same
-    /// endpoint said before: then the NAT has rebound.
-    pub fn observe_mapping(&mut self, endpoint: SocketAddr, mapped: SocketAddr) -> bool {
-        let (endpoint, mapped) = (canonical(endpoint), canonical(mapped));
-        self.gave_up = false;
-        match self.mapped.get_mut(&endpoint) {
-            Some(before) => std::mem::replace(before, mapped) != mapped,
-            None => {
-                if self.mapped.len() < MAX_OBSERVATIONS {
-                    self.mapped.insert(endpoint, mapped);
-                }
-                false
+    /// Where relay endpoints see us, as (endpoint, our address there): all that counts, the most trusted first. Replaces
+    /// what was said before.
+    pub fn set_mappings(&mut self, seen: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) {
+        self.mapped.clear();
+        for (endpoint, mapped) in seen {
+            if self.mapped.len() < MAX_OBSERVATIONS {
+                self.mapped.entry(canonical(endpoint)).or_insert(canonical(mapped));
             }
         }
+        self.gave_up &= self.mapped.is_empty();
     }
 
     /// A filtering test against a relay with two addresses ended.
@@ -300,11 +296,6 @@ impl NatClassifier {
     /// No relay answered any request over UDP.
     pub fn observe_silence(&mut self) {
         self.gave_up = self.mapped.is_empty();
-    }
-
-    /// Our outside addresses as far as seen: the reflexive candidates.
-    pub fn reflexive(&self) -> BTreeSet<SocketAddr> {
-        self.mapped.values().copied().collect()
     }
 
     /// The verdict.
@@ -325,7 +316,7 @@ impl NatClassifier {
         if self.mapped.len() < 2 {
             return Mapping::Unknown;
         }
-        let distinct = self.reflexive();
+        let distinct: BTreeSet<SocketAddr> = self.mapped.values().copied().collect();
         if distinct.iter().all(|mapped| self.is_own(mapped)) {
             return Mapping::None;
         }

@@ -1,5 +1,6 @@
 //! The relays under the sessions: our own, where peers find us, and the peers', where we find them.
 
+mod seen;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +15,13 @@ use peerage_model::relay::frame::mailbox::MailId;
 use peerage_model::{AgreementSecret, RoutingId};
 use tracing::{debug, info};
 
+use self::seen::News;
 use self::stream::{Fallback, Order};
 use super::Node;
 use super::event::{Event, Now};
 use super::session::RelayRoute;
 use super::status::{RelayStatus, RelayWay};
-use crate::nat::{NatClassifier, NatReport};
+use crate::nat::NatClassifier;
 use crate::noise::SeededRandom;
 use crate::path::DirectPath;
 use crate::relay::{ClientConfig, Destination, KEEPALIVE, MailEvent, Question, RelayClient, RelayEvent, Role};
@@ -60,10 +62,12 @@ pub(super) struct Relays {
     spellings: BTreeMap<RelayInfo, RelayKey>,
     next_key: u32,
     hosts: BTreeSet<SocketAddr>,
+    /// Where we are seen, as it counts: follows from the entries, by [`Self::judge_nat`].
+    outside: BTreeSet<SocketAddr>,
     nat: NatClassifier,
     /// Names that the driver must look up.
     unresolved: Vec<RelayInfo>,
-    reported: Option<NatReport>,
+    news: News,
     next_stream: u32,
     /// Streams that the driver is to open or close.
     orders: Vec<(RelayKey, Order)>,
@@ -85,6 +89,8 @@ struct Entry {
     /// It stopped answering; its name may lead elsewhere.
     lost: bool,
     place: Place,
+    /// Where it sees us, as it counts. It outlives the relay's silence, as direct paths do.
+    word: Option<Word>,
     /// Asked, and neither answered nor given up: for a client that comes later, by UDP or on a stream.
     questions: Vec<(u64, Question)>,
     fallback: Fallback,
@@ -96,6 +102,13 @@ enum Place {
     Resolving,
     /// The client talks to `address`; `observed` is set while the relay knows us.
     Known { address: SocketAddr, client: Box<RelayClient>, observed: Option<SocketAddr> },
+}
+
+/// A relay's word of where it sees us, and the address of the relay that this was seen from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Word {
+    relay: SocketAddr,
+    seen: SocketAddr,
 }
 
 /// Which of a relay's two clients has something to say.
@@ -117,9 +130,10 @@ impl Relays {
             spellings: BTreeMap::new(),
             next_key: 0,
             hosts: BTreeSet::new(),
+            outside: BTreeSet::new(),
             nat: NatClassifier::new(0, []),
             unresolved: Vec::new(),
-            reported: None,
+            news: News::default(),
             next_stream: 0,
             orders: Vec::new(),
             leaving: false,
@@ -202,6 +216,7 @@ impl Relays {
         if let Some(entry) = self.entries.remove(&key) {
             self.spellings.insert(entry.info, holder);
         }
+        self.judge_nat();
     }
 
     fn remove(&mut self, key: RelayKey) {
@@ -212,6 +227,7 @@ impl Relays {
             self.by_address.remove(&address);
         }
         self.orders.extend(entry.fallback.reset().map(|order| (key, order)));
+        self.judge_nat();
     }
 
     /// A name was looked up. An address of a family that our socket has is preferred; an empty answer is asked again.
@@ -287,12 +303,9 @@ impl Relays {
         if moved {
             self.reset_streams();
             self.clients().for_each(|(_, client)| client.ask_again(now));
-            return;
+            self.entries.values_mut().for_each(|entry| entry.word = None);
         }
-        let seen: Vec<_> = self.known().filter_map(|(a, _, observed)| Some((a, observed?))).collect();
-        for (relay, observed) in seen {
-            self.nat.observe_mapping(relay, observed);
-        }
+        self.judge_nat();
     }
 
     /// Of the addresses that a name leads to, the one to talk to: the first, or the one behind an address that stopped
@@ -397,7 +410,7 @@ impl Relays {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let left = self.entries.values().filter_map(|entry| entry.until);
         let streams = self.entries.values().filter_map(|entry| entry.fallback.next(entry.silent_since()));
-        self.known().filter_map(|(_, client, _)| client.poll_timeout()).chain(left).chain(streams).min()
+        self.known().filter_map(|(_, client, _)| client.poll_timeout()).chain(left).chain(streams).chain(self.news.due()).min()
     }
 
     pub(super) fn poll_transmit(&mut self) -> Option<(DirectPath, Vec<u8>)> {
@@ -532,20 +545,6 @@ impl Relays {
         }
     }
 
-    /// An endpoint that tells a socket where it is seen, for the family in which there are NATs.
-    pub(super) fn any_stun_address(&self) -> Option<SocketAddr> {
-        self.known().filter(|(address, _, observed)| address.is_ipv4() && observed.is_some()).map(|(a, _, _)| a).next()
-    }
-
-    /// Where relays see us.
-    pub(super) fn reflexive(&self) -> BTreeSet<SocketAddr> {
-        self.nat.reflexive()
-    }
-
-    pub(super) fn nat_report(&self) -> NatReport {
-        self.nat.report()
-    }
-
     pub(super) fn any_reachable(&self) -> bool {
         self.entries.values().any(|entry| entry.way() != RelayWay::None)
     }
@@ -588,18 +587,6 @@ impl Relays {
         })
     }
 
-    fn observed(&mut self, key: RelayKey, seen: Option<SocketAddr>) -> Option<(RelayInfo, bool, SocketAddr)> {
-        let entry = self.entries.get_mut(&key)?;
-        let Place::Known { address, observed, .. } = &mut entry.place else {
-            return None;
-        };
-        *observed = seen.map(crate::stun::canonical);
-        if let Some(seen) = *observed {
-            (entry.lost, entry.draining) = (false, false);
-            self.nat.observe_mapping(*address, seen);
-        }
-        Some((entry.info.clone(), entry.own, *address))
-    }
 }
 
 impl Node {
@@ -608,7 +595,6 @@ impl Node {
         while let Some(relay) = self.relays.unresolved.pop() {
             self.events.push_back(Event::Resolve { relay });
         }
-        let before = self.relays.reflexive();
         let addresses = self.outside_addresses();
         while let Some((key, by, event)) = self.relays.poll_event() {
             match by {
@@ -619,14 +605,7 @@ impl Node {
         self.settle_mail(now);
         self.tell_orders();
         self.seen_from(&addresses, now);
-        if self.relays.reflexive() != before {
-            self.candidates_changed(now);
-        }
-        let report = self.relays.nat_report();
-        if self.relays.reported != Some(report) && self.relays.any_reachable() {
-            self.relays.reported = Some(report);
-            self.events.push_back(Event::Nat(report));
-        }
+        self.tell_what_relays_see(now);
     }
 
     fn on_relay_event(&mut self, key: RelayKey, event: RelayEvent, now: Now) {

@@ -188,6 +188,7 @@ impl Entry {
             draining: false,
             lost: false,
             place: Place::Resolving,
+            word: None,
             fallback: Fallback::Unneeded,
             questions: Vec::new(),
         }
