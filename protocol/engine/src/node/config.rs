@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn_proto::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use super::pair::PairKey;
 use crate::congestion::OfOneConnection;
 
 /// Before the first measurement. RFC 9002 section 6.2.2 says 333 ms for the whole Internet; relays are chosen near,
@@ -33,6 +34,8 @@ const SEND_WINDOW: u64 = 32 << 20;
 const MAX_STREAMS: u32 = 512;
 /// The control stream and room for another.
 const MAX_UNI_STREAMS: u32 = 2;
+/// What an asker may have under way: a request whole, and nothing else.
+const REQUEST_WINDOW: u32 = 4 << 10;
 /// UDP packets waiting in each direction, in bytes.
 const DATAGRAM_BUFFER: usize = 1 << 20;
 /// Early bytes a stream takes before its session is up.
@@ -43,22 +46,44 @@ pub(super) const MAX_PACKETS: usize = 256;
 /// forgets a UDP mapping (docs/spec/paths.md).
 pub(super) const PATH_KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// The QUIC transport parameters and limits of one session. Sessions do not share them: what is under way on a session
-/// is counted in its congestion control.
-pub(super) fn transport() -> Arc<TransportConfig> {
+/// The QUIC transport parameters and limits of one session of this pair. Sessions do not share them: what is under way on
+/// a session is counted in its congestion control.
+pub(super) fn transport(pair: &PairKey) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("two minutes fit a VarInt")))
+        .initial_rtt(INITIAL_RTT)
+        .congestion_controller_factory(Arc::new(OfOneConnection::default()))
+        .allow_spin(false);
+    match pair {
+        PairKey::Peer(_) => of_a_trusted_peer(&mut config),
+        PairKey::Invite(_) => of_a_request(&mut config, 1),
+        PairKey::Ask(_) => of_a_request(&mut config, 0),
+    }
+    Arc::new(config)
+}
+
+fn of_a_trusted_peer(config: &mut TransportConfig) {
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_UNI_STREAMS))
-        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("two minutes fit a VarInt")))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(SESSION_WINDOW))
         .send_window(SEND_WINDOW)
-        .initial_rtt(INITIAL_RTT)
-        .congestion_controller_factory(Arc::new(OfOneConnection::default()))
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
-        .datagram_send_buffer_size(DATAGRAM_BUFFER)
-        .allow_spin(false);
-    Arc::new(config)
+        .datagram_send_buffer_size(DATAGRAM_BUFFER);
+}
+
+/// One request and one answer between two that do not trust each other (docs/spec/session.md section 6).
+fn of_a_request(config: &mut TransportConfig, streams: u32) {
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(REQUEST_WINDOW))
+        .receive_window(VarInt::from_u32(REQUEST_WINDOW))
+        .send_window(REQUEST_WINDOW.into())
+        .mtu_discovery_config(None)
+        .datagram_receive_buffer_size(None)
+        .datagram_send_buffer_size(0);
 }

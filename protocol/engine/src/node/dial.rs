@@ -9,7 +9,7 @@ use super::config::transport;
 use super::event::{AskError, Event, Now, SessionKey};
 use super::pair::{ATTEMPT, Dial, MAX_PAUSE, PairKey, Purpose, pause_after};
 use super::session::{RelayRoute, Session};
-use super::{Node, VIRTUAL_REMOTE};
+use super::{Node, Timer, VIRTUAL_REMOTE};
 use crate::knock::Knock;
 use crate::noise::{NoiseClient, client_config};
 
@@ -42,7 +42,7 @@ impl Node {
         let knock = Knock::new(direction, now.wall, &mut self.random);
         let judge = self.judge.expecting(pair.expected());
         let noise = NoiseClient::new(&pair.outbound, 0, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        let config = client_config(noise, knock, transport());
+        let config = client_config(noise, knock, transport(pair_key));
         let (handle, connection) = match self.endpoint.connect(now.mono, config, VIRTUAL_REMOTE, "peerage") {
             Ok(connected) => connected,
             Err(error) => {
@@ -114,9 +114,9 @@ impl Node {
 
     fn end_ask(&mut self, pair_key: &PairKey) {
         self.abandon_attempt(pair_key);
-        let sessions = self.pairs.get(pair_key).map(|pair| pair.sessions()).unwrap_or_default();
+        let sessions = self.pairs.remove(pair_key).map(|pair| pair.sessions()).unwrap_or_default();
+        self.timers.set(&Timer::Pair(pair_key.clone()), None);
         sessions.into_iter().for_each(|session| self.remove_session(session));
-        self.pairs.remove(pair_key);
         if let PairKey::Ask(ask) = pair_key {
             let error = if self.relays.any_reachable() { AskError::NoAnswer } else { AskError::NoRelay };
             self.events.push_back(Event::Asked { ask: *ask, result: Err(error) });

@@ -32,10 +32,11 @@ impl Node {
 
     pub(super) fn on_readable(&mut self, key: SessionKey, id: StreamId, now: Now) {
         let Some(session) = self.sessions.get(&key) else { return };
-        let Some(up) = session.up() else {
-            self.on_ask_answer(key, id, now);
+        if let PairKey::Ask(ask) = session.pair {
+            self.on_ask_answer(key, id, ask, now);
             return;
-        };
+        }
+        let Some(up) = session.up() else { return };
         if let Some(stream) = up.streams.get(&id).copied() {
             self.wake_readers(stream);
         } else if up.control_in.as_ref().is_some_and(|control| control.stream() == id) {
@@ -202,11 +203,10 @@ impl Node {
     }
 
     /// The inviter's receipt for a request of ours.
-    fn on_ask_answer(&mut self, key: SessionKey, id: StreamId, now: Now) {
+    fn on_ask_answer(&mut self, key: SessionKey, id: StreamId, ask: AskKey, now: Now) {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        let PairKey::Ask(ask) = session.pair else { return };
         let (Ok(Some(byte)), _) = stream::read(session, id, 1) else {
             return;
         };
@@ -216,12 +216,10 @@ impl Node {
             _ => AskError::NoAnswer,
         });
         self.events.push_back(Event::Asked { ask, result });
-        if let Some(session) = self.sessions.get_mut(&key) {
-            session.connection.close(now.mono, (CloseCode::Drained as u32).into(), Bytes::new());
-            session.phase = Phase::Closing;
-        }
+        // Before its session, which would be dialled anew otherwise.
         self.pairs.remove(&PairKey::Ask(ask));
         self.timers.set(&Timer::Pair(PairKey::Ask(ask)), None);
+        self.close(key, CloseCode::Drained, DownReason::Drained, now.mono);
     }
 
     /// Packets of UDP flows came.

@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use super::config::{PING_INTERVAL, transport};
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
-use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, PairKey};
+use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, MAX_PER_INVITE, PairKey};
 use super::rivals::{Drain, MAX_PER_PEER};
 use super::session::{Phase, RelayRoute, Session, Since, Up};
 use super::stream::Place;
@@ -59,14 +59,15 @@ impl Node {
     ) -> Option<Arc<quinn_proto::ServerConfig>> {
         // An ended trust or invitation must not even show that we are here.
         let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(wall))?;
-        if pair.pending.len() >= MAX_PENDING || pair.up.len() >= MAX_PER_PEER {
+        let most = if pair.peer().is_some() { MAX_PER_PEER } else { MAX_PER_INVITE };
+        if pair.pending.len() >= MAX_PENDING || pair.up.len() >= most {
             debug!(pair = ?pair_key, "too many handshakes or sessions at a time");
             return None;
         }
         let judge = self.judge.expecting(pair.expected());
         let inbound = pair.inbound.as_ref()?;
         let noise = NoiseServer::new(inbound, secret, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        Some(Arc::new(server_config(noise, transport())))
+        Some(Arc::new(server_config(noise, transport(pair_key))))
     }
 
     /// Lets everything follow from an input to a session: events, endpoint events, control messages, timers.
@@ -138,15 +139,14 @@ impl Node {
         };
         let pair_key = session.pair.clone();
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
-            pair.pending.retain(|s| *s != key);
-            pair.refused_until = None;
-            if matches!(pair.dial, Dial::Attempt { session, .. } if session == key) {
-                pair.dial = Dial::Rest;
-            }
+            pair.is_up(key);
         }
         match pair_key {
             PairKey::Peer(peer) => self.bring_up_peer(key, peer, credential, now),
-            PairKey::Ask(ask) => self.send_request(key, ask),
+            PairKey::Ask(ask) => {
+                self.bring_up_silent(key, credential, now);
+                self.send_request(key, ask);
+            }
             // The asker speaks first; `accept_streams` takes its request. It has as long as anybody who asks.
             PairKey::Invite(_) => {
                 self.bring_up_silent(key, credential, now);
@@ -160,11 +160,10 @@ impl Node {
     fn bring_up_peer(&mut self, key: SessionKey, peer: AgentId, credential: Arc<Credential>, now: Now) {
         let instance = credential.instance();
         self.bring_up_silent(key, credential, now);
+        if self.sessions.get(&key).and_then(Session::up).is_none() {
+            return; // its first streams broke a rule
+        }
         let pair_key = PairKey::Peer(peer.clone());
-        let Some(pair) = self.pairs.get_mut(&pair_key) else {
-            return;
-        };
-        pair.up.push(key);
         self.meet_rivals(key, now);
         // A dial of ours that still runs is not needed any more, except where both sides dialled at once and ours is
         // the one that stays; it then comes up by itself, because its packets are on the way already.
@@ -389,6 +388,14 @@ impl Node {
         }
     }
 
+    /// The session with the inviter ended before the receipt: another one is tried, while the request has time.
+    fn ask_again(&mut self, pair_key: &PairKey) {
+        if let Some(pair) = self.pairs.get_mut(pair_key) {
+            pair.dial = Dial::Pause { until: self.last.mono + super::pair::FIRST_PAUSE, attempts: 0 };
+            self.arm_pair(pair_key);
+        }
+    }
+
     /// Resets a session's streams and tells the driver; packets of the connection may still go out.
     fn take_down(&mut self, key: SessionKey, reason: DownReason) {
         let Some(session) = self.sessions.get_mut(&key) else {
@@ -400,6 +407,9 @@ impl Node {
             pair.forget(key);
         }
         let Phase::Up(up) = phase else { return };
+        if let PairKey::Ask(_) = pair_key {
+            self.ask_again(&pair_key);
+        }
         let streams = up.streams.len();
         for stream in up.streams.into_values() {
             if let Some(stream) = self.streams.get_mut(&stream) {

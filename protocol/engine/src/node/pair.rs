@@ -28,6 +28,9 @@ pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// Most handshakes of one pair that we answer at a time; what is above is dropped in silence.
 pub(super) const MAX_PENDING: usize = 8;
 
+/// Most sessions of askers with one ticket. One is enough; others are of attempts that the asker has given up.
+pub(super) const MAX_PER_INVITE: usize = 4;
+
 /// Which pair a session or stream belongs to.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum PairKey {
@@ -186,6 +189,16 @@ impl Pair {
             Purpose::Peer(_) | Purpose::Invite(_) => None,
         };
         dial.into_iter().chain(patience).min()
+    }
+
+    /// Both sides of a session are proven.
+    pub(super) fn is_up(&mut self, session: SessionKey) {
+        self.pending.retain(|s| *s != session);
+        self.up.push(session);
+        self.refused_until = None;
+        if matches!(self.dial, Dial::Attempt { session: dialled, .. } if dialled == session) {
+            self.dial = Dial::Rest;
+        }
     }
 
     /// Forgets a session that is gone.

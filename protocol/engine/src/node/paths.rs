@@ -275,15 +275,17 @@ impl Node {
 
     /// Three silent timeouts: a fresh dial runs beside the session, which may still come back.
     fn suspect(&mut self, key: SessionKey, now: Now) {
-        let Some(session) = self.sessions.get(&key) else {
-            return;
-        };
-        let PairKey::Peer(peer) = session.pair.clone() else {
-            return;
-        };
-        self.doubt(key, now);
-        if self.preferred(&PairKey::Peer(peer.clone())).is_none() {
-            self.redial(&peer, now);
+        match self.sessions.get(&key).map(|session| session.pair.clone()) {
+            Some(PairKey::Peer(peer)) => {
+                self.doubt(key, now);
+                if self.preferred(&PairKey::Peer(peer.clone())).is_none() {
+                    self.redial(&peer, now);
+                }
+            }
+            // Nothing is lost with it.
+            Some(PairKey::Ask(_)) => self.close(key, CloseCode::Drained, DownReason::TimedOut, now.mono),
+            // Whoever asks dials again.
+            Some(PairKey::Invite(_)) | None => {}
         }
     }
 

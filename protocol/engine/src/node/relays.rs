@@ -410,7 +410,12 @@ impl Relays {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let left = self.entries.values().filter_map(|entry| entry.until);
         let streams = self.entries.values().filter_map(|entry| entry.fallback.next(entry.silent_since()));
-        self.known().filter_map(|(_, client, _)| client.poll_timeout()).chain(left).chain(streams).chain(self.news.due()).min()
+        self.known()
+            .filter_map(|(_, client, _)| client.poll_timeout())
+            .chain(left)
+            .chain(streams)
+            .chain(self.news.due())
+            .min()
     }
 
     pub(super) fn poll_transmit(&mut self) -> Option<(DirectPath, Vec<u8>)> {
@@ -586,7 +591,6 @@ impl Relays {
             by_udp.or_else(|| stream(entry).map(|event| (*key, By::Stream, event)))
         })
     }
-
 }
 
 impl Node {

@@ -152,7 +152,7 @@ impl Node {
         let closed: Vec<PairKey> =
             self.pairs.keys().filter(|key| matches!(key, PairKey::Invite(id) if !open.contains(id))).cloned().collect();
         for key in closed {
-            self.remove_pair(&key, CloseCode::Drained, &DownReason::Drained, now);
+            self.close_invite(&key, now);
         }
         for invite in invites {
             let key = PairKey::Invite(invite.id);
@@ -164,6 +164,16 @@ impl Node {
                 Err(error) => warn!(?key, %error, "this invitation cannot be used"),
             }
         }
+    }
+
+    /// An invitation is withdrawn, or was served: whoever has asked is left the time to hear the answer.
+    fn close_invite(&mut self, key: &PairKey, now: Now) {
+        if let (PairKey::Invite(id), Some(pair)) = (key, self.pairs.get_mut(key))
+            && self.spent_invites.contains(id)
+        {
+            pair.up.clear();
+        }
+        self.remove_pair(key, CloseCode::Drained, &DownReason::Drained, now);
     }
 
     /// Ends the sessions of instances that are denied now.

@@ -172,7 +172,8 @@ mod tests {
             port: 3478,
             tls: None,
         };
-        let mut relays = Relays::new(AgreementSecret::from_bytes([99; 32]), Vec::new(), SeededRandom::from_seed([1; 32]));
+        let mut relays =
+            Relays::new(AgreementSecret::from_bytes([99; 32]), Vec::new(), SeededRandom::from_seed([1; 32]));
         relays.set_hosts(&BTreeSet::from([at("10.0.0.5:4000")]), now);
         relays.set_own(&(1..=own).map(info).collect::<Vec<_>>(), &RoutingId([2; 16]), now);
         for n in own + 1..=all {
@@ -248,7 +249,10 @@ mod tests {
         sees(&mut relays, keys[1], "198.51.100.7:4001");
         assert_eq!(relays.nat_report().nat_type, NatType::Symmetric);
         relays.remove(keys[1]);
-        assert_eq!((outside(&relays), relays.nat_report().nat_type), (vec!["198.51.100.7:4000".into()], NatType::Unknown));
+        assert_eq!(
+            (outside(&relays), relays.nat_report().nat_type),
+            (vec!["198.51.100.7:4000".into()], NatType::Unknown)
+        );
         relays.set_hosts(&BTreeSet::from([at("10.9.9.9:4000")]), now);
         assert_eq!(outside(&relays), Vec::<String>::new());
     }
