@@ -51,6 +51,23 @@ fn a_request_is_answered_while_the_other_side_uploads_all_it_can() {
 }
 
 #[test]
+fn streams_that_are_dropped_before_their_header_could_go_owe_nothing() {
+    let mut sim = direct_pair();
+    sim.stop("b");
+    for _ in 0..5 {
+        let bulk = sim.open("a", "b");
+        sim.write(bulk, &vec![7; 8 << 20]);
+    }
+    sim.open("a", "b");
+    let node = format!("{:?}", sim.node("a"));
+    assert!(!node.contains("owed: 0,"), "the window is full: {node}");
+    for _ in 0..10 {
+        sim.open_and_drop("a", "b", 80);
+    }
+    assert_eq!(format!("{:?}", sim.node("a")), node);
+}
+
+#[test]
 fn refused_streams_leave_nothing_behind() {
     let mut sim = direct_pair();
     for _ in 0..MANY {

@@ -158,10 +158,10 @@ impl Node {
             return;
         };
         if let Some(session) = self.sessions.get_mut(&session_key) {
-            // Both fail where that half is over already, which is just as good.
             if !stream.finished {
-                let _ = session.connection.send_stream(id).reset(RESET_DROPPED);
+                session.reset(id, RESET_DROPPED);
             }
+            // Fails where that half is over already, which is just as good.
             let _ = session.connection.recv_stream(id).stop(RESET_DROPPED);
             if let Some(up) = session.up_mut() {
                 up.streams.remove(&id);
@@ -316,9 +316,8 @@ impl Node {
     /// Gives back what a stream holds in its session: both halves, and its place among the session's streams.
     pub(super) fn discard(&mut self, session_key: SessionKey, id: StreamId) {
         let Some(session) = self.sessions.get_mut(&session_key) else { return };
-        session.owed.remove(&id);
-        // Each fails where that half is over already, which is just as good.
-        let _ = session.connection.send_stream(id).reset(RESET_DROPPED);
+        session.reset(id, RESET_DROPPED);
+        // Fails where that half is over already, which is just as good.
         let _ = session.connection.recv_stream(id).stop(RESET_DROPPED);
         if let Some(up) = session.up_mut() {
             up.streams.remove(&id);

@@ -286,6 +286,7 @@ impl fmt::Debug for Node {
             .field("pairs", &self.pairs.len())
             .field("sessions", &self.sessions.len())
             .field("streams", &self.streams.len())
+            .field("owed", &self.sessions.values().map(|session| session.owed.len()).sum::<usize>())
             .finish_non_exhaustive()
     }
 }

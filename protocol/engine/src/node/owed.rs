@@ -3,7 +3,7 @@
 //! A session whose send window or credit is used up takes not even one byte, so these wait like any other; data of the
 //! stream waits behind them.
 
-use quinn_proto::{StreamId, WriteError};
+use quinn_proto::{StreamId, VarInt, WriteError};
 
 use super::session::Session;
 
@@ -39,6 +39,13 @@ impl Session {
         }
         self.owed.remove(&id);
         true
+    }
+
+    /// Takes a stream's sending half back, with what it owes.
+    pub(super) fn reset(&mut self, id: StreamId, code: VarInt) {
+        self.owed.remove(&id);
+        // Fails where that half is over already, which is just as good.
+        let _ = self.connection.send_stream(id).reset(code);
     }
 
     /// Ends a stream's half behind what it owes. False when it owes nothing, so that the caller ends it itself.
