@@ -226,3 +226,34 @@ fn a_request_that_could_not_be_written_down_leaves_the_ticket_usable() {
     sim.run_for(secs(5));
     assert_eq!(answer(&sim, "a"), Some(Ok(())));
 }
+
+#[test]
+fn a_request_arrives_also_if_the_inviter_restarts_in_the_midst_of_it() {
+    for after in (20..=300).step_by(20).map(ms) {
+        let mut sim = strangers();
+        let ticket = sim.invite("b", secs(3600));
+        sim.holds_ticket("a", "b");
+        sim.hesitates("b", true);
+        sim.ask("a", &ticket, "are you still there?");
+        sim.run_for(after);
+        sim.restart("b");
+        sim.run_for(secs(20));
+        assert_eq!(answer(&sim, "a"), Some(Ok(())), "restarted after {after:?}");
+    }
+}
+
+#[test]
+fn a_request_that_could_not_be_kept_after_the_asker_left_leaves_the_ticket_usable() {
+    let mut sim = strangers();
+    let ticket = sim.invite("b", secs(3600));
+    sim.holds_ticket("a", "b");
+    sim.hesitates("b", true);
+    sim.ask("a", &ticket, "hello?");
+    sim.run_for(secs(60));
+    assert_eq!(answer(&sim, "a"), Some(Err(AskError::NoAnswer)));
+    sim.decide("b", StreamStatus::Busy);
+    sim.hesitates("b", false);
+    sim.ask("a", &ticket, "and now?");
+    sim.run_for(secs(5));
+    assert_eq!(answer(&sim, "a"), Some(Ok(())));
+}

@@ -157,16 +157,25 @@ impl Node {
     /// Answers [`Event::TrustRequested`] once the request is safe: [`StreamStatus::Open`] is the receipt. Any other status
     /// says that it was not taken, and leaves the invitation open for another try.
     pub fn answer_request(&mut self, invite: TrustId, status: StreamStatus) {
+        // The invitation first: the asker may be gone meanwhile, and comes back.
+        if status != StreamStatus::Open {
+            self.reopen(invite);
+        }
         let Some((key, id)) = self.unanswered.remove(&invite) else { return };
         self.answer_raw(key, id, status);
-        if status == StreamStatus::Open {
-            if let Some(session) = self.sessions.get_mut(&key) {
-                // Where the asker has gone meanwhile, nobody needs the end either.
-                let _ = session.connection.send_stream(id).finish();
-            }
+        if status == StreamStatus::Open
+            && let Some(session) = self.sessions.get_mut(&key)
+        {
+            // Where the asker has gone meanwhile, nobody needs the end either.
+            let _ = session.connection.send_stream(id).finish();
+        }
+    }
+
+    /// The request that had spent an invitation could not be kept.
+    fn reopen(&mut self, invite: TrustId) {
+        if !self.spent_invites.remove(&invite) {
             return;
         }
-        self.spent_invites.remove(&invite);
         let pair_key = PairKey::Invite(invite);
         if let Some(inbound) = self.pairs.get(&pair_key).and_then(|pair| pair.inbound.clone()) {
             self.knocks().insert(pair_key, inbound);
@@ -265,7 +274,7 @@ impl Node {
                 stream.place = Place::Dead(StreamError::SessionEnded(DownReason::RevokedHere));
             }
             if let Some(session) = self.sessions.get_mut(&key) {
-                let _ = session.connection.send_stream(id).reset((CloseCode::Revoked as u32).into());
+                session.reset(id, (CloseCode::Revoked as u32).into());
                 let _ = session.connection.recv_stream(id).stop((CloseCode::Revoked as u32).into());
                 if let Some(up) = session.up_mut() {
                     up.streams.remove(&id);

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use peerage_engine::node::{Event, Node, StreamKey, Transmit};
 use peerage_engine::path::{ExtraSocket, Link};
+use peerage_model::TrustId;
 use peerage_model::id::sha256;
 use peerage_model::stream::{StreamKind, StreamStatus};
 use peerage_relay_proto::{Decision, Ingress, Relay};
@@ -91,6 +92,9 @@ struct Agent {
     stopped: Option<Vec<(SocketAddr, Packet)>>,
     /// Whether trust requests can be kept; a full disk cannot.
     writes_down: bool,
+    /// Whether it leaves requests for trust undecided.
+    hesitates: bool,
+    undecided: Vec<TrustId>,
 }
 
 impl Agent {
@@ -230,8 +234,10 @@ impl Sim {
             other => {
                 let host = &mut self.agents[agent];
                 let kept = if host.writes_down { StreamStatus::Open } else { StreamStatus::Busy };
-                if let (Event::TrustRequested { invite, .. }, Some(node)) = (&other, &mut host.node) {
-                    node.answer_request(*invite, kept);
+                match (&other, &mut host.node) {
+                    (Event::TrustRequested { invite, .. }, _) if host.hesitates => host.undecided.push(*invite),
+                    (Event::TrustRequested { invite, .. }, Some(node)) => node.answer_request(*invite, kept),
+                    (_, _) => {}
                 }
                 let at = self.elapsed();
                 self.agents[agent].events.push((at, other));

@@ -310,6 +310,12 @@ impl Sim {
         ticket
     }
 
+    /// Withdraws all invitations of an agent's owner.
+    pub fn close_invites(&mut self, who: &str) {
+        self.owner(who).invites.clear();
+        self.apply(who);
+    }
+
     /// For the world's own check: one holds a ticket of another, so they may speak without trust.
     pub fn holds_ticket(&mut self, asker: &str, inviter: &str) {
         self.guard.may_hear(asker, inviter);
@@ -400,6 +406,8 @@ impl Sim {
             line,
             skew: 0,
             writes_down: true,
+            hesitates: false,
+            undecided: Vec::new(),
             events: Vec::new(),
             cut_off: false,
             stopped: None,

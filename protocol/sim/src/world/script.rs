@@ -8,8 +8,8 @@ use peerage_engine::node::{AskKey, Event, Node, NodeStatus, SessionStatus};
 use peerage_engine::path::PathKind;
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
-use peerage_model::stream::{StreamHeader, StreamKind};
-use peerage_model::{AgentId, Ticket};
+use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
+use peerage_model::{AgentId, Ticket, UnixTime};
 
 use super::flow::{Flow, Half, Outcome, Stream, StreamId};
 use super::owner::{DNS, WEB};
@@ -251,6 +251,12 @@ impl Sim {
         self.clock.now()
     }
 
+    /// The wall clock of who is punctual.
+    #[must_use]
+    pub fn wall(&self) -> UnixTime {
+        self.clock.wall(0)
+    }
+
     /// An agent's id.
     #[must_use]
     pub fn id(&self, name: &str) -> AgentId {
@@ -387,6 +393,21 @@ impl Sim {
     pub fn can_write_down(&mut self, label: &str, can: bool) {
         let number = self.number(label);
         self.agents[number].writes_down = can;
+    }
+
+    /// Whether an agent's owner takes its time with trust requests, until [`Self::decide`].
+    pub fn hesitates(&mut self, label: &str, hesitates: bool) {
+        let number = self.number(label);
+        self.agents[number].hesitates = hesitates;
+    }
+
+    /// Says of all requests that were left undecided whether they could be kept.
+    pub fn decide(&mut self, label: &str, status: StreamStatus) {
+        let number = self.number(label);
+        let host = &mut self.agents[number];
+        let node = host.node.as_mut().expect("the agent lives");
+        host.undecided.drain(..).for_each(|invite| node.answer_request(invite, status));
+        self.drain(number);
     }
 
     /// Opens a TCP stream to a port and lets go of it before anything was sent.
