@@ -23,6 +23,8 @@ pub(super) const IDLE_MARGIN: Duration = Duration::from_secs(10);
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// How often a session with open streams makes the peer answer, well within [`IDLE_TIMEOUT`].
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(25);
+/// The same while an asker waits for its receipt: the inviter may have been restarted, and then another try is due.
+pub(super) const ASK_PING_INTERVAL: Duration = Duration::from_secs(2);
 /// One stream's receive window: 8 MB carries 640 Mb/s at 100 ms. quinn's default of 1.25 MB carries 100.
 const STREAM_WINDOW: u32 = 8 << 20;
 /// All streams of a session together: eight that nobody reads leave the others their way.

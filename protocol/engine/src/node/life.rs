@@ -20,7 +20,7 @@ use super::session::{Phase, RelayRoute, Session, Since, Up};
 use super::stream::Place;
 use super::{Node, Timer};
 use crate::knock::KNOCK_LEN;
-use crate::noise::{NoiseServer, is_silent_end, peer_identity, server_config};
+use crate::noise::{NoiseServer, is_silent_end, message_1_verified, peer_identity, server_config};
 use crate::path::PathKind;
 
 impl Node {
@@ -37,6 +37,12 @@ impl Node {
         let Ok((handle, connection)) = self.endpoint.accept(incoming, now.mono, &mut response, Some(config)) else {
             return;
         };
+        // Nothing else says that the sender holds the pair's secret: without it this takes no place and uses up no knock.
+        if !message_1_verified(&connection) {
+            self.endpoint.handle_event(handle, EndpointEvent::drained());
+            return;
+        }
+        self.knocks().mark_used(&matched);
         let key = self.new_session_key(handle);
         let pair_key = matched.pair.clone();
         self.sessions.insert(key, Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono));
@@ -45,10 +51,6 @@ impl Node {
         }
         self.first_ids.insert(first_id, key);
         self.settle(key, now);
-        // It is still there: message 1 verified, so this knock is spent.
-        if self.sessions.contains_key(&key) {
-            self.knocks().mark_used(&matched);
-        }
     }
 
     fn server_for(
@@ -184,6 +186,7 @@ impl Node {
             return;
         };
         let confirmed = session.handshake_is_confirmed();
+        let next_ping = now.mono + session.ping_interval().unwrap_or(PING_INTERVAL);
         session.phase = Phase::Up(Box::new(Up {
             credential,
             path,
@@ -199,7 +202,7 @@ impl Node {
             drain: Drain::default(),
             said_to_be_over: false,
             suspect: None,
-            next_ping: now.mono + PING_INTERVAL,
+            next_ping,
             expires: Some(expires),
         }));
         // Streams may have come with the packet that proved the peer.

@@ -338,12 +338,13 @@ impl Node {
             return;
         }
         let Some(session) = self.sessions.get_mut(&key) else { return };
+        let ping = session.ping_interval();
         if let Phase::Up(up) = &mut session.phase {
             let refused = !up.confirmed && session.born + HANDSHAKE_TIMEOUT <= now.mono;
             up.path.handle_timeout(now.mono);
             if up.next_ping <= now.mono {
-                up.next_ping = now.mono + PING_INTERVAL;
-                if !up.streams.is_empty() {
+                up.next_ping = now.mono + ping.unwrap_or(PING_INTERVAL);
+                if ping.is_some() {
                     session.connection.ping();
                 }
             }
@@ -394,7 +395,7 @@ impl Node {
         let quic = session.connection.poll_timeout();
         let ours = match &session.phase {
             Phase::Up(up) => {
-                let ping = (!up.streams.is_empty()).then_some(up.next_ping);
+                let ping = session.ping_interval().map(|_| up.next_ping);
                 let refused = (!up.confirmed).then_some(session.born + HANDSHAKE_TIMEOUT);
                 let doubt = up.suspect.map(|suspicion| suspicion.next);
                 [up.path.poll_timeout(), ping, up.expires, up.drain.next(), doubt, refused]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use peerage_model::control::Hello;
 use peerage_model::relay::frame::EndpointId;
@@ -10,7 +10,7 @@ use peerage_model::snapshot::Port;
 use peerage_model::{Credential, RoutingId, UnixTime};
 use quinn_proto::{Connection, ConnectionHandle, FrameStats, StreamId};
 
-use super::config::{IDLE_MARGIN, IDLE_TIMEOUT};
+use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL};
 use super::control::{ControlIn, ControlOut};
 use super::event::StreamKey;
 use super::owed::Owed;
@@ -163,6 +163,16 @@ impl Session {
         match &mut self.phase {
             Phase::Up(up) => Some(up),
             Phase::Handshaking | Phase::Closing => None,
+        }
+    }
+
+    /// How often the peer is made to answer while we wait for something of it.
+    pub(super) fn ping_interval(&self) -> Option<Duration> {
+        match &self.pair {
+            PairKey::Ask(_) => Some(ASK_PING_INTERVAL),
+            PairKey::Peer(_) | PairKey::Invite(_) => {
+                self.up().filter(|up| !up.streams.is_empty()).map(|_| PING_INTERVAL)
+            }
         }
     }
 

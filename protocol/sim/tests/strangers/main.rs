@@ -1,12 +1,17 @@
 //! Strangers, impostors and observers. The world itself fails a test at the first byte that reaches who may not hear it.
 
+mod dialer;
 mod visitor;
 
 use peerage_engine::node::{DownReason, Event, StreamError};
-use peerage_model::AgreementSecret;
+use peerage_engine::noise::Pairing;
+use peerage_model::{AgreementSecret, PairSecret};
 use peerage_sim::nat::NatKind;
 use peerage_sim::{Outcome, Packet, Sim, SplitMix64, ms, secs};
-use visitor::Visitor;
+use quinn_proto::Dir;
+
+use self::dialer::Dialer;
+use self::visitor::Visitor;
 
 /// The bytes in front of the packet in a TO_ROUTE frame.
 const ROUTE_HEADER: usize = 24;
@@ -418,4 +423,67 @@ fn a_relay_that_invents_packets_is_not_believed() {
         from_nobody.bytes[8..ENDPOINT_HEADER].fill_with(|| rng.next().to_be_bytes()[0]);
         vec![(ms(0), flipped), (ms(0), invented), (ms(0), from_nobody), (ms(0), packet)]
     });
+}
+
+/// Who holds a ticket of `b`, and keeps no rule.
+fn ticket_holder(sim: &mut Sim) -> Dialer {
+    let ticket = sim.invite("b", secs(3600));
+    let inviter = ticket.inviter();
+    let secret = PairSecret::of_invite(ticket.secret.expose(), &inviter);
+    let pairing = Pairing::new(&[secret], b"", &inviter.binding()).expect("short ids");
+    let character = sim.character("a");
+    Dialer::arrive(sim, &character, "b", pairing)
+}
+
+#[test]
+fn a_ticket_opens_four_sessions_that_take_one_stream_and_end_by_themselves() {
+    let mut sim = quiet_pair();
+    let mut dialer = ticket_holder(&mut sim);
+    for _ in 0..12 {
+        dialer.dial(&mut sim);
+        dialer.live(&mut sim, ms(300));
+    }
+    let mut open = dialer.open();
+    assert_eq!(open.len(), 4);
+    for connection in &mut open {
+        assert!(connection.streams().open(Dir::Bi).is_some(), "for the request");
+        assert_eq!(connection.streams().open(Dir::Bi), None);
+        assert_eq!(connection.streams().open(Dir::Uni), None);
+        assert_eq!(connection.datagrams().max_size(), None);
+    }
+    dialer.live(&mut sim, secs(25));
+    assert!(dialer.open().is_empty());
+    dialer.dial(&mut sim);
+    dialer.live(&mut sim, secs(1));
+    assert_eq!(dialer.open().len(), 1, "there is room again");
+}
+
+#[test]
+fn an_invitation_that_is_closed_ends_the_sessions_of_those_who_have_not_asked() {
+    let mut sim = quiet_pair();
+    let mut dialer = ticket_holder(&mut sim);
+    dialer.dial(&mut sim);
+    dialer.live(&mut sim, ms(300));
+    assert_eq!(dialer.open().len(), 1);
+    sim.close_invites("b");
+    dialer.live(&mut sim, ms(300));
+    assert!(dialer.open().is_empty());
+}
+
+#[test]
+fn knocks_with_nothing_behind_them_take_no_place_from_who_dials() {
+    let mut sim = quiet_pair();
+    sim.trust("a", "b");
+    sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+    let character = sim.character("a");
+    let secrets = character.snapshot.peers[0].secrets.clone();
+    let pairing = Pairing::new(&secrets, &sim.id("a").binding(), &sim.id("b").binding()).expect("short ids");
+    let mut dialer = Dialer::arrive(&mut sim, &character, "b", pairing);
+    for _ in 0..20 {
+        dialer.knock_only(&mut sim);
+    }
+    dialer.live(&mut sim, ms(300));
+    dialer.dial(&mut sim);
+    dialer.live(&mut sim, ms(300));
+    assert_eq!(dialer.open().len(), 1);
 }

@@ -12,6 +12,7 @@ pub struct Visitor {
     client: RelayClient,
     read: usize,
     ready: bool,
+    inbox: Vec<Vec<u8>>,
 }
 
 impl Visitor {
@@ -21,7 +22,7 @@ impl Visitor {
         let key = info.iter().find(|r| r.host.as_str() == relay.ip().to_string()).expect("this relay").key;
         let seed = [u8::try_from(address.port() % 251).expect("below 256"); 32];
         let client = RelayClient::new(ClientConfig::new(key, Role::Visit), seed, sim.instant());
-        let mut visitor = Self { address, relay, client, read: 0, ready: false };
+        let mut visitor = Self { address, relay, client, read: 0, ready: false, inbox: Vec::new() };
         for _ in 0..100 {
             visitor.live(sim);
         }
@@ -29,11 +30,13 @@ impl Visitor {
         visitor
     }
 
-    fn live(&mut self, sim: &mut Sim) {
+    /// Lets ten milliseconds pass.
+    pub fn live(&mut self, sim: &mut Sim) {
         let now = sim.instant();
         while let Some(packet) = sim.received_by(self.address).get(self.read) {
             self.read += 1;
-            let _ = self.client.handle_datagram(now, &packet.bytes);
+            let delivered = self.client.handle_datagram(now, &packet.bytes);
+            self.inbox.extend(delivered.map(|delivered| packet.bytes[delivered.packet_at..].to_vec()));
         }
         self.client.handle_timeout(now);
         while let Some(frame) = self.client.poll_transmit() {
@@ -52,6 +55,11 @@ impl Visitor {
         let wrapped = self.client.wrap(sim.instant(), to, packet, None, &mut frame);
         assert!(wrapped.is_some(), "a visitor may send");
         sim.inject(self.address, self.relay, &frame);
+    }
+
+    /// The packets that came since the last call.
+    pub fn packets(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.inbox)
     }
 
     /// What agents answered.
