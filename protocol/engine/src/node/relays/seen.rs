@@ -114,7 +114,8 @@ impl Relays {
     /// What is to be told now, if anything.
     fn take_news(&mut self, now: Instant) -> Option<Changes> {
         let report = Some(self.nat_report()).filter(|report| self.news.report != Some(*report) && self.any_reachable());
-        let changes = Changes { outside: self.news.outside != self.outside, report };
+        // An address that is only gone wakes nobody; it is told with the next change.
+        let changes = Changes { outside: !self.outside.is_subset(&self.news.outside), report };
         if !changes.outside && changes.report.is_none() {
             self.news.due = None;
             return None;
@@ -255,6 +256,16 @@ mod tests {
         );
         relays.set_hosts(&BTreeSet::from([at("10.9.9.9:4000")]), now);
         assert_eq!(outside(&relays), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_address_that_is_only_gone_wakes_no_session() {
+        let (mut relays, keys, now) = relays(2, 2);
+        sees(&mut relays, keys[0], "198.51.100.7:4000");
+        sees(&mut relays, keys[1], "198.51.100.7:4001");
+        assert!(relays.take_news(now).is_some_and(|changes| changes.outside));
+        relays.remove(keys[1]);
+        assert!(relays.take_news(now).is_none_or(|changes| !changes.outside));
     }
 
     #[test]
