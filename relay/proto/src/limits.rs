@@ -88,6 +88,8 @@ pub struct Limits {
     pub visitors_per_network: u32,
     /// BIND, VISIT and MOVE of one /24 or /48.
     pub handshakes: Rate,
+    /// BINDs in all, by who is not bound at that address; and as many by who is.
+    pub binds: Rate,
     /// Flows of one binding.
     pub flows_per_binding: usize,
     /// Bytes for everything remembered, each entry counted at its worst.
@@ -111,6 +113,7 @@ impl Limits {
             network: Quota::gigabit(2_500),
             visitors_per_network: 1_024,
             handshakes: Rate::new(50, 200),
+            binds: Rate::new(1_000, 2_000),
             flows_per_binding: 4_096,
             memory: 256 << 20,
             mailbox_memory: 16 << 20,

@@ -242,6 +242,7 @@ impl InMemory {
             authority: free,
             network: free,
             handshakes: Rate::new(1_000_000_000, 1_000_000_000),
+            binds: Rate::new(1_000_000_000, 1_000_000_000),
             ..Limits::open()
         };
         let config = Config {

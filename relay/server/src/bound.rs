@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use peerage_model::relay::{DEFAULT_PORT, RelayInfo};
 use peerage_model::{AgreementKey, AgreementSecret};
-use peerage_relay_proto::{Config, Counters, Occupancy, Relay};
+use peerage_relay_proto::{Config, Counters, Occupancy, Proof, Relay};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -102,6 +103,7 @@ pub struct Bound {
     address: SocketAddr,
     info: RelayInfo,
     shared: Arc<Shared>,
+    proofs: mpsc::Receiver<Proof>,
     tls: Option<TlsPort>,
     metrics: Option<TcpListener>,
     grace: Duration,
@@ -150,11 +152,13 @@ impl Bound {
         let config = Config { key, access: options.access(), limits: options.limits(), seed };
         let corners = discovery.as_deref().map(Discovery::corners);
         let relay = Relay::new(config, Instant::now()).with_corners(corners);
+        let (shared, proofs) = Shared::new(relay, discovery);
         Ok(Self {
             sockets: sockets.map_err(listen)?,
             address,
             info,
-            shared: Arc::new(Shared::new(relay, discovery)),
+            shared: Arc::new(shared),
+            proofs,
             tls,
             metrics,
             grace: Duration::from_secs(u64::from(options.grace)),
@@ -214,6 +218,11 @@ impl Bound {
             let (socket, shared) = (Arc::clone(socket), Arc::clone(&self.shared));
             tasks.spawn(async move { worker::serve(&socket, &shared).await });
         }
+        let (first, shared) = (Arc::clone(&sockets[0]), Arc::clone(&self.shared));
+        tasks.spawn(async move {
+            worker::prove(self.proofs, &first, &shared).await;
+            Ok(())
+        });
         if let Some(TlsPort { listener, acceptor, key, streams, .. }) = self.tls {
             let tls = Tls::new(acceptor, key, streams, Arc::clone(&self.shared), sockets.clone());
             tasks.spawn(Arc::new(tls).serve(listener));

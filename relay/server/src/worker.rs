@@ -1,7 +1,8 @@
 //! The loop around one socket: receive a batch of batches, ask the relay, send.
 //!
 //! All workers share one [`Relay`] behind a lock. It is held for the look-ups only, never over a system call: at 5 Gb/s
-//! that is a few per cent of a core, and sharding the tables would make every answer a question of which shard.
+//! that is a few per cent of a core, and sharding the tables would make every answer a question of which shard. The proof
+//! in a BIND costs as much as a thousand packets, so it is looked at without the lock, by one task ([`prove`]) for all.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use peerage_model::UnixTime;
 use peerage_model::relay::stream::{NoFrame, PREFIX, frame_len};
-use peerage_relay_proto::{Decision, Forward, Handled, Ingress, Notice, Place, Relay, Reply, StreamId};
+use peerage_relay_proto::{Decision, Forward, Ingress, Notice, Place, Proof, Received, Relay, Reply, Step, StreamId};
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
+use tokio::sync::mpsc;
 
 use crate::discovery::Discovery;
 use crate::socket::{BatchSocket, Envelope};
@@ -30,10 +32,14 @@ const JOINED_PART: usize = 16_384;
 /// The most notices that leave with one batch of batches.
 const NOTICES: usize = 16;
 
+/// BINDs that wait for their turn: a tenth of a second's work. Whoever is turned away asks again.
+const PROOFS: usize = 256;
+
 /// What all workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     relay: Mutex<Relay>,
+    proofs: mpsc::Sender<Proof>,
     /// The second address and port, where there are any.
     pub(crate) discovery: Option<Arc<Discovery>>,
     /// Batches that the kernel did not take.
@@ -44,13 +50,26 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(relay: Relay, discovery: Option<Arc<Discovery>>) -> Self {
-        Self {
+    /// With the proofs that [`prove`] is to look at.
+    pub(crate) fn new(relay: Relay, discovery: Option<Arc<Discovery>>) -> (Self, mpsc::Receiver<Proof>) {
+        let (proofs, waiting) = mpsc::channel(PROOFS);
+        let shared = Self {
             relay: Mutex::new(relay),
+            proofs,
             discovery,
             send_errors: AtomicU64::new(0),
             streams: Arc::default(),
             stream_counters: StreamCounters::default(),
+        };
+        (shared, waiting)
+    }
+
+    /// Puts a proof in line, if the line is short.
+    fn line_up(&self, relay: &mut Relay, proof: Proof) {
+        if let Err(mpsc::error::TrySendError::Full(proof) | mpsc::error::TrySendError::Closed(proof)) =
+            self.proofs.try_send(proof)
+        {
+            relay.turn_away(proof);
         }
     }
 
@@ -191,8 +210,12 @@ fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut 
         };
         let mut at = 0;
         while at < meta.len {
-            let handled = relay.handle(&ingress, &mut buffer[at..meta.len], meta.stride);
-            at += note(handled, &ingress, meta.ecn, number * BUFFER + at, outgoing);
+            let Received { consumed, step } = relay.receive(&ingress, &mut buffer[at..meta.len], meta.stride);
+            match step {
+                Step::Done(decision) => note(decision, &ingress, meta.ecn, number * BUFFER + at, outgoing),
+                Step::Prove(proof) => shared.line_up(&mut relay, proof),
+            }
+            at += consumed;
         }
     }
     tell_owners(&mut relay, now, outgoing);
@@ -219,24 +242,34 @@ pub(crate) fn decide_frames(
         let Some(frame) = received.get_mut(at..at + len) else {
             break;
         };
-        note(relay.handle(&ingress, frame, len), &ingress, None, at, outgoing);
+        match relay.receive(&ingress, frame, len).step {
+            Step::Done(decision) => note(decision, &ingress, None, at, outgoing),
+            Step::Prove(proof) => shared.line_up(&mut relay, proof),
+        }
         used = at + len;
     }
     tell_owners(&mut relay, ingress.now, outgoing);
     Ok(used)
 }
 
-/// Writes down what the relay decided about a part of the memory that begins at `at`. Says how many bytes that was.
+/// Looks at proofs, one after the other, and answers them. Between two of them packets have their turn.
+pub(crate) async fn prove(mut waiting: mpsc::Receiver<Proof>, socket: &BatchSocket, shared: &Shared) {
+    while let Some(proof) = waiting.recv().await {
+        let (from, local) = (proof.from(), proof.local());
+        let proven = proof.check();
+        let decision = shared.relay().conclude(proven);
+        if let Decision::Reply(reply) = decision {
+            send_all(socket, shared, &[], &[answer(from, local, reply)], &mut Vec::new()).await;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Writes down what the relay decided about a part of the memory that begins at `at`.
 ///
 /// The congestion marks of the first leg are the packet's own, and go with it.
-fn note(
-    handled: Handled,
-    ingress: &Ingress,
-    ecn: Option<EcnCodepoint>,
-    at: usize,
-    outgoing: &mut Vec<Outgoing>,
-) -> usize {
-    match handled.decision {
+fn note(decision: Decision, ingress: &Ingress, ecn: Option<EcnCodepoint>, at: usize, outgoing: &mut Vec<Outgoing>) {
+    match decision {
         Decision::Drop => {}
         Decision::Reply(reply) => outgoing.push(answer(ingress.from, ingress.local, reply)),
         Decision::Forward(Forward { to, local, range, segment }) => {
@@ -247,7 +280,6 @@ fn note(
             });
         }
     }
-    handled.consumed
 }
 
 fn answer(to: Place, local: Option<IpAddr>, reply: Reply) -> Outgoing {

@@ -2,13 +2,15 @@
 //!
 //! Ordered by cost: nothing is kept and no key is used before the cookie shows that the sender receives at its address.
 
+use std::sync::Arc;
+
 use aws_lc_rs::constant_time;
-use peerage_model::passport::MAX_CREDENTIAL;
-use peerage_model::relay::frame::keys::{MacKey, Opening};
-use peerage_model::relay::frame::{self, Cookie, EndpointId, Grant, Refusal, SEAL_TAG, Tag};
+use peerage_model::relay::frame::keys::MacKey;
+use peerage_model::relay::frame::{self, Cookie, EndpointId, Grant, Refusal, Tag};
 use peerage_model::{AgreementKey, Credential};
 
-use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply};
+use super::proof::{Outcome, Proof, Proven};
+use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply, Step};
 use crate::counters::DropReason;
 use crate::limits::COOKIE_WINDOW;
 use crate::mailbox::Card;
@@ -67,33 +69,41 @@ impl Relay {
         tag: Tag,
         cookie: Cookie,
         e: &AgreementKey,
-        sealed: &[u8],
         datagram: &[u8],
-    ) -> Decision {
+    ) -> Step {
         if let Err(reason) = self.admit(ingress, cookie) {
-            return self.drop_for(reason);
+            return self.drop_for(reason).into();
         }
         if let Some(answer) = self.repeat_bound(ingress, tag, e) {
-            return answer;
+            return answer.into();
         }
-        let Ok(es) = self.key.agree(e) else {
-            return self.drop_for(DropReason::BadHandshake);
+        // Who is bound must be able to stay, whoever else comes.
+        let here = self.table.id_at(ingress.from).and_then(|id| self.table.get(id));
+        let bucket = match here.and_then(Source::binding) {
+            Some(_) => &mut self.renewals,
+            None => &mut self.newcomers,
         };
-        let public = self.public;
-        let opening = Opening::new(es, &public, e, cookie);
-        let mut buffer = [0; MAX_CREDENTIAL + SEAL_TAG];
-        let Some(credential) = opening.open(datagram, sealed, &mut buffer) else {
-            return self.drop_for(DropReason::BadHandshake);
-        };
-        match self.judge(ingress, &opening, credential, datagram, e) {
-            Ok((id, binding)) => self.accept(ingress, tag, id, binding),
-            Err(Judgement::Silence) => self.drop_for(DropReason::BadHandshake),
-            Err(Judgement::Refuse(reason)) => {
-                self.counters.refusals += 1;
-                let key = opening.refusal();
-                Decision::Reply(Reply::new(&frame::refused(tag, reason, |body| key.mac(body))))
-            }
+        if !bucket.admit(self.limits.binds, ingress.now) {
+            return self.drop_for(DropReason::Quota).into();
         }
+        let (key, relay) = (Arc::clone(&self.key), self.public);
+        Step::Prove(Proof { key, relay, ingress: *ingress, tag, cookie, e: *e, datagram: datagram.into() })
+    }
+
+    /// Lets a BIND count for what it turned out to be.
+    pub fn conclude(&mut self, proven: Proven) -> Decision {
+        let Proven { ingress, tag, e, outcome } = proven;
+        let (refusal, reason) = match outcome {
+            Outcome::Silence => return self.drop_for(DropReason::BadHandshake),
+            Outcome::Refused(refusal, reason) => (refusal, reason),
+            Outcome::Proven { credential, session, refusal } => match self.judge(&ingress, &credential, session, &e) {
+                Ok((id, binding)) => return self.accept(&ingress, tag, id, binding),
+                Err(Judgement::Silence) => return self.drop_for(DropReason::BadHandshake),
+                Err(Judgement::Refuse(reason)) => (refusal, reason),
+            },
+        };
+        self.counters.refusals += 1;
+        Decision::Reply(Reply::new(&frame::refused(tag, reason, |body| refusal.mac(body))))
     }
 
     /// BOUND again, if this is the newest BIND of the binding at this address once more: its answer was lost.
@@ -107,18 +117,11 @@ impl Relay {
     fn judge(
         &mut self,
         ingress: &Ingress,
-        opening: &Opening<'_>,
-        credential: &[u8],
-        datagram: &[u8],
+        credential: &Credential,
+        session: MacKey,
         e: &AgreementKey,
     ) -> Result<(EndpointId, Binding), Judgement> {
-        let credential = Credential::verify(credential, ingress.wall).map_err(|_| Refusal::Credential)?;
         let instance = *credential.instance_key();
-        let ss = self.key.agree(&instance).map_err(|_| Judgement::Silence)?;
-        let session = opening.session(&ss, &instance);
-        if !session.verifies(datagram) {
-            return Err(Judgement::Silence);
-        }
         let authority = credential.agent().authority;
         if !self.access.admits(&authority) {
             return Err(Refusal::Authority.into());
@@ -308,11 +311,11 @@ impl Relay {
     }
 }
 
-/// Why a BIND that was sealed to us is not granted.
+/// Why a BIND that is proven is not granted.
 enum Judgement {
-    /// Not proven: no answer.
+    /// A replay: no answer.
     Silence,
-    /// Proven, and told why not.
+    /// Told why not.
     Refuse(Refusal),
 }
 

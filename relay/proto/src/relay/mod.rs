@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerage_model::relay::frame::keys::BootKey;
@@ -27,6 +28,9 @@ use crate::table::Table;
 mod forward;
 mod handshake;
 mod mailbox;
+mod proof;
+
+pub use proof::{Proof, Proven};
 
 const LIFETIME_SECS: u16 = LIFETIME.as_secs() as u16;
 
@@ -74,6 +78,30 @@ pub enum Decision {
     Reply(Reply),
     /// A part of the buffer, to somebody else.
     Forward(Forward),
+}
+
+/// How far a frame got.
+#[derive(Debug)]
+pub enum Step {
+    /// It is decided.
+    Done(Decision),
+    /// It is a BIND that must be looked at: [`Relay::conclude`] what [`Proof::check`] finds.
+    Prove(Proof),
+}
+
+impl From<Decision> for Step {
+    fn from(decision: Decision) -> Self {
+        Self::Done(decision)
+    }
+}
+
+/// What was done with the start of a batch, before the work that a BIND needs.
+#[derive(Debug)]
+pub struct Received {
+    /// As in [`Handled`].
+    pub consumed: usize,
+    /// How far its first frame got.
+    pub step: Step,
 }
 
 /// Segments to send on.
@@ -167,7 +195,7 @@ enum Phase {
 /// The relay as a value. The same inputs give the same outputs.
 #[derive(Debug)]
 pub struct Relay {
-    key: AgreementSecret,
+    key: Arc<AgreementSecret>,
     public: AgreementKey,
     access: Access,
     limits: Limits,
@@ -180,6 +208,9 @@ pub struct Relay {
     stun: Bucket,
     stun_by_network: SpreadBuckets,
     handshakes: SpreadBuckets,
+    /// BINDs of who is not bound where they come from, and of who is.
+    newcomers: Bucket,
+    renewals: Bucket,
     next_sweep: Instant,
     counters: Counters,
     corners: Option<Corners>,
@@ -198,7 +229,7 @@ impl Relay {
             corners: None,
             mailboxes: Mailboxes::new(&config.key, now),
             notices: VecDeque::new(),
-            key: config.key,
+            key: Arc::new(config.key),
             access: config.access,
             limits: config.limits,
             boot: boot_key.boot(),
@@ -210,6 +241,8 @@ impl Relay {
             stun: Bucket::full(now),
             stun_by_network: SpreadBuckets::new(now),
             handshakes: SpreadBuckets::new(now),
+            newcomers: Bucket::full(now),
+            renewals: Bucket::full(now),
             next_sweep: now + SWEEP,
             counters: Counters::default(),
         }
@@ -243,19 +276,33 @@ impl Relay {
     /// Deals with the start of `batch`: segments of `segment` bytes (the last may be shorter), all from one source, as
     /// GRO delivers them; a single datagram is a batch of one. The caller acts on the decision, then passes the rest.
     pub fn handle(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Handled {
+        let Received { consumed, step } = self.receive(ingress, batch, segment);
+        let decision = match step {
+            Step::Done(decision) => decision,
+            Step::Prove(proof) => self.conclude(proof.check()),
+        };
+        Handled { consumed, decision }
+    }
+
+    /// As [`Self::handle`], but for the proof in a BIND, which costs as much as a thousand packets: who shares a relay
+    /// between threads looks at it while the others go on.
+    pub fn receive(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Received {
         let segment = segment.clamp(1, batch.len().max(1));
         let first = segment.min(batch.len());
-        let alone = |decision| Handled { consumed: first, decision };
-        match batch.first() {
-            Some(0..=3) => alone(match ingress.from {
-                Place::Udp(from) => self.handle_stun(ingress.now, from, &batch[..first], Corner::default()),
+        let step = match batch.first() {
+            Some(0..=3) => match ingress.from {
+                Place::Udp(from) => self.handle_stun(ingress.now, from, &batch[..first], Corner::default()).into(),
                 // What a NAT does to TCP says nothing about UDP.
-                Place::Stream(..) => self.drop_for(DropReason::Stun),
-            }),
-            Some(&frame::VERSION_1) if matches!(batch.get(1), Some(12 | 13)) => self.forward(ingress, batch, segment),
-            Some(&frame::VERSION_1) => alone(self.handle_frame(ingress, &batch[..first])),
-            Some(_) | None => alone(self.drop_for(DropReason::Malformed)),
-        }
+                Place::Stream(..) => self.drop_for(DropReason::Stun).into(),
+            },
+            Some(&frame::VERSION_1) if matches!(batch.get(1), Some(12 | 13)) => {
+                let Handled { consumed, decision } = self.forward(ingress, batch, segment);
+                return Received { consumed, step: decision.into() };
+            }
+            Some(&frame::VERSION_1) => self.handle_frame(ingress, &batch[..first]),
+            Some(_) | None => self.drop_for(DropReason::Malformed).into(),
+        };
+        Received { consumed: first, step }
     }
 
     /// A STUN request that came to one of the places that only answer STUN.
@@ -279,13 +326,13 @@ impl Relay {
         Decision::Reply(Reply { from: answer.from, port: answer.port, ..Reply::new(answer.as_bytes()) })
     }
 
-    fn handle_frame(&mut self, ingress: &Ingress, datagram: &[u8]) -> Decision {
+    fn handle_frame(&mut self, ingress: &Ingress, datagram: &[u8]) -> Step {
         let Ok((tag, frame)) = Frame::parse(datagram) else {
-            return self.drop_for(DropReason::Malformed);
+            return self.drop_for(DropReason::Malformed).into();
         };
-        match frame {
+        let decision = match frame {
             Frame::Hello => self.hello(ingress, tag),
-            Frame::Bind { cookie, e, sealed, mac: _ } => self.bind(ingress, tag, cookie, &e, sealed, datagram),
+            Frame::Bind { cookie, e, sealed: _, mac: _ } => return self.bind(ingress, tag, cookie, &e, datagram),
             Frame::Visit { cookie, earlier } => self.visit(ingress, tag, cookie, earlier),
             Frame::Move { cookie, id, counter, mac: _ } => self.relocate(ingress, tag, cookie, id, counter, datagram),
             Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
@@ -305,7 +352,8 @@ impl Relay {
             | Frame::Posted { .. }
             | Frame::Mail { .. }
             | Frame::From { .. } => self.drop_for(DropReason::Malformed),
-        }
+        };
+        decision.into()
     }
 
     /// Whether another stream from this address may begin now; charged like a handshake, which it is about to cost.

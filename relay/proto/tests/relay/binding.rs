@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use crate::common::{
-    Out, WALL, World, addr, agent, agent_until, authority, bound_in, cookie_in, refusal_in, visiting_in,
+    Agent, Out, WALL, World, addr, agent, agent_until, authority, bound_in, cookie_in, refusal_in, visiting_in,
 };
 use peerage_model::relay::frame::keys;
 use peerage_model::relay::frame::{self, Cookie, Destination, Frame, Refusal, Tag};
 use peerage_model::{AgreementSecret, InstanceId};
-use peerage_relay_proto::{Access, DropReason, Limits};
+use peerage_relay_proto::{Access, Decision, DropReason, Limits, Proof, Step};
 
 const HOME: &str = "192.0.2.7:4000";
 const ELSEWHERE: &str = "198.51.100.9:5000";
@@ -24,6 +24,38 @@ fn an_agent_binds_in_two_round_trips_and_learns_its_address() {
     let client = world.bind(HOME, &db);
     assert_eq!(client.id.0, InstanceId::of_key(&db.instance.public()).0);
     assert_eq!(world.relay.occupancy().bound, 1);
+}
+
+#[test]
+fn a_bind_is_looked_at_away_from_the_relay_which_goes_on_and_may_change_its_mind() {
+    let mut world = World::open();
+    let db = agent(1, "db", 10);
+    let bind = bind_of(&mut world, &db);
+    let (first, again) = (proof_in(&mut world, &bind), proof_in(&mut world, &bind));
+    assert_eq!(world.relay.occupancy().bound, 0);
+    world.bind(ELSEWHERE, &agent(2, "web", 20));
+    assert!(matches!(world.relay.conclude(first.check()), Decision::Reply(_)));
+    assert_eq!(world.relay.occupancy().bound, 2);
+    assert!(matches!(world.relay.conclude(again.check()), Decision::Drop), "the same BIND is a replay by then");
+    let late = bind_of(&mut world, &db);
+    let late = proof_in(&mut world, &late);
+    world.relay.drain(world.now, secs(5));
+    let Decision::Reply(reply) = world.relay.conclude(late.check()) else { panic!("a refusal") };
+    assert_eq!(refusal_in(reply.as_bytes()), Refusal::Draining);
+}
+
+/// A fresh BIND of `agent`, from [`HOME`].
+fn bind_of(world: &mut World, agent: &Agent) -> Vec<u8> {
+    let (cookie, _) = world.cookie(addr(HOME));
+    let (e, relay) = (world.fresh_key(), world.relay_key());
+    keys::bind(Tag([3; 6]), cookie, &e, &relay, &agent.instance, &agent.credential).expect("good keys").frame
+}
+
+fn proof_in(world: &mut World, bind: &[u8]) -> Proof {
+    match world.relay.receive(&world.ingress(addr(HOME)), &mut bind.to_vec(), bind.len()).step {
+        Step::Prove(proof) => proof,
+        done @ Step::Done(_) => panic!("a proof, not {done:?}"),
+    }
 }
 
 #[test]
@@ -61,7 +93,7 @@ fn a_cookie_lives_for_at_least_one_minute_and_less_than_two() {
 #[test]
 fn somebody_elses_credential_does_not_bind_without_its_instance_key() {
     let mut world = World::open();
-    let stolen = crate::common::Agent { instance: AgreementSecret::from_bytes([66; 32]), ..agent(1, "db", 10) };
+    let stolen = Agent { instance: AgreementSecret::from_bytes([66; 32]), ..agent(1, "db", 10) };
     let (out, _) = world.try_bind(addr(HOME), &stolen);
     assert_eq!(out, Out::Nothing);
     assert_eq!(world.relay.occupancy().bound, 0);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use crate::common::{World, addr, agent};
 use peerage_model::relay::frame::{self, Destination, EndpointId, Refusal, Tag};
-use peerage_relay_proto::{Access, Limits, Rate};
+use peerage_relay_proto::{Access, DropReason, Limits, Rate};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_oneof, proptest};
 
 fn small(memory: usize) -> World {
@@ -101,6 +101,19 @@ fn handshakes_of_one_network_are_limited() {
         })
         .count();
     assert!(answered <= 200, "{answered}");
+}
+
+#[test]
+fn binds_of_all_networks_together_are_limited_and_who_is_bound_may_renew() {
+    let mut world = World::new(Access::Open, Limits { binds: Rate::new(1, 10), ..Limits::open() });
+    let bound = addr("192.0.2.7:4000");
+    let db = agent(1, "db", 10);
+    assert!(world.try_bind(bound, &db).0.reply_len() > 0);
+    let crowd = agent(2, "crowd", 20);
+    let answered = (0..100).filter(|n| world.try_bind(far(*n), &crowd).0.reply_len() > 0).count();
+    assert_eq!(answered, 9, "ten with the one before");
+    assert!(world.try_bind(bound, &db).0.reply_len() > 0);
+    assert_eq!(world.relay.counters().dropped(DropReason::Quota), 91);
 }
 
 #[derive(Clone, Debug)]

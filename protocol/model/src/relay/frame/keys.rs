@@ -179,10 +179,10 @@ impl BootKey {
         Tag(self.prf(&[b"tag", &id.0]))
     }
 
-    /// How much `source` prefers `instance` (rendezvous hashing); the highest wins.
+    /// Which instances `source` prefers, as a number that only this run can tell.
     #[must_use]
-    pub fn preference(&self, source: super::EndpointId, instance: super::EndpointId) -> u64 {
-        u64::from_be_bytes(self.prf(&[b"pick", &source.0, &instance.0]))
+    pub fn taste(&self, source: super::EndpointId) -> u64 {
+        u64::from_be_bytes(self.prf(&[b"pick", &source.0]))
     }
 
     /// The id of the visitor with this number; unguessable, and another for each.

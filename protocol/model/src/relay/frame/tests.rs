@@ -55,7 +55,7 @@ fn what_a_relay_derives_from_its_boot_key_matches_the_vectors() {
     let (endpoint, visitor) = (EndpointId(v.bytes("endpoint")), EndpointId(v.bytes("visitor")));
     assert_eq!(key.tag(endpoint).0, v.bytes("endpoint_tag"));
     assert_eq!(key.tag(visitor).0, v.bytes("visitor_tag"));
-    assert_eq!(key.preference(visitor, endpoint).to_be_bytes(), v.bytes("preference"));
+    assert_eq!(key.taste(visitor).to_be_bytes(), v.bytes("taste"));
 }
 
 #[test]
