@@ -251,6 +251,26 @@ pub fn policy(stage: &Stage) -> Result<String, Failed> {
     Ok("the policy makes the pod that the webhook makes".into())
 }
 
+/// Pods go on with the sidecar that they were made with, and are counted until they restart.
+pub fn outdated(stage: &Stage) -> Result<String, Failed> {
+    let (cluster, old) = (&stage.cluster, pod("db", "skew", &json!({})));
+    stage.restricted("skew")?;
+    stage.stored(&old)?;
+    cluster.apply(&peer("db", "skew"))?;
+    cluster.condition("agentpeer db -n skew", "Injected", "True", "AsDeclared")?;
+    upgrade(cluster, &["agent.image.tag=next"])?;
+    stage.restart_operators()?;
+    cluster.condition("agentpeer db -n skew", "Injected", "True", "OutdatedSidecars")?;
+    let found = cluster.get("agentpeer db -n skew")?.unwrap_or_default();
+    is(&found["status"]["pods"]["outdated"], &1.into(), "outdated pods")?;
+    cluster.kubectl("delete pod db -n skew --grace-period=0 --force")?;
+    stage.stored(&old)?;
+    cluster.condition("agentpeer db -n skew", "Injected", "True", "AsDeclared")?;
+    upgrade(cluster, &["agent.image.tag="])?;
+    stage.restart_operators()?;
+    Ok("a pod with the former image is counted as outdated until it is made anew".into())
+}
+
 /// The same with each list of named things in order of their names.
 fn in_order(value: &Value) -> Value {
     match value {

@@ -31,7 +31,7 @@ pub struct Stage {
 pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
 
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last.
-pub const ALL: [Test; 15] = [
+pub const ALL: [Test; 16] = [
     ("agent-peer", agent_peer),
     ("agent-trust", agent_trust),
     ("agent-link", agent_link),
@@ -42,6 +42,7 @@ pub const ALL: [Test; 15] = [
     ("who-asks", injection::who_asks),
     ("host-aliases", injection::host_aliases),
     ("policy", injection::policy),
+    ("outdated", injection::outdated),
     ("validation", injection::validation),
     ("enrolment", enrolment),
     ("rotation", rotation),
@@ -86,6 +87,17 @@ impl Stage {
     pub(crate) fn authority(&self) -> Result<String, Failed> {
         self.cluster
             .kubectl(&format!("get configmap peerage-authority -n {NAMESPACE} -o jsonpath={{.data.fingerprint}}"))
+    }
+
+    /// All replicas end and begin anew, with what the chart says by then.
+    pub(crate) fn restart_operators(&self) -> Result<(), Failed> {
+        let replicas = self.operators.borrow().len();
+        self.operators.borrow_mut().clear();
+        for number in 0..replicas {
+            let number = u8::try_from(number).trying("count operators")?;
+            self.operators.borrow_mut().push(Operator::start(&self.cluster, &self.program, number)?);
+        }
+        Ok(())
     }
 
     /// An agent in `pod`, whose token is for this audience.

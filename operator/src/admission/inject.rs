@@ -24,6 +24,8 @@ pub const DNS: &str = "peerage.dev/dns";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Who may take low ports.
 const SYSCTL: &str = "net.ipv4.ip_unprivileged_port_start";
+/// Label of nodes with their operating system.
+const NODE_OS: &str = "kubernetes.io/os";
 /// Where the agent answers for names.
 const DNS_PORT: u16 = 53;
 
@@ -200,7 +202,8 @@ fn obstacles(spec: &PodSpec, selecting: &[Selecting]) -> Result<(), Reason> {
     if spec.host_network == Some(true) {
         return Err(Reason::HostNetwork);
     }
-    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+    let chosen = spec.node_selector.as_ref().and_then(|labels| labels.get(NODE_OS));
+    if [spec.os.as_ref().map(|os| &os.name), chosen].into_iter().flatten().any(|os| os == "windows") {
         return Err(Reason::Windows);
     }
     let low =

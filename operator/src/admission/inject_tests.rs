@@ -171,6 +171,7 @@ fn a_pod_in_whose_way_something_stands_is_let_in_as_it_is_and_says_why() {
     for (spec, expected) in [
         (json!({"hostNetwork": true}), Reason::HostNetwork),
         (json!({"os": {"name": "windows"}}), Reason::Windows),
+        (json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), Reason::Windows),
         (sysctl, Reason::Sysctl("1024".into())),
         (dns_server, Reason::DnsPort),
         (json!({"dnsPolicy": "Default"}), Reason::DnsPolicy("Default".into())),

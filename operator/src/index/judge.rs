@@ -281,7 +281,11 @@ impl Index {
         let accepted = Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
         let aspect = ConditionType::Available;
         let available = match (&facts.relay, answers) {
-            (None, _) => Verdict::fails(aspect, Reason::WaitingForAddress, "the managed relay has no address yet"),
+            (None, _) => Verdict::fails(
+                aspect,
+                Reason::WaitingForAddress,
+                "this version runs no relays itself; run one (the chart's relay.enabled), and make an AgentRelay with its address",
+            ),
             (Some(_), Some(true)) => Verdict::holds(aspect, Reason::AsDeclared, ""),
             (Some(_), Some(false)) => Verdict::fails(
                 aspect,
