@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{getgid, getuid};
 use rustix::thread::{CapabilitySet, UnshareFlags, capabilities};
 
+use crate::netlink;
 use crate::sys::{self, HookData};
 
 /// Why this process cannot make networks.
@@ -63,6 +64,19 @@ pub fn enter() -> Result<(), EnterError> {
     let data = maps();
     sys::unshare(own_namespaces()).map_err(refused)?;
     map_root(&data).map_err(|cause| EnterError::Map { hint: hint(), cause })
+}
+
+/// As [`enter`], and in a network of its own also where the process was privileged already: what it and its children
+/// listen on and connect to is theirs alone. Loopback is up; there is nothing else.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_own_network() -> Result<(), EnterError> {
+    match is_privileged() {
+        true => sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWNET).map_err(refused)?,
+        false => enter()?,
+    }
+    netlink::set_up(netlink::LOOPBACK).map_err(refused)
 }
 
 /// Prepares `command` to run as root of a user, mount and network namespace of its own. If the kernel refuses,

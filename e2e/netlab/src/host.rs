@@ -39,10 +39,19 @@ pub(crate) struct Jobs(Sender<Job>);
 impl Namespace {
     /// Starts a thread called `name` in a new network namespace.
     pub(crate) fn start(name: String) -> io::Result<Self> {
+        Self::start_in(name, UnshareFlags::NEWNET)
+    }
+
+    /// Starts a thread called `name` in the network that the process is in.
+    pub(crate) fn here(name: String) -> io::Result<Self> {
+        Self::start_in(name, UnshareFlags::empty())
+    }
+
+    fn start_in(name: String, flags: UnshareFlags) -> io::Result<Self> {
         let (jobs, queue) = channel();
         let (ready, entered) = channel();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let unshared = sys::unshare(UnshareFlags::NEWNET);
+            let unshared = sys::unshare(flags);
             let failed = unshared.is_err();
             if ready.send(unshared).is_ok() && !failed {
                 work(&queue);

@@ -38,7 +38,7 @@ mod router;
 mod sys;
 mod world;
 
-pub use enter::{EnterError, command_inside, enter, explain, is_privileged};
+pub use enter::{EnterError, command_inside, enter, enter_own_network, explain, is_privileged};
 pub use host::Host;
 pub use lab::{HostConfig, Lab, LabError};
 pub use peerage_sim::link::{Bottleneck, Chance, LinkConfig};

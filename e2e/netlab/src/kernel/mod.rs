@@ -223,6 +223,28 @@ impl KernelLab {
         Ok(lab)
     }
 
+    /// Joins the network of this process, which must be one of its own ([`crate::enter_own_network`]), to the internet, at
+    /// these addresses of 198.18.0.0/16 from 198.18.201.0 on, which no site has: so that what runs outside of the lab is
+    /// reached from within.
+    ///
+    /// # Errors
+    /// The kernel refuses; it was joined before.
+    pub fn join_outside(&mut self, addresses: &[Ipv4Addr]) -> Result<(), LabError> {
+        self.join_process(addresses).map_err(while_trying("join the network of this process to the internet"))
+    }
+
+    fn join_process(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        let space = Namespace::here("outside".into())?;
+        let outside = space.jobs();
+        self.spaces.push(space);
+        self.links += 1;
+        let far = LinkTo { jobs: self.internet.clone(), name: "outside".into(), index: LINK_INDEX + self.links };
+        join(&LinkTo { jobs: outside.clone(), name: "wan".into(), index: LINK_INDEX }, &far)?;
+        let own = addresses.iter().map(|address| format!("addr add {address}/32 dev wan"));
+        ip(&outside, own.chain(["route add 198.18.0.0/15 dev wan".into()]).collect())?;
+        ip(&self.internet, addresses.iter().map(|address| format!("route add {address}/32 dev outside")).collect())
+    }
+
     fn add_far_side(&mut self, between: &Access) -> io::Result<()> {
         let far = self.space("far")?;
         prepare(&far, true)?;
