@@ -1,6 +1,7 @@
 //! The cluster as this replica knows it, and the one place where a change becomes news.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use peerage_model::operator::Revision;
 use peerage_model::{InstanceId, UnixTime};
@@ -73,6 +74,11 @@ impl Cluster {
 
     /// Makes a change and tells everybody whom it touches.
     pub fn change(&self, make: impl FnOnce(&mut Index) -> Dirty) {
+        self.change_told(Instant::now(), make);
+    }
+
+    /// The same for what we were told at `told`, from which its effects are timed.
+    pub fn change_told(&self, told: Instant, make: impl FnOnce(&mut Index) -> Dirty) {
         let (dirty, denials) = {
             let mut state = self.write();
             let dirty = make(&mut state.index);
@@ -87,7 +93,7 @@ impl Cluster {
             self.spread(denial);
         }
         if !dirty.is_empty() {
-            let woken = self.hub.spread(&dirty);
+            let woken = self.hub.spread(&dirty, told);
             self.metrics.woken.observe(woken as f64);
             self.tell(News::Judge(dirty));
         }
@@ -127,6 +133,31 @@ impl Cluster {
                 self.tell(News::Judge(dirty));
                 true
             }
+        }
+    }
+
+    /// Who enrolled before this process began, now that its watches have told what there is: whoever has lost its pod or
+    /// its agent since then is denied.
+    pub fn recall(&self, enrolled: Vec<(PodUid, Holder)>) {
+        // An AgentPeer that cannot be read is not one that was deleted.
+        let unreadable = self.watches.iter().any(|health| health.unreadable() > 0);
+        let mut denials = Vec::new();
+        {
+            let mut state = self.write();
+            let State { index, roll } = &mut *state;
+            for (uid, holder) in enrolled {
+                let is_judged = !unreadable || index.peer(&holder.peer).is_some();
+                let is_void = !index.is_there(&uid, &holder) || (is_judged && !index.is_still(&uid, &holder));
+                let Admission::Holds(denial) = roll.admit(uid, holder) else { continue };
+                denials.extend(denial);
+                match is_void {
+                    true => denials.extend(roll.withdraw(uid)),
+                    false => roll.verify(uid),
+                }
+            }
+        }
+        for denial in denials {
+            self.spread(denial);
         }
     }
 
@@ -192,5 +223,69 @@ impl Cluster {
     pub fn revision(&self) -> Revision {
         let version = self.watches.iter().map(|health| health.version()).min().unwrap_or(0);
         Revision { epoch: self.epoch, version }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{PeerFacts, PodFacts};
+    use crate::key::uid_bytes;
+    use peerage_model::Fingerprint;
+    use serde_json::json;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+    const UID: &str = "00000000-0000-0000-0000-000000000007";
+    const OURS: Fingerprint = Fingerprint([1; 32]);
+
+    fn cluster() -> Cluster {
+        let mut index = Index::new(OURS, NOW);
+        let peer = json!({
+            "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentPeer", "metadata": {"name": "db", "namespace": "tools"},
+            "spec": {"selector": {"matchLabels": {"app": "db"}}},
+        });
+        let peer = serde_json::from_value(peer).expect("an AgentPeer");
+        index.set_peer(&ObjectKey::new("tools", "db"), Some(PeerFacts::read(&peer).expect("it is read")));
+        for (pod, app) in [("db-1", "db"), ("relabelled-1", "other")] {
+            let labels = [("app".to_owned(), app.to_owned())].into();
+            let facts = PodFacts {
+                uid: UID.into(),
+                labels,
+                terminating: false,
+                injected: None,
+                left_alone: None,
+                opted_out: false,
+            };
+            index.set_pod(&ObjectKey::new("tools", pod), Some(facts));
+        }
+        let (news, _) = mpsc::unbounded_channel();
+        Cluster::new(index, 1, Vec::new(), Arc::default(), news)
+    }
+
+    fn holder(instance: u8, pod: &str) -> Holder {
+        let peer = ObjectKey::new("tools", "db");
+        Holder {
+            agent: peer.agent(OURS).expect("a name"),
+            peer,
+            instance: InstanceId([instance; 8]),
+            pod: ObjectKey::new("tools", pod),
+            service_account: "db".into(),
+            issued: NOW,
+            until: UnixTime(NOW.0 + 60),
+        }
+    }
+
+    #[test]
+    fn who_lost_its_pod_or_its_agent_while_no_operator_ran_is_denied_by_the_next_one() {
+        for (pod, uid, denied) in [
+            ("db-1", UID, false),
+            ("db-1", "00000000-0000-0000-0000-000000000008", true), // made anew under the same name
+            ("deleted-1", UID, true),
+            ("relabelled-1", UID, true),
+        ] {
+            let (cluster, holder) = (cluster(), holder(1, pod));
+            cluster.recall(vec![(uid_bytes(uid).0, holder.clone())]);
+            assert_eq!(cluster.is_denied(&holder.agent, &holder.instance), denied, "{pod} {uid}");
+        }
     }
 }

@@ -1,28 +1,45 @@
-//! Denied instances outlive the process that denied them.
+//! Denied instances outlive the process that denied them; and so does the knowledge of who enrolled, because a pod that is
+//! deleted while no operator runs must be denied by the next one.
 //!
-//! They lie in sixteen ConfigMaps of the operator's namespace, by the first digit of the instance's id, as
-//! `INSTANCE: "UNTIL AGENT"`. Every replica writes: a merge patch adds one key and touches no other, so two that write
-//! at once lose nothing. Every replica watches them, which is how the others hear of a denial. The leader removes what
-//! has ended.
+//! Both lie in sixteen ConfigMaps of the operator's namespace, by the first digit of the instance's id: a denial as
+//! `INSTANCE: "UNTIL AGENT"`, an enrolment as `INSTANCE.pod: "UID NAMESPACE/POD SERVICEACCOUNT ISSUED AGENT"`. Every replica
+//! writes: a merge patch touches its own keys and no others, so two that write at once lose nothing. Every replica
+//! watches them, which is how the others hear of a denial. The leader removes what has ended. Renewals are not written:
+//! an enrolment counts for as long as its pod is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use peerage_model::passport::LIFETIME;
 use peerage_model::snapshot::DeniedInstance;
-use peerage_model::{AgentId, UnixTime};
+use peerage_model::{AgentId, InstanceId, TrustId, UnixTime};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
-use crate::roll::Denial;
+use crate::key::ObjectKey;
+use crate::roll::{Denial, Holder, PodUid};
 
 /// Label of the ConfigMaps.
 pub const LABEL: &str = "peerage.dev/denied-instances";
-/// How long a write that failed waits.
+/// Ends the keys of enrolments.
+const POD: &str = ".pod";
+/// After so long every watch knows of a pod.
+const SETTLED: Duration = Duration::from_secs(3600);
+/// How long a request that failed waits.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// What is written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// An instance was denied.
+    Denied(Denial),
+    /// An instance was let in.
+    Enrolled(PodUid, Holder),
+}
 
 /// All denials in one ConfigMap's data; what cannot be read is left out.
 #[must_use]
@@ -38,6 +55,37 @@ pub fn read(data: &BTreeMap<String, String>) -> Vec<Denial> {
         Some(Denial { agent, denied })
     };
     data.iter().filter_map(one).collect()
+}
+
+/// All enrolments in one ConfigMap's data, whose passports may count until a day after `now`; what cannot be read is left
+/// out.
+#[must_use]
+pub fn read_enrolled(data: &BTreeMap<String, String>, now: UnixTime) -> Vec<(PodUid, Holder)> {
+    let one = |(key, value): (&String, &String)| {
+        let instance: InstanceId = key.strip_suffix(POD)?.parse().ok()?;
+        let words: Vec<&str> = value.split(' ').collect();
+        let [uid, pod, service_account, issued, agent] = words[..] else { return None };
+        let uid: TrustId = uid.parse().ok()?; // the same sixteen bytes
+        let (namespace, pod) = pod.split_once('/')?;
+        let agent: AgentId = agent.parse().ok()?;
+        let holder = Holder {
+            peer: ObjectKey::of_agent(&agent.name)?,
+            agent,
+            instance,
+            pod: ObjectKey::new(namespace, pod),
+            service_account: service_account.to_owned(),
+            issued: UnixTime(issued.parse().ok()?),
+            until: now.plus(LIFETIME),
+        };
+        Some((uid.0, holder))
+    };
+    data.iter().filter_map(one).collect()
+}
+
+fn enrolled(uid: &PodUid, holder: &Holder) -> (String, String) {
+    let Holder { agent, instance, pod, service_account, issued, .. } = holder;
+    let value = format!("{} {}/{} {service_account} {} {agent}", TrustId(*uid), pod.namespace, pod.name, issued.0);
+    (format!("{instance}{POD}"), value)
 }
 
 fn entry(denial: &Denial) -> (String, String) {
@@ -67,17 +115,28 @@ impl Ledger {
         Self { maps: Api::namespaced(client, namespace) }
     }
 
-    /// Writes down what was denied here, for as long as it takes.
-    pub async fn run(self, mut denied: mpsc::UnboundedReceiver<Denial>) {
-        while let Some(first) = denied.recv().await {
-            let mut all = vec![first];
-            while let Ok(more) = denied.try_recv() {
-                all.push(more);
+    /// Who enrolled and was not denied, as earlier processes wrote it down; asked until there is an answer.
+    pub async fn enrolled(&self) -> Vec<(PodUid, Holder)> {
+        loop {
+            match self.maps.list(&ListParams::default().labels(LABEL)).await {
+                Ok(maps) => {
+                    let data = maps.items.into_iter().filter_map(|map| map.data);
+                    return data.flat_map(|data| read_enrolled(&data, crate::clock::now())).collect();
+                }
+                Err(error) => tracing::warn!(%error, "who enrolled before could not be read"),
             }
-            let mut by_map: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-            for denial in &all {
-                let (instance, value) = entry(denial);
-                by_map.entry(name_of(&instance)).or_default().insert(instance, value);
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Writes down what happened here, for as long as it takes; `written`: whose enrolment is there already.
+    pub async fn run(self, mut entries: mpsc::UnboundedReceiver<Entry>, mut written: BTreeSet<InstanceId>) {
+        while let Some(first) = entries.recv().await {
+            let mut by_map: BTreeMap<String, Changes> = BTreeMap::new();
+            let mut next = Some(first);
+            while let Some(entry) = next {
+                note(&entry, &mut by_map, &mut written);
+                next = entries.try_recv().ok();
             }
             for (name, data) in by_map {
                 while let Err(error) = self.add(&name, &data).await {
@@ -88,13 +147,14 @@ impl Ledger {
         }
     }
 
-    async fn add(&self, name: &str, data: &BTreeMap<String, String>) -> kube::Result<()> {
+    async fn add(&self, name: &str, data: &Changes) -> kube::Result<()> {
         let patch = Patch::Merge(json!({"data": data}));
         match self.maps.patch(name, &PatchParams::default(), &patch).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             other => return other.map(|_| ()),
         }
-        let map = json!({"metadata": {"name": name, "labels": {LABEL: ""}}, "data": data});
+        let new: BTreeMap<_, _> = data.iter().filter(|(_, value)| value.is_some()).collect();
+        let map = json!({"metadata": {"name": name, "labels": {LABEL: ""}}, "data": new});
         let map = serde_json::from_value(map).map_err(kube::Error::SerdeError)?;
         match self.maps.create(&PostParams::default(), &map).await {
             // Another replica made it in between.
@@ -105,21 +165,48 @@ impl Ledger {
         }
     }
 
-    /// Removes what has ended; for the leader.
+    /// Removes denials that have ended at `now`, and enrolments of pods that are not there any more; for the leader.
     ///
     /// # Errors
     /// What the API server said.
-    pub async fn sweep(&self, now: UnixTime) -> kube::Result<()> {
+    pub async fn sweep(&self, now: UnixTime, is_there: impl Fn(&PodUid, &Holder) -> bool) -> kube::Result<()> {
         for map in self.maps.list(&ListParams::default().labels(LABEL)).await?.items {
             let Some((name, data)) = map.metadata.name.zip(map.data) else { continue };
             let ended = read(&data).into_iter().filter(|denial| denial.denied.until <= now);
-            let ended: BTreeMap<String, Option<String>> = ended.map(|denial| (entry(&denial).0, None)).collect();
+            let mut ended: Changes = ended.map(|denial| (entry(&denial).0, None)).collect();
+            // Of a pod that has just enrolled our own watch may not know yet.
+            let old = |holder: &Holder| holder.issued.plus(SETTLED) < now;
+            let left = read_enrolled(&data, now).into_iter();
+            let left = left.filter(|(uid, holder)| old(holder) && !is_there(uid, holder));
+            ended.extend(left.map(|(uid, holder)| (enrolled(&uid, &holder).0, None)));
             if !ended.is_empty() {
                 let patch = Patch::Merge(json!({"data": ended}));
                 self.maps.patch(&name, &PatchParams::default(), &patch).await?;
             }
         }
         Ok(())
+    }
+}
+
+/// Keys of one ConfigMap, and what they become; none: they go.
+type Changes = BTreeMap<String, Option<String>>;
+
+fn note(what: &Entry, by_map: &mut BTreeMap<String, Changes>, written: &mut BTreeSet<InstanceId>) {
+    match what {
+        Entry::Denied(denial) => {
+            let (instance, value) = entry(denial);
+            let map = by_map.entry(name_of(&instance)).or_default();
+            map.insert(format!("{instance}{POD}"), None);
+            map.insert(instance, Some(value));
+            written.remove(&denial.denied.instance);
+        }
+        Entry::Enrolled(uid, holder) => {
+            // Who comes back is enrolled already.
+            if written.insert(holder.instance) {
+                let (key, value) = enrolled(uid, holder);
+                by_map.entry(name_of(&key)).or_default().insert(key, Some(value));
+            }
+        }
     }
 }
 
@@ -134,7 +221,36 @@ pub fn apply(cluster: &Arc<Cluster>, denials: Option<Vec<Denial>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use peerage_model::{Fingerprint, InstanceId};
+    use peerage_model::Fingerprint;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    #[test]
+    fn an_enrolment_is_read_as_it_was_written_until_its_instance_is_denied() {
+        let agent = AgentId { authority: Fingerprint([1; 32]), name: "db.tools".parse().expect("a name") };
+        let holder = Holder {
+            agent: agent.clone(),
+            peer: ObjectKey::new("tools", "db"),
+            instance: InstanceId([0xab; 8]),
+            pod: ObjectKey::new("tools", "db-1"),
+            service_account: "db".into(),
+            issued: NOW,
+            until: NOW.plus(LIFETIME),
+        };
+        let (mut by_map, mut written) = (BTreeMap::new(), BTreeSet::new());
+        note(&Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
+        let changes = by_map.remove("peerage-denied-a").expect("by its first digit");
+        let data = changes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        assert_eq!(read_enrolled(&data, NOW), [([7; 16], holder.clone())]);
+        assert!(read(&data).is_empty(), "it is no denial");
+
+        note(&Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
+        assert!(by_map.is_empty(), "it is written once");
+        let denied = DeniedInstance { authority: agent.authority, instance: holder.instance, until: NOW };
+        note(&Entry::Denied(Denial { agent, denied }), &mut by_map, &mut written);
+        let changes = by_map.remove("peerage-denied-a").expect("the same place");
+        assert_eq!(changes.values().filter(|value| value.is_none()).count(), 1, "the enrolment goes");
+    }
 
     #[test]
     fn a_denial_is_read_as_it_was_written_and_nonsense_is_left_out() {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use peerage_crds::PathSummary;
 use peerage_model::operator::{PathWord, PeerState};
@@ -20,6 +21,8 @@ use crate::key::ObjectKey;
 /// What a stream has to look at again.
 #[derive(Debug, Default)]
 pub struct Notes {
+    /// When this replica was told of the first change that these notes are about.
+    pub told: Option<Instant>,
     /// Entries of these peers.
     pub pairs: BTreeSet<AgentId>,
     /// AgentTrusts that were deleted.
@@ -42,7 +45,7 @@ impl Notes {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { pairs, gone, denied, settings, all, pod, replaced, withdrawn } = self;
+        let Self { told: _, pairs, gone, denied, settings, all, pod, replaced, withdrawn } = self;
         pairs.is_empty()
             && gone.is_empty()
             && denied.is_empty()
@@ -63,6 +66,8 @@ pub struct Progress {
     pub about: BTreeMap<TrustId, BTreeSet<AgentId>>,
     /// The NAT, in RFC 3489's word.
     pub nat: Option<String>,
+    /// Ports of peers that programs here do not find where they should be, and what to do; by peer.
+    pub conflicts: BTreeMap<AgentId, String>,
 }
 
 /// One connected instance.
@@ -116,6 +121,8 @@ pub struct TrustCount {
     pub acknowledged: usize,
     /// How connections of the two travel.
     pub path: Option<PathSummary>,
+    /// A port of the peer that cannot be where it should be, as the first stream that has one tells it.
+    pub conflict: Option<String>,
 }
 
 /// Everybody who is connected to this replica.
@@ -193,13 +200,16 @@ impl Hub {
         lock(&self.streams).keys().cloned().collect()
     }
 
-    /// Leaves notes with those whom a change touches. Returns how many were woken.
-    pub fn spread(&self, dirty: &Dirty) -> usize {
+    /// Leaves notes with those whom a change that we were told at `told` touches. Returns how many were woken.
+    pub fn spread(&self, dirty: &Dirty, told: Instant) -> usize {
         let streams = lock(&self.streams);
         let mut woken = 0;
         let mut note = |agent: &ObjectKey, write: &dyn Fn(&mut Notes)| {
             for stream in streams.get(agent).into_iter().flat_map(BTreeMap::values) {
-                stream.note(write);
+                stream.note(|notes| {
+                    notes.told.get_or_insert(told);
+                    write(notes);
+                });
                 woken += 1;
             }
         };
@@ -257,8 +267,10 @@ impl Hub {
             count.expected += 1;
             let owed = progress.owed.get(trust);
             count.acknowledged += usize::from(owed.is_some_and(|owed| *owed <= progress.acknowledged));
-            let about = progress.about.get(trust).into_iter().flatten();
-            words.extend(about.filter_map(|peer| progress.peers.get(peer)).copied());
+            let about = || progress.about.get(trust).into_iter().flatten();
+            words.extend(about().filter_map(|peer| progress.peers.get(peer)).copied());
+            let conflict = about().find_map(|peer| progress.conflicts.get(peer));
+            count.conflict = count.conflict.or_else(|| conflict.cloned());
         }
         count.path = summary(&words);
         count
@@ -336,7 +348,7 @@ mod tests {
         dirty.pairs.insert((ObjectKey::new("n", "a"), peer("b.n")));
         dirty.pairs.insert((ObjectKey::new("n", "b"), peer("a.n")));
         dirty.gone.insert(TrustId([7; 16]));
-        assert_eq!(hub.spread(&dirty), 2);
+        assert_eq!(hub.spread(&dirty, Instant::now()), 2);
         for seat in [&a, &b] {
             let notes = seat.stream.notes().await;
             assert_eq!((notes.pairs.len(), notes.gone.len(), notes.all), (1, 1, false));

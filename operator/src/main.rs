@@ -1,11 +1,12 @@
 //! `peerage-operator`: reads flags, sets up logging and a client, and runs.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use peerage_operator::admission::settings::AdmissionFile;
+use peerage_operator::index::Staleness;
 use peerage_operator::run::{AdmissionOptions, Options, RunError, run};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,8 +23,8 @@ struct Arguments {
     /// Where agents, and the other replicas, are served over TLS.
     #[arg(long, default_value = "[::]:8443", value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
-    /// Where the other replicas reach this one; written into the Lease while it leads.
-    #[arg(long, env = "PEERAGE_ADVERTISE", default_value = "127.0.0.1:8443", value_name = "HOST:PORT")]
+    /// Where the other replicas reach this one; written into the Lease while it leads. An IPv6 address needs no brackets.
+    #[arg(long, env = "PEERAGE_ADVERTISE", default_value = "127.0.0.1:8443", value_name = "HOST:PORT", value_parser = advertised)]
     advertise: String,
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, default_value = "[::]:8080", value_name = "ADDRESS:PORT")]
@@ -40,6 +41,12 @@ struct Arguments {
     /// Run nothing: ask the operator whose --health is there whether it is ready.
     #[arg(long, value_name = "HOST:PORT")]
     ask: Option<String>,
+    /// After how many seconds without an operator agents raise an alarm; 0: never. Signs of life come every 15 s at most.
+    #[arg(long, env = "PEERAGE_AGENT_MAX_STALENESS", default_value_t = 300, value_name = "SECONDS")]
+    agent_max_staleness: u64,
+    /// Agents that are over that limit talk to nobody until an operator is back.
+    #[arg(long, env = "PEERAGE_AGENT_FAIL_CLOSED")]
+    agent_fail_closed: bool,
     /// How to log.
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log: LogFormat,
@@ -73,7 +80,7 @@ fn main() -> ExitCode {
 }
 
 async fn operate(arguments: Arguments) -> Result<(), RunError> {
-    let client = kube::Client::try_default().await.map_err(|error| RunError::Client(Box::new(error)))?;
+    let client = peerage_operator::run::client().await?;
     let admission = match arguments.admission {
         Some(path) => Some(AdmissionOptions { listen: arguments.listen_admission, file: AdmissionFile::read(&path)? }),
         None => None,
@@ -85,8 +92,22 @@ async fn operate(arguments: Arguments) -> Result<(), RunError> {
         advertise: arguments.advertise,
         health: arguments.health,
         identity: arguments.identity.unwrap_or_else(identity),
+        staleness: Staleness {
+            limit: (arguments.agent_max_staleness > 0).then_some(arguments.agent_max_staleness),
+            fail_closed: arguments.agent_fail_closed,
+        },
     };
     run(options, client, asked_to_stop()).await
+}
+
+/// `HOST:PORT`; a pod's own address comes from the downward API, which writes IPv6 without brackets.
+fn advertised(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("it is written HOST:PORT")?;
+    port.parse::<u16>().map_err(|error| format!("`{port}` is no port: {error}"))?;
+    Ok(match host.parse::<Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{port}"),
+        Err(_) => text.to_owned(),
+    })
 }
 
 /// Two processes of one host must not take each other for themselves.
@@ -129,4 +150,23 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
     }
     tracing::error!("{text}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_a_pod_is_written_with_its_port_as_one_connects_to_it() {
+        for (said, meant) in [
+            ("10.0.0.7:8443", "10.0.0.7:8443"),
+            ("fd00::7:8443", "[fd00::7]:8443"),
+            ("fd00:1:2:3:4:5:6:7:8443", "[fd00:1:2:3:4:5:6:7]:8443"),
+            ("[fd00::7]:8443", "[fd00::7]:8443"),
+            ("operator.svc:8443", "operator.svc:8443"),
+        ] {
+            assert_eq!(advertised(said), Ok(meant.to_owned()));
+        }
+        assert!(advertised("10.0.0.7").is_err() && advertised("host:port").is_err());
+    }
 }

@@ -63,9 +63,9 @@ pub struct Metrics {
     pub woken: Histogram,
     /// Bytes of updates sent.
     pub update_bytes: Counter,
-    /// From a deletion seen to its acknowledgement by one agent.
+    /// From a deletion, as the watch delivered it, to its acknowledgement by one agent.
     pub revocation: Histogram,
-    /// From a change seen to its acknowledgement by one agent.
+    /// From a change, as the watch delivered it, to its acknowledgement by one agent.
     pub propagation: Histogram,
     /// Status writes, by kind.
     pub status_writes: Family<Kind, Counter>,
@@ -111,8 +111,16 @@ impl Metrics {
         registry.register("change_streams", "Streams that one change touched", self.woken.clone());
         registry.register("update_bytes", "Bytes of updates sent to agents", self.update_bytes.clone());
         for (name, help, histogram) in [
-            ("revocation", "From a deletion seen to its acknowledgement by one agent", &self.revocation),
-            ("propagation", "From a change seen to its acknowledgement by one agent", &self.propagation),
+            (
+                "revocation",
+                "From a deletion, as the watch delivered it, to the acknowledgement of one agent that has acted on it",
+                &self.revocation,
+            ),
+            (
+                "propagation",
+                "From a change, as the watch delivered it, to the acknowledgement of one agent that has acted on it",
+                &self.propagation,
+            ),
         ] {
             registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         }

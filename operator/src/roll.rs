@@ -158,15 +158,15 @@ impl Roll {
                 false => drop(self.verified.insert(*uid)),
             }
         }
-        let mut denials = Vec::new();
-        for uid in lost {
-            self.verified.remove(&uid);
-            if let Some(holder) = self.holders.remove(&uid) {
-                self.relist(uid, &holder.peer, None);
-                denials.push(self.deny(&holder));
-            }
-        }
-        denials
+        lost.into_iter().filter_map(|uid| self.withdraw(uid)).collect()
+    }
+
+    /// The pod's passport does not count any more.
+    pub fn withdraw(&mut self, uid: PodUid) -> Option<Denial> {
+        self.verified.remove(&uid);
+        let holder = self.holders.remove(&uid)?;
+        self.relist(uid, &holder.peer, None);
+        Some(self.deny(&holder))
     }
 
     /// Forgets passports and denials that have ended at `now`.
@@ -192,14 +192,19 @@ impl Roll {
 }
 
 impl Index {
+    /// Whether the holder's pod is there, and no other one in its place.
+    #[must_use]
+    pub fn is_there(&self, uid: &PodUid, holder: &Holder) -> bool {
+        self.pod(&holder.pod).is_some_and(|facts| uid_bytes(&facts.uid).0 == *uid)
+    }
+
     /// Whether a pod that was the agent still is. A pod on its way out is: it may finish what it does. A second AgentPeer
     /// that selects it takes nothing away: who can make AgentPeers must not be able to cut off an agent that runs.
     #[must_use]
     pub fn is_still(&self, uid: &PodUid, holder: &Holder) -> bool {
-        let same_pod = self.pod(&holder.pod).is_some_and(|facts| uid_bytes(&facts.uid).0 == *uid);
         let selected = self.agents_selecting(&holder.pod).contains(&holder.peer);
         let account = self.peer(&holder.peer).and_then(|facts| facts.service_account.as_ref());
-        same_pod && selected && account.is_none_or(|wanted| *wanted == holder.service_account)
+        self.is_there(uid, holder) && selected && account.is_none_or(|wanted| *wanted == holder.service_account)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
@@ -20,14 +20,14 @@ use crate::authority::{Keyring, Stored};
 use crate::certificates::bundle;
 use crate::certificates::keeper::Keeper;
 use crate::cluster::{Cluster, News};
-use crate::denials::Ledger;
+use crate::denials::{Entry, Ledger};
 use crate::facts::{LinkFacts, PeerFacts, PodFacts, RelayFacts, TrustFacts, Unreadable};
-use crate::index::{Dirty, Index, Labels};
+use crate::index::{Dirty, Index, Labels, Staleness};
 use crate::key::ObjectKey;
 use crate::leader::{Candidate, Leadership};
 use crate::metrics::Metrics;
 use crate::replicas::{Admitted, Follower, Others};
-use crate::roll::Denial;
+use crate::roll::{Denial, Holder, PodUid};
 use crate::serve::Server;
 use crate::status::Writer;
 use crate::watch::{Delivery, Found, Health, Metadata, Source, Watch, Whole};
@@ -46,6 +46,8 @@ pub struct Options {
     pub health: SocketAddr,
     /// What this replica is called in the Lease.
     pub identity: String,
+    /// How old agents' knowledge may become.
+    pub staleness: Staleness,
     /// Where the API server's reviews are answered, and how; none for an operator that injects nothing.
     pub admission: Option<AdmissionOptions>,
 }
@@ -82,6 +84,9 @@ pub enum RunError {
     Tls(#[from] serve::TlsError),
 }
 
+/// How long the API server may take to take a connection, and to answer a request.
+const CONNECTING: Duration = Duration::from_secs(5);
+const ANSWERING: Duration = Duration::from_secs(35);
 /// How often keys are read and time is looked at.
 const KEYS_EVERY: Duration = Duration::from_secs(10);
 /// How often ended denials are removed.
@@ -92,6 +97,20 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const QUEUE: usize = 256;
 /// The kinds that are watched, in the order of `watches`.
 const KINDS: [&str; 7] = ["agentpeers", "agenttrusts", "agentlinks", "agentrelays", "pods", "namespaces", "configmaps"];
+
+/// A way to the API server: $KUBECONFIG, or the pod's ServiceAccount.
+///
+/// # Errors
+/// [`RunError::Client`].
+pub async fn client() -> Result<Client, RunError> {
+    let mut config =
+        kube::Config::infer().await.map_err(|error| RunError::Client(Box::new(kube::Error::InferConfig(error))))?;
+    // A connection that died without a word must hold up nobody: not a status, not a token, not a denied instance. The
+    // client's own defaults wait for ever. Above the longest silence of a watch, which has its own, shorter patience.
+    (config.connect_timeout, config.read_timeout) = (Some(CONNECTING), Some(ANSWERING));
+    config.reset_reader_on_write = true;
+    Client::try_from(config).map_err(|error| RunError::Client(Box::new(error)))
+}
 
 /// Runs the operator until `stop` is done.
 ///
@@ -123,7 +142,7 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     let (stopper, stopping) = watch::channel(false);
     let (news, heard) = mpsc::unbounded_channel();
     let sidecar = options.admission.as_ref().map(|admission| admission.file.agent.image.clone());
-    let index = Index::new(stored.fingerprint(), clock::now()).injecting(sidecar);
+    let index = Index::new(stored.fingerprint(), clock::now()).injecting(sidecar).with_staleness(options.staleness);
     let cluster = Arc::new(Cluster::new(index, epoch, watches, metrics, news));
     let (keys, keyring) = watch::channel(Arc::new(stored.keyring(clock::now())));
     let candidate =
@@ -131,14 +150,22 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     let leadership = candidate.leadership();
     let others = Arc::new(Others::default());
 
+    // Before the watches begin: whoever is written down was there when they list what is.
+    let ledger = Ledger::new(client.clone(), &options.namespace);
+    let enrolled = tokio::select! {
+        enrolled = ledger.enrolled() => enrolled,
+        () = &mut stop => return Ok(()),
+    };
+    let written = enrolled.iter().map(|(_, holder)| holder.instance).collect();
     start_watches(&cluster, &client, &options.namespace);
+    tokio::spawn(recall(Arc::clone(&cluster), enrolled));
     let (judge, judged) = mpsc::unbounded_channel();
     let (count, counted) = mpsc::unbounded_channel();
     let (tell_admitted, admitted) = mpsc::unbounded_channel();
-    let (tell_denied, denied) = mpsc::unbounded_channel();
+    let (write_down, entries) = mpsc::unbounded_channel();
     let (notice, noticed) = mpsc::unbounded_channel();
     let (tell_probe, probed) = mpsc::channel(16);
-    tokio::spawn(spread_news(heard, Arc::clone(&others), judge, count, tell_admitted, tell_denied, notice));
+    tokio::spawn(spread_news(heard, Arc::clone(&others), judge, count, tell_admitted, write_down, notice));
     let writer = Writer::new(Arc::clone(&cluster), Arc::clone(&others), client.clone(), leadership.clone());
     tokio::spawn(writer.run(judged, probed));
     let follower = Follower { cluster: Arc::clone(&cluster), keyring: keyring.clone(), leadership: leadership.clone() };
@@ -149,8 +176,7 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
         start_admission(&cluster, &client, &options.namespace, admission, listener, &leadership, &readiness).await;
     }
     tokio::spawn(links::run(Arc::clone(&cluster), client.clone(), options.namespace.clone()));
-    let ledger = Ledger::new(client.clone(), &options.namespace);
-    tokio::spawn(ledger.clone().run(denied));
+    tokio::spawn(ledger.clone().run(entries, written));
     tokio::spawn(keep_time(Arc::clone(&cluster)));
     tokio::spawn(keep_ready(Arc::clone(&cluster), readiness));
     tokio::spawn(keep_keys(store, keys, Arc::clone(&cluster), leadership, ledger));
@@ -258,7 +284,8 @@ async fn keep_keys(
             }
             if swept.elapsed() > SWEEP_EVERY {
                 swept = tokio::time::Instant::now();
-                if let Err(error) = ledger.sweep(now).await {
+                let is_there = |uid: &_, holder: &_| cluster.read().index.is_there(uid, holder);
+                if let Err(error) = ledger.sweep(now, is_there).await {
                     tracing::warn!(%error, "denied instances that have ended could not be removed");
                 }
             }
@@ -287,6 +314,16 @@ async fn keep_keys(
             }
         }
     }
+}
+
+/// Looks at who enrolled before, as soon as every watch has told what there is.
+async fn recall(cluster: Arc<Cluster>, enrolled: Vec<(PodUid, Holder)>) {
+    let mut changes = cluster.changes();
+    // A watch without objects changes nothing, so time passing is a reason to look, too.
+    while cluster.stale().is_some() {
+        let _ = tokio::time::timeout(Duration::from_millis(200), changes.changed()).await;
+    }
+    cluster.recall(enrolled);
 }
 
 async fn keep_time(cluster: Arc<Cluster>) {
@@ -319,7 +356,7 @@ async fn spread_news(
     judge: mpsc::UnboundedSender<Dirty>,
     count: mpsc::UnboundedSender<Dirty>,
     admitted: mpsc::UnboundedSender<Admitted>,
-    denied: mpsc::UnboundedSender<Denial>,
+    write_down: mpsc::UnboundedSender<Entry>,
     notice: mpsc::UnboundedSender<Dirty>,
 ) {
     while let Some(news) = heard.recv().await {
@@ -336,8 +373,9 @@ async fn spread_news(
                 let row = Admitted::new(uid, &holder);
                 others.announce(row.clone());
                 let _ = admitted.send(row);
+                let _ = write_down.send(Entry::Enrolled(uid, holder));
             }
-            News::Denied(denial) => drop(denied.send(denial)),
+            News::Denied(denial) => drop(write_down.send(Entry::Denied(denial))),
         }
     }
 }
@@ -357,11 +395,11 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentPeer>(Api::all(c.clone())),
         none.clone(),
         whole(PeerFacts::read),
-        |cluster, key, found| match found {
+        |cluster, key, found, told| match found {
             // Taking it for deleted would deny all its pods for good. What was read last stands until it can be read again.
             Found::Unreadable => {}
-            Found::Here(facts) => cluster.change(|index| index.set_peer(&key, Some(facts))),
-            Found::Gone => cluster.change(|index| index.set_peer(&key, None)),
+            Found::Here(facts) => cluster.change_told(told, |index| index.set_peer(&key, Some(facts))),
+            Found::Gone => cluster.change_told(told, |index| index.set_peer(&key, None)),
         },
     );
     follow(
@@ -370,10 +408,10 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentTrust>(Api::all(c.clone())),
         none.clone(),
         whole(TrustFacts::read),
-        |cluster, key, found| match found {
-            Found::Unreadable => cluster.change(|index| index.hide_trust(&key)),
-            Found::Here(facts) => cluster.change(|index| index.set_trust(&key, Some(facts))),
-            Found::Gone => cluster.change(|index| index.set_trust(&key, None)),
+        |cluster, key, found, told| match found {
+            Found::Unreadable => cluster.change_told(told, |index| index.hide_trust(&key)),
+            Found::Here(facts) => cluster.change_told(told, |index| index.set_trust(&key, Some(facts))),
+            Found::Gone => cluster.change_told(told, |index| index.set_trust(&key, None)),
         },
     );
     follow(
@@ -382,8 +420,8 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentLink>(Api::all(c.clone())),
         none.clone(),
         whole(LinkFacts::read),
-        |cluster, key, facts| {
-            cluster.change(|index| index.set_link(&key.name, facts.readable()));
+        |cluster, key, facts, told| {
+            cluster.change_told(told, |index| index.set_link(&key.name, facts.readable()));
         },
     );
     follow(
@@ -392,27 +430,34 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentRelay>(Api::all(c.clone())),
         none.clone(),
         whole(RelayFacts::read),
-        |cluster, key, facts| {
-            cluster.change(|index| index.set_relay(&key.name, facts.readable()));
+        |cluster, key, facts, told| {
+            cluster.change_told(told, |index| index.set_relay(&key.name, facts.readable()));
         },
     );
     // A pod that has finished holds no agent any more, though its object stays.
     let running = Some("status.phase!=Succeeded,status.phase!=Failed".to_owned());
     let pod = |pod: PartialObjectMeta<Pod>| Ok::<_, String>(PodFacts::read(&pod));
-    follow(cluster, pods, Metadata::<Pod>(Api::all(c.clone())), (running, None), pod, |cluster, key, facts| {
-        cluster.change(|index| index.set_pod(&key, facts.readable()));
+    follow(cluster, pods, Metadata::<Pod>(Api::all(c.clone())), (running, None), pod, |cluster, key, facts, told| {
+        cluster.change_told(told, |index| index.set_pod(&key, facts.readable()));
     });
     let labels = |object: PartialObjectMeta<Namespace>| Ok::<Labels, String>(object.labels().clone());
-    follow(cluster, namespaces, Metadata::<Namespace>(Api::all(c.clone())), none, labels, |cluster, key, labels| {
-        cluster.change(|index| index.set_namespace(&key.name, labels.readable()));
-    });
+    follow(
+        cluster,
+        namespaces,
+        Metadata::<Namespace>(Api::all(c.clone())),
+        none,
+        labels,
+        |cluster, key, labels, told| {
+            cluster.change_told(told, |index| index.set_namespace(&key.name, labels.readable()));
+        },
+    );
     let own: Api<DeserializeGuard<ConfigMap>> = Api::namespaced(c.clone(), namespace);
     let read = |map: DeserializeGuard<ConfigMap>| -> Result<Vec<Denial>, String> {
         let map = map.0.map_err(|error| error.error)?;
         Ok(map.data.as_ref().map(denials::read).unwrap_or_default())
     };
     let label = Some(denials::LABEL.to_owned());
-    follow(cluster, maps, Whole::<ConfigMap>(own), (None, label), read, |cluster, _, found| {
+    follow(cluster, maps, Whole::<ConfigMap>(own), (None, label), read, |cluster, _, found, _| {
         denials::apply(cluster, found.readable())
     });
 }
@@ -424,7 +469,7 @@ fn follow<S: Source, T: Send + 'static>(
     source: S,
     (fields, labels): (Option<String>, Option<String>),
     read: impl Fn(S::Object) -> Result<T, String> + Send + Sync + 'static,
-    apply: impl Fn(&Arc<Cluster>, ObjectKey, Found<T>) + Send + 'static,
+    apply: impl Fn(&Arc<Cluster>, ObjectKey, Found<T>, Instant) + Send + 'static,
 ) {
     let (out, mut deliveries) = mpsc::channel(QUEUE);
     let watch = Watch { source, fields, labels, read, health: Arc::clone(health) };
@@ -433,7 +478,7 @@ fn follow<S: Source, T: Send + 'static>(
     tokio::spawn(async move {
         while let Some(delivery) = deliveries.recv().await {
             match delivery {
-                Delivery::Object(key, facts) => apply(&cluster, key, facts),
+                Delivery::Object(key, facts, told) => apply(&cluster, key, facts, told),
                 Delivery::Version(version) => health.applied(version),
             }
         }

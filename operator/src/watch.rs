@@ -21,11 +21,17 @@ use tokio::sync::mpsc;
 
 use crate::key::ObjectKey;
 
-/// How long one watch request lasts. At its end the server answers again, so silence for much longer is a dead
-/// connection; the client gives up 5 s after it.
+/// How long one watch request lasts. At its end the server ends it and the next one is answered at once, so silence for
+/// longer is a dead connection.
 const REQUEST: Duration = Duration::from_secs(25);
-/// After so long without a word a watch is stale and its replica serves nobody. Two requests and some patience.
-pub const STALE: Duration = Duration::from_secs(60);
+/// How long after that we give up, and how long the answer to a new request may take. A connection that died without a
+/// word says nothing, so this is the only way to know.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long one page of a list may take.
+const LISTING: Duration = Duration::from_secs(30);
+/// After so long without a word a watch is stale and its replica serves nobody. A request that dies just after it was
+/// answered, and the next one, which is answered, take less; and an alarm must be there within a minute.
+pub const STALE: Duration = Duration::from_secs(45);
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
 /// First and longest wait after a failure.
@@ -120,8 +126,8 @@ impl<T> Found<T> {
 /// What a watch delivers.
 #[derive(Debug)]
 pub enum Delivery<T> {
-    /// An object, and what became of it.
-    Object(ObjectKey, Found<T>),
+    /// An object, what became of it, and when we were told.
+    Object(ObjectKey, Found<T>, Instant),
     /// All of the above up to this version has been delivered.
     Version(u64),
 }
@@ -251,7 +257,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
         (params.field_selector, params.label_selector) = (self.fields.clone(), self.labels.clone());
         let mut listed = BTreeSet::new();
         loop {
-            let page = match self.source.list(&params).await {
+            let page = match in_time(LISTING, self.source.list(&params)).await {
                 Ok(page) => page,
                 Err(error) => return Ok(Err(error)),
             };
@@ -262,7 +268,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
                 for gone in known.difference(&listed) {
-                    send(out, Delivery::Object(gone.clone(), Found::Gone)).await?;
+                    send(out, Delivery::Object(gone.clone(), Found::Gone, Instant::now())).await?;
                 }
                 *known = listed;
                 let version = page.metadata.resource_version.unwrap_or_default();
@@ -286,13 +292,19 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
             ..WatchParams::default()
         };
         let from = version.clone();
-        let stream = match self.source.watch(&params, &from).await {
+        let stream = match in_time(GRACE, self.source.watch(&params, &from)).await {
             Ok(stream) => stream,
             Err(error) => return Ok(Err(error)),
         };
         self.health.hear();
         let mut stream = pin!(stream.into_stream());
-        while let Some(event) = stream.next().await {
+        let end = tokio::time::Instant::now() + REQUEST + GRACE;
+        loop {
+            let event = match tokio::time::timeout_at(end, stream.next()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => return Ok(Ok(Ended::At(version))),
+                Err(_) => return Ok(Err(silence())),
+            };
             self.health.hear();
             match event {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
@@ -303,7 +315,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                     version = object.resource_version().unwrap_or(version);
                     let key = key_of(&object);
                     known.remove(&key);
-                    send(out, Delivery::Object(key, Found::Gone)).await?;
+                    send(out, Delivery::Object(key, Found::Gone, Instant::now())).await?;
                 }
                 Ok(WatchEvent::Bookmark(bookmark)) => version = bookmark.metadata.resource_version,
                 // 410 Gone: what we saw last was compacted away.
@@ -313,12 +325,10 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
             }
             self.reached(&version, out).await?;
         }
-        self.health.hear();
-        Ok(Ok(Ended::At(version)))
     }
 
     async fn put(&self, object: S::Object, out: &mpsc::Sender<Delivery<T>>) -> Result<ObjectKey, Closed> {
-        let key = key_of(&object);
+        let (key, told) = (key_of(&object), Instant::now());
         let facts = match (self.read)(object) {
             Ok(facts) => Found::Here(facts),
             Err(error) => {
@@ -328,7 +338,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                 Found::Unreadable
             }
         };
-        send(out, Delivery::Object(key.clone(), facts)).await?;
+        send(out, Delivery::Object(key.clone(), facts, told)).await?;
         Ok(key)
     }
 
@@ -342,6 +352,18 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
 
 fn key_of(object: &impl ResourceExt) -> ObjectKey {
     ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// The client itself waits for ever.
+async fn in_time<T>(patience: Duration, answer: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| Err(silence()))
+}
+
+fn silence() -> kube::Error {
+    kube::Error::Service(Box::new(std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        "the API server was not heard in time; the connection is given up",
+    )))
 }
 
 async fn send<T>(out: &mpsc::Sender<Delivery<T>>, delivery: Delivery<T>) -> Result<(), Closed> {

@@ -61,7 +61,9 @@ struct Held {
     passport_until: Option<UnixTime>,
     follow: Follow,
     heard: Option<UnixTime>,
-    /// Whether the word of the operator is too old to act on, by its own setting.
+    /// Whether the word of the operator is older than it allows.
+    stale: bool,
+    /// Whether it is too old to act on, by the operator's own setting.
     closed: bool,
     /// When the next trust ends by itself.
     next_end: Option<UnixTime>,
@@ -100,6 +102,7 @@ impl Node {
             passport_until: None,
             follow,
             heard,
+            stale: false,
             closed: false,
             next_end: None,
             operator: view::Operator::default(),
@@ -385,6 +388,16 @@ impl Node {
             let limit = settings.max_staleness.map(Duration::from_secs);
             let stale = limit.is_some_and(|limit| held.heard.is_none_or(|heard| heard.plus(limit) < now));
             let close = stale && settings.fail_closed && !held.closed;
+            if stale != std::mem::replace(&mut held.stale, stale) {
+                self.metrics.stale.set(i64::from(stale));
+                match (stale, limit) {
+                    (true, Some(limit)) => tracing::error!(
+                        seconds = limit.as_secs(),
+                        "no operator has confirmed this agent's peers for longer than maxStaleness"
+                    ),
+                    (_, _) => tracing::info!("an operator has confirmed this agent's peers again"),
+                }
+            }
             if close {
                 held.closed = true;
                 tracing::error!("no operator for longer than maxStaleness: talking to nobody until one is back");
@@ -473,8 +486,6 @@ impl Node {
                 self.metrics.streams_reset.inc_by(count);
                 Event::StreamsReset { peer: self.alias(&peer), count, why }
             }
-            // The operator says which keys count.
-            LinkEvent::PeerRecord { .. } => return,
             // An agent in a cluster invites nobody and has no mailbox: trust is declared by resources.
             LinkEvent::TrustRequested { invite, .. } => {
                 if let Some(link) = self.tunnel.get() {

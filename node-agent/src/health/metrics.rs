@@ -23,6 +23,8 @@ pub struct Metrics {
     pub peers: Gauge,
     /// Relays that we are bound at.
     pub relays_up: Gauge,
+    /// 1 while no operator has confirmed the peers for longer than it allows.
+    pub stale: Gauge,
     /// Sessions that came up.
     pub sessions_opened: Counter,
     /// Streams that were reset because trust ended.
@@ -37,6 +39,7 @@ impl Default for Metrics {
         Self {
             peers: Gauge::default(),
             relays_up: Gauge::default(),
+            stale: Gauge::default(),
             sessions_opened: Counter::default(),
             streams_reset: Counter::default(),
             revocation: Histogram::new(REVOCATION_BUCKETS),
@@ -52,6 +55,8 @@ impl Metrics {
         let mut registry = Registry::with_prefix("peerage_agent");
         registry.register("peers", "Trusted peers", self.peers.clone());
         registry.register("relays_up", "Relays that the agent is bound at", self.relays_up.clone());
+        let help = "1 while no operator has confirmed the peers for longer than maxStaleness";
+        registry.register("peers_stale", help, self.stale.clone());
         registry.register("sessions_opened", "Sessions that came up", self.sessions_opened.clone());
         registry.register("streams_reset", "Streams reset because trust ended", self.streams_reset.clone());
         registry.register_with_unit(

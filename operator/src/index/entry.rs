@@ -14,7 +14,9 @@ impl Index {
     pub fn settings(&self, agent: &ObjectKey) -> Option<Settings> {
         let facts = self.peers.get(agent)?;
         let relays = self.relays_of(&agent.namespace);
-        Some(Settings { ports: facts.ports.clone(), relays, ..Settings::default() })
+        let super::Staleness { limit, fail_closed } = self.staleness;
+        let ports = facts.ports.clone();
+        Some(Settings { ports, relays, max_staleness: limit, fail_closed, ..Settings::default() })
     }
 
     /// Everybody whom `agent` may have an entry of, in order: ask [`Self::entry`] for each.

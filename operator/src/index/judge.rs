@@ -44,6 +44,8 @@ pub struct TrustLive {
     pub overdue: bool,
     /// How connections of the two travel.
     pub path: Option<PathSummary>,
+    /// A port of the peer that programs do not find where it should be, and what to do.
+    pub conflict: Option<String>,
 }
 
 impl Verdict {
@@ -197,9 +199,10 @@ impl Index {
             (Target::Here(_) | Target::Fleet { .. } | Target::Away { .. }, _) if matched == 0 => {
                 Verdict::holds(ConditionType::Ready, Reason::NoPods, "no pod is this agent at the moment")
             }
-            (Target::Here(_) | Target::Fleet { .. } | Target::Away { .. }, _) => {
-                Verdict::holds(ConditionType::Ready, Reason::AsDeclared, "")
-            }
+            (Target::Here(_) | Target::Fleet { .. } | Target::Away { .. }, _) => match &live.conflict {
+                Some(conflict) => Verdict::fails(ConditionType::Ready, Reason::PortConflict, conflict.clone()),
+                None => Verdict::holds(ConditionType::Ready, Reason::AsDeclared, ""),
+            },
         };
         with_summary(verdicts, good)
     }

@@ -36,10 +36,20 @@ struct Rank {
     trust: ObjectKey,
 }
 
+/// How old agents' knowledge of their peers may become before they raise an alarm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Staleness {
+    /// After how many seconds; none: never.
+    pub limit: Option<u64>,
+    /// Whether they then talk to nobody until an operator is back.
+    pub fail_closed: bool,
+}
+
 /// All objects, with the ways from one to another that a change needs.
 #[derive(Debug)]
 pub struct Index {
     authority: Fingerprint,
+    staleness: Staleness,
     now: UnixTime,
     peers: BTreeMap<ObjectKey, PeerFacts>,
     trusts: BTreeMap<ObjectKey, TrustFacts>,
@@ -72,6 +82,7 @@ impl Index {
     pub fn new(authority: Fingerprint, now: UnixTime) -> Self {
         Self {
             authority,
+            staleness: Staleness::default(),
             now,
             peers: BTreeMap::new(),
             trusts: BTreeMap::new(),
@@ -101,6 +112,12 @@ impl Index {
     #[must_use]
     pub fn authority(&self) -> Fingerprint {
         self.authority
+    }
+
+    /// How old agents' knowledge may become, from here on.
+    #[must_use]
+    pub fn with_staleness(self, staleness: Staleness) -> Self {
+        Self { staleness, ..self }
     }
 
     /// The AgentPeer of this key.

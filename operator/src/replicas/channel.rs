@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::{Admitted, Message, Others, PeerRow, TrustRow};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
+use crate::hub::TrustCount;
 use crate::index::Dirty;
 use crate::leader::Leadership;
 
@@ -292,8 +293,8 @@ impl Follower {
                 let Some(facts) = state.index.trust(&key) else { continue };
                 if here.contains(&facts.agent) || told.contains(&facts.agent) {
                     let count = hub.count(&facts.agent, &facts.uid);
-                    let (expected, acknowledged) = (count.expected, count.acknowledged);
-                    trusts.push(TrustRow { key: key.into(), expected, acknowledged, path: count.path });
+                    let TrustCount { expected, acknowledged, path, conflict } = count;
+                    trusts.push(TrustRow { key: key.into(), expected, acknowledged, path, conflict });
                 }
             }
             for agent in agents.into_iter().filter(|agent| here.contains(agent) || told.contains(agent)) {

@@ -38,11 +38,15 @@ pub struct TrustRow {
     pub acknowledged: usize,
     /// How connections of the two travel.
     pub path: Option<PathSummary>,
+    /// A port of the peer that cannot be where it should be. A replica of the release before tells of none.
+    #[serde(default)]
+    pub conflict: Option<String>,
 }
 
 impl TrustRow {
     pub(super) fn count(&self) -> TrustCount {
-        TrustCount { expected: self.expected, acknowledged: self.acknowledged, path: self.path }
+        let (expected, acknowledged, path) = (self.expected, self.acknowledged, self.path);
+        TrustCount { expected, acknowledged, path, conflict: self.conflict.clone() }
     }
 }
 

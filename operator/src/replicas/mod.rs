@@ -67,6 +67,7 @@ impl Others {
             sum.expected += count.expected;
             sum.acknowledged += count.acknowledged;
             sum.path = both(sum.path, count.path);
+            sum.conflict = sum.conflict.or_else(|| count.conflict.clone());
         }
         sum
     }
@@ -145,7 +146,13 @@ mod tests {
         let seat = hub.join(agent.clone(), InstanceId([1; 8]), ObjectKey::new("n", "p"));
         seat.stream.progress().owed.insert(trust, 0);
         let desk = others.open_desk();
-        let row = TrustRow { key: key.clone().into(), expected: 2, acknowledged: 1, path: Some(PathSummary::Direct) };
+        let row = TrustRow {
+            key: key.clone().into(),
+            expected: 2,
+            acknowledged: 1,
+            path: Some(PathSummary::Direct),
+            conflict: None,
+        };
         desk.file(vec![row], Vec::new());
         let sum = others.count(&key, &agent, &trust, &hub);
         assert_eq!((sum.expected, sum.acknowledged, sum.path), (3, 2, Some(PathSummary::Direct)));

@@ -1,15 +1,15 @@
 //! One stream: Hello, who are you, and from then on what changes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peerage_model::AgreementSecret;
 use peerage_model::operator::{
-    Ack, ChannelBinding, GoAway, GoAwayCode, Hello, KEEPALIVE, Keepalive, MAX_FIRST, MAX_FRAME, PREFIX, PathWord,
-    Report, SILENCE, ToAgent, ToOperator, Update, frame_len,
+    Ack, ChannelBinding, Conflict, GoAway, GoAwayCode, Hello, KEEPALIVE, Keepalive, MAX_FIRST, MAX_FRAME, PREFIX,
+    PathWord, Report, SILENCE, ToAgent, ToOperator, Update, frame_len,
 };
+use peerage_model::{AgentId, AgreementSecret, TrustId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::Server;
 use super::enrol::Admitted;
 use super::feed::{Feed, View};
-use crate::hub::{Notes, Seat};
+use crate::hub::{Notes, Progress, Seat};
 use crate::index::Dirty;
 use crate::metrics::Outcome;
 
@@ -137,7 +137,7 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
         let passport = self.server.issue(&self.admitted);
         self.say(&ToAgent::Passport(passport)).await?;
         let full = self.look(|feed, view, progress| feed.full(view, progress));
-        self.tell(full, false).await?;
+        self.tell(full, Instant::now(), false).await?;
         self.judge();
         let (mut keyring, mut stopping) = (self.server.keyring.clone(), self.server.stopping.clone());
         let stream = Arc::clone(&self.seat.stream);
@@ -191,11 +191,11 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
             self.server.still(&self.admitted).map_err(End::GoAway)?;
         }
         let updates = self.look(|feed, view, progress| feed.changes(view, &notes, progress));
-        self.tell(updates, !notes.gone.is_empty()).await
+        self.tell(updates, notes.told.unwrap_or_else(Instant::now), !notes.gone.is_empty()).await
     }
 
     /// Compares what the agent was told with what is, holding the cluster still meanwhile.
-    fn look<R>(&mut self, compare: impl FnOnce(&mut Feed, View<'_>, &mut crate::hub::Progress) -> R) -> R {
+    fn look<R>(&mut self, compare: impl FnOnce(&mut Feed, View<'_>, &mut Progress) -> R) -> R {
         let keys = self.server.keys().agreements();
         // Before the state is read: what is seen later is newer, and a revision must never claim too much.
         let revision = self.server.cluster.revision();
@@ -204,9 +204,10 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
         compare(&mut self.feed, view, &mut self.seat.stream.progress())
     }
 
-    async fn tell(&mut self, updates: Vec<Update>, deletion: bool) -> Result<(), End> {
+    /// Tells the agent what follows from a change that this replica was told at `since`.
+    async fn tell(&mut self, updates: Vec<Update>, since: Instant, deletion: bool) -> Result<(), End> {
         let Some(last) = updates.last().map(|update| update.sequence) else { return Ok(()) };
-        self.owed.push_back((last, Instant::now(), deletion));
+        self.owed.push_back((last, since, deletion));
         if self.owed.len() > MAX_OWED {
             self.owed.pop_front(); // who never acknowledges must not fill our memory
         }
@@ -297,6 +298,9 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
                     trusts.extend(about);
                 }
             }
+            if let Some(conflicts) = report.conflicts {
+                trusts.extend(file_conflicts(&mut progress, conflicts));
+            }
         }
         let state = self.server.cluster.read();
         let mut dirty = Dirty { trusts: state.index.trusts_with(&agent, &trusts), ..Dirty::default() };
@@ -312,6 +316,21 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
         dirty.judged.insert(agent);
         self.server.cluster.judge(dirty);
     }
+}
+
+/// Puts an agent's conflicts in the place of those it had told of before; the trusts that this is news for. Only of
+/// whom it was told, as with peers.
+fn file_conflicts(progress: &mut Progress, conflicts: Vec<Conflict>) -> BTreeSet<TrustId> {
+    let mut new = BTreeMap::new();
+    for Conflict { peer, port, protocol, why, .. } in conflicts {
+        if progress.about.values().any(|peers| peers.contains(&peer)) {
+            new.entry(peer).or_insert_with(|| format!("port {port}/{protocol} of the peer: {why}"));
+        }
+    }
+    let old = std::mem::replace(&mut progress.conflicts, new);
+    let news = |peer: &AgentId| old.get(peer) != progress.conflicts.get(peer);
+    let about = progress.about.iter().filter(|(_, peers)| peers.iter().any(news));
+    about.map(|(trust, _)| *trust).collect()
 }
 
 /// Reads frames in pieces that may be interrupted: `select!` drops what it does not need, and half a frame must not be

@@ -87,6 +87,7 @@ pub fn trust(index: &Index, key: &ObjectKey, live: &Live<'_>, overdue: bool) -> 
         acknowledged: count.acknowledged,
         overdue: overdue && !live.settling,
         path: count.path,
+        conflict: count.conflict,
     };
     let programmed = old.conditions.iter().find(|condition| condition.type_ == ConditionType::Programmed.as_str());
     // What was programmed in another generation says nothing about this one.

@@ -142,6 +142,7 @@ impl World {
         };
         let (listen, health) = (free(), free());
         let options = Options {
+            staleness: peerage_operator::index::Staleness::default(),
             namespace: self.ns("system"),
             listen,
             advertise: listen.to_string(),

@@ -279,12 +279,28 @@ fn who_is_connected_is_ready_and_who_has_no_pods_too() {
     world.pod("one.reports", json!({"app": "reporter"}));
     assert_eq!(world.ready("uses-db.reports"), (ConditionStatus::True, Reason::AsDeclared));
     let key = name("uses-db.reports");
-    let slow = TrustLive { expected: 2, acknowledged: 1, overdue: true, path: None };
+    let slow = TrustLive { expected: 2, acknowledged: 1, overdue: true, ..TrustLive::default() };
     let programmed = |live: &TrustLive, before| world.index.judge_trust(&key, live, before)[1].clone();
     assert_eq!(programmed(&slow, Some(ConditionStatus::True)).reason, Reason::WaitingForAgents);
     let moving = TrustLive::default();
     assert_eq!(programmed(&moving, Some(ConditionStatus::True)).status, ConditionStatus::True, "streams may move");
     assert_eq!(programmed(&moving, None).reason, Reason::WaitingForAgents);
+}
+
+#[test]
+fn a_port_that_programs_do_not_find_where_it_should_be_is_a_conflict_until_it_is_mended() {
+    let mut world = World::pair();
+    world.pod("one.reports", json!({"app": "reporter"}));
+    let ready = |conflict: Option<&str>| {
+        let live =
+            TrustLive { expected: 1, acknowledged: 1, conflict: conflict.map(Into::into), ..TrustLive::default() };
+        let verdicts = world.index.judge_trust(&name("uses-db.reports"), &live, None);
+        verdicts.into_iter().next_back().expect("Ready is the last")
+    };
+    let conflict = ready(Some("port 80/tcp of the peer: set localPort"));
+    assert_eq!((conflict.status, conflict.reason), (ConditionStatus::False, Reason::PortConflict));
+    assert!(conflict.message.contains("localPort"));
+    assert_eq!(ready(None).status, ConditionStatus::True);
 }
 
 #[test]
