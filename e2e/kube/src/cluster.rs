@@ -53,6 +53,12 @@ impl Cluster {
         self.admin.with_file_name("log").join("audit.json")
     }
 
+    /// The key by which the API server signs ServiceAccounts' tokens. Who has it can be everybody.
+    #[must_use]
+    pub fn signing_key(&self) -> PathBuf {
+        self.admin.with_file_name("pki").join("service-account.key")
+    }
+
     /// Runs a program of the cluster as its administrator, with `input`; what it printed.
     ///
     /// # Errors
@@ -126,10 +132,18 @@ impl Cluster {
 ///
 /// # Errors
 /// Looking failed.
-pub fn until(mut look: impl FnMut() -> Result<bool, Failed>) -> Result<bool, Failed> {
+pub fn until(look: impl FnMut() -> Result<bool, Failed>) -> Result<bool, Failed> {
+    until_within(PATIENCE, look)
+}
+
+/// Looks until it is so; false if it is not within `patience`.
+///
+/// # Errors
+/// Looking failed.
+pub fn until_within(patience: Duration, mut look: impl FnMut() -> Result<bool, Failed>) -> Result<bool, Failed> {
     let begun = Instant::now();
     while !look()? {
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > patience {
             return Ok(false);
         }
         std::thread::sleep(LOOK);

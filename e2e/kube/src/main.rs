@@ -4,25 +4,32 @@
 //! One line for each test, with `--json` as `{"test":…,"ok":…}`; it ends with 0 only if everything was as expected.
 
 mod agent;
+mod api;
 mod audit;
 mod cluster;
 mod failed;
+mod fleet;
+mod gate;
 mod injection;
 mod operator;
+mod pair;
+mod process;
+mod scale;
 mod tests;
 
-use std::cell::RefCell;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use peerage_netlab::kernel::KernelLab;
 
+use crate::api::Api;
 use crate::cluster::Cluster;
 use crate::failed::{Failed, Trying, ensure};
 use crate::operator::Operator;
-use crate::tests::{ALL, Stage};
+use crate::tests::{ALL, Programs, Stage};
 
 /// Operators on a real Kubernetes control plane
 #[derive(Parser, Debug)]
@@ -40,9 +47,21 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
 
+    /// The `peerage-relay` to test with [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    relay: Option<PathBuf>,
+
     /// How many operators run
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
     replicas: u8,
+
+    /// Measures instead: so many AgentPeers, five AgentTrusts for each, and as many agents connected as --streams says
+    #[arg(long, value_name = "AGENTS", conflicts_with = "only", value_parser = clap::value_parser!(u16).range(10..=60_000))]
+    scale: Option<u16>,
+
+    /// For --scale: how many agents are connected, one number after the other
+    #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "scale", default_values_t = [1000])]
+    streams: Vec<usize>,
 
     /// Only these tests; commas between them
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
@@ -50,7 +69,10 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let cli = Cli::parse();
+    // Before anything starts a thread: control plane, operators and agents are in a network of their own.
+    let done = peerage_netlab::enter_own_network().trying("make a network").and_then(|()| run(&cli));
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failed) => {
@@ -66,9 +88,17 @@ fn run(cli: &Cli) -> Result<bool, Failed> {
         let known: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
         return Err(Failed::new(format!("`{unknown}` is not one of {}", known.join(", "))));
     }
-    let programs =
-        [program(cli.operator.as_deref(), "peerage-operator")?, program(cli.agent.as_deref(), "peerage-agent")?];
+    let programs = Programs {
+        operator: program(cli.operator.as_deref(), "peerage-operator")?,
+        agent: program(cli.agent.as_deref(), "peerage-agent")?,
+        relay: program(cli.relay.as_deref(), "peerage-relay")?,
+    };
+    process::many_files()?;
     let stage = set_up(cli, programs)?;
+    if let Some(agents) = cli.scale {
+        let size = scale::Size { agents: agents.into(), streams: cli.streams.clone(), json: cli.json };
+        return scale::run(&stage, &size).map(|()| true);
+    }
     let mut good = true;
     for (name, test) in ALL.iter().filter(|(name, _)| cli.only.is_empty() || cli.only.iter().any(|one| one == name)) {
         let begun = Instant::now();
@@ -87,15 +117,20 @@ fn program(named: Option<&Path>, name: &str) -> Result<PathBuf, Failed> {
     Ok(program)
 }
 
-fn set_up(cli: &Cli, [program, agent]: [PathBuf; 2]) -> Result<Stage, Failed> {
+fn set_up(cli: &Cli, programs: Programs) -> Result<Stage, Failed> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
+    let mut lab = KernelLab::new().trying("make an internet")?;
+    let addresses: Vec<_> = (0..operator::MOST).map(operator::address).chain([pair::RELAY]).collect();
+    lab.join_outside(&addresses).trying("join the internet")?;
     let cluster = Cluster::start(repository)?;
     operator::install(&cluster, repository)?;
-    // One after the other, and then at once: the second finds what the first has made.
-    let operators = (0..cli.replicas).map(|number| Operator::start(&cluster, &program, number));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let api = Api::new(&cluster)?;
+    // One after the other: the second finds what the first has made.
+    let operators = (0..cli.replicas).map(|number| Operator::start(&cluster, &programs.operator, number));
     let operators = operators.collect::<Result<Vec<_>, _>>()?;
-    Ok(Stage { cluster, program, agent, operators: RefCell::new(operators) })
+    Ok(Stage::new(cluster, api, programs, lab, operators, runtime.trying("start a runtime")?))
 }
 
 fn say(json: bool, name: &str, found: &Result<String, Failed>, begun: Instant) {

@@ -2,9 +2,11 @@
 //! ServiceAccount token, and nothing else.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -16,9 +18,17 @@ use crate::failed::{Failed, Trying, ensure};
 pub const NAMESPACE: &str = "peerage-system";
 /// The chart's ServiceAccount, as the API server calls it.
 pub const ACCOUNT: &str = "system:serviceaccount:peerage-system:peerage-operator";
+/// How many operators there can be at a time; each has an address of its own.
+pub const MOST: u8 = 8;
+/// After how many seconds without an operator agents raise an alarm; a test waits for it.
+const MAX_STALENESS: &str = "20";
+/// How long an operator's health may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the API server asks about pods.
 const WEBHOOK: u16 = 9443;
+/// The file that says how to answer.
+const ADMISSION: &str = "admission.json";
 
 /// Installs the chart.
 ///
@@ -28,7 +38,7 @@ pub fn install(cluster: &Cluster, repository: &Path) -> Result<(), Failed> {
     let chart = repository.join("charts/peerage");
     let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
     // No Service leads anywhere here: the API server asks the first operator's own address.
-    let webhook = format!("webhook.url=https://{}", address(0, WEBHOOK));
+    let webhook = format!("webhook.url=https://{}", SocketAddr::from((address(0), WEBHOOK)));
     let values = ["--set", &webhook, "--set", "agent.clusterDNS={10.96.0.10}"];
     let install = ["install", "peerage", chart, "--namespace", NAMESPACE, "--create-namespace"];
     cluster.run("helm", &[&install[..], &values[..]].concat(), "")?;
@@ -51,11 +61,18 @@ pub fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<(), Failed> {
 #[derive(Debug)]
 pub struct Operator {
     child: Child,
+    number: u8,
+    program: PathBuf,
     /// Where agents are served.
     pub agents: SocketAddr,
     health: SocketAddr,
-    log: PathBuf,
-    _folder: TempDir,
+    folder: TempDir,
+}
+
+/// The address of replica `number` in the lab.
+#[must_use]
+pub fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, 201, 10 + number)
 }
 
 impl Operator {
@@ -65,11 +82,7 @@ impl Operator {
     /// It ends instead, or is not ready in time; the error has the end of its log.
     pub fn start(cluster: &Cluster, program: &Path, number: u8) -> Result<Self, Failed> {
         let mut operator = Self::launch(cluster, program, number)?;
-        let ready = until(|| {
-            operator.still_runs()?;
-            Ok(http_status(operator.health, "/readyz") == Some(200))
-        })?;
-        ensure(ready, || format!("operator {number} is not ready: {}", operator.end_of_log()))?;
+        operator.until_ready()?;
         Ok(operator)
     }
 
@@ -78,47 +91,105 @@ impl Operator {
     /// # Errors
     /// It cannot be started.
     pub fn launch(cluster: &Cluster, program: &Path, number: u8) -> Result<Self, Failed> {
+        Self::launch_through(cluster, program, number, None)
+    }
+
+    /// Starts replica `number`, which finds the API server at `gate`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch_through(
+        cluster: &Cluster,
+        program: &Path,
+        number: u8,
+        gate: Option<SocketAddr>,
+    ) -> Result<Self, Failed> {
         let folder = tempfile::tempdir().trying("make a folder")?;
-        let kubeconfig = folder.path().join("kubeconfig");
-        fs::write(&kubeconfig, kubeconfig_of_the_chart(cluster)?).trying("write a kubeconfig")?;
-        let log = folder.path().join("log");
-        let file = fs::File::create(&log).trying("make a log")?;
-        let (agents, health) = (address(number, 8443), address(number, 8080));
-        let admission = folder.path().join("admission.json");
-        fs::write(&admission, what_the_chart_says(cluster)?).trying("write what the chart says of webhooks")?;
-        let child = Command::new(program)
-            .args(["--namespace", NAMESPACE, "--identity", &format!("operator-{number}")])
-            .args(["--listen", &agents.to_string(), "--advertise", &agents.to_string()])
-            .args(["--health", &health.to_string()])
-            .args(["--listen-admission", &address(number, WEBHOOK).to_string(), "--admission"])
-            .arg(&admission)
-            .env("KUBECONFIG", &kubeconfig)
-            .env_remove("POD_NAME")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .trying("start the operator")?;
-        Ok(Self { child, agents, health, log, _folder: folder })
+        fs::write(folder.path().join("kubeconfig"), kubeconfig_of_the_chart(cluster, gate)?)
+            .trying("write a kubeconfig")?;
+        fs::write(folder.path().join(ADMISSION), what_the_chart_says(cluster)?)
+            .trying("write what the chart says of webhooks")?;
+        let at = |port| SocketAddr::from((address(number), port));
+        let (agents, health) = (at(8443), at(8080));
+        let child = run(program, number, agents, health, folder.path())?;
+        Ok(Self { child, number, program: program.to_owned(), agents, health, folder })
+    }
+
+    /// Kills it with SIGKILL and starts it again at once.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn kill_and_restart(&mut self) -> Result<(), Failed> {
+        self.child.kill().trying("kill an operator")?;
+        self.child.wait().trying("bury an operator")?;
+        self.child = run(&self.program, self.number, self.agents, self.health, self.folder.path())?;
+        Ok(())
+    }
+
+    /// Kills it with SIGKILL.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn kill(&mut self) -> Result<(), Failed> {
+        self.child.kill().trying("kill an operator")?;
+        self.child.wait().trying("bury an operator").map(drop)
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// It ends instead, or is not ready in time; the error has the end of its log.
+    pub fn until_ready(&mut self) -> Result<(), Failed> {
+        let ready = until(|| {
+            let ended = self.child.try_wait().trying("look at the operator")?;
+            ensure(ended.is_none(), || format!("operator {} ended: {}", self.number, self.end_of_log()))?;
+            Ok(self.is_ready())
+        })?;
+        ensure(ready, || format!("operator {} is not ready: {}", self.number, self.end_of_log()))
     }
 
     /// What it says when asked whether it is ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        http_status(self.health, "/readyz") == Some(200)
+        get(self.health, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+    }
+
+    /// One number of its metrics, as it is written there; none if nobody answers or there is no such line.
+    #[must_use]
+    pub fn metric(&self, line: &str) -> Option<f64> {
+        let answer = get(self.health, "/metrics")?;
+        answer.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// The buckets of a histogram: upper bounds, and how many were at most that.
+    #[must_use]
+    pub fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
+        let answer = get(self.health, "/metrics").unwrap_or_default();
+        let bucket = |line: &str| {
+            let (bound, count) = line.strip_prefix(name)?.strip_prefix("_bucket{le=\"")?.split_once("\"} ")?;
+            Some((if bound == "+Inf" { f64::INFINITY } else { bound.parse().ok()? }, count.parse().ok()?))
+        };
+        answer.lines().filter_map(bucket).collect()
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything that it logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// The last lines that it logged.
     #[must_use]
     pub fn end_of_log(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().rev().take(8).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
-    }
-
-    fn still_runs(&mut self) -> Result<(), Failed> {
-        let ended = self.child.try_wait().trying("look at the operator")?;
-        ensure(ended.is_none(), || format!("the operator ended: {}", self.end_of_log()))
     }
 }
 
@@ -129,12 +200,6 @@ impl Drop for Operator {
     }
 }
 
-/// An address of loopback that no other run has, instead of ports that somebody may have.
-fn address(number: u8, port: u16) -> SocketAddr {
-    let [_, _, high, low] = std::process::id().to_be_bytes();
-    SocketAddr::from((Ipv4Addr::new(127, 16 + number, high, low), port))
-}
-
 /// What would be mounted into the operator's pod.
 fn what_the_chart_says(cluster: &Cluster) -> Result<String, Failed> {
     let map = cluster.get(&format!("configmap peerage-operator -n {NAMESPACE}"))?.unwrap_or_default();
@@ -142,22 +207,41 @@ fn what_the_chart_says(cluster: &Cluster) -> Result<String, Failed> {
     file.map(str::to_owned).ok_or_else(|| Failed::new("the chart says nothing of webhooks"))
 }
 
-fn kubeconfig_of_the_chart(cluster: &Cluster) -> Result<String, Failed> {
+fn run(program: &Path, number: u8, agents: SocketAddr, health: SocketAddr, folder: &Path) -> Result<Child, Failed> {
+    let log = fs::File::options().create(true).append(true).open(folder.join("log")).trying("open a log")?;
+    Command::new(program)
+        .args(["--namespace", NAMESPACE, "--identity", &format!("operator-{number}")])
+        .args(["--listen", &agents.to_string(), "--advertise", &agents.to_string()])
+        .args(["--health", &health.to_string(), "--agent-max-staleness", MAX_STALENESS])
+        .args(["--listen-admission", &SocketAddr::from((address(number), WEBHOOK)).to_string(), "--admission"])
+        .arg(folder.join(ADMISSION))
+        .env("KUBECONFIG", folder.join("kubeconfig"))
+        .env_remove("POD_NAME")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .trying("start the operator")
+}
+
+fn kubeconfig_of_the_chart(cluster: &Cluster, gate: Option<SocketAddr>) -> Result<String, Failed> {
     let token = cluster.kubectl(&format!("create token peerage-operator -n {NAMESPACE} --duration=2h"))?;
     let admin = cluster.kubectl("config view --raw --minify -o json")?;
     let mut config: serde_json::Value = serde_json::from_str(&admin).trying("read the administrator's kubeconfig")?;
     let user = config["users"][0]["name"].clone();
     config["users"] = json!([{"name": user, "user": {"token": token}}]);
+    if let Some(gate) = gate {
+        config["clusters"][0]["cluster"]["server"] = format!("https://{gate}").into();
+    }
     Ok(config.to_string())
 }
 
-/// The status of an answer to GET; none if nobody answers.
-fn http_status(at: SocketAddr, path: &str) -> Option<u16> {
-    use std::io::{Read as _, Write as _};
-    let mut stream = TcpStream::connect(at).ok()?;
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).ok()?;
+/// An answer to GET, head and body; none if nobody answers.
+fn get(at: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&at, PATIENCE).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n").ok()?;
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).ok()?;
-    std::str::from_utf8(&answer).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }

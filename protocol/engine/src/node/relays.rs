@@ -572,7 +572,6 @@ impl Relays {
                     Place::Known { observed, .. } => *observed,
                     Place::Resolving => None,
                 },
-                rtt: entry.rtt(),
                 mailbox: entry.has_mailbox(),
                 way: entry.way(),
                 note: entry.note(),
@@ -639,7 +638,7 @@ impl Node {
             RelayEvent::Refused(reason) => {
                 if let Some((relay, _, _)) = self.relays.observed(key, None) {
                     info!(target: "events::relay_refused", ?relay, ?reason);
-                    self.events.push_back(Event::RelayRefused { relay, reason: reason.to_string() });
+                    self.events.push_back(Event::RelayRefused { relay, reason: format!("{reason:?}") });
                 }
             }
             RelayEvent::Draining { grace } => {

@@ -46,7 +46,7 @@ struct Couple {
 /// A running driver.
 struct Running {
     handle: DriverHandle,
-    events: mpsc::Receiver<DriverEvent>,
+    events: mpsc::UnboundedReceiver<DriverEvent>,
     incoming: mpsc::Receiver<Incoming>,
 }
 

@@ -1,0 +1,163 @@
+//! Objects of each kind, applied, changed and deleted, and the conditions that a user would wait for.
+
+use std::time::{Duration, SystemTime};
+
+use peerage_model::ticket::InviteSecret;
+use peerage_model::{Authority, Ticket, UnixTime};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::{Stage, message, object, peer, trust};
+use crate::cluster::until;
+use crate::failed::{Failed, Trying, ensure};
+use crate::operator::NAMESPACE;
+
+pub(super) fn agent_peer(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    stage.namespace("peers")?;
+    cluster.apply(&peer("db", "peers"))?;
+    cluster.condition("agentpeer db -n peers", "Ready", "True", "NoPods")?;
+    stage.pod_as("db-0", "peers", "db", "default")?;
+    cluster.condition("agentpeer db -n peers", "Injected", "False", "NotInjected")?;
+    cluster.apply(&object(
+        "AgentPeer",
+        "db",
+        Some("peers"),
+        &json!({"selector": {"matchLabels": {"app": "other"}}}),
+    ))?;
+    cluster.condition("agentpeer db -n peers", "Ready", "True", "NoPods")?;
+    let db = cluster.get("agentpeer db -n peers")?.unwrap_or_default();
+    let seen = &db["status"]["observedGeneration"];
+    ensure(*seen == db["metadata"]["generation"] && seen == 2, || format!("generation 2 was judged as {seen}"))?;
+    cluster.apply(&object(
+        "AgentPeer",
+        "rival",
+        Some("peers"),
+        &json!({"selector": {"matchLabels": {"app": "db"}}}),
+    ))?;
+    cluster.apply(&peer("db", "peers"))?;
+    cluster.condition("agentpeer rival -n peers", "Accepted", "False", "ConflictingSelector")?;
+    cluster.condition("agentpeer db -n peers", "Accepted", "False", "ConflictingSelector")?;
+    cluster.kubectl("delete agentpeer rival -n peers")?;
+    cluster.condition("agentpeer db -n peers", "Accepted", "True", "AsDeclared")?;
+    cluster.kubectl("delete agentpeer db -n peers")?;
+    Ok("no pods, a pod without a sidecar, a changed selector, two that select one pod, deletion".into())
+}
+
+pub(super) fn agent_trust(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    stage.namespace("trusts")?;
+    cluster.apply(&trust("a-b", "trusts", "a", "b"))?;
+    cluster.condition("agenttrust a-b -n trusts", "Ready", "False", "AgentNotFound")?;
+    cluster.apply(&peer("a", "trusts"))?;
+    cluster.condition("agenttrust a-b -n trusts", "Ready", "False", "WaitingForPeer")?;
+    let unknown = message(cluster, "agenttrust a-b -n trusts")?;
+    cluster.apply(&peer("b", "trusts"))?;
+    cluster.apply(&trust("other", "trusts", "b", "c"))?;
+    cluster.condition("agenttrust other -n trusts", "Ready", "False", "WaitingForPeer")?;
+    let unwilling = message(cluster, "agenttrust a-b -n trusts")?;
+    ensure(unknown == unwilling, || format!("it tells who exists: `{unknown}`, and then `{unwilling}`"))?;
+    cluster.apply(&trust("b-a", "trusts", "b", "a"))?;
+    cluster.kubectl("wait -n trusts agenttrust a-b b-a --for=condition=Ready --timeout=60s")?;
+    cluster.kubectl("delete agenttrust b-a -n trusts")?;
+    cluster.condition("agenttrust a-b -n trusts", "Ready", "False", "WaitingForPeer")?;
+    let mut expired = trust("b-a", "trusts", "b", "a");
+    expired["spec"]["expiresAt"] = "2020-01-01T00:00:00Z".into();
+    cluster.apply(&expired)?;
+    cluster.condition("agenttrust b-a -n trusts", "Ready", "False", "Expired")?;
+    cluster.condition("agenttrust a-b -n trusts", "Ready", "False", "WaitingForPeer")?;
+    Ok("one side waits, with the same words for unknown and unwilling; both are Ready; deletion and expiry end it"
+        .into())
+}
+
+pub(super) fn agent_link(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    let spec = json!({"bootstrap": {"tokenSecretRef": {"name": "far-ticket"}}, "allowedNamespaces": {"from": "All"}});
+    cluster.apply(&object("AgentLink", "far", None, &spec))?;
+    cluster.condition("agentlink far", "Ready", "False", "SecretNotFound")?;
+    cluster.kubectl(&format!("create secret generic far-ticket -n {NAMESPACE} --from-literal=ticket=nonsense"))?;
+    cluster.condition("agentlink far", "Ready", "False", "SecretInvalid")?;
+    let (ticket, authority) = ticket()?;
+    cluster.kubectl(&format!("delete secret far-ticket -n {NAMESPACE}"))?;
+    cluster.kubectl(&format!("create secret generic far-ticket -n {NAMESPACE} --from-literal=ticket={ticket}"))?;
+    cluster.kubectl("wait agentlink/far --for=condition=Ready --timeout=60s")?;
+
+    // Who may use it, and to whom it leads, decides what becomes of trusts.
+    stage.namespace("linked")?;
+    cluster.apply(&peer("a", "linked"))?;
+    let over = |authority: &str| {
+        let peer = json!({"name": "b", "namespace": "there", "linkRef": {"name": "far"}, "authority": authority});
+        object("AgentTrust", "a-b", Some("linked"), &json!({"agentRef": {"name": "a"}, "peer": peer}))
+    };
+    cluster.apply(&over(&authority))?;
+    cluster.condition("agenttrust a-b -n linked", "Accepted", "True", "AsDeclared")?;
+    cluster.condition("agenttrust a-b -n linked", "Ready", "False", "WaitingForPeer")?;
+    let others = json!({"from": "Selected", "names": ["somebody-else"]});
+    let narrowed = json!({"bootstrap": {"tokenSecretRef": {"name": "far-ticket"}}, "allowedNamespaces": others});
+    cluster.apply(&object("AgentLink", "far", None, &narrowed))?;
+    cluster.condition("agenttrust a-b -n linked", "Ready", "False", "NotPermittedByLink")?;
+    cluster.apply(&object("AgentLink", "far", None, &spec))?;
+    cluster.condition("agenttrust a-b -n linked", "Ready", "False", "WaitingForPeer")?;
+    cluster.kubectl("delete agenttrust a-b -n linked")?;
+    cluster.apply(&over(&"ab".repeat(32)))?;
+    cluster.condition("agenttrust a-b -n linked", "Ready", "False", "AuthorityChanged")?;
+    cluster.kubectl("delete agentlink far")?;
+    cluster.condition("agenttrust a-b -n linked", "Ready", "False", "LinkNotFound")?;
+    Ok("a Secret that is not there, one that is no ticket, and a good one; trusts over it when it narrows, leads elsewhere, goes"
+        .into())
+}
+
+/// What another authority would send, and its fingerprint.
+fn ticket() -> Result<(String, String), Failed> {
+    let now = UnixTime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).trying("read the clock")?.as_secs());
+    let authority = Authority::new(&Zeroizing::new([9; 96]), now);
+    let ticket = Ticket {
+        record: authority.record().clone(),
+        name: "operator".parse().trying("name an operator")?,
+        relays: Vec::new(),
+        secret: InviteSecret::from_bytes([1; 32]),
+        expires: now.plus(Duration::from_secs(3600)),
+    };
+    Ok((ticket.to_string(), authority.fingerprint().to_string()))
+}
+
+pub(super) fn agent_relay(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    // Port 9 (discard) of loopback: nothing answers there.
+    let address = format!("{}q@127.0.0.1:9", "a".repeat(51));
+    let spec = json!({"address": address, "allowedNamespaces": {"from": "All"}});
+    cluster.apply(&object("AgentRelay", "silent", None, &spec))?;
+    cluster.condition("agentrelay silent", "Ready", "False", "RelayUnreachable")?;
+    cluster.kubectl("delete agentrelay silent")?;
+    Ok("a relay that does not answer".into())
+}
+
+/// Objects that today's schema refuses, as an older one may have let them in.
+pub(super) fn malformed(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    stage.namespace("malformed")?;
+    let crd = cluster.kubectl("get crd agenttrusts.peerage.dev -o json")?;
+    let crd: Value = serde_json::from_str(&crd).trying("read a definition")?;
+    let schema = |schema: &Value| {
+        let patch = json!([{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": schema}]);
+        cluster.run(
+            "kubectl",
+            &["patch", "crd", "agenttrusts.peerage.dev", "--type=json", "-p", &patch.to_string()],
+            "",
+        )
+    };
+    schema(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}))?;
+    let broken = object("AgentTrust", "broken", Some("malformed"), &json!({"agentRef": 5, "peer": ["no", "peer"]}));
+    // The API server takes a moment to go by the new schema.
+    let taken = until(|| Ok(cluster.apply(&broken).is_ok()));
+    schema(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])?;
+    ensure(taken?, || "the object that should be malformed was refused".into())?;
+    cluster.apply(&peer("a", "malformed"))?;
+    cluster.apply(&trust("good", "malformed", "a", "b"))?;
+    cluster.condition("agenttrust good -n malformed", "Ready", "False", "WaitingForPeer")?;
+    stage.restart_operators()?;
+    cluster.apply(&trust("later", "malformed", "a", "c"))?;
+    cluster.condition("agenttrust later -n malformed", "Ready", "False", "WaitingForPeer")?;
+    Ok("an AgentTrust that nobody can read keeps no other from being judged, also for operators that start with it"
+        .into())
+}
