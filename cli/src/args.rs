@@ -82,6 +82,15 @@ pub enum Command {
         #[arg(long, value_name = "ID", conflicts_with = "wait")]
         instance: Option<String>,
     },
+    /// Give this agent's authority new keys; its name, its peers and their open streams stay
+    Rotate {
+        /// How long the former keys count, too: peers learn the new ones in a session within this time
+        #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = parse_span)]
+        overlap: Duration,
+        /// End the former keys now, as when one was stolen: peers that are not connected need a new ticket
+        #[arg(long, conflicts_with = "overlap")]
+        at_once: bool,
+    },
     /// List whom this agent trusts, and how it stands with them
     Peers,
     /// Measure the round trip to a peer through the tunnel

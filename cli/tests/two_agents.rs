@@ -285,6 +285,51 @@ fn everything_is_there_again_after_a_restart() {
     assert_eq!(planner.ok(&["connect", "db", "--message", "again"]), "hello again");
 }
 
+impl Agent {
+    /// How many sets of keys of its one peer's authority it has written down.
+    fn records(&self) -> usize {
+        let text = fs::read_to_string(self.state.join("state.json")).expect("it is there");
+        let state: Value = serde_json::from_str(&text).expect("it is JSON");
+        state["trusts"][0]["records"].as_array().expect("a list").len()
+    }
+}
+
+#[test]
+fn keys_are_rotated_under_an_open_connection_and_the_former_ones_end_by_themselves() {
+    let (mut world, db, planner) = acquainted();
+    let mut open = planner.command(&["connect", "db"]);
+    let mut open = open.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    db.until(|status| status["peers"][0]["streams"].as_u64() > Some(0));
+    let rotated = db.json(&["rotate", "--overlap", "3s"]);
+    assert_eq!((&rotated["sequence"], &rotated["told"][0]), (&2.into(), &"planner".into()), "{rotated}");
+    assert_eq!(db.json(&["rotate"])["error"]["code"], "limit_reached", "one rotation at a time");
+    planner.until(|_| planner.records() == 2);
+    db.until(|status| status["former_keys_until"].is_null());
+    planner.until(|_| planner.records() == 1);
+    open.stdin.take().expect("it is piped").write_all(b"all along").expect("the stream is open");
+    let answer = open.wait_with_output().expect("it ends");
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), "hello all along", "no stream noticed");
+    for agent in [&db, &planner] {
+        agent.ok(&["down"]);
+    }
+    let (_db, planner) = (world.up("db", &[]), world.up("planner", &[]));
+    planner.until_connected();
+    assert_eq!(planner.ok(&["connect", "db", "--message", "anew"]), "hello anew", "the new keys alone do");
+}
+
+#[test]
+fn a_peer_that_was_away_during_a_rotation_learns_the_new_keys_when_it_comes_back() {
+    let (mut world, db, planner) = acquainted();
+    planner.ok(&["down"]);
+    db.until(|status| status["peers"][0]["state"] == "not_connected");
+    let rotated = db.json(&["rotate"]);
+    assert_eq!(rotated["waiting"][0], "planner", "{rotated}");
+    let planner = world.up("planner", &[]);
+    planner.until_connected();
+    planner.until(|_| planner.records() == 2);
+    assert_eq!(planner.ok(&["connect", "db", "--message", "back"]), "hello back");
+}
+
 #[test]
 fn a_second_agent_on_a_state_and_none_at_all_have_their_own_codes() {
     let mut world = World::new();

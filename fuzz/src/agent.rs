@@ -143,7 +143,7 @@ fn document(bytes: &[u8]) {
     let own = authority();
     let us = own.agent("us".parse().expect("a name"));
     let invites = InviteSecrets::from([(TrustId([1; 16]), PairSecret::from_bytes([1; 32]))]);
-    let compiled = trust::compile(own, &us, &document, &invites, NOW);
+    let compiled = trust::compile(&[own], &us, &document, &invites, NOW);
     assert_eq!(compiled.snapshot.peers.len() + compiled.problems.len(), document.trusts.len());
     crate::model::snapshot(&peerage_model::cbor::to_vec(&compiled.snapshot));
     document.sweep(NOW);

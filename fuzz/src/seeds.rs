@@ -204,6 +204,7 @@ fn control() -> Vec<Vec<u8>> {
             ports: vec![port("web", 80, Protocol::Tcp)],
             version: Some("1".into()),
             succeeds: Vec::new(),
+            run: None,
         }),
         ControlMessage::Candidates(Candidates {
             generation: 3,

@@ -48,9 +48,15 @@ pub enum Unusable {
     WeakKey,
 }
 
-/// What `us`, an agent of `own`, does at `now`.
+/// What `us` does at `now`. `own` are its authority's keys, more than one set while they rotate; the first dials.
 #[must_use]
-pub fn compile(own: &Authority, us: &AgentId, document: &Document, invites: &InviteSecrets, now: UnixTime) -> Compiled {
+pub fn compile(
+    own: &[&Authority],
+    us: &AgentId,
+    document: &Document,
+    invites: &InviteSecrets,
+    now: UnixTime,
+) -> Compiled {
     let revoked: BTreeSet<TrustId> = document.revoked.iter().map(|revoked| revoked.id).collect();
     let (mut peers, mut problems) = (Vec::new(), Vec::new());
     for trust in &document.trusts {
@@ -79,7 +85,7 @@ pub fn compile(own: &Authority, us: &AgentId, document: &Document, invites: &Inv
 }
 
 fn usable(
-    own: &Authority,
+    own: &[&Authority],
     us: &AgentId,
     trust: &Trust,
     revoked: &BTreeSet<TrustId>,
@@ -92,21 +98,25 @@ fn usable(
         return Err(Unusable::Expired);
     }
     if trust.peer.authority == us.authority {
-        return Ok(vec![PairSecret::within(own.agreement(), us, &trust.peer)]);
+        return Ok(own.iter().map(|own| PairSecret::within(own.agreement(), us, &trust.peer)).collect());
     }
     // Stored records were verified when they came; their end and their owner are checked at each use.
     let good = |record: &&AuthorityRecord| {
         record.fingerprint() == trust.peer.authority && AuthorityRecord::verify(record.as_bytes(), now).is_ok()
     };
-    let mut records: Vec<&AuthorityRecord> = trust.records.iter().filter(good).collect();
+    let ended = |record: &AuthorityRecord| trust.records.iter().any(|newer| record.is_ended_by(newer, now));
+    let mut records: Vec<&AuthorityRecord> =
+        trust.records.iter().filter(good).filter(|record| !ended(record)).collect();
     if records.is_empty() {
         return Err(Unusable::NoRecord);
     }
     // Newest first: the first secret is the one that dials.
     records.sort_by_key(|record| std::cmp::Reverse(record.sequence()));
-    let secret =
-        |record: &AuthorityRecord| PairSecret::between(own.agreement(), record.agreement_key(), us, &trust.peer);
-    let secrets: Vec<PairSecret> = records.iter().filter_map(|record| secret(record).ok()).collect();
+    let with = |own: &Authority, record: &AuthorityRecord| {
+        PairSecret::between(own.agreement(), record.agreement_key(), us, &trust.peer).ok()
+    };
+    let secrets: Vec<PairSecret> =
+        own.iter().flat_map(|own| records.iter().filter_map(move |record| with(own, record))).collect();
     if secrets.is_empty() { Err(Unusable::WeakKey) } else { Ok(secrets) }
 }
 
@@ -182,7 +192,7 @@ mod tests {
     }
 
     fn compiled(own: &Authority, us: &AgentId, document: &Document) -> Compiled {
-        compile(own, us, document, &InviteSecrets::new(), NOW)
+        compile(&[own], us, document, &InviteSecrets::new(), NOW)
     }
 
     fn only_problem(own: &Authority, us: &AgentId, document: &Document) -> Unusable {
@@ -237,6 +247,37 @@ mod tests {
     }
 
     #[test]
+    fn while_our_own_keys_rotate_whoever_knows_the_former_or_the_new_ones_reaches_us() {
+        let (former, theirs) = (authority(1), authority(2));
+        let new = former.rotate(&Zeroizing::new([9; 64]), NOW);
+        let (us, them) = (agent(&former, "a"), agent(&theirs, "b"));
+        let here = Document { trusts: vec![trust(&them, &[&theirs])], ..Document::default() };
+        let ours = compile(&[&former, &new], &us, &here, &InviteSecrets::new(), NOW).snapshot.peers[0].secrets.clone();
+        for (knows, dials_with) in [(&[&former][..], 0), (&[&new, &former][..], 1)] {
+            let there = Document { trusts: vec![trust(&us, knows)], ..Document::default() };
+            let secrets = &compiled(&theirs, &them, &there).snapshot.peers[0].secrets;
+            assert_eq!(secrets[0], ours[dials_with], "what they dial with is among ours");
+            assert!(secrets.contains(&ours[0]), "what we dial with is among theirs");
+        }
+    }
+
+    #[test]
+    fn a_former_record_whose_time_is_over_gives_no_secret() {
+        let (ours, old) = (authority(1), authority(2));
+        let end = NOW.plus(Duration::from_secs(60));
+        let new = old.rotate_ending(&Zeroizing::new([9; 64]), end, NOW);
+        let (us, them) = (agent(&ours, "a"), agent(&old, "b"));
+        let document = Document { trusts: vec![trust(&them, &[&new, &old])], ..Document::default() };
+        let secrets =
+            |now| compile(&[&ours], &us, &document, &InviteSecrets::new(), now).snapshot.peers[0].secrets.len();
+        assert_eq!((secrets(NOW), secrets(end)), (2, 1));
+        assert_eq!(document.next_end(), Some(end), "so that it is looked at then");
+        let mut swept = document.clone();
+        swept.sweep(end);
+        assert_eq!(swept.trusts[0].records, [new.record().clone()]);
+    }
+
+    #[test]
     fn a_record_of_another_authority_or_past_its_end_gives_no_secret() {
         let (ours, theirs) = (authority(1), authority(2));
         let (us, them) = (agent(&ours, "a"), agent(&theirs, "b"));
@@ -244,7 +285,7 @@ mod tests {
         assert_eq!(only_problem(&ours, &us, &foreign), Unusable::NoRecord);
         let good = Document { trusts: vec![trust(&them, &[&theirs])], ..Document::default() };
         let late = NOW.plus(peerage_model::authority::RECORD_LIFETIME).plus(Duration::from_secs(1));
-        let late = compile(&ours, &us, &good, &InviteSecrets::new(), late);
+        let late = compile(&[&ours], &us, &good, &InviteSecrets::new(), late);
         assert_eq!(late.problems[0].why, Unusable::NoRecord);
     }
 
@@ -288,7 +329,7 @@ mod tests {
         let document =
             Document { invites: vec![invite(1, later), invite(2, NOW), invite(3, later)], ..Document::default() };
         let secrets = [1, 2].map(|id| (TrustId([id; 16]), PairSecret::from_bytes([id; 32])));
-        let compiled = compile(&own, &agent(&own, "a"), &document, &InviteSecrets::from(secrets), NOW);
+        let compiled = compile(&[&own], &agent(&own, "a"), &document, &InviteSecrets::from(secrets), NOW);
         let answered: Vec<TrustId> = compiled.snapshot.invites.iter().map(|invite| invite.id).collect();
         assert_eq!(answered, [TrustId([1; 16])]);
     }

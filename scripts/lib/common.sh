@@ -35,6 +35,7 @@ package_of() {
         cni-plugins) echo containernetworking-plugins ;;
         musl-gcc) echo musl-tools ;;
         busybox) echo busybox-static ;;
+        systemd-analyze) echo systemd ;;
         miniupnpd) echo miniupnpd-nftables ;;
         *) echo "$1" ;;
     esac
@@ -47,7 +48,7 @@ has() {
         binutils) command -v strip >/dev/null 2>&1 && command -v readelf >/dev/null 2>&1 ;;
         cni-plugins) [ -x /usr/lib/cni/ptp ] ;;
         # Administrators' programs: they need not be in a user's PATH.
-        ip | nft | runc) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
+        ip | nft | runc | sysctl) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
         *) command -v "$1" >/dev/null 2>&1 ;;
     esac
 }

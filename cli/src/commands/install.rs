@@ -2,12 +2,14 @@
 //!
 //! A systemd unit for the agent (its own user, no capability), a sysctl that lets it bind low ports and DNS' port 53, and
 //! names of peers for every program of the machine. Each file is ours alone and written only where it differs, so doing
-//! it again changes nothing, and `--uninstall` takes back exactly that. `/etc/resolv.conf` is not touched: where
+//! it again changes nothing, and `--uninstall` takes back exactly that. A program that lies where the unit cannot see it (a home
+//! directory, /tmp) is copied. `/etc/resolv.conf` is not touched: where
 //! systemd-resolved does not run, the text says what to add.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use peerage_agent::control::{Code, Failure};
@@ -21,6 +23,11 @@ const UNIT: &str = "/etc/systemd/system/peerage.service";
 const SYSCTL: &str = "/etc/sysctl.d/60-peerage.conf";
 const RESOLVED: &str = "/etc/systemd/resolved.conf.d/peerage.conf";
 
+/// Our own copy of a program that the unit would not find.
+const PROGRAM: &str = "/usr/local/lib/peerage/peerage";
+/// What `ProtectHome` and `PrivateTmp` hide from the unit.
+const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+
 /// `peer.internal` is a search domain too, so that `db` alone is tried as `db.peer.internal`.
 const RESOLVED_TEXT: &str =
     "# Made by `peerage install`.\n[Resolve]\nDNS=127.64.0.1\nDomains=peer.internal ~peer.internal\n";
@@ -29,8 +36,19 @@ const SYSCTL_TEXT: &str = "# Made by `peerage install`: the agent answers DNS an
 
 /// A step, in the order in which it is done.
 enum Step {
-    File { path: &'static str, text: String },
-    Run { command: &'static [&'static str], only_if: Option<&'static str> },
+    File {
+        path: &'static str,
+        text: String,
+    },
+    /// Copies `from`, the running program, to [`PROGRAM`].
+    Program {
+        from: PathBuf,
+    },
+    Run {
+        command: &'static [&'static str],
+        /// Where all of these paths are.
+        only_if: &'static [&'static str],
+    },
 }
 
 pub fn install(options: &Install, output: Output) -> Done {
@@ -43,11 +61,22 @@ pub fn install(options: &Install, output: Output) -> Done {
             "run it with sudo, or see what it would do: peerage install --dry-run",
         ));
     }
+    let mut failed = Vec::new();
     for step in &steps {
         let done = if options.dry_run { step.describe(options.uninstall) } else { step.perform(options.uninstall)? };
         if let Some((what, text)) = done {
+            if what == FAILED {
+                failed.push(text.clone());
+            }
             output.answer(&json!({ "event": what, "detail": text }), |_| format!("{what:<9}  {text}"));
         }
+    }
+    if !failed.is_empty() {
+        return Err(Failure::new(
+            Code::Internal,
+            format!("not everything could be done: {}", failed.join("; ")),
+            "find out why each of these fails, then do this again: what is done already stays as it is",
+        ));
     }
     if !options.dry_run && !options.uninstall {
         output.note("Set the agent up, then start it:\n  peerage up --state /var/lib/peerage --hostname NAME --relay KEY@HOST:PORT  (once, then stop it)\n  systemctl enable --now peerage");
@@ -58,26 +87,35 @@ pub fn install(options: &Install, output: Output) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a step says that did not work.
+const FAILED: &str = "failed";
+
 fn plan(program: &Path) -> Vec<Step> {
-    vec![
+    let hidden = HIDDEN.iter().any(|place| program.starts_with(place));
+    let copy = hidden.then(|| Step::Program { from: program.to_owned() });
+    let program = if hidden { Path::new(PROGRAM) } else { program };
+    let files = [
         Step::File { path: SYSCTL, text: SYSCTL_TEXT.into() },
-        Step::Run { command: &["sysctl", "-q", "-p", SYSCTL], only_if: None },
+        Step::Run { command: &["sysctl", "-q", "-p", SYSCTL], only_if: &[] },
         Step::File { path: UNIT, text: unit(program) },
-        Step::Run { command: &["systemctl", "daemon-reload"], only_if: Some("/run/systemd/system") },
+        Step::Run { command: &["systemctl", "daemon-reload"], only_if: &["/run/systemd/system"] },
         Step::File { path: RESOLVED, text: RESOLVED_TEXT.into() },
-        Step::Run { command: &["systemctl", "try-restart", "systemd-resolved"], only_if: Some("/run/systemd/resolve") },
-    ]
+        Step::Run { command: &["systemctl", "try-restart", "systemd-resolved"], only_if: &["/run/systemd/resolve"] },
+    ];
+    copy.into_iter().chain(files).collect()
 }
 
 fn removal() -> Vec<Step> {
     let file = |path| Step::File { path, text: String::new() };
     vec![
-        Step::Run { command: &["systemctl", "disable", "--now", "peerage"], only_if: Some(UNIT) },
+        Step::Run { command: &["systemctl", "stop", "peerage"], only_if: &[UNIT, "/run/systemd/system"] },
+        Step::Run { command: &["systemctl", "disable", "-q", "peerage"], only_if: &[UNIT] },
         file(UNIT),
-        Step::Run { command: &["systemctl", "daemon-reload"], only_if: Some("/run/systemd/system") },
+        Step::Run { command: &["systemctl", "daemon-reload"], only_if: &["/run/systemd/system"] },
         file(RESOLVED),
-        Step::Run { command: &["systemctl", "try-restart", "systemd-resolved"], only_if: Some("/run/systemd/resolve") },
+        Step::Run { command: &["systemctl", "try-restart", "systemd-resolved"], only_if: &["/run/systemd/resolve"] },
         file(SYSCTL),
+        file(PROGRAM),
     ]
 }
 
@@ -107,6 +145,16 @@ fn unit(program: &Path) -> String {
          RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK\n\
          LockPersonality=yes\n\
          MemoryDenyWriteExecute=yes\n\
+         ProtectClock=yes\n\
+         ProtectControlGroups=yes\n\
+         ProtectHostname=yes\n\
+         ProtectKernelLogs=yes\n\
+         ProtectKernelModules=yes\n\
+         ProtectKernelTunables=yes\n\
+         RestrictNamespaces=yes\n\
+         RestrictRealtime=yes\n\
+         RestrictSUIDSGID=yes\n\
+         UMask=0077\n\
          SystemCallArchitectures=native\n\
          LimitNOFILE=65536\n\
          \n\
@@ -121,7 +169,8 @@ impl Step {
         match self {
             Self::File { path, .. } if uninstall => Path::new(path).exists().then(|| ("would remove", (*path).into())),
             Self::File { path, text } => Some(("would write", format!("{path}\n{text}"))),
-            Self::Run { command, only_if } => applies(*only_if).then(|| ("would run", command.join(" "))),
+            Self::Program { from } => Some(("would copy", format!("{} to {PROGRAM}", from.display()))),
+            Self::Run { command, only_if } => applies(only_if).then(|| ("would run", command.join(" "))),
         }
     }
 
@@ -138,13 +187,18 @@ impl Step {
                 let written = written.map_err(|error| system(&format!("write `{path}`"), &error))?;
                 Ok(written.then(|| ("wrote", (*path).into())))
             }
-            Self::Run { command, only_if } if applies(*only_if) => {
+            Self::Program { from } => {
+                let copied = copy_where_it_differs(from, Path::new(PROGRAM));
+                let copied = copied.map_err(|error| system(&format!("copy this program to `{PROGRAM}`"), &error))?;
+                Ok(copied.then(|| ("wrote", PROGRAM.into())))
+            }
+            Self::Run { command, only_if } if applies(only_if) => {
                 let [program, args @ ..] = command else { return Ok(None) };
                 let words = command.join(" ");
                 match Command::new(program).args(args).status() {
                     Ok(status) if status.success() => Ok(Some(("ran", words))),
-                    Ok(status) => Ok(Some(("failed", format!("{words}: {status}")))),
-                    Err(error) => Ok(Some(("failed", format!("{words}: {error}")))),
+                    Ok(status) => Ok(Some((FAILED, format!("{words}: {status}")))),
+                    Err(error) => Ok(Some((FAILED, format!("{words}: {error}")))),
                 }
             }
             Self::Run { .. } => Ok(None),
@@ -152,8 +206,8 @@ impl Step {
     }
 }
 
-fn applies(only_if: Option<&str>) -> bool {
-    only_if.is_none_or(|path| Path::new(path).exists())
+fn applies(only_if: &[&str]) -> bool {
+    only_if.iter().all(|path| Path::new(path).exists())
 }
 
 fn write_where_it_differs(path: &Path, text: &str) -> io::Result<bool> {
@@ -164,6 +218,22 @@ fn write_where_it_differs(path: &Path, text: &str) -> io::Result<bool> {
         fs::create_dir_all(directory)?;
     }
     fs::write(path, text)?;
+    Ok(true)
+}
+
+/// Whole or not at all, since the old one may be running.
+fn copy_where_it_differs(from: &Path, to: &Path) -> io::Result<bool> {
+    let program = fs::read(from)?;
+    if fs::read(to).is_ok_and(|there| there == program) {
+        return Ok(false);
+    }
+    if let Some(directory) = to.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let fresh = to.with_extension("new");
+    fs::write(&fresh, program)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&fresh, to)?;
     Ok(true)
 }
 
@@ -178,6 +248,17 @@ mod tests {
         assert!(write_where_it_differs(&path, "x").expect("it writes"));
         assert!(!write_where_it_differs(&path, "x").expect("it looks"));
         assert!(write_where_it_differs(&path, "y").expect("it writes"));
+    }
+
+    #[test]
+    fn a_program_that_the_unit_cannot_see_is_copied_and_the_copy_is_run() {
+        let steps = plan(Path::new("/home/ada/peerage/target/release/peerage"));
+        assert!(matches!(&steps[0], Step::Program { from } if from.starts_with("/home/ada")));
+        let runs_copy =
+            |step: &Step| matches!(step, Step::File { text, .. } if text.contains(&format!("ExecStart={PROGRAM} ")));
+        assert!(steps.iter().any(runs_copy));
+        let seen = plan(Path::new("/usr/local/bin/peerage"));
+        assert!(!seen.iter().any(|step| matches!(step, Step::Program { .. })));
     }
 
     #[test]

@@ -22,6 +22,7 @@ fn render(status: &Status) -> String {
     let mut lines = vec![
         format!("agent      {}", short(&status.agent)),
         format!("authority  {}", status.agent.authority),
+        keys(status),
         format!("running    {} (process {}, version {})", span(status.since.until(now())), status.pid, status.version),
         format!("state      {}", status.state),
     ];
@@ -31,7 +32,10 @@ fn render(status: &Status) -> String {
             (true, _) if relay.tls => format!("relay      {place} up by TLS on TCP, since UDP is not answered"),
             (true, Some(observed)) => format!("relay      {place} up, sees us at {observed}"),
             (true, None) => format!("relay      {place} up"),
-            (false, _) => format!("relay      {place} down"),
+            (false, _) => match &relay.note {
+                Some(note) => format!("relay      {place} down: {note}"),
+                None => format!("relay      {place} down"),
+            },
         });
         if relay.mailbox {
             lines.push(format!("mailbox    open at {place}: strangers may ask for `{}` by name", status.agent.name));
@@ -62,6 +66,13 @@ fn render(status: &Status) -> String {
         lines.push(table(&status.peers));
     }
     lines.join("\n")
+}
+
+fn keys(status: &Status) -> String {
+    match status.former_keys_until {
+        Some(until) => format!("keys       number {}; the former ones count until {}", status.keys, rfc3339(until)),
+        None => format!("keys       number {}", status.keys),
+    }
 }
 
 pub async fn peers(place: &Place, output: Output) -> Done {

@@ -9,6 +9,7 @@ mod up;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use peerage_agent::control::failure::chain;
@@ -58,6 +59,9 @@ async fn ask(place: &Place, command: Command, output: Output) -> Done {
         Command::Reject { name } => trust::reject(place, name, output).await,
         Command::Revoke { name, instance: Some(instance), .. } => trust::deny(place, name, instance, output).await,
         Command::Revoke { name, wait, instance: None } => trust::revoke(place, name, wait, output).await,
+        Command::Rotate { overlap, at_once } => {
+            trust::rotate(place, if at_once { Duration::ZERO } else { overlap }, output).await
+        }
         Command::Expose { service, remove } => trust::expose(place, service, remove, output).await,
         Command::Ping { name, count, interval } => traffic::ping(place, name, count, interval, output).await,
         Command::Bench { name, seconds } => traffic::bench(place, name, seconds, output).await,

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use peerage_agent::control::view::{Approved, Asked, Exposed, Invited, Pending, Rejected, Revoked};
+use peerage_agent::control::view::{Approved, Asked, Exposed, Invited, Pending, Rejected, Revoked, Rotated};
 use peerage_agent::control::{Failure, Request, Terms, client};
 use peerage_agent::state::lookup::short;
 use peerage_agent::state::time::{now, rfc3339, span};
@@ -145,6 +145,32 @@ pub async fn revoke(place: &Place, name: String, wait: bool, output: Output) -> 
             (_, _) => String::new(),
         };
         format!("Revoked: {}.{reset}", short(&revoked.peer))
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn rotate(place: &Place, overlap: Duration, output: Output) -> Done {
+    let rotated: Rotated = client::call(place, &Request::Rotate { overlap_s: overlap.as_secs() }).await?;
+    output.answer(&rotated, |rotated| {
+        let mut lines = vec![format!("Rotated: keys number {} are in use.", rotated.sequence)];
+        let names = |names: &[String]| names.join(", ");
+        if !rotated.told.is_empty() {
+            lines.push(format!("Connected, and told: {}", names(&rotated.told)));
+        }
+        match (rotated.until, &rotated.waiting[..]) {
+            (Some(until), []) => lines.push(format!("The former keys count until {}.", rfc3339(until))),
+            (Some(until), waiting) => lines.push(format!(
+                "Not connected: {}. They learn the new keys when they connect before {}, until when the former ones count, too.",
+                names(waiting),
+                rfc3339(until)
+            )),
+            (None, []) => lines.push("The former keys do not count any more.".into()),
+            (None, waiting) => lines.push(format!(
+                "The former keys do not count any more, so these need a new ticket (peerage invite): {}",
+                names(waiting)
+            )),
+        }
+        lines.join("\n")
     });
     Ok(ExitCode::SUCCESS)
 }

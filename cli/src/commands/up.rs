@@ -189,7 +189,10 @@ fn open_log(place: &Place) -> Result<(File, u64), Failure> {
         let end = file.seek(SeekFrom::End(0))?;
         io::Result::Ok((file, end))
     };
-    open().map_err(|error| system(&format!("write the log `{}`", path.display()), &error))
+    open().map_err(|error| {
+        let message = format!("cannot write the log `{}`: {error}", path.display());
+        Failure::new(Code::StateUnusable, message, "name a directory that you may write to, with --state")
+    })
 }
 
 /// The same command again, with its output in the log.

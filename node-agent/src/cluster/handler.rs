@@ -46,6 +46,10 @@ impl Handler for Node {
                 Request::Deny { .. } => {
                     Err(by_resource("an instance is denied by deleting its pod", "kubectl get pods"))
                 }
+                Request::Rotate { .. } => Err(by_resource(
+                    "the authority's keys are the operator's",
+                    "kubectl -n peerage-system annotate secret peerage-authority peerage.dev/rotate=now",
+                )),
                 Request::Ping { .. }
                 | Request::Bench { .. }
                 | Request::Connect { .. }
@@ -90,6 +94,8 @@ async fn status(node: &Node) -> Result<view::Status, Failure> {
         state: node.directory(),
         agent,
         instance: instance.to_string(),
+        keys: 0,
+        former_keys_until: None,
         passport_until,
         relays: link.relays.clone(),
         nat: link.nat.clone(),

@@ -486,6 +486,8 @@ impl Node {
                 self.metrics.streams_reset.inc_by(count);
                 Event::StreamsReset { peer: self.alias(&peer), count, why }
             }
+            // The operator says which keys count.
+            LinkEvent::PeerRecord { .. } => return,
             // An agent in a cluster invites nobody and has no mailbox: trust is declared by resources.
             LinkEvent::TrustRequested { invite, .. } => {
                 if let Some(link) = self.tunnel.get() {

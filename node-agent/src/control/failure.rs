@@ -143,6 +143,11 @@ impl From<ChangeError> for Failure {
             ChangeError::OwnTicket => {
                 (Code::OwnTicket, "run this on the other machine; there, it asks this agent for trust".into())
             }
+            ChangeError::Rotating { .. } => (
+                Code::LimitReached,
+                "wait for that moment; if a key was stolen, `peerage revoke` and new tickets end what it opens at once"
+                    .into(),
+            ),
             ChangeError::TooMany { .. } => {
                 (Code::LimitReached, "wait until some have ended, or remove what is not needed".into())
             }

@@ -100,6 +100,11 @@ pub enum Request {
         /// Which, as [`super::view::Peer::instances`] has it.
         instance: String,
     },
+    /// Follow the keys in daily use by fresh ones. Answer: [`super::view::Rotated`].
+    Rotate {
+        /// For how many seconds the former ones count, too.
+        overlap_s: u64,
+    },
     /// Offer a port. Answer: [`super::view::Exposed`].
     Expose {
         /// `[NAME=]PORT[:TARGET][/udp]`.

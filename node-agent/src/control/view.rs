@@ -27,6 +27,12 @@ pub struct Status {
     pub agent: AgentId,
     /// This run of it.
     pub instance: String,
+    /// Which keys of its authority are in use: the first have number 1.
+    #[serde(default)]
+    pub keys: u64,
+    /// Until when those before them count, too, after a rotation.
+    #[serde(default, with = "optional_time")]
+    pub former_keys_until: Option<UnixTime>,
     /// When its passport ends unless renewed.
     #[serde(with = "time")]
     pub passport_until: UnixTime,
@@ -77,6 +83,9 @@ pub struct Relay {
     pub up: bool,
     /// How it sees us.
     pub observed: Option<SocketAddr>,
+    /// How long its latest answer took, in milliseconds.
+    #[serde(default)]
+    pub rtt_ms: Option<f64>,
     /// Whether it keeps a mailbox for us, in which strangers who know our name can leave a request.
     #[serde(default)]
     pub mailbox: bool,
@@ -231,6 +240,20 @@ pub struct Revoked {
     pub streams_reset: Option<u64>,
     /// Milliseconds from the write to the reset.
     pub reset_ms: Option<f64>,
+}
+
+/// What became of the keys of this agent's authority.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// Which keys are in use: the first have number 1.
+    pub sequence: u64,
+    /// Until when the former ones count, too; `None` when they do not.
+    #[serde(with = "optional_time")]
+    pub until: Option<UnixTime>,
+    /// Peers that are connected, and learn the new keys at once.
+    pub told: Vec<String>,
+    /// Peers that learn them in their next session. One that has none before the former keys end needs a new ticket.
+    pub waiting: Vec<String>,
 }
 
 /// What this agent offers after a change.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use peerage_model::{AgentId, AgreementSecret, Credential, InstanceId, UnixTime, passport};
+use peerage_model::{AgentId, AgreementSecret, AuthorityRecord, Credential, InstanceId, UnixTime, passport};
 use tokio::sync::{broadcast, watch};
 
 use super::edge::{Edge, Problem};
@@ -19,6 +19,8 @@ use crate::state::document::{Document, Received};
 use crate::state::{StateError, Store, UpdateError, time};
 use crate::trust::{self, Compiled};
 
+/// Keys of one peer's authority are written down at most this often.
+const LEARN_AGAIN: Duration = Duration::from_secs(10);
 /// Events kept for a slow listener.
 const EVENTS: usize = 256;
 
@@ -31,8 +33,7 @@ pub(super) struct Agent {
     pub(super) edge: Edge,
     pub(super) metrics: Metrics,
     pub(super) events: broadcast::Sender<Event>,
-    /// Who had streams reset or a session ended, and how many streams.
-    pub(super) ended: broadcast::Sender<(AgentId, u64)>,
+    pub(super) ended: broadcast::Sender<Ending>,
     pub(super) stop: watch::Sender<bool>,
     /// How the latest `connect`s ended.
     pub(super) outcomes: Outcomes,
@@ -46,12 +47,24 @@ pub(super) struct Agent {
     store: Mutex<Store>,
 }
 
+/// Something with a peer ended.
+#[derive(Clone, Debug)]
+pub(super) struct Ending {
+    pub(super) peer: AgentId,
+    /// Streams that were reset.
+    pub(super) streams: u64,
+    /// Sessions that are left.
+    pub(super) left: usize,
+}
+
 /// What was seen of a peer. Both sides may dial at once, and a name may have replicas, so sessions are counted: people are
 /// told of the first and the last.
 #[derive(Debug, Default)]
 struct Contact {
     sessions: usize,
     last_end: Option<String>,
+    /// When keys of its authority were last written down.
+    learned: Option<Instant>,
 }
 
 /// What an agent is made from.
@@ -125,7 +138,7 @@ impl Agent {
 
     fn apply(&self, store: &Store, now: UnixTime) {
         let Compiled { snapshot, problems } =
-            trust::compile(store.authority(), &self.us, store.document(), store.invites(), now);
+            trust::compile(&store.authorities(), &self.us, store.document(), store.invites(), now);
         self.edge.apply(&snapshot.peers, &store.document().services);
         self.metrics.peers.set(i64::try_from(snapshot.peers.len()).unwrap_or(i64::MAX));
         self.contacts().retain(|peer, contact| contact.sessions > 0 || snapshot.peers.iter().any(|p| p.id == *peer));
@@ -152,18 +165,51 @@ impl Agent {
         if !is_renewal_due(self.passport_until(), now) {
             return;
         }
+        self.renew_passport(now);
+    }
+
+    /// Issues a fresh passport for this run, from the keys of this moment, and shows it in every session.
+    pub(super) fn renew_passport(&self, now: UnixTime) {
         let (credential, until) = issue(&self.store(), &self.us, &self.instance_key, now);
         *self.passport_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
         self.link.renew(credential);
         tracing::debug!("renewed the passport");
     }
 
+    /// A session showed which keys a peer's authority uses; those that are new are kept beside the former ones.
+    async fn learn_record(self: &Arc<Self>, peer: AgentId, record: AuthorityRecord) {
+        let news = self.document().learn(&peer, &record);
+        if !news || !self.may_learn(&peer) {
+            return;
+        }
+        tracing::info!(target: "events::peer_rotated", peer = %peer.routing_id(), sequence = record.sequence());
+        let learned = self.change(move |store, _| {
+            store.change(|document| Ok::<bool, StateError>(document.learn(&peer, &record))).map_err(Into::into)
+        });
+        if let Err(failure) = learned.await {
+            tracing::error!(%failure, "cannot write down which keys a peer uses");
+        }
+    }
+
+    /// A trusted peer that rotates all the time may not keep our disk busy. What is not learned is shown again with its next
+    /// passport.
+    fn may_learn(&self, peer: &AgentId) -> bool {
+        let (mut contacts, now) = (self.contacts(), Instant::now());
+        let learned = &mut contacts.entry(peer.clone()).or_default().learned;
+        let may = learned.is_none_or(|at| now.duration_since(at) >= LEARN_AGAIN);
+        if may {
+            *learned = Some(now);
+        }
+        may
+    }
+
     /// Removes what has ended, where anything has.
     pub(super) async fn sweep(self: &Arc<Self>) {
-        if self.store().document().next_end().is_none_or(|end| end > time::now()) {
+        if self.store().next_end().is_none_or(|end| end > time::now()) {
             return;
         }
         let swept = self.change(|store, now| {
+            store.retire_former(now)?;
             store.change(|document| Ok::<Ended, StateError>(document.sweep(now))).map_err(Into::into)
         });
         match swept.await {
@@ -213,6 +259,7 @@ impl Agent {
                 let peer = self.alias(&peer);
                 self.say(Event::PathChanged { peer, from, to, why, rtt_ms: rtt.map(milliseconds) });
             }
+            LinkEvent::PeerRecord { peer, record } => self.learn_record(peer, *record).await,
             LinkEvent::PeerPorts { peer, ports } => {
                 let texts = ports.iter().map(|port| view::port_text(port.name.as_str(), port.number, port.protocol));
                 let event = Event::Ports { peer: self.alias(&peer), ports: texts.collect() };
@@ -221,7 +268,8 @@ impl Agent {
             }
             LinkEvent::StreamsReset { peer, count, why } => {
                 self.metrics.streams_reset.inc_by(count);
-                let _ = self.ended.send((peer.clone(), count));
+                let left = self.sessions_with(&peer);
+                let _ = self.ended.send(Ending { peer: peer.clone(), streams: count, left });
                 self.say(Event::StreamsReset { peer: self.alias(&peer), count, why });
             }
             LinkEvent::Mail { relay, id, sealed } => self.mail(&relay, id, &sealed).await,
@@ -256,18 +304,23 @@ impl Agent {
     }
 
     fn session_down(&self, peer: AgentId, reason: String) {
-        // Nobody waiting for a revocation is the usual case.
-        let _ = self.ended.send((peer.clone(), 0));
-        let last = {
+        let left = {
             let mut contacts = self.contacts();
             let contact = contacts.entry(peer.clone()).or_default();
             contact.sessions = contact.sessions.saturating_sub(1);
             contact.last_end = Some(reason.clone());
-            contact.sessions == 0
+            contact.sessions
         };
-        if last {
+        // Nobody waiting for a revocation is the usual case.
+        let _ = self.ended.send(Ending { peer: peer.clone(), streams: 0, left });
+        if left == 0 {
             self.say(Event::Disconnected { peer: self.alias(&peer), id: peer.to_string(), reason });
         }
+    }
+
+    /// Sessions with a peer, as far as events have told.
+    pub(super) fn sessions_with(&self, peer: &AgentId) -> usize {
+        self.contacts().get(peer).map_or(0, |contact| contact.sessions)
     }
 
     /// Why the last session with a peer ended, where there is none.

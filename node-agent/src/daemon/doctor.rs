@@ -54,6 +54,10 @@ fn relays(link: &LinkStatus) -> Vec<Finding> {
             remedy,
         )];
     }
+    let answers = |relay: &crate::control::view::Relay| match relay.rtt_ms {
+        Some(rtt) => format!("{} answers in {rtt:.1} ms", place(&relay.relay)),
+        None => format!("{} answers", place(&relay.relay)),
+    };
     let look = |relay: &crate::control::view::Relay| match (relay.up, relay.observed) {
         (true, _) if relay.tls => finding(
             "relay",
@@ -61,13 +65,13 @@ fn relays(link: &LinkStatus) -> Vec<Finding> {
             format!("{}: {}", place(&relay.relay), relay.note.as_deref().unwrap_or("using TLS on TCP")),
             "it works, with more delay and without direct paths; a firewall that lets UDP out to the relay gives both",
         ),
-        (true, Some(observed)) => good("relay", format!("{} answers and sees us at {observed}", place(&relay.relay))),
-        (true, None) => good("relay", format!("{} answers", place(&relay.relay))),
+        (true, Some(observed)) => good("relay", format!("{} and sees us at {observed}", answers(relay))),
+        (true, None) => good("relay", answers(relay)),
         (false, _) => finding(
             "relay",
             Severity::Problem,
             match &relay.note {
-                Some(note) => format!("{} does not answer: {note}", place(&relay.relay)),
+                Some(note) => format!("{} cannot be used: {note}", place(&relay.relay)),
                 None => format!("{} does not answer", place(&relay.relay)),
             },
             "check its address and key, that it runs, and that a firewall here lets UDP or, for TLS, TCP out to its port; behind an HTTP proxy set \

@@ -18,8 +18,8 @@ use crate::driver::{self, DriverConfig, DriverEvent, DriverHandle, RequestError,
 use crate::state::random;
 use crate::tunnel::{Dial, DialError, Opened};
 
-/// Events between the driver and the daemon; the driver's own queue has no end.
-const EVENTS: usize = 64;
+/// Events between the driver and the daemon, in the daemon's words.
+const EVENTS: usize = 16;
 
 /// Starts the driver.
 #[must_use]
@@ -106,6 +106,7 @@ impl Link for DriverLink {
             relay: relay.relay,
             up: relay.up,
             observed: relay.observed.and_then(|address| address.parse().ok()),
+            rtt_ms: relay.rtt_ms.map(|rtt| (rtt * 1e3).round() / 1e3),
             mailbox: relay.mailbox,
             tls: relay.tls,
             note: relay.note,
@@ -153,14 +154,15 @@ fn translate(event: DriverEvent) -> Vec<LinkEvent> {
             let nat = view::Nat { kind: report.nat_type.to_string(), detail: report.to_string() };
             vec![LinkEvent::Nat(nat)]
         }
-        DriverEvent::SessionUp { peer, instance, path } => {
+        DriverEvent::SessionUp { peer, instance, path, session: _ } => {
             vec![LinkEvent::SessionUp { peer, instance, path: path.to_string() }]
         }
-        DriverEvent::SessionDown { peer, reason, streams } => session_down(peer, &reason, streams as u64),
+        DriverEvent::SessionDown { peer, reason, streams, session: _ } => session_down(peer, &reason, streams as u64),
         DriverEvent::PathChanged { peer, from, to, why, rtt } => {
             vec![LinkEvent::PathChanged { peer, from: from.to_string(), to: to.to_string(), why, rtt }]
         }
         DriverEvent::Mail { relay, id, sealed } => vec![LinkEvent::Mail { relay, id, sealed }],
+        DriverEvent::PeerRecord { peer, record } => vec![LinkEvent::PeerRecord { peer, record }],
         DriverEvent::PeerPorts { peer, ports } => vec![LinkEvent::PeerPorts { peer, ports }],
         DriverEvent::TrustRequested { invite, asker, request } => {
             vec![LinkEvent::TrustRequested { invite, asker, request }]
@@ -183,6 +185,14 @@ fn not_asked(error: &RequestError) -> Failure {
             Code::Unreachable,
             "check that the other agent is up (`peerage status` there), then ask for a new ticket: one works once",
         ),
+        RequestError::Ask(AskError::Refused(StreamStatus::Busy)) => {
+            let message = "the other agent could not keep the request; its disk may be full";
+            return Failure::new(
+                Code::Refused,
+                message,
+                "try again when its owner has looked; this ticket is still good",
+            );
+        }
         RequestError::Ask(AskError::Refused(_)) => (Code::Refused, "ask for a new ticket, and try again later"),
         RequestError::Ask(AskError::NoRelay) => {
             (Code::Unreachable, "check that UDP gets out to the ticket's relays: `peerage doctor`")

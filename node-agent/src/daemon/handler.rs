@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 
-use super::agent::{Agent, milliseconds};
+use super::agent::{Agent, Ending, milliseconds};
 use super::edge::Edge;
 use super::{doctor, mailbox, measure, report};
 use crate::control::server::{Handler, Handling, Reply};
@@ -23,6 +23,8 @@ use crate::state::{ChangeError, Consent, PeerRef, StateError, UpdateError, rando
 
 /// How long `revoke --wait` waits. The promise is 1 s; past this something is wrong and is said.
 const REVOCATION_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest time in which the keys before a rotation count.
+const MAX_OVERLAP_SECONDS: u64 = 365 * 24 * 3600;
 /// Longest life of a ticket. It is a secret on its way; a month is a forgotten one.
 const MAX_INVITE_SECONDS: u64 = 30 * 24 * 3600;
 
@@ -44,6 +46,7 @@ impl Handler for Agent {
                 Request::Reject { name } => value(&reject(&self, &name).await?),
                 Request::Revoke { name, wait } => value(&revoke(&self, &name, wait).await?),
                 Request::Deny { name, instance } => value(&deny(&self, &name, &instance).await?),
+                Request::Rotate { overlap_s } => value(&rotate(&self, overlap_s).await?),
                 Request::Expose { service } => value(&expose(&self, &service).await?),
                 Request::Unexpose { service } => value(&unexpose(&self, service).await?),
                 Request::Ping { name, count, interval_ms } => {
@@ -218,15 +221,16 @@ async fn reject(agent: &Arc<Agent>, name: &str) -> Result<view::Rejected, Failur
 async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revoked, Failure> {
     let name = peer_ref(name)?;
     let peer = agent.document().peer(&name)?.peer.clone();
-    let sessions = agent.link.status().await.sessions.iter().filter(|session| session.peer == peer).count();
-    let resets = agent.ended.subscribe();
+    // In this order: a session that ends in between is either heard of or not counted.
+    let endings = agent.ended.subscribe();
+    let is_connected = agent.sessions_with(&peer) > 0;
     let begun = Instant::now();
     let trust = agent
         .change(move |store, now| store.change(|document| Ok::<Trust, UpdateError>(document.revoke(&name, now)?)))
         .await?;
-    let watcher = tokio::spawn(watch_reset(Arc::clone(agent), trust.clone(), resets, begun, sessions));
+    let watcher = tokio::spawn(watch_reset(Arc::clone(agent), trust.clone(), endings, begun, is_connected));
     let mut answer = view::Revoked { peer: trust.peer, streams_reset: None, reset_ms: None };
-    if wait && sessions > 0 {
+    if wait && is_connected {
         let Ok(Some((took, streams))) = watcher.await else {
             return Err(Failure::new(
                 Code::TimedOut,
@@ -258,26 +262,30 @@ async fn deny(agent: &Arc<Agent>, name: &str, instance: &str) -> Result<(), Fail
 async fn watch_reset(
     agent: Arc<Agent>,
     trust: Trust,
-    mut resets: broadcast::Receiver<(AgentId, u64)>,
+    mut endings: broadcast::Receiver<Ending>,
     begun: Instant,
-    sessions: usize,
+    is_connected: bool,
 ) -> Option<(Duration, u64)> {
     let reset = async {
         // Two that dial at once have two sessions for a while, and only one of them may have streams.
-        let (mut left, mut reset) = (sessions, 0);
-        while left > 0 {
-            match resets.recv().await {
-                Ok((peer, 0)) if peer == trust.peer => left -= 1,
-                Ok((peer, streams)) if peer == trust.peer => reset += streams,
+        let mut reset = 0;
+        loop {
+            match endings.recv().await {
+                Ok(ending) if ending.peer == trust.peer => {
+                    reset += ending.streams;
+                    if ending.left == 0 {
+                        break;
+                    }
+                }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
         Some((begun.elapsed(), reset))
     };
-    let seen = match sessions {
-        0 => None,
-        _ => timeout(REVOCATION_PATIENCE, reset).await.ok().flatten(),
+    let seen = match is_connected {
+        false => None,
+        true => timeout(REVOCATION_PATIENCE, reset).await.ok().flatten(),
     };
     if let Some((took, _)) = seen {
         agent.metrics.revocation.observe(took.as_secs_f64());
@@ -289,6 +297,30 @@ async fn watch_reset(
         streams: seen.map_or(0, |(_, streams)| streams),
     });
     seen
+}
+
+/// New daily keys for our authority. Who is connected learns them at once, the others in their next session.
+async fn rotate(agent: &Arc<Agent>, overlap_s: u64) -> Result<view::Rotated, Failure> {
+    if overlap_s > MAX_OVERLAP_SECONDS {
+        return Err(Failure::bad_request("the former keys count for a year at most"));
+    }
+    let overlap = Duration::from_secs(overlap_s);
+    let (sequence, until) = agent
+        .change(move |store, now| {
+            store.rotate(now, overlap)?;
+            Ok((store.authority().record().sequence(), store.former().map(|former| former.until)))
+        })
+        .await?;
+    agent.renew_passport(time::now());
+    tracing::info!(target: "events::keys_rotated", sequence);
+    let sessions = agent.link.status().await.sessions;
+    let (document, mut rotated) = (agent.document(), view::Rotated { sequence, until, told: vec![], waiting: vec![] });
+    for trust in &document.trusts {
+        let is_connected = sessions.iter().any(|session| session.peer == trust.peer);
+        let names = if is_connected { &mut rotated.told } else { &mut rotated.waiting };
+        names.push(trust.alias.to_string());
+    }
+    Ok(rotated)
 }
 
 async fn expose(agent: &Arc<Agent>, text: &str) -> Result<view::Exposed, Failure> {

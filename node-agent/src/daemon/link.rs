@@ -139,6 +139,13 @@ pub enum LinkEvent {
         /// Round trip of the new one.
         rtt: Option<Duration>,
     },
+    /// A session showed which keys a peer's authority uses.
+    PeerRecord {
+        /// Whose.
+        peer: AgentId,
+        /// Its record, verified.
+        record: Box<AuthorityRecord>,
+    },
     /// A peer said which of its ports we may open.
     PeerPorts {
         /// Whose.

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use peerage_model::mailbox::{LIFETIME, MAX_REASON, MailRequest, SealError};
+use peerage_model::mailbox::{LIFETIME, MAX_REASON, MailError, MailRequest, SealError};
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::ticket::MAX_RELAYS;
-use peerage_model::{AgentId, AgentName, AgreementSecret, AuthorityRecord, Fingerprint, TrustId, UnixTime};
+use peerage_model::{AgentId, AgentName, AgreementSecret, Authority, AuthorityRecord, Fingerprint, TrustId, UnixTime};
 
 use super::agent::Agent;
 use super::handler::{consent, forget};
@@ -224,7 +224,7 @@ impl Agent {
 
     /// Reads what lay in our mailbox. The relay forgets it once it is on disk, or where it is worth nothing.
     pub(super) async fn mail(self: &Arc<Self>, relay: &RelayInfo, id: MailId, sealed: &[u8; SEALED]) {
-        let opened = MailRequest::open(sealed, self.store().authority().agreement(), &self.us, time::now());
+        let opened = self.open_mail(sealed);
         let done = match opened {
             Ok(request) => self.asked_by_mail(request).await,
             Err(error) => {
@@ -235,6 +235,13 @@ impl Agent {
         if done {
             self.link.mail_done(relay, id);
         }
+    }
+
+    /// While our keys rotate, mail may be sealed to the former ones or to the new.
+    fn open_mail(&self, sealed: &[u8; SEALED]) -> Result<MailRequest, MailError> {
+        let (store, now) = (self.store(), time::now());
+        let open = |authority: &Authority| MailRequest::open(sealed, authority.agreement(), &self.us, now);
+        store.former().and_then(|former| open(&former.authority).ok()).map_or_else(|| open(store.authority()), Ok)
     }
 
     /// Whether the request is dealt with.

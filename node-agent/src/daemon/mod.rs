@@ -115,7 +115,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
     let instance_key = AgreementSecret::from_bytes(*random::<32>());
     let (credential, passport_until) = issue(&store, &us, &instance_key, now);
     let predecessors = store.begin_run(InstanceId::of_key(&instance_key.public()))?;
-    let snapshot = trust::compile(store.authority(), &us, store.document(), store.invites(), now).snapshot;
+    let snapshot = trust::compile(&store.authorities(), &us, store.document(), store.invites(), now).snapshot;
     let socket = ControlSocket::bind(&store.place().socket()).map_err(|error| no_socket(store.place(), &error))?;
     let (link, link_events, incoming) = starter(LinkConfig {
         agent: us.clone(),

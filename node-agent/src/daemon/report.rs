@@ -15,7 +15,11 @@ pub(super) async fn status(agent: &Agent) -> view::Status {
     let document = agent.document();
     let now = time::now();
     let peers = document.trusts.iter().map(|trust| peer(agent, &document, trust, &link, now)).collect();
-    let state = agent.store().place().directory().display().to_string();
+    let (state, keys, former_keys_until) = {
+        let store = agent.store();
+        let former = store.former().map(|former| former.until);
+        (store.place().directory().display().to_string(), store.authority().record().sequence(), former)
+    };
     view::Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -23,6 +27,8 @@ pub(super) async fn status(agent: &Agent) -> view::Status {
         state,
         agent: agent.us.clone(),
         instance: agent.instance.to_string(),
+        keys,
+        former_keys_until,
         passport_until: agent.passport_until(),
         relays: link.relays,
         nat: link.nat,

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::link::{Boxed, Found, Link, LinkSession, LinkStatus};
 use super::*;
-use crate::control::view::{Approved, Asked, Invited, Pending as Asking, Revoked, Status};
+use crate::control::view::{Approved, Asked, Invited, Pending as Asking, Revoked, Rotated, Status};
 use crate::control::{Request, Terms, client};
 use crate::tunnel::{Dial, DialError, Opened};
 
@@ -382,6 +382,11 @@ async fn revoke_and_wait_measures_until_the_streams_are_reset() {
     let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
     asker.ask::<Asked>(request).await.expect("the ticket is good");
     asker.link.sessions.lock().expect("no panic").push(inviter.us.clone());
+    let up = LinkEvent::SessionUp { peer: inviter.us.clone(), instance: InstanceId([1; 8]), path: "direct".into() };
+    let mut events = client::stream(&asker.place, &Request::Events).await.expect("it runs");
+    asker.link.events.send(up).await.expect("it hears");
+    let connected: Value = events.next().await.expect("nothing fails").expect("it is told");
+    assert_eq!(connected["event"], "connected");
     let request = Request::Revoke { name: "db".into(), wait: true };
     let revoked: Revoked = asker.ask(request.clone()).await.expect("it is a peer");
     assert_eq!(revoked.streams_reset, Some(2));
@@ -389,6 +394,44 @@ async fn revoke_and_wait_measures_until_the_streams_are_reset() {
     assert!(asker.last_snapshot().peers.is_empty());
     let failure = asker.ask::<Revoked>(request).await.expect_err("it is gone");
     assert_eq!(failure.code, Code::UnknownPeer);
+}
+
+#[tokio::test]
+async fn revoking_an_agent_without_a_session_waits_for_nothing() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await.to_string();
+    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    asker.ask::<Asked>(request).await.expect("the ticket is good");
+    // The session ends while the revocation is typed: the engine has it no more, and its end is not told yet.
+    for event in [
+        LinkEvent::SessionUp { peer: inviter.us.clone(), instance: InstanceId([1; 8]), path: "direct".into() },
+        LinkEvent::SessionDown { peer: inviter.us.clone(), reason: "idle".into() },
+    ] {
+        asker.link.events.send(event).await.expect("it hears");
+    }
+    let revoked: Revoked = asker.ask(Request::Revoke { name: "db".into(), wait: true }).await.expect("it is a peer");
+    assert!(revoked.streams_reset.unwrap_or_default() == 0, "{revoked:?}");
+}
+
+#[tokio::test]
+async fn a_peers_new_keys_are_written_down_and_dialled_with() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await.to_string();
+    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    asker.ask::<Asked>(request).await.expect("the ticket is good");
+    let before = asker.last_snapshot().peers[0].secrets.clone();
+    let rotated: Rotated = inviter.ask(Request::Rotate { overlap_s: 3600 }).await.expect("nothing is under way");
+    assert_eq!((rotated.sequence, rotated.until.is_some()), (2, true));
+    let shown = Ticket::parse(&inviter.invite().await.to_string(), time::now()).expect("it is a ticket").record;
+    let record = LinkEvent::PeerRecord { peer: inviter.us.clone(), record: Box::new(shown) };
+    asker.link.events.send(record).await.expect("it hears");
+    while asker.last_snapshot().peers[0].secrets.len() == 1 {
+        tokio::task::yield_now().await;
+    }
+    let after = asker.last_snapshot().peers[0].secrets.clone();
+    assert_eq!((after.len(), &after[1]), (2, &before[0]), "the former ones count, too");
+    let refused = inviter.ask::<Rotated>(Request::Rotate { overlap_s: 3600 }).await.expect_err("one at a time");
+    assert_eq!(refused.code, Code::LimitReached);
 }
 
 #[tokio::test]

@@ -1,12 +1,17 @@
 //! Where other names are asked: a fixed list, or the `nameserver` lines of a resolv.conf, read again when it changes.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How many `nameserver` lines count; glibc's MAXNS.
 const MAX_SERVERS: usize = 3;
+/// Where systemd-resolved answers, for programs that only read resolv.conf. It asks us in turn, where `peerage install` was run,
+/// so asking it would go round in circles.
+const STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+/// Where it says whom it asks itself.
+const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
 /// How often the file's time of change is looked at: a laptop that changes networks resolves again within this.
 const RECHECK: Duration = Duration::from_secs(2);
 
@@ -48,13 +53,13 @@ pub struct Upstreams(Source);
 #[derive(Debug)]
 enum Source {
     Fixed(Arc<[SocketAddr]>),
-    File { path: PathBuf, seen: Mutex<Seen> },
+    File { path: PathBuf, uplinks: PathBuf, seen: Mutex<Seen> },
 }
 
 #[derive(Debug)]
 struct Seen {
     checked: Option<Instant>,
-    modified: Option<SystemTime>,
+    modified: [Option<SystemTime>; 2],
     servers: Arc<[SocketAddr]>,
 }
 
@@ -65,33 +70,45 @@ impl Upstreams {
         Self(Source::Fixed(servers.into_iter().collect()))
     }
 
-    /// Those of the resolv.conf at `path`, at port 53. A missing file means none until it appears.
+    /// Those of the resolv.conf at `path`, at port 53; where it leads to systemd-resolved, those that this asks. A missing file
+    /// means none until it appears.
     #[must_use]
     pub fn from_file(path: impl Into<PathBuf>) -> Self {
-        let seen = Seen { checked: None, modified: None, servers: Arc::default() };
-        Self(Source::File { path: path.into(), seen: Mutex::new(seen) })
+        Self::from_files(path.into(), UPLINKS.into())
+    }
+
+    fn from_files(path: PathBuf, uplinks: PathBuf) -> Self {
+        let seen = Seen { checked: None, modified: [None; 2], servers: Arc::default() };
+        Self(Source::File { path, uplinks, seen: Mutex::new(seen) })
     }
 
     /// The servers at the moment, without `own`: forwarding to ourselves would loop.
     pub(super) fn current(&self, own: SocketAddr) -> Vec<SocketAddr> {
         let servers = match &self.0 {
             Source::Fixed(servers) => servers.clone(),
-            Source::File { path, seen } => seen.lock().unwrap_or_else(PoisonError::into_inner).refresh(path),
+            Source::File { path, uplinks, seen } => {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).refresh(path, uplinks)
+            }
         };
         servers.iter().copied().filter(|server| *server != own).collect()
     }
 }
 
 impl Seen {
-    fn refresh(&mut self, path: &PathBuf) -> Arc<[SocketAddr]> {
+    fn refresh(&mut self, path: &Path, uplinks: &Path) -> Arc<[SocketAddr]> {
         let now = Instant::now();
         if self.checked.is_none_or(|at| now.duration_since(at) >= RECHECK) {
             self.checked = Some(now);
-            let modified = std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-            if self.modified != modified || modified.is_none() {
+            let modified = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+            let modified = [modified(path), modified(uplinks)];
+            if self.modified != modified || modified[0].is_none() {
                 self.modified = modified;
-                let text = std::fs::read_to_string(path).unwrap_or_default();
-                let found = ResolvConf::parse(&text).nameservers;
+                let servers =
+                    |path: &Path| ResolvConf::parse(&std::fs::read_to_string(path).unwrap_or_default()).nameservers;
+                let mut found = servers(path);
+                if found.iter().any(|server| STUBS.contains(server)) {
+                    found = servers(uplinks);
+                }
                 self.servers = found.into_iter().map(|ip| SocketAddr::new(ip, 53)).collect();
             }
         }
@@ -121,6 +138,17 @@ mod tests {
         let own: SocketAddr = "127.64.0.1:53".parse().expect("an address");
         let other: SocketAddr = "10.0.0.1:53".parse().expect("an address");
         assert_eq!(Upstreams::fixed([own, other]).current(own), [other]);
+    }
+
+    #[test]
+    fn behind_systemd_resolved_its_own_servers_are_asked_and_not_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, uplinks) = (dir.path().join("resolv.conf"), dir.path().join("uplinks"));
+        std::fs::write(&path, "nameserver 127.0.0.53\noptions edns0 trust-ad\n").expect("it writes");
+        std::fs::write(&uplinks, "nameserver 127.64.0.1\nnameserver 10.0.0.1\n").expect("it writes");
+        let own: SocketAddr = "127.64.0.1:53".parse().expect("an address");
+        let other: SocketAddr = "10.0.0.1:53".parse().expect("an address");
+        assert_eq!(Upstreams::from_files(path, uplinks).current(own), [other]);
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use peerage_engine::nat::NatReport;
-use peerage_engine::node::{DownReason, Event};
+use peerage_engine::node::{DownReason, Event, SessionKey};
 use peerage_engine::path::PathKind;
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::snapshot::Port;
-use peerage_model::{AgentId, Credential, InstanceId, TrustId};
+use peerage_model::{AgentId, AuthorityRecord, Credential, InstanceId, TrustId};
 
 /// Something people or the daemon may want to know.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub enum DriverEvent {
     Nat(NatReport),
     /// A session came up.
     SessionUp {
+        /// Which.
+        session: SessionKey,
         /// With whom.
         peer: AgentId,
         /// With which running instance.
@@ -42,6 +44,8 @@ pub enum DriverEvent {
     },
     /// A session ended.
     SessionDown {
+        /// Which.
+        session: SessionKey,
         /// With whom.
         peer: AgentId,
         /// Why.
@@ -61,6 +65,13 @@ pub enum DriverEvent {
         why: String,
         /// Its round trip, when measured.
         rtt: Option<Duration>,
+    },
+    /// A session showed which keys a peer's authority uses.
+    PeerRecord {
+        /// Who.
+        peer: AgentId,
+        /// Its record, verified.
+        record: Box<AuthorityRecord>,
     },
     /// A peer told which ports it opens to us.
     PeerPorts {
@@ -97,9 +108,14 @@ impl DriverEvent {
             Event::RelayDown { relay } => Some(Self::Relay { relay, observed: None }),
             Event::RelayRefused { relay, reason } => Some(Self::RelayRefused { relay, reason }),
             Event::Nat(report) => Some(Self::Nat(report)),
-            Event::SessionUp { peer, instance, path, .. } => Some(Self::SessionUp { peer, instance, path }),
-            Event::SessionDown { peer, reason, streams, .. } => Some(Self::SessionDown { peer, reason, streams }),
+            Event::SessionUp { session, peer, instance, path, .. } => {
+                Some(Self::SessionUp { session, peer, instance, path })
+            }
+            Event::SessionDown { session, peer, reason, streams } => {
+                Some(Self::SessionDown { session, peer, reason, streams })
+            }
             Event::PathChanged { peer, from, to, why, rtt, .. } => Some(Self::PathChanged { peer, from, to, why, rtt }),
+            Event::PeerRecord { peer, record } => Some(Self::PeerRecord { peer, record }),
             Event::PeerPorts { peer, ports } => Some(Self::PeerPorts { peer, ports }),
             Event::TrustRequested { invite, asker, request } => Some(Self::TrustRequested { invite, asker, request }),
             Event::Mail { relay, id, sealed } => Some(Self::Mail { relay, id, sealed }),

@@ -13,6 +13,7 @@ mod socket;
 mod status;
 mod stream;
 mod task;
+mod untold;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -44,6 +45,9 @@ use crate::tunnel::{Dial, DialError, Incoming, Opened};
 
 /// Streams that peers opened and nobody has taken yet; what is above is told [`peerage_model::stream::StreamStatus::Busy`].
 const INCOMING_QUEUE: usize = 256;
+
+/// Events on their way to whoever hears them; what does not fit waits, and is merged.
+const EVENT_QUEUE: usize = 64;
 
 /// What a driver is started with.
 #[derive(Debug)]
@@ -85,7 +89,7 @@ pub enum RequestError {
 /// When no socket can be bound, or the credential is not one.
 pub fn start(
     config: DriverConfig,
-) -> io::Result<(DriverHandle, mpsc::UnboundedReceiver<DriverEvent>, mpsc::Receiver<Incoming>)> {
+) -> io::Result<(DriverHandle, mpsc::Receiver<DriverEvent>, mpsc::Receiver<Incoming>)> {
     let sockets = Sockets::bind(&config.bind)?;
     let streams = RelayStreams::new(config.proxy)?;
     let node = NodeConfig {
@@ -104,7 +108,7 @@ pub fn start(
     }
     node.apply_snapshot(start, config.snapshot);
     let shared = Arc::new(Shared::new(node));
-    let (events, event_receiver) = mpsc::unbounded_channel();
+    let (events, event_receiver) = mpsc::channel(EVENT_QUEUE);
     let (incoming, incoming_receiver) = mpsc::channel(INCOMING_QUEUE);
     let (stop, stopping) = watch::channel(false);
     let mapper = match config.port_mapping {

@@ -33,6 +33,8 @@ pub struct RelayState {
     pub up: bool,
     /// Where it sees us by UDP.
     pub observed: Option<String>,
+    /// How long its latest answer took.
+    pub rtt_ms: Option<f64>,
     /// Whether it keeps a mailbox for us.
     pub mailbox: bool,
     /// Whether it is reached by TLS on TCP, since UDP is not answered.
@@ -81,7 +83,7 @@ pub(super) fn describe(node: &NodeStatus, mapping: Mapping) -> DriverStatus {
             None => node.nat.to_string(),
         },
         mapping,
-        sessions: node.sessions.iter().map(session).collect(),
+        sessions: node.sessions.iter().filter(|session| session.confirmed).map(session).collect(),
         dialling: node.dials.iter().map(|dial| (dial.peer.to_string(), dial.attempts)).collect(),
     }
 }
@@ -92,6 +94,7 @@ fn relay(relay: &RelayStatus) -> RelayState {
         own: relay.own,
         up: relay.way != RelayWay::None,
         observed: relay.observed.map(|address| address.to_string()),
+        rtt_ms: relay.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
         mailbox: relay.mailbox,
         tls: relay.way == RelayWay::Tls,
         note: relay.note.clone(),

@@ -20,6 +20,7 @@ use super::network::{Change, NetworkWatch};
 use super::relay_stream::{RelayStreams, Report};
 use super::shared::{Shared, now};
 use super::socket::{Received, Sockets};
+use super::untold::Untold;
 use super::{addresses, stream};
 use crate::portmap::PortMapper;
 use crate::tunnel::Incoming;
@@ -36,7 +37,8 @@ pub(super) struct Task {
     shared: Arc<Shared>,
     sockets: Sockets,
     streams: RelayStreams,
-    events: mpsc::UnboundedSender<DriverEvent>,
+    events: mpsc::Sender<DriverEvent>,
+    untold: Untold,
     incoming: mpsc::Sender<Incoming>,
     stopping: watch::Receiver<bool>,
     resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
@@ -68,7 +70,7 @@ impl Task {
         shared: Arc<Shared>,
         sockets: Sockets,
         streams: RelayStreams,
-        events: mpsc::UnboundedSender<DriverEvent>,
+        events: mpsc::Sender<DriverEvent>,
         incoming: mpsc::Sender<Incoming>,
         stopping: watch::Receiver<bool>,
         mapper: Option<PortMapper>,
@@ -80,6 +82,7 @@ impl Task {
             sockets,
             streams,
             events,
+            untold: Untold::default(),
             incoming,
             stopping,
             resolved,
@@ -125,7 +128,7 @@ impl Task {
         let far = Instant::now() + Duration::from_secs(3600);
         let timer = sleep_until(deadline.unwrap_or(far).into());
         tokio::pin!(timer);
-        let Self { shared, sockets, streams, received, unsent, stopping, resolved, .. } = self;
+        let Self { shared, sockets, streams, received, unsent, stopping, resolved, events, untold, .. } = self;
         let nudged = shared.nudge.notified();
         tokio::pin!(nudged);
         tokio::select! {
@@ -133,6 +136,8 @@ impl Task {
             _ = stopping.wait_for(|stop| *stop) => Wake::Stop,
             wake = poll_fn(|cx| poll_io(cx, sockets, received, unsent.as_ref(), timer.as_mut())) => wake,
             () = &mut nudged => Wake::Nudged,
+            // There is room for another word, or nobody to hear it.
+            _ = events.reserve(), if !untold.is_empty() => Wake::Nudged,
             Some(found) = resolved.1.recv() => Wake::Resolved(found),
             change = network.changed() => Wake::Network(change),
             report = streams.report() => Wake::Stream(report),
@@ -143,6 +148,23 @@ impl Task {
     fn drain(&mut self) {
         // What is told may be answered at once (sockets that were wished for are open), and give more to send.
         while self.tell() | self.send_all() && self.unsent.is_none() {}
+        self.tell_daemon();
+    }
+
+    /// Tells the daemon as much as it takes.
+    fn tell_daemon(&mut self) {
+        while !self.untold.is_empty() {
+            match self.events.try_reserve() {
+                Ok(room) => {
+                    if let Some(event) = self.untold.pop() {
+                        room.send(event);
+                    }
+                }
+                Err(mpsc::error::TrySendError::Full(())) => return,
+                // Nobody listens any more while shutting down.
+                Err(mpsc::error::TrySendError::Closed(())) => self.untold = Untold::default(),
+            }
+        }
     }
 
     /// Sends what there is, until the socket is full. Returns whether there was anything.
@@ -257,8 +279,7 @@ impl Task {
                 }
                 other => {
                     if let Some(event) = DriverEvent::from_engine(other) {
-                        // Nobody listens any more while shutting down.
-                        let _ = self.events.send(event);
+                        self.untold.push(event);
                     }
                 }
             }

@@ -200,3 +200,22 @@ impl Pump {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn whatever_happens_before_it_has_ended_well_the_kernel_resets_a_programs_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let _program = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+        let (accepted, _) = listener.accept().await.expect("the program's connection");
+        let mut local = Local::new(accepted);
+        let linger = |local: &Local| socket2::SockRef::from(&local.stream).linger().expect("a socket has one");
+        // What a process leaves behind that is killed at this moment.
+        assert_eq!(linger(&local), Some(std::time::Duration::ZERO));
+        local.finish();
+        assert_eq!(linger(&local), None);
+    }
+}

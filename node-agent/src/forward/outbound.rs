@@ -7,7 +7,7 @@ use peerage_model::AgentId;
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use tokio::net::TcpStream;
 
-use super::copy::{Broken, Local, Moved, reset};
+use super::copy::{Broken, Local, Moved};
 use super::failures::Failures;
 use super::stats::Stats;
 use crate::tunnel::{Dial, DialError, Opened, TunnelFlow, TunnelStream};
@@ -36,10 +36,10 @@ impl Outbound {
     }
 
     /// Carries a program's connection to `port` of `peer` until it ends. When the dial fails the program sees a reset.
-    pub async fn carry(&self, peer: &AgentId, port: u16, local: TcpStream) {
-        match self.open_stream(peer, port).await {
-            Ok(tunnel) => self.splice(peer, port, local, tunnel).await,
-            Err(_) => reset(local),
+    pub(crate) async fn carry(&self, peer: &AgentId, port: u16, mut local: Local) {
+        // Where there is no stream, dropping the connection resets it.
+        if let Ok(tunnel) = self.open_stream(peer, port).await {
+            drop(self.converse(peer, port, &mut local, tunnel).await);
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::Backoff;
-use crate::forward::Outbound;
+use crate::forward::{Local, Outbound};
 
 /// Connections that may be open at a time. Beyond that programs wait in the kernel's queue of the listener, where they
 /// cost us nothing.
@@ -44,8 +44,9 @@ pub(super) async fn accept(listener: TcpListener, peer: AgentId, port: u16, room
     let mut backoff = Backoff::default();
     loop {
         // Accept first and hold that one connection: a listener that waits for room in vain would not notice that.
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let local = match listener.accept().await {
+            // From here on it ends by a reset unless all went well, also where this listener is closed while it waits for room.
+            Ok((stream, _)) => Local::new(stream),
             Err(error) => {
                 backoff.failed("accepting a connection", &error).await;
                 continue;
@@ -55,7 +56,7 @@ pub(super) async fn accept(listener: TcpListener, peer: AgentId, port: u16, room
         let guard = room.enter().await;
         let (outbound, peer) = (outbound.clone(), peer.clone());
         tokio::spawn(async move {
-            outbound.carry(&peer, port, stream).await;
+            outbound.carry(&peer, port, local).await;
             drop(guard);
         });
     }

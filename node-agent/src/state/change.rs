@@ -93,6 +93,12 @@ pub enum ChangeError {
     /// The ticket is our own.
     #[error("this ticket was made by this agent itself")]
     OwnTicket,
+    /// One rotation at a time: peers keep the two newest records.
+    #[error("the keys were rotated before, and the former ones count until {}", super::time::rfc3339(*until))]
+    Rotating {
+        /// Until when.
+        until: UnixTime,
+    },
     /// A limit that protects this agent.
     #[error("there are already {limit} {what}")]
     TooMany {
@@ -382,6 +388,20 @@ impl Document {
         })
     }
 
+    /// What a peer's credential says of its authority's keys. True when it is news.
+    pub fn learn(&mut self, peer: &AgentId, record: &AuthorityRecord) -> bool {
+        let trust = self.trusts.iter_mut().find(|trust| trust.peer == *peer);
+        let Some(trust) = trust.filter(|_| record.fingerprint() == peer.authority) else { return false };
+        // An older one may come from a passport that a replica still shows.
+        let oldest = trust.records.iter().map(AuthorityRecord::sequence).min();
+        let known = trust.records.iter().any(|known| known.sequence() == record.sequence());
+        if known || oldest.is_some_and(|oldest| record.sequence() < oldest) {
+            return false;
+        }
+        learn_record(&mut trust.records, record);
+        true
+    }
+
     /// Notes that a peer we asked has said yes: there is a session with it. True when we were waiting for it.
     pub fn answered(&mut self, peer: &AgentId) -> bool {
         let before = self.sent.len();
@@ -402,6 +422,7 @@ impl Document {
         self.sent.retain(|sent| !old(sent.sent) && trusts.iter().all(|trust| trust.peer != sent.peer));
         self.denied.retain(|denied| denied.until > now);
         self.answered.retain(|answered| !forgotten(answered, now));
+        self.trusts.iter_mut().for_each(|trust| drop_ended(&mut trust.records, now));
         Ended { trusts, requests: requests - self.requests.len(), invites: invites - self.invites.len() }
     }
 
@@ -414,7 +435,8 @@ impl Document {
         let invites = self.invites.iter().map(|invite| invite.expires);
         let denied = self.denied.iter().map(|denied| denied.until);
         let answered = self.answered.iter().map(|answered| answered.asked.plus(ANSWERED_LIFETIME));
-        trusts.chain(requests).chain(sent).chain(invites).chain(denied).chain(answered).min()
+        let records = self.trusts.iter().filter_map(|trust| former_end(&trust.records));
+        trusts.chain(requests).chain(sent).chain(invites).chain(denied).chain(answered).chain(records).min()
     }
 
     /// Creates or renews the trust in somebody whose authority record we have just been shown.
@@ -509,6 +531,19 @@ pub(super) fn learn_record(records: &mut Vec<AuthorityRecord>, record: &Authorit
     records.push(record.clone());
     records.sort_by_key(|known| std::cmp::Reverse(known.sequence()));
     records.truncate(2);
+}
+
+/// Removes records that a newer one has ended.
+fn drop_ended(records: &mut Vec<AuthorityRecord>, now: UnixTime) {
+    if let Some(newest) = records.iter().max_by_key(|record| record.sequence()).cloned() {
+        records.retain(|record| !record.is_ended_by(&newest, now));
+    }
+}
+
+/// When [`drop_ended`] has something to do.
+fn former_end(records: &[AuthorityRecord]) -> Option<UnixTime> {
+    let newest = records.iter().max_by_key(|record| record.sequence())?;
+    newest.former_until().filter(|until| records.iter().any(|record| record.is_ended_by(newest, *until)))
 }
 
 /// A stranger's words for our terminal: no control characters (they move cursors and forge lines), no invisible

@@ -34,6 +34,17 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StateError> 
     write().map_err(|cause| io_error("write", path, cause))
 }
 
+/// Removes a file of ours, if it is there.
+///
+/// # Errors
+/// [`StateError::Io`].
+pub(super) fn remove(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path, cause)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Reads a file of ours; `None` when there is none.
 ///
 /// # Errors

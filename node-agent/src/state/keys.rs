@@ -1,17 +1,39 @@
-//! The authority's own keys on disk. They are made once in the life of a state, never again.
+//! The authority's own keys on disk. The root is made once in the life of a state, never again; the keys in daily use may be
+//! followed by others, and then both count for a while, because peers learn the new ones in their next session.
 
+use minicbor::{Decode, Encode};
 use peerage_model::authority::{AuthoritySecrets, RecordError};
 use peerage_model::{Authority, Fingerprint, UnixTime, cbor};
 use zeroize::Zeroizing;
 
 use super::error::StateError;
-use super::file::{read_private, write_atomic};
+use super::file::{read_private, remove, write_atomic};
 use super::home::Home;
 
 /// The secrets, as CBOR.
 const KEY: &str = "authority.key";
+/// What was in daily use before, and until when it counts, as CBOR.
+const FORMER: &str = "authority.former.key";
 /// Whose state this is, as text. It outlives the key on purpose: see [`load_or_create`].
 const FINGERPRINT: &str = "authority.fingerprint";
+
+/// An authority's keys of the time before a rotation.
+#[derive(Clone, Debug)]
+pub struct Former {
+    /// The authority with those keys.
+    pub authority: Authority,
+    /// When they stop counting.
+    pub until: UnixTime,
+}
+
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct StoredFormer {
+    #[n(0)]
+    secrets: AuthoritySecrets,
+    #[n(1)]
+    until: UnixTime,
+}
 
 /// The authority of this state, made now if the state has none. Where the fingerprint file says that there was one,
 /// a missing or unreadable key is an error: a new one would silently be another identity, which no peer trusts.
@@ -38,6 +60,48 @@ pub(super) fn load_or_create(home: &Home, now: UnixTime) -> Result<Authority, St
             Ok(authority)
         }
     }
+}
+
+/// The keys before the latest rotation, while they count.
+///
+/// # Errors
+/// [`StateError`] when the file is damaged or of another authority.
+pub(super) fn load_former(home: &Home, current: &Authority, now: UnixTime) -> Result<Option<Former>, StateError> {
+    let path = home.file(FORMER);
+    let Some(bytes) = read_private(&path)?.map(Zeroizing::new) else {
+        return Ok(None);
+    };
+    let damaged = |what: String| StateError::Damaged { path: path.clone(), what };
+    let stored: StoredFormer = minicbor::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if stored.until <= now {
+        return Ok(None);
+    }
+    let authority = Authority::restore(&stored.secrets, now).map_err(|error| damaged(error.to_string()))?;
+    if authority.fingerprint() != current.fingerprint() {
+        return Err(damaged("it is another authority's".into()));
+    }
+    // The same keys: the rotation ended before it began, by a crash between its two writes.
+    let precedes = authority.record().sequence() < current.record().sequence();
+    Ok(precedes.then_some(Former { authority, until: stored.until }))
+}
+
+/// Keeps what was in use until then, and follows it by fresh keys. A crash in between leaves the keys as they were.
+pub(super) fn rotate(
+    home: &Home,
+    current: &Authority,
+    now: UnixTime,
+    until: UnixTime,
+) -> Result<Authority, StateError> {
+    let former = StoredFormer { secrets: current.secrets(), until };
+    write_atomic(&home.file(FORMER), &Zeroizing::new(cbor::to_vec(&former)))?;
+    let next = current.rotate_ending(&random(), until, now);
+    write_atomic(&home.file(KEY), &Zeroizing::new(cbor::to_vec(&next.secrets())))?;
+    Ok(next)
+}
+
+/// Forgets the keys of before.
+pub(super) fn forget_former(home: &Home) -> Result<(), StateError> {
+    remove(&home.file(FORMER))
 }
 
 /// Whose state this is; `None` before the first start.
@@ -127,6 +191,21 @@ mod tests {
             assert!(matches!(refused, Err(StateError::Damaged { .. })), "{refused:?}");
             assert_eq!(fs::read(&path).expect("it is there"), bad);
         }
+    }
+
+    #[test]
+    fn a_rotation_that_broke_off_between_its_writes_did_not_happen() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = home(dir.path());
+        let first = load_or_create(&home, NOW).expect("a new state gets an authority");
+        let later = NOW.plus(std::time::Duration::from_secs(60));
+        let before = fs::read(dir.path().join(KEY)).expect("it is there");
+        let second = rotate(&home, &first, NOW, later).expect("it writes");
+        let former = load_former(&home, &second, NOW).expect("it reads").expect("both count");
+        assert_eq!(former.authority.record(), first.record());
+        write_atomic(&dir.path().join(KEY), &before).expect("it writes");
+        let again = load_or_create(&home, NOW).expect("the keys are as they were");
+        assert!(load_former(&home, &again, NOW).expect("it reads").is_none());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `state.json` | everything that is not secret ([`Document`]), for people to read and back up |
 //! | `authority.key` | the authority's secrets, made once |
+//! | `authority.former.key` | what was in daily use before the latest rotation, while it counts |
 //! | `authority.fingerprint` | whose state this is; with it, a lost key is an error and not a new identity |
 //! | `invites.key` | what open invitations are answered with: derived secrets, not the tickets themselves |
 //! | `lock` | held by the one daemon that may write |
@@ -24,6 +25,7 @@ mod service;
 pub mod time;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use peerage_model::control::MAX_PREDECESSORS;
 use peerage_model::{Authority, InstanceId, PairSecret, TrustId, UnixTime};
@@ -34,7 +36,7 @@ pub use self::change::{ChangeError, Consent};
 pub use self::document::Document;
 pub use self::error::StateError;
 pub use self::home::{Home, Place, STATE_VARIABLE};
-pub use self::keys::random;
+pub use self::keys::{Former, random};
 pub use self::lookup::PeerRef;
 pub use self::service::InvalidService;
 
@@ -53,6 +55,7 @@ pub type InviteSecrets = BTreeMap<TrustId, PairSecret>;
 pub struct Store {
     home: Home,
     authority: Authority,
+    former: Option<Former>,
     document: Document,
     invites: InviteSecrets,
 }
@@ -104,8 +107,9 @@ impl Store {
             }
         };
         let authority = keys::load_or_create(&home, now)?;
+        let former = keys::load_former(&home, &authority, now)?;
         let invites = read_invites(&home)?;
-        Ok(Self { home, authority, document, invites })
+        Ok(Self { home, authority, former, document, invites })
     }
 
     /// Where it is.
@@ -118,6 +122,53 @@ impl Store {
     #[must_use]
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// Its keys from before the latest rotation, while they count.
+    #[must_use]
+    pub fn former(&self) -> Option<&Former> {
+        self.former.as_ref()
+    }
+
+    /// Every set of its keys that counts; the first dials, since it is the one that all peers know.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<&Authority> {
+        self.former.iter().map(|former| &former.authority).chain([&self.authority]).collect()
+    }
+
+    /// Follows the keys in daily use by fresh ones. Both count for `overlap`.
+    ///
+    /// # Errors
+    /// [`ChangeError::Rotating`] while an earlier rotation is under way, or [`StateError`].
+    pub fn rotate(&mut self, now: UnixTime, overlap: Duration) -> Result<(), UpdateError> {
+        if let Some(former) = &self.former {
+            return Err(ChangeError::Rotating { until: former.until }.into());
+        }
+        let until = now.plus(overlap);
+        let next = keys::rotate(&self.home, &self.authority, now, until)?;
+        let authority = std::mem::replace(&mut self.authority, next);
+        self.former = Some(Former { authority, until });
+        self.retire_former(now)?;
+        Ok(())
+    }
+
+    /// Forgets the keys from before a rotation when their time is over.
+    ///
+    /// # Errors
+    /// [`StateError`] when their file cannot be removed; they do not count any more all the same.
+    pub fn retire_former(&mut self, now: UnixTime) -> Result<(), StateError> {
+        if self.former.as_ref().is_some_and(|former| former.until <= now) {
+            self.former = None;
+            keys::forget_former(&self.home)?;
+        }
+        Ok(())
+    }
+
+    /// The earliest moment at which something ends by itself.
+    #[must_use]
+    pub fn next_end(&self) -> Option<UnixTime> {
+        let former = self.former.as_ref().map(|former| former.until);
+        self.document.next_end().into_iter().chain(former).min()
     }
 
     /// Everything that is not secret.
@@ -252,10 +303,40 @@ mod tests {
     }
 
     #[test]
+    fn a_rotation_is_there_again_after_a_restart_and_ends_by_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        let before = store.authority().record().clone();
+        store.rotate(NOW, Duration::from_secs(60)).expect("nothing is under way");
+        let refused = store.rotate(NOW, Duration::from_secs(60));
+        assert!(matches!(refused, Err(UpdateError::Change(ChangeError::Rotating { .. }))), "{refused:?}");
+        drop(store);
+        let mut store = open(dir.path()).expect("the same state");
+        let records: Vec<_> = store.authorities().iter().map(|authority| authority.record().clone()).collect();
+        assert_eq!((records.len(), &records[0]), (2, &before), "the one that peers know dials");
+        assert_eq!(records[1].fingerprint(), before.fingerprint());
+        let end = store.next_end().expect("the former keys have an end");
+        store.retire_former(end).expect("it removes them");
+        assert_eq!(store.authorities().len(), 1);
+        drop(store);
+        assert_eq!(open(dir.path()).expect("the same state").authority().record(), &records[1]);
+    }
+
+    #[test]
+    fn a_rotation_without_an_overlap_leaves_nothing_of_the_former_keys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        store.rotate(NOW, Duration::ZERO).expect("nothing is under way");
+        assert_eq!((store.authorities().len(), store.authority().record().sequence()), (1, 2));
+        assert!(!dir.path().join("authority.former.key").exists());
+    }
+
+    #[test]
     fn every_file_is_for_its_owner_only() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut store = open(dir.path()).expect("a new state");
         invite(&mut store, 1, NOW);
+        store.rotate(NOW, Duration::from_secs(60)).expect("nothing is under way");
         for entry in fs::read_dir(dir.path()).expect("it is there") {
             let entry = entry.expect("it is there");
             let mode = entry.metadata().expect("it is there").permissions().mode() & 0o777;
@@ -268,7 +349,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut store = open(dir.path()).expect("a new state");
         invite(&mut store, 1, NOW);
-        invite(&mut store, 2, NOW.plus(std::time::Duration::from_secs(60)));
+        invite(&mut store, 2, NOW.plus(Duration::from_secs(60)));
         store.change(|document| Ok::<_, StateError>(document.sweep(NOW))).expect("it writes");
         drop(store);
         let again = open(dir.path()).expect("the same state");

@@ -111,6 +111,21 @@ async fn a_reset_by_the_service_resets_the_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_waits_for_room_is_reset_when_its_peer_is_not_trusted_any_more() {
+    let service = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = service.local_addr().expect("bound").port();
+    let services = Services::new().with_local(Tcp, PORT, port);
+    let config = listen::Config { per_listener: 1, ..listen::Config::default() };
+    let mut world = World::start_with("room", &[(Tcp, PORT)], services, config, Limits::default()).await;
+    let (_first, _server, _) = pair(&world, &service).await;
+    let mut second = TcpStream::connect(world.at(PORT)).await.expect("the peer's port is open");
+    // Its turn has not come, and it has said nothing: the kernel would end it in order.
+    world.trust([]);
+    world.wait_listening(|listening| listening.bound.is_empty()).await;
+    assert!(is_reset(second.read(&mut [0; 8]).await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_stops_the_writer() {
     let (world, service) = world("slow").await;
     let (client, mut server, _) = pair(&world, &service).await;

@@ -93,7 +93,7 @@ pub fn snapshot(relay: &RelayInfo, peers: Vec<Peer>) -> Snapshot {
 /// A running agent.
 pub struct Running {
     pub handle: DriverHandle,
-    pub events: mpsc::UnboundedReceiver<DriverEvent>,
+    pub events: mpsc::Receiver<DriverEvent>,
     pub incoming: mpsc::Receiver<Incoming>,
 }
 

@@ -40,6 +40,8 @@ struct Body {
     sequence: u64,
     #[n(4)]
     not_after: UnixTime,
+    #[n(5)]
+    former_until: Option<UnixTime>,
 }
 
 /// Why a record was not taken.
@@ -98,6 +100,19 @@ impl AuthorityRecord {
         self.body.sequence
     }
 
+    /// When records with a smaller sequence stop counting, whatever they say of their own end; `None` says nothing of them.
+    #[must_use]
+    pub fn former_until(&self) -> Option<UnixTime> {
+        self.body.former_until
+    }
+
+    /// Whether a newer record of the same authority has ended this one.
+    #[must_use]
+    pub fn is_ended_by(&self, newer: &Self, now: UnixTime) -> bool {
+        let follows = newer.fingerprint() == self.fingerprint() && newer.sequence() > self.sequence();
+        follows && newer.former_until().is_some_and(|until| until <= now)
+    }
+
     /// The record as signed, for sending on.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -145,27 +160,38 @@ impl Authority {
             out
         };
         let root = SigningKey::from_bytes(&part(0));
-        Self::with_record(root, SigningKey::from_bytes(&part(1)), AgreementSecret::from_bytes(*part(2)), 1, now)
+        let keys = (SigningKey::from_bytes(&part(1)), AgreementSecret::from_bytes(*part(2)));
+        Self::with_record(root, keys, (1, None), now)
     }
 
     /// The same authority with new daily keys, from 64 random bytes. The old record stays valid until its end, so
     /// that both count while peers learn the new one.
     #[must_use]
     pub fn rotate(&self, random: &Zeroizing<[u8; 64]>, now: UnixTime) -> Self {
+        self.followed_by(random, None, now)
+    }
+
+    /// As [`Self::rotate`], with an end for the old record: whoever has learned the new one does not take the old one from
+    /// then on, so that keys which were stolen are of no more use.
+    #[must_use]
+    pub fn rotate_ending(&self, random: &Zeroizing<[u8; 64]>, former_until: UnixTime, now: UnixTime) -> Self {
+        self.followed_by(random, Some(former_until), now)
+    }
+
+    fn followed_by(&self, random: &Zeroizing<[u8; 64]>, former_until: Option<UnixTime>, now: UnixTime) -> Self {
         let mut signing = Zeroizing::new([0; 32]);
         signing.copy_from_slice(&random[..32]);
         let mut agreement = [0; 32];
         agreement.copy_from_slice(&random[32..]);
         let sequence = self.record.sequence() + 1;
-        let agreement = AgreementSecret::from_bytes(agreement);
-        Self::with_record(self.root.clone(), SigningKey::from_bytes(&signing), agreement, sequence, now)
+        let keys = (SigningKey::from_bytes(&signing), AgreementSecret::from_bytes(agreement));
+        Self::with_record(self.root.clone(), keys, (sequence, former_until), now)
     }
 
     fn with_record(
         root: SigningKey,
-        signing: SigningKey,
-        agreement: AgreementSecret,
-        sequence: u64,
+        (signing, agreement): (SigningKey, AgreementSecret),
+        (sequence, former_until): (u64, Option<UnixTime>),
         now: UnixTime,
     ) -> Self {
         let body = Body {
@@ -174,6 +200,7 @@ impl Authority {
             agreement: agreement.public(),
             sequence,
             not_after: now.plus(RECORD_LIFETIME),
+            former_until,
         };
         let signed = cbor::to_vec(&Signed::new(Kind::AuthorityRecord, cbor::to_vec(&body), &root));
         Self { root, signing, agreement, record: AuthorityRecord { body, signed } }

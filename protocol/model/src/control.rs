@@ -65,7 +65,15 @@ pub struct Hello {
     /// are over.
     #[cbor(n(2), default)]
     pub succeeds: Vec<InstanceId>,
+    /// Which run of its instance the sender is. A process that restarts with the key it kept is another one.
+    #[n(3)]
+    pub run: Option<RunId>,
 }
+
+/// One process of an instance: drawn when it starts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
+#[cbor(transparent)]
+pub struct RunId(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 8]);
 
 /// The sender's addresses, all of them; replaces what it said before.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
@@ -248,6 +256,16 @@ mod tests {
     fn a_retirement_has_the_bytes_of_the_spec() {
         let framed = ControlMessage::Retire(Retire { opened: 2, accepted: 300 }).encode_framed();
         assert_eq!(framed, [0, 9, 0x82, 0x03, 0xa2, 0x00, 0x02, 0x01, 0x19, 0x01, 0x2c]);
+    }
+
+    #[test]
+    fn a_hello_has_the_bytes_of_the_spec_and_one_without_a_run_is_read() {
+        let run = Some(RunId([0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8]));
+        let framed = ControlMessage::Hello(Hello { run, ..Hello::default() }).encode_framed();
+        let bytes = [0, 17, 0x82, 0, 0xa3, 0, 0x80, 2, 0x80, 3, 0x48, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8];
+        assert_eq!(framed, bytes);
+        let earlier = ControlMessage::decode(&[0x82, 0, 0xa2, 0, 0x80, 2, 0x80]);
+        assert_eq!(earlier, Ok(Some(ControlMessage::Hello(Hello::default()))));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 
 /// Most bytes that wait: 20 ms at 100 Mb/s, as at the relay.
 const MOST: usize = 256 << 10;
+/// What a frame costs besides its bytes, as at the relay.
+const OVERHEAD: usize = 48;
 
 #[derive(Default)]
 pub(super) struct Queue {
@@ -36,7 +38,7 @@ impl Queue {
         let mut waiting = self.waiting();
         for frame in frames.chunks(segment.max(1)) {
             waiting.frames.push_back(frame.into());
-            waiting.bytes += frame.len();
+            waiting.bytes += frame.len() + OVERHEAD;
             while waiting.bytes > MOST && waiting.pop().is_some() {}
         }
         drop(waiting);
@@ -91,7 +93,7 @@ impl Queue {
 impl Waiting {
     fn pop(&mut self) -> Option<Box<[u8]>> {
         let frame = self.frames.pop_front()?;
-        self.bytes -= frame.len();
+        self.bytes -= frame.len() + OVERHEAD;
         Some(frame)
     }
 }
@@ -110,7 +112,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_drops_its_oldest_packets_whole_and_keeps_the_order() {
         let queue = Queue::default();
-        let count = MOST / 1000 + 5;
+        let count = MOST / (1000 + OVERHEAD) + 5;
         for number in 0..count {
             let mut frame = [0; 1000];
             frame[..8].copy_from_slice(&u64::try_from(number).expect("small").to_be_bytes());
@@ -122,6 +124,14 @@ mod tests {
         let numbers: Vec<_> = out.chunks(1002).map(read).collect();
         let expected: Vec<_> = (5..u64::try_from(count).expect("small")).collect();
         assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn tiny_packets_take_no_more_memory_than_large_ones() {
+        let queue = Queue::default();
+        queue.push(&vec![7; MOST], 1);
+        let held = queue.waiting().frames.len() * (size_of::<Box<[u8]>>() + 32);
+        assert!(held <= MOST, "{held} bytes, with the 32 of the smallest allocation");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::Port;
 use peerage_model::stream::{StreamHeader, StreamStatus};
-use peerage_model::{AgentId, Credential, InstanceId, TrustId, UnixTime};
+use peerage_model::{AgentId, AuthorityRecord, Credential, InstanceId, TrustId, UnixTime};
 
 use crate::nat::NatReport;
 use crate::path::{ExtraSocket, PathKind, RelayStream};
@@ -26,9 +26,9 @@ pub struct Now {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StreamKey(pub(crate) u64);
 
-/// A session of this node.
+/// A session of this node, by a number that no other one has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SessionKey(pub(crate) u64);
+pub struct SessionKey(pub u64);
 
 /// A trust request that we sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -126,6 +126,13 @@ pub enum Event {
         /// The new path's round trip, when measured.
         rtt: Option<Duration>,
     },
+    /// The keys that a peer's authority uses, as the credential says that came with a session or renewed it.
+    PeerRecord {
+        /// Who.
+        peer: AgentId,
+        /// Its authority's record, verified and of the authority that the peer has for life.
+        record: Box<AuthorityRecord>,
+    },
     /// A peer told us which ports it opens to us.
     PeerPorts {
         /// Who.
@@ -162,7 +169,7 @@ pub enum Event {
         /// Which look-up.
         errand: super::ErrandKey,
         /// What they say.
-        found: Vec<(RelayInfo, Vec<peerage_model::AuthorityRecord>)>,
+        found: Vec<(RelayInfo, Vec<AuthorityRecord>)>,
     },
     /// These relays have taken a post, or say so.
     MailPosted {

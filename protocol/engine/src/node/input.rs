@@ -1,7 +1,7 @@
 //! What comes in: datagrams and time.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use peerage_model::relay::frame::EndpointId;
@@ -270,12 +270,41 @@ impl Node {
 
     /// The times of an input, for everything that goes by them.
     pub(super) fn tick(&mut self, now: Now) {
-        let late = self.poll_timeout().map(|at| now.mono.saturating_duration_since(at));
-        if let Some(late) = late.filter(|late| *late >= STOOD_STILL && now.mono != self.last.mono) {
+        if let Some(late) = stood_still(self.poll_timeout(), self.last.mono, now.mono) {
             self.resumed(Away::Stopped(late), now);
         }
         self.notice_wall_jump(now);
         self.judge.set_time(now.wall);
         self.knocks().advance(now.wall);
+    }
+}
+
+/// For how long nothing was done although something was due. Inputs that come before the late deadline is dealt with follow
+/// each other closely, and do not tell of one stop again.
+fn stood_still(due: Option<Instant>, last: Instant, now: Instant) -> Option<Duration> {
+    let late = now.saturating_duration_since(due?.max(last));
+    (late >= STOOD_STILL).then_some(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_stop_is_told_once() {
+        let due = Instant::now();
+        let resumed = due + Duration::from_secs(10);
+        let before = due - Duration::from_secs(1);
+        assert_eq!(stood_still(Some(due), before, resumed), Some(Duration::from_secs(10)));
+        // Datagrams that waited in the socket are taken before the timer is.
+        assert_eq!(stood_still(Some(due), resumed, resumed + Duration::from_millis(1)), None);
+    }
+
+    #[test]
+    fn nothing_due_is_no_stop() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(3600);
+        assert_eq!(stood_still(None, start, later), None);
+        assert_eq!(stood_still(Some(later), start, later), None);
     }
 }

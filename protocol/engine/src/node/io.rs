@@ -7,6 +7,7 @@ use peerage_model::AgentId;
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use quinn_proto::{SendDatagramError, StreamId};
 
+use super::again::Again;
 use super::event::{DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 use super::pair::{PairKey, STREAM_PATIENCE};
 use super::session::Session;
@@ -107,7 +108,7 @@ impl Node {
         let (session, id) = self.attached(key)?;
         let written = self.on_session(session, |s| stream::write(s, id, data))?;
         self.ready.insert(session);
-        written
+        written.inspect(|n| self.keep_written(key, &data[..*n]))
     }
 
     /// As [`Self::write`], taking what was written off `data` without copying it.
@@ -120,9 +121,10 @@ impl Node {
             return early.inspect(|n| data.advance(*n));
         }
         let (session, id) = self.attached(key)?;
+        let all = data.clone();
         let written = self.on_session(session, |s| stream::write_chunk(s, id, data))?;
         self.ready.insert(session);
-        written
+        written.inspect(|n| self.keep_written(key, &all[..*n]))
     }
 
     /// Says that nothing more will be written. The peer reads an end after all that was written before.
@@ -269,7 +271,7 @@ impl Node {
         let Some(stream) = self.streams.get_mut(&key) else {
             return;
         };
-        let Place::Waiting { early, .. } = &mut stream.place else {
+        let Place::Waiting { early, deadline } = &mut stream.place else {
             return;
         };
         let Some(id) = session.connection.streams().open(quinn_proto::Dir::Bi) else {
@@ -277,10 +279,10 @@ impl Node {
             self.wake(key);
             return;
         };
-        let mut first = stream.header.encode().to_vec();
-        first.append(early);
+        let first = [&stream.header.encode()[..], early].concat();
         session.owe(id, first, stream.finished);
-        stream.place = Place::Asked { session: session_key, id };
+        let again = Again::new(self.last.mono, *deadline, std::mem::take(early));
+        stream.place = Place::Asked { session: session_key, id, again };
         if let Some(up) = session.up_mut() {
             up.streams.insert(id, key);
             up.drain.opened();
@@ -293,7 +295,7 @@ impl Node {
     fn take_status(&mut self, key: StreamKey) -> Result<(), StreamError> {
         let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
         let (session, id) = match &stream.place {
-            Place::Asked { session, id } => (*session, *id),
+            Place::Asked { session, id, .. } => (*session, *id),
             Place::Waiting { .. } => return Err(StreamError::Blocked),
             Place::Dead(why) if stream.packets.is_empty() => return Err(why.clone()),
             Place::Dead(_) | Place::Offered { .. } | Place::Open { .. } => return Ok(()),
@@ -330,7 +332,7 @@ impl Node {
         match &stream.place {
             Place::Dead(why) => Err(why.clone()),
             Place::Waiting { .. } => Err(StreamError::Blocked),
-            Place::Asked { session, id } | Place::Offered { session, id } | Place::Open { session, id } => {
+            Place::Asked { session, id, .. } | Place::Offered { session, id } | Place::Open { session, id } => {
                 Ok((*session, *id))
             }
         }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use peerage_model::control::{ControlMessage, Hello};
 use peerage_model::{AgentId, Credential, UnixTime, passport};
 use quinn_proto::{
@@ -11,13 +10,13 @@ use quinn_proto::{
 };
 use tracing::{debug, info};
 
+use super::again::Untaken;
 use super::config::{PING_INTERVAL, transport};
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
 use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, MAX_PER_INVITE, PairKey};
 use super::rivals::{Drain, MAX_PER_PEER};
 use super::session::{Phase, RelayRoute, Session, Since, Up};
-use super::stream::Place;
 use super::{Node, Timer};
 use crate::knock::KNOCK_LEN;
 use crate::noise::{NoiseServer, is_silent_end, message_1_verified, peer_identity, server_config};
@@ -160,7 +159,7 @@ impl Node {
     }
 
     fn bring_up_peer(&mut self, key: SessionKey, peer: AgentId, credential: Arc<Credential>, now: Now) {
-        let instance = credential.instance();
+        let (instance, record) = (credential.instance(), credential.record().clone());
         self.bring_up_silent(key, credential, now);
         if self.sessions.get(&key).and_then(Session::up).is_none() {
             return; // its first streams broke a rule
@@ -172,6 +171,7 @@ impl Node {
         let Some(session) = self.sessions.get(&key) else { return };
         let initiator = session.initiator;
         info!(target: "events::session_up", peer = %peer.routing_id(), ?instance, initiator);
+        self.events.push_back(Event::PeerRecord { peer: peer.clone(), record: Box::new(record) });
         self.events.push_back(Event::SessionUp { session: key, peer, instance, initiator, path: PathKind::Relayed });
         self.attach_waiting(&pair_key);
         self.say_hello(key);
@@ -195,6 +195,7 @@ impl Node {
             control_in: None,
             streams: Default::default(),
             arriving: Default::default(),
+            run: None,
             peer_ports: None,
             said_hello: None,
             since: Since { mono: now.mono, wall: now.wall },
@@ -225,7 +226,7 @@ impl Node {
         };
         let ports = peerage_policy::open_to(peer, &self.ports);
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        let hello = Hello { ports, version, succeeds: self.predecessors.clone() };
+        let hello = Hello { ports, version, succeeds: self.predecessors.clone(), run: Some(self.run) };
         let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
         if up.said_hello.as_ref() != Some(&hello) {
             up.said_hello = Some(hello.clone());
@@ -291,8 +292,12 @@ impl Node {
             ControlMessage::Hello(hello) => {
                 let news = up.peer_ports.as_ref() != Some(&hello.ports);
                 up.peer_ports = Some(hello.ports.clone());
+                up.run = hello.run;
                 let own = up.credential.instance();
                 self.doubt_predecessors(&peer, &hello.succeeds, own);
+                if let Some(run) = hello.run {
+                    self.doubt_earlier_runs(key, run);
+                }
                 if news {
                     self.events.push_back(Event::PeerPorts { peer, ports: hello.ports });
                 }
@@ -316,6 +321,11 @@ impl Node {
         match verified {
             Ok(new) if same(&new) => {
                 let expires = self.expiry_of(key, &new, now);
+                let rotated = new.record().sequence() != up.credential.record().sequence();
+                if rotated && let Some(peer) = self.sessions.get(&key).and_then(Session::peer) {
+                    let record = Box::new(new.record().clone());
+                    self.events.push_back(Event::PeerRecord { peer: peer.clone(), record });
+                }
                 if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
                     up.credential = Arc::new(new);
                     up.expires = Some(expires);
@@ -340,6 +350,18 @@ impl Node {
 
     /// Ends a session and tells the peer why.
     pub(super) fn close(&mut self, key: SessionKey, code: CloseCode, reason: DownReason, now: Instant) {
+        self.close_leaving(key, (code, reason), Untaken::Unknown, now);
+    }
+
+    /// Ends the session with a process that is gone. What was asked of it since it was last heard goes on to its successor.
+    pub(super) fn close_succeeded(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let (untaken, pair_key) = (session.unheard(), session.pair.clone());
+        self.close_leaving(key, (CloseCode::Replaced, DownReason::Replaced), untaken, now.mono);
+        self.find_another(&pair_key, now);
+    }
+
+    fn close_leaving(&mut self, key: SessionKey, why: (CloseCode, DownReason), untaken: Untaken, now: Instant) {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
@@ -347,8 +369,10 @@ impl Node {
             self.remove_session(key);
             return;
         }
-        session.connection.close(now, VarInt::from_u32(code as u32), Bytes::new());
-        self.take_down(key, reason);
+        let (code, reason) = why;
+        let seen = session.seen();
+        session.connection.close(now, VarInt::from_u32(code as u32), seen);
+        self.take_down(key, reason, untaken);
         self.ready.insert(key);
     }
 
@@ -359,24 +383,28 @@ impl Node {
             debug!(pair = ?session.pair, %reason, "handshake failed");
             let pair_key = session.pair.clone();
             let dialled = session.initiator;
-            self.take_down(key, DownReason::Failed(reason.to_string()));
+            self.take_down(key, DownReason::Failed(reason.to_string()), Untaken::Unknown);
             self.remove_session(key);
             if dialled {
                 self.attempt_failed(&pair_key, key, now);
             }
             return;
         }
-        let down = match reason {
-            ConnectionError::ApplicationClosed(close) => CloseCode::received(close.error_code.into_inner()),
-            ConnectionError::TimedOut => DownReason::TimedOut,
-            other => DownReason::Failed(other.to_string()),
+        let (down, phrase) = match reason {
+            ConnectionError::ApplicationClosed(close) => {
+                (CloseCode::received(close.error_code.into_inner()), &close.reason[..])
+            }
+            ConnectionError::TimedOut => (DownReason::TimedOut, &[][..]),
+            other => (DownReason::Failed(other.to_string()), &[][..]),
         };
+        let (untaken, pair_key) = (Untaken::told(&down, phrase), session.pair.clone());
         if down == DownReason::RevokedByPeer
             && let Some(pair) = self.pairs.get_mut(&session.pair)
         {
             pair.refused_until = Some(now.mono + super::pair::REFUSED);
         }
-        self.take_down(key, down);
+        self.take_down(key, down, untaken);
+        self.find_another(&pair_key, now);
     }
 
     /// An attempt that failed by itself waits for its time before the next: the other side may be wrong about the
@@ -399,8 +427,9 @@ impl Node {
         }
     }
 
-    /// Resets a session's streams and tells the driver; packets of the connection may still go out.
-    fn take_down(&mut self, key: SessionKey, reason: DownReason) {
+    /// Resets a session's streams, but for those that another may serve, and tells the driver; packets of the connection may
+    /// still go out.
+    fn take_down(&mut self, key: SessionKey, reason: DownReason, untaken: Untaken) {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
@@ -413,13 +442,7 @@ impl Node {
         if let PairKey::Ask(_) = pair_key {
             self.ask_again(&pair_key);
         }
-        let streams = up.streams.len();
-        for stream in up.streams.into_values() {
-            if let Some(stream) = self.streams.get_mut(&stream) {
-                stream.place = Place::Dead(StreamError::SessionEnded(reason.clone()));
-            }
-            self.wake(stream);
-        }
+        let streams = self.leave_streams(&pair_key, up.streams.into_values(), &reason, untaken);
         if let PairKey::Peer(peer) = pair_key {
             info!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams);
             self.events.push_back(Event::SessionDown { session: key, peer, reason, streams });
@@ -428,7 +451,7 @@ impl Node {
 
     /// Drops a session at once, without a packet.
     pub(super) fn remove_session(&mut self, key: SessionKey) {
-        self.take_down(key, DownReason::Failed("the handshake was given up".to_owned()));
+        self.take_down(key, DownReason::Failed("the handshake was given up".to_owned()), Untaken::Unknown);
         if let Some(session) = self.sessions.get(&key) {
             self.endpoint.handle_event(session.handle, EndpointEvent::drained());
         }

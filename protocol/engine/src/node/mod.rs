@@ -5,11 +5,12 @@
 //! clock or draws randomness that does not come from the seed, so `protocol/sim` runs the same code in virtual time.
 //!
 //! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `rivals`
-//! chooses between several with one peer; `input`
+//! chooses between several with one peer; `again` moves streams on that a gone process did not take; `input`
 //! and `output` are the packet paths; `io` and `incoming` are streams; `paths` carries out what each session's path
 //! agent decides; `relays` keeps the relay clients, and `failover` finds another
 //! when one is gone.
 
+mod again;
 mod config;
 mod control;
 mod dial;
@@ -41,7 +42,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use peerage_model::control::MAX_PREDECESSORS;
+use peerage_model::control::{MAX_PREDECESSORS, RunId};
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
 use quinn_proto::{Endpoint, StreamId};
@@ -96,6 +97,8 @@ pub struct Node {
     knock_table: SharedKnocks<PairKey>,
     judge: Judge,
 
+    /// Which process of our instance this is.
+    run: RunId,
     ports: Vec<Port>,
     predecessors: Vec<InstanceId>,
     revoked: BTreeSet<TrustId>,
@@ -152,6 +155,7 @@ impl Node {
         let listener = Arc::new(listener_config(&knock_table, &mut random));
         let endpoint = Endpoint::new(Arc::new(endpoint_config(&ids, &mut random)), Some(listener), true, None);
         let relays = Relays::new(config.instance.clone(), config.credential.clone(), random.fork());
+        let run = RunId(random.bytes());
         Ok(Self {
             agent: config.agent,
             instance: InstanceId::of_key(&config.instance.public()),
@@ -161,6 +165,7 @@ impl Node {
             endpoint,
             knock_table,
             judge: Judge::new(now.wall),
+            run,
             ports: Vec::new(),
             predecessors: Vec::new(),
             revoked: BTreeSet::new(),

@@ -13,7 +13,7 @@ use super::config::{HANDSHAKE_TIMEOUT, PING_INTERVAL};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey};
 use super::life::after;
 use super::pair::PairKey;
-use super::session::{Phase, RelayRoute, Session, Suspicion};
+use super::session::{Phase, RelayRoute, Session, Suspicion, Up};
 use super::{Node, Timer};
 use crate::nat::NatType;
 use crate::path::{DirectPath, Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
@@ -193,7 +193,7 @@ impl Node {
                 PathEvent::TunnelSilent { hop, waited } => {
                     debug!(?hop, ?waited, "tunnel silent");
                     if self.sessions.get(&key).and_then(Session::up).is_some_and(|up| up.said_to_be_over) {
-                        self.close(key, CloseCode::Replaced, DownReason::Replaced, now.mono);
+                        self.close_succeeded(key, now);
                         return;
                     }
                     // The peer may be gone, or the way to the relay: UDP that worked so far may be blocked.
@@ -319,11 +319,13 @@ impl Node {
     fn is_succeeded(&self, key: SessionKey, silent: Duration) -> bool {
         let Some(session) = self.sessions.get(&key) else { return false };
         let (Some(up), Some(pair)) = (session.up(), self.pairs.get(&session.pair)) else { return false };
-        let instance = up.credential.instance();
+        let is_same_process = |other: &Up| {
+            let other_run = other.run.zip(up.run).is_some_and(|(theirs, ours)| theirs != ours);
+            other.credential.instance() == up.credential.instance() && !other_run
+        };
         pair.up.iter().filter(|other| **other != key && self.answers(**other)).any(|other| {
             let other = self.sessions.get(other).and_then(Session::up);
-            let is_twin = other.is_some_and(|other| other.credential.instance() == instance);
-            silent >= if is_twin { DOUBT_OF_TWIN } else { DOUBT }
+            silent >= if other.is_some_and(is_same_process) { DOUBT_OF_TWIN } else { DOUBT }
         })
     }
 

@@ -572,6 +572,7 @@ impl Relays {
                     Place::Known { observed, .. } => *observed,
                     Place::Resolving => None,
                 },
+                rtt: entry.rtt(),
                 mailbox: entry.has_mailbox(),
                 way: entry.way(),
                 note: entry.note(),
@@ -638,7 +639,7 @@ impl Node {
             RelayEvent::Refused(reason) => {
                 if let Some((relay, _, _)) = self.relays.observed(key, None) {
                     info!(target: "events::relay_refused", ?relay, ?reason);
-                    self.events.push_back(Event::RelayRefused { relay, reason: format!("{reason:?}") });
+                    self.events.push_back(Event::RelayRefused { relay, reason: reason.to_string() });
                 }
             }
             RelayEvent::Draining { grace } => {

@@ -8,7 +8,7 @@
 use core::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use peerage_model::control::{ControlMessage, Retire};
+use peerage_model::control::{ControlMessage, Retire, RunId};
 use peerage_model::{AgentId, InstanceId};
 
 use super::Node;
@@ -43,6 +43,10 @@ impl Drain {
 
     pub(super) fn accepted(&mut self) {
         self.counts.accepted += 1;
+    }
+
+    pub(super) fn accepted_so_far(&self) -> u64 {
+        self.counts.accepted
     }
 
     pub(super) fn has_begun(&self) -> bool {
@@ -252,6 +256,23 @@ impl Node {
             let Some(up) = session.up_mut() else { continue };
             let instance = up.credential.instance();
             if instance != speaker && ended.contains(&instance) {
+                up.said_to_be_over = true;
+                session.connection.ping();
+                self.ready.insert(key);
+            }
+        }
+    }
+
+    /// A session's instance says which run of it this is: older sessions with another run of it are over, unless an answer
+    /// shows that two processes share a key.
+    pub(super) fn doubt_earlier_runs(&mut self, new: SessionKey, run: RunId) {
+        let Some((instance, _)) = self.rivals(new) else { return };
+        let Some(pair) = self.sessions.get(&new).and_then(|session| self.pairs.get(&session.pair)) else { return };
+        let older: Vec<SessionKey> = pair.up.iter().copied().take_while(|key| *key != new).collect();
+        for key in older {
+            let Some(session) = self.sessions.get_mut(&key) else { continue };
+            let Some(up) = session.up_mut() else { continue };
+            if up.credential.instance() == instance && up.run.is_some_and(|other| other != run) {
                 up.said_to_be_over = true;
                 session.connection.ping();
                 self.ready.insert(key);

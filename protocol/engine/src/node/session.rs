@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peerage_model::control::Hello;
+use peerage_model::control::{Hello, RunId};
 use peerage_model::relay::frame::EndpointId;
 use peerage_model::snapshot::Port;
-use peerage_model::{Credential, RoutingId, UnixTime};
+use peerage_model::{AgentId, Credential, RoutingId, UnixTime};
 use quinn_proto::{Connection, ConnectionHandle, FrameStats, StreamId};
 
 use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL};
@@ -89,6 +89,8 @@ pub(super) struct Up {
     pub(super) streams: BTreeMap<StreamId, StreamKey>,
     /// Streams whose header is not complete.
     pub(super) arriving: BTreeMap<StreamId, Vec<u8>>,
+    /// Which process is on the other end, as its hello said.
+    pub(super) run: Option<RunId>,
     /// What its last hello said.
     pub(super) peer_ports: Option<Vec<Port>>,
     /// What ours said.
@@ -202,6 +204,19 @@ impl Session {
             self.last_heard = now;
         }
         heard
+    }
+
+    /// The trusted peer that it is with, where it is with one.
+    pub(super) fn peer(&self) -> Option<&AgentId> {
+        match &self.pair {
+            PairKey::Peer(peer) => Some(peer),
+            PairKey::Invite(_) | PairKey::Ask(_) => None,
+        }
+    }
+
+    /// When the peer was last proven to be there.
+    pub(super) fn last_heard(&self) -> Instant {
+        self.last_heard
     }
 
     /// Whether something that the peer must acknowledge was sent since the last call.

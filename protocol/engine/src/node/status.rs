@@ -37,6 +37,8 @@ pub struct RelayStatus {
     pub own: bool,
     /// Where it sees us by UDP, while it does.
     pub observed: Option<SocketAddr>,
+    /// How long its latest answer took, while it is reached.
+    pub rtt: Option<Duration>,
     /// Whether it keeps a mailbox for us.
     pub mailbox: bool,
     /// How it is reached.
@@ -67,6 +69,8 @@ pub struct SessionStatus {
     pub instance: InstanceId,
     /// Whether we dialled.
     pub initiator: bool,
+    /// Whether the peer has shown that it takes us. One that does not is silent, and its half never comes up.
+    pub confirmed: bool,
     /// By which path.
     pub path: PathKind,
     /// Since when by that path.
@@ -118,6 +122,7 @@ impl Node {
             peer: peer.id.clone(),
             instance: up.credential.instance(),
             initiator: session.initiator,
+            confirmed: up.confirmed,
             path: up.path.kind(),
             path_since: up.path.since(),
             since: up.since.wall,

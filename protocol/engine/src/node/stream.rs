@@ -7,6 +7,7 @@ use bytes::Bytes;
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use quinn_proto::{ReadError, ReadableError, StreamId, VarInt, WriteError};
 
+use super::again::Again;
 use super::config::{EARLY_BUFFER, MAX_PACKETS};
 use super::event::{SessionKey, StreamError};
 use super::pair::PairKey;
@@ -34,7 +35,7 @@ pub(super) enum Place {
     /// Opened by us; no session yet. `early` is written as soon as there is one.
     Waiting { early: Vec<u8>, deadline: Instant },
     /// Opened by us; the peer's status byte has not come.
-    Asked { session: SessionKey, id: StreamId },
+    Asked { session: SessionKey, id: StreamId, again: Again },
     /// Opened by the peer; we have not answered.
     Offered { session: SessionKey, id: StreamId },
     /// Data both ways.
@@ -57,7 +58,7 @@ impl Stream {
     /// The session and QUIC stream under it, once there is one.
     pub(super) fn attached(&self) -> Option<(SessionKey, StreamId)> {
         match self.place {
-            Place::Asked { session, id } | Place::Offered { session, id } | Place::Open { session, id } => {
+            Place::Asked { session, id, .. } | Place::Offered { session, id } | Place::Open { session, id } => {
                 Some((session, id))
             }
             Place::Waiting { .. } | Place::Dead(_) => None,

@@ -146,6 +146,12 @@ pub struct RelayClient {
     earlier: Option<(EndpointId, Tag)>,
     /// Since when the relay owes us an answer.
     unanswered: Option<Instant>,
+    /// How long its latest answer took.
+    rtt: Option<Duration>,
+    /// What was asked after its cookie stays without an answer.
+    ignored: bool,
+    /// It does not take us.
+    refused: Option<Refusal>,
     exchange: Exchange,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<RelayEvent>,
@@ -164,6 +170,9 @@ impl RelayClient {
             granted: None,
             earlier: None,
             unanswered: None,
+            rtt: None,
+            ignored: false,
+            refused: None,
             exchange: Exchange::Quiet,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -183,6 +192,25 @@ impl RelayClient {
     #[must_use]
     pub fn unanswered_since(&self) -> Option<Instant> {
         self.unanswered
+    }
+
+    /// How long its latest answer took; more than the round trip where a packet was lost.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// What stands between us and the relay, for a person, where the relay is there.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<String> {
+        match (self.refused, &self.role, self.ignored) {
+            (Some(reason), _, _) => Some(reason.to_string()),
+            // A relay answers nothing that was not made for its own key.
+            (None, Role::Bind { .. }, true) => {
+                Some("something answers there, but not with this key: take KEY@HOST:PORT from its owner again".into())
+            }
+            (None, Role::Bind { .. }, false) | (None, Role::Visit, _) => None,
+        }
     }
 
     /// Whether the relay knows us.
@@ -321,6 +349,9 @@ impl RelayClient {
                 None
             }
             Frame::Alive { draining, mail, .. } => {
+                if self.is_granted_as(tag) {
+                    self.answered(now);
+                }
                 self.heard(tag, now)?;
                 if mail {
                     self.mailbox.mail_waits(now);
@@ -385,6 +416,7 @@ impl RelayClient {
             }
             Exchange::Asking { frame, schedule, .. } => {
                 if schedule.due(now) && schedule.sends() >= TRIES {
+                    self.ignored = true;
                     self.greet(now);
                 } else if schedule.due(now) {
                     schedule.sent(now, self.random.bytes());
@@ -526,7 +558,8 @@ impl RelayClient {
             may_be_forgotten: false,
         });
         self.earlier = Some((id, grant.tag));
-        self.unanswered = None;
+        self.answered(now);
+        (self.ignored, self.refused) = (false, None);
         self.exchange = Exchange::Quiet;
         let bound = self.granted.as_ref().is_some_and(|granted| granted.binding.is_some());
         self.mailbox.granted(bound, now);
@@ -542,6 +575,7 @@ impl RelayClient {
             return;
         }
         self.unanswered = None;
+        (self.ignored, self.refused) = (false, Some(reason));
         self.exchange = Exchange::Refused { until: now + REFUSED_PAUSE };
         self.events.push_back(RelayEvent::Refused(reason));
     }
@@ -559,6 +593,17 @@ impl RelayClient {
             && !std::mem::replace(&mut granted.draining, true)
         {
             self.events.push_back(RelayEvent::Draining { grace });
+        }
+    }
+
+    fn is_granted_as(&self, tag: Tag) -> bool {
+        self.granted.as_ref().is_some_and(|granted| granted.tag == tag)
+    }
+
+    /// The relay answered what it was asked.
+    fn answered(&mut self, now: Instant) {
+        if let Some(since) = self.unanswered.take() {
+            self.rtt = Some(now.saturating_duration_since(since));
         }
     }
 

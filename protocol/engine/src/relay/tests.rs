@@ -245,6 +245,45 @@ fn a_refused_renewal_does_not_storm_a_relay_that_has_forgotten_us() {
 }
 
 #[test]
+fn a_relay_that_is_there_and_does_not_take_us_has_a_reason_for_people() {
+    let now = Instant::now();
+    let relay = Relay::new(1);
+    let mut client = binder(&relay, now);
+    assert_eq!(client.obstacle(), None, "nothing is known yet");
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bind = sent(&mut client);
+    client.handle_datagram(now, &relay.refused(&bind, Refusal::Credential));
+    assert!(client.obstacle().is_some_and(|why| why.contains("clock")), "{:?}", client.obstacle());
+}
+
+#[test]
+fn an_entry_with_the_wrong_key_is_told_from_a_relay_that_is_down() {
+    let now = Instant::now();
+    let other = Relay::new(1);
+    let (mut client, mut silent) = (binder(&other, now), binder(&other, now));
+    let hello = sent(&mut client);
+    // Cookies are made for anybody; what is sealed to a key that this relay does not have it cannot answer.
+    client.handle_datagram(now, &other.cookie(tag_of(&hello)));
+    run(&mut client, now + Duration::from_secs(20));
+    assert!(client.obstacle().is_some_and(|why| why.contains("key")), "{:?}", client.obstacle());
+    run(&mut silent, now + Duration::from_secs(20));
+    assert_eq!(silent.obstacle(), None);
+}
+
+#[test]
+fn the_round_trip_to_a_relay_is_that_of_its_latest_answer() {
+    let (mut relay, mut client, now) = bound_pair();
+    assert_eq!(client.rtt(), Some(Duration::ZERO));
+    client.renew(CREDENTIAL.to_vec(), now);
+    let hello = sent(&mut client);
+    client.handle_datagram(now, &relay.cookie(tag_of(&hello)));
+    let bound = relay.bound(&sent(&mut client));
+    client.handle_datagram(now + Duration::from_millis(70), &bound);
+    assert_eq!(client.rtt(), Some(Duration::from_millis(70)));
+}
+
+#[test]
 fn a_forged_refusal_is_ignored() {
     let now = Instant::now();
     let relay = Relay::new(1);

@@ -179,6 +179,21 @@ pub enum Refusal {
     Draining,
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Credential => {
+                "it does not accept this agent's passport, mostly because the clock here or there is wrong: check `date`"
+            }
+            Self::Authority => {
+                "it serves only authorities that its owner allows: give it this agent's (`peerage status`) for --allow-authority"
+            }
+            Self::Full => "it has no room at the moment; this agent asks again",
+            Self::Draining => "it is going away",
+        })
+    }
+}
+
 impl Refusal {
     const fn code(self) -> u8 {
         match self {

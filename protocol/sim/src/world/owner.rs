@@ -74,6 +74,11 @@ impl Owner {
         AgreementSecret::from_bytes(self.draw(b"instance", self.instances))
     }
 
+    /// The next instance is the last one again.
+    pub(super) fn take_last_key_again(&mut self) {
+        self.instances -= 1;
+    }
+
     /// A credential for this key, from now on.
     pub(super) fn credential(&self, key: &AgreementSecret, wall: UnixTime) -> Vec<u8> {
         let passport =

@@ -200,6 +200,15 @@ impl Sim {
         self.start_instance(label, &name, site);
     }
 
+    /// A new process of the same instance at the same place: it kept its key, as a container does that restarts in its pod.
+    pub fn restart_with_its_key(&mut self, label: &str) {
+        let number = self.number(label);
+        let (name, site) = (self.agents[number].name.clone(), self.agents[number].site);
+        self.kill(label);
+        self.owner(&name).take_last_key_again();
+        self.start_instance(label, &name, site);
+    }
+
     /// A new process of the same agent in another network.
     pub fn restart_elsewhere(&mut self, label: &str, nat: NatKind) {
         let name = self.agents[self.number(label)].name.clone();

@@ -19,6 +19,9 @@ const QUEUE: usize = 256 << 10;
 const ALL_QUEUES: usize = 64 << 20;
 /// What one queue may hold however full the others are.
 const FLOOR: usize = 16 << 10;
+/// What a frame costs besides its bytes: its place in the queue and in the allocator. Without it a flood of packets of one byte would
+/// take fifty times what the limits say.
+const OVERHEAD: usize = 48;
 
 /// The streams that can be sent to.
 #[derive(Debug, Default)]
@@ -105,13 +108,13 @@ impl Queue {
         let mut waiting = self.waiting();
         for frame in frames.chunks(segment.max(1)) {
             waiting.frames.push_back(frame.into());
-            waiting.bytes += frame.len();
-            let all = self.budget.waiting.fetch_add(frame.len(), Ordering::Relaxed) + frame.len();
+            waiting.bytes += cost(frame);
+            let all = self.budget.waiting.fetch_add(cost(frame), Ordering::Relaxed) + cost(frame);
             let most = if all > ALL_QUEUES { FLOOR } else { QUEUE };
             while waiting.bytes > most
                 && let Some(oldest) = waiting.pop()
             {
-                self.budget.waiting.fetch_sub(oldest.len(), Ordering::Relaxed);
+                self.budget.waiting.fetch_sub(cost(&oldest), Ordering::Relaxed);
                 self.budget.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -134,7 +137,7 @@ impl Queue {
             && (out.len() == before || out.len() + PREFIX + next.len() <= before + most)
             && let Some(frame) = waiting.pop()
         {
-            self.budget.waiting.fetch_sub(frame.len(), Ordering::Relaxed);
+            self.budget.waiting.fetch_sub(cost(&frame), Ordering::Relaxed);
             out.extend_from_slice(&prefix(frame.len()));
             out.extend_from_slice(&frame);
         }
@@ -148,9 +151,13 @@ impl Queue {
 impl Waiting {
     fn pop(&mut self) -> Option<Box<[u8]>> {
         let frame = self.frames.pop_front()?;
-        self.bytes -= frame.len();
+        self.bytes -= cost(&frame);
         Some(frame)
     }
+}
+
+fn cost(frame: &[u8]) -> usize {
+    frame.len() + OVERHEAD
 }
 
 impl Drop for Queue {
@@ -188,7 +195,7 @@ mod tests {
     fn a_full_queue_drops_its_oldest_packets_whole() {
         let streams = Arc::new(Streams::default());
         let opened = streams.open(STREAM);
-        let fits = u16::try_from(QUEUE / 1200).expect("some hundred");
+        let fits = u16::try_from(QUEUE / cost(&frame(0))).expect("some hundred");
         for number in 0..fits + 10 {
             streams.push(STREAM, &frame(number), 1200);
         }
@@ -227,7 +234,16 @@ mod tests {
         let last = opened.last().expect("there are some");
         let mut taken = Vec::new();
         assert!(last.queue.take_now(&mut taken, usize::MAX / 2));
-        assert_eq!(numbers(&taken).len(), FLOOR / 1200, "and no less");
+        assert_eq!(numbers(&taken).len(), FLOOR / cost(&frame(0)), "and no less");
+    }
+
+    #[test]
+    fn a_flood_of_tiny_packets_takes_no_more_memory_than_the_limit_says() {
+        let streams = Arc::new(Streams::default());
+        let opened = streams.open(STREAM);
+        streams.push(STREAM, &vec![7; QUEUE], 1);
+        let held = opened.queue.waiting().frames.len() * (size_of::<Box<[u8]>>() + 32);
+        assert!(held <= QUEUE, "{held} bytes, with the 32 of the smallest allocation");
     }
 
     #[test]
@@ -235,7 +251,7 @@ mod tests {
         let streams = Arc::new(Streams::default());
         let opened = streams.open(STREAM);
         streams.push(STREAM, &frame(1), 1200);
-        assert_eq!((streams.waiting(), streams.count()), (1200, 1));
+        assert_eq!((streams.waiting(), streams.count()), (cost(&frame(1)), 1));
         drop(opened);
         assert_eq!((streams.waiting(), streams.count()), (0, 0));
         streams.push(STREAM, &frame(2), 1200);

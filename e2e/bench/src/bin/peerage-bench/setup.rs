@@ -46,7 +46,7 @@ struct Couple {
 /// A running driver.
 struct Running {
     handle: DriverHandle,
-    events: mpsc::UnboundedReceiver<DriverEvent>,
+    events: mpsc::Receiver<DriverEvent>,
     incoming: mpsc::Receiver<Incoming>,
 }
 

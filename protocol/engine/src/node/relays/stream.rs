@@ -208,6 +208,15 @@ impl Entry {
         by_udp || matches!(&self.fallback, Fallback::Open { client, .. } if client.has_mailbox())
     }
 
+    /// How long the relay's latest answer took, by the way in use.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        match (&self.fallback, &self.place) {
+            (Fallback::Open { client, ready: Some(_), .. }, _) => client.rtt(),
+            (_, Place::Known { client, .. }) if client.is_granted() => client.rtt(),
+            (_, _) => None,
+        }
+    }
+
     /// Since when UDP is owed an answer. A name that cannot be looked up is silence too: a proxy may know it.
     pub(super) fn silent_since(&self) -> Option<Instant> {
         match &self.place {
@@ -237,6 +246,13 @@ impl Entry {
     /// What is wrong with UDP, and with the way around it.
     pub(super) fn note(&self) -> Option<String> {
         let port = self.info.tls_port();
+        let obstacle = match &self.place {
+            Place::Known { client, .. } if self.way() == RelayWay::None => client.obstacle(),
+            Place::Known { .. } | Place::Resolving => None,
+        };
+        if obstacle.is_some() {
+            return obstacle;
+        }
         match self.fallback.failure() {
             _ if self.fallback.is_ready() => Some(format!("UDP to the relay is blocked; using TLS on TCP port {port}")),
             Some(why) => Some(format!("UDP to the relay is not answered; TLS on TCP port {port}: {why}")),
