@@ -1,5 +1,6 @@
 //! What becomes of pods, applied as the API server applies it.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::inject::{DNS, Decision, Reason, Selecting, decide};
@@ -227,4 +228,69 @@ fn whoever_runs_a_pod_as_somebody_else_is_warned() {
 fn where_nothing_stands_in_the_way_any_more_the_old_reason_goes() {
     let after = injected(&annotated(LEFT_ALONE, "an old reason", json!({})));
     assert!(after["metadata"]["annotations"].get(LEFT_ALONE).is_none());
+}
+
+/// Pods with and without everything that injection looks at.
+fn some_pod() -> impl Strategy<Value = Value> {
+    let port = (prop::sample::select(vec![53, 80, 8080, 9402]), prop::sample::select(vec!["TCP", "UDP", "SCTP"]));
+    let ports = prop::collection::vec(port, 0..3);
+    let container = |name: &'static str| {
+        ports.clone().prop_map(move |ports| {
+            let ports: Vec<_> =
+                ports.iter().map(|(port, udp)| json!({"containerPort": port, "protocol": udp})).collect();
+            json!({"name": name, "ports": ports})
+        })
+    };
+    let inits = prop::option::of(prop::collection::vec(container("init"), 0..2));
+    let sysctl = prop::option::of(prop::sample::select(vec!["0", "53", "54", "x"]));
+    let policy = prop::option::of(prop::sample::select(vec!["ClusterFirst", "Default", "None"]));
+    let dns = prop::option::of(prop::sample::select(vec!["Nameserver", "HostAliases", "else"]));
+    (container("app"), inits, sysctl, policy, dns, any::<[bool; 3]>()).prop_map(
+        |(app, inits, sysctl, policy, dns, [host, volumes, annotated])| {
+            let mut pod = pod(json!({"containers": [app], "hostNetwork": host}));
+            let spec = &mut pod["spec"];
+            spec["initContainers"] = json!(inits);
+            spec["dnsPolicy"] = json!(policy);
+            if let Some(value) = sysctl {
+                let sysctl = json!({"name": "net.ipv4.ip_unprivileged_port_start", "value": value});
+                spec["securityContext"] = json!({"sysctls": [sysctl]});
+            }
+            if volumes {
+                spec["volumes"] = json!([{"name": "own"}]);
+            }
+            if annotated {
+                pod["metadata"]["annotations"] = json!({"own": "too"});
+            }
+            if let Some(mode) = dns {
+                pod["metadata"]["annotations"][DNS] = json!(mode);
+            }
+            pod
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_pod_its_containers_stay_and_a_second_time_changes_nothing(before in some_pod()) {
+        let after = match decide(&before, "tools", &[], &settings()) {
+            Decision::Inject { patch, .. } => applied(&before, patch),
+            Decision::LeftAlone { patch, .. } => {
+                let after = applied(&before, patch);
+                prop_assert_eq!(&after["spec"], &before["spec"]);
+                after
+            }
+            Decision::Unchanged | Decision::OptedOut => return Err(TestCaseError::fail("nothing asked for that")),
+        };
+        prop_assert_eq!(&after["spec"]["containers"], &before["spec"]["containers"]);
+        let own = |pod: &Value| -> Vec<Value> {
+            let all = pod["spec"]["initContainers"].as_array().into_iter().flatten();
+            all.filter(|one| one["name"] != CONTAINER).cloned().collect()
+        };
+        prop_assert_eq!(own(&after), own(&before));
+        match decide(&after, "tools", &[], &settings()) {
+            Decision::Unchanged => {}
+            Decision::LeftAlone { patch, .. } => prop_assert!(patch.is_empty()),
+            other @ (Decision::OptedOut | Decision::Inject { .. }) => prop_assert!(false, "{other:?}"),
+        }
+    }
 }

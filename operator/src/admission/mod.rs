@@ -138,3 +138,93 @@ fn selecting(index: &Index, namespace: &str, labels: &Labels) -> Vec<Selecting> 
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use peerage_model::{Fingerprint, UnixTime};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn reviewer() -> Reviewer {
+        let index = Index::new(Fingerprint([1; 32]), UnixTime(0));
+        let (news, _) = tokio::sync::mpsc::unbounded_channel();
+        let cluster = Cluster::new(index, 1, Vec::new(), Arc::new(Metrics::default()), news);
+        Reviewer { cluster: Arc::new(cluster), settings: settings::tests::settings() }
+    }
+
+    fn review(kind: &str, object: Value) -> Vec<u8> {
+        let kind = json!({"group": "", "version": "v1", "kind": kind});
+        let resource = json!({"group": "", "version": "v1", "resource": "things"});
+        let request = json!({
+            "uid": "7", "kind": kind, "resource": resource, "name": "own", "namespace": "tools", "operation": "CREATE",
+            "userInfo": {}, "object": object, "oldObject": null,
+        });
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).to_string().into()
+    }
+
+    fn answered(question: Question, review: &[u8]) -> Value {
+        let answer = reviewer().answer(question, review).expect("it is a review");
+        serde_json::from_slice(&answer).expect("JSON")
+    }
+
+    #[test]
+    fn an_answer_names_the_request_and_says_what_to_change() {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": {"containers": []}});
+        let answer = answered(Question::Mutate, &review("Pod", pod));
+        let response = &answer["response"];
+        assert_eq!((&response["uid"], &response["allowed"]), (&json!("7"), &json!(true)));
+        assert_eq!(response["patchType"], "JSONPatch");
+    }
+
+    #[test]
+    fn what_can_never_be_right_is_refused_in_words() {
+        let spec = json!({"agentRef": {"name": "a"}, "peer": {"name": "a"}});
+        let metadata = json!({"name": "own", "namespace": "tools"});
+        let own =
+            json!({"apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrust", "metadata": metadata, "spec": spec});
+        let reviewer = reviewer();
+        let peer = json!({"apiVersion": "peerage.dev/v1alpha1", "kind": "AgentPeer", "metadata": {"name": "a"}, "spec": {"selector": {"matchLabels": {"app": "a"}}}});
+        let facts = crate::facts::PeerFacts::read(&serde_json::from_value(peer).expect("an AgentPeer"));
+        reviewer.cluster.change(|index| index.set_peer(&ObjectKey::new("tools", "a"), facts.ok()));
+        let answer = reviewer.answer(Question::Validate, &review("AgentTrust", own)).expect("it is a review");
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        assert_eq!(answer["response"]["allowed"], false);
+        assert!(
+            answer["response"]["status"]["message"].as_str().is_some_and(|why| why.contains("in itself")),
+            "{answer}"
+        );
+    }
+
+    fn some_json() -> impl Strategy<Value = Value> {
+        let words = ["spec", "metadata", "annotations", "containers", "peerage-agent", "name", "peerage.dev/injected"];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            prop::sample::select(words.to_vec()).prop_map(Value::from)
+        ];
+        leaf.prop_recursive(5, 40, 5, move |inner| {
+            let member = (prop::sample::select(words.to_vec()), inner.clone());
+            prop_oneof![
+                prop::collection::vec(inner, 0..4).prop_map(Value::from),
+                prop::collection::vec(member, 0..4)
+                    .prop_map(|all| all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_somebody_posts_is_answered_or_refused(object in some_json(), bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let reviewer = reviewer();
+            for kind in ["Pod", "AgentPeer", "AgentTrust", "AgentLink", "AgentRelay"] {
+                for question in [Question::Mutate, Question::Validate] {
+                    let _ = reviewer.answer(question, &review(kind, object.clone()));
+                }
+            }
+            prop_assert!(reviewer.answer(Question::Mutate, &bytes).is_err());
+        }
+    }
+}

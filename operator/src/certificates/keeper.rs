@@ -14,8 +14,9 @@ use super::{CertificateError, NAME, Stored};
 use crate::clock;
 use crate::leader::Leadership;
 
-/// How often the clock on the wall is looked at.
-const EVERY: Duration = Duration::from_secs(300);
+/// How often the Secret and the clock on the wall are looked at. Certificates last for days; but where somebody deletes the
+/// Secret, a replica that starts makes another CA, and the others must hear of that soon.
+const EVERY: Duration = Duration::from_secs(60);
 /// The same while there is none yet, or the last look failed.
 const SOON: Duration = Duration::from_secs(2);
 
