@@ -15,6 +15,8 @@ pub const COOKIE_WINDOW: Duration = Duration::from_secs(60);
 pub const FIRST_CONTACT: Rate = Rate::new(10, 10);
 /// Destinations a source may be trying at once.
 pub const ATTEMPTS: usize = 16;
+/// Of those, how many may take the place of another that is still tried.
+pub const DISPLACING: Rate = Rate::new(4, 16);
 /// How long an attempt is remembered after its last packet.
 pub const ATTEMPT_LIFETIME: Duration = Duration::from_secs(30);
 /// Without an answer for this long, first packets go to the next instance. Below QUIC's first retransmission (1 s), so

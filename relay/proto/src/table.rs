@@ -14,7 +14,9 @@ use peerage_model::{AgreementKey, Fingerprint, RoutingId, UnixTime};
 
 use crate::bucket::Bucket;
 use crate::counters::Occupancy;
-use crate::limits::{ATTEMPT_LIFETIME, ATTEMPTS, FIRST_CONTACT, FLOW_IDLE, LIFETIME, Limits, Quota, STREAM_GRACE};
+use crate::limits::{
+    ATTEMPT_LIFETIME, ATTEMPTS, DISPLACING, FIRST_CONTACT, FLOW_IDLE, LIFETIME, Limits, Quota, STREAM_GRACE,
+};
 use crate::mailbox::Card;
 use crate::network::Network;
 use crate::place::Place;
@@ -41,6 +43,8 @@ pub(crate) struct Source {
     pub(crate) tag: Tag,
     pub(crate) last_heard: Instant,
     attempts: Vec<Attempt>,
+    /// What is left of the right to put a destination in the place of another that is still tried.
+    displacing: Bucket,
     pub(crate) kind: Kind,
 }
 
@@ -137,7 +141,7 @@ impl Source {
     }
 
     fn new(place: Place, local: Option<IpAddr>, tag: Tag, now: Instant, kind: Kind) -> Self {
-        Self { place, local, tag, last_heard: now, attempts: Vec::new(), kind }
+        Self { place, local, tag, last_heard: now, attempts: Vec::new(), displacing: Bucket::full(now), kind }
     }
 
     pub(crate) fn binding(&self) -> Option<&Binding> {
@@ -163,17 +167,15 @@ impl Source {
     pub(crate) fn first_contact(&mut self, destination: Destination, now: Instant, packets: u64) -> u64 {
         let at = match self.attempts.iter().position(|attempt| attempt.destination == destination) {
             Some(at) => at,
-            None => match self.room_for_attempt(now) {
-                Some(at) => {
-                    self.attempts[at] = Attempt::new(destination, now);
-                    at
+            None => {
+                let Some(at) = self.place_for_attempt(now) else { return 0 };
+                let attempt = Attempt::new(destination, now);
+                match self.attempts.get_mut(at) {
+                    Some(place) => *place = attempt,
+                    None => self.attempts.push(attempt),
                 }
-                None if self.attempts.len() < ATTEMPTS => {
-                    self.attempts.push(Attempt::new(destination, now));
-                    self.attempts.len() - 1
-                }
-                None => return 0,
-            },
+                at
+            }
         };
         let attempt = &mut self.attempts[at];
         attempt.last = now;
@@ -182,8 +184,17 @@ impl Source {
         admitted
     }
 
-    fn room_for_attempt(&self, now: Instant) -> Option<usize> {
-        self.attempts.iter().position(|attempt| attempt.is_over(now))
+    /// Where another attempt goes: to a place that is free, or to that of the one whose last packet is the oldest. An agent whose
+    /// peers are mostly down must still reach the one that is up, and may not try half the world.
+    fn place_for_attempt(&mut self, now: Instant) -> Option<usize> {
+        if let Some(over) = self.attempts.iter().position(|attempt| attempt.is_over(now)) {
+            return Some(over);
+        }
+        if self.attempts.len() < ATTEMPTS {
+            return Some(self.attempts.len());
+        }
+        let oldest = (0..ATTEMPTS).min_by_key(|at| self.attempts[*at].last);
+        oldest.filter(|_| self.displacing.admit(DISPLACING, now))
     }
 
     pub(crate) fn reached(&self, destination: Destination) -> Option<Reached> {

@@ -95,13 +95,32 @@ fn trying_many_destinations_at_once_is_limited() {
     let last = agent(1, "last", 10);
     world.bind(HOME, &last);
     let visitor = world.visit(DIALER);
-    for n in 0..16 {
+    for n in 0..32 {
         world.send_to_route(&visitor, RoutingId([n; 16]));
     }
     assert_eq!(world.send_to_route(&visitor, last.id.routing_id()), Out::Nothing);
     assert_eq!(world.relay.counters().dropped(DropReason::FirstContact), 1);
-    world.pass(Duration::from_secs(31));
-    assert!(world.send_to_route(&visitor, last.id.routing_id()).was_forwarded());
+    world.pass(Duration::from_millis(250));
+    assert!(world.send_to_route(&visitor, last.id.routing_id()).was_forwarded(), "four a second");
+    assert_eq!(world.send_to_route(&visitor, RoutingId([99; 16])), Out::Nothing, "and no more");
+}
+
+#[test]
+fn an_agent_most_of_whose_peers_are_down_reaches_the_one_that_is_up() {
+    let mut world = World::open();
+    let up = agent(1, "up", 10);
+    let bound = world.bind(HOME, &up);
+    let dialer = world.visit(DIALER);
+    for n in 0..16 {
+        world.send_to_route(&dialer, RoutingId([n; 16]));
+        world.pass(Duration::from_millis(10));
+    }
+    assert!(world.send_to_route(&dialer, up.id.routing_id()).was_forwarded());
+    // The younger of those that are down are tried again, and push nobody out.
+    for n in 1..16 {
+        world.send_to_route(&dialer, RoutingId([n; 16]));
+    }
+    assert!(world.send_to(&bound, dialer.id).was_forwarded(), "its answer finds the way back");
 }
 
 #[test]
