@@ -135,7 +135,7 @@ fn control_message(bytes: &[u8]) {
         ControlMessage::Hello(hello) => assert!(hello.ports.len() <= MAX_PORTS),
         ControlMessage::Candidates(candidates) => assert!(candidates.list.len() <= MAX_CANDIDATES),
         ControlMessage::Renewal(renewal) => assert!(renewal.credential.len() <= MAX_CREDENTIAL),
-        ControlMessage::Retire(_) | ControlMessage::Birthday(_) => {}
+        ControlMessage::Retire(_) | ControlMessage::Birthday(_) | ControlMessage::Opened(_) => {}
     }
     assert_eq!(ControlMessage::decode(&message.encode_framed()[2..]), Ok(Some(message)));
 }

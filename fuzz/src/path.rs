@@ -59,10 +59,10 @@ pub fn path_agent(data: &[u8]) {
 impl Script {
     fn step(&mut self, feed: &mut Feed<'_>) {
         let now = self.now;
-        match feed.u8() % 12 {
+        match feed.u8() % 13 {
             0 => self.pass(Duration::from_millis(u64::from(feed.u16()) + 1)),
             1 => self.agent.local_candidates_changed(now, candidates(feed)),
-            2 => drop(self.agent.remote_candidates(now, candidates(feed))),
+            2 => drop(self.agent.remote_candidates(now, feed.u8().into(), candidates(feed))),
             3 => {
                 let from = feed.address();
                 let _ = self.agent.handle_check(now, link(feed), from, feed.bytes(120));
@@ -95,6 +95,7 @@ impl Script {
                 self.agent
                     .birthday_sockets(now, (0..feed.below(40)).map(|n| ExtraSocket(u32::from(n as u16))).collect());
             }
+            11 => self.agent.on_opened(now, feed.u8().into()),
             _ => self.pass(Duration::from_secs(u64::from(feed.u8()))),
         }
     }
@@ -117,7 +118,7 @@ impl Script {
     fn request(&mut self, feed: &mut Feed<'_>) {
         self.sequence += u64::from(feed.u8() % 4);
         let (priority, in_use) = (u32::from(feed.u8()), feed.one_in(2));
-        let id = TransactionId(feed.array());
+        let id = if feed.one_in(8) { TransactionId(feed.array()) } else { self.peer.transaction_id(feed.array()) };
         let request = Check::Request(CheckRequest { id, priority, sequence: self.sequence, in_use });
         let mut bytes = request.encode(&self.peer);
         let (from, changed) = (feed.address(), feed.mutate(&mut bytes));

@@ -11,7 +11,8 @@ use data_encoding::HEXLOWER;
 use peerage_agent::state::document::Document;
 use peerage_engine::noise::SeededRandom;
 use peerage_model::control::{
-    Birthday, BirthdayStep, Candidate, CandidateKind, Candidates, ControlMessage, Hello, Renewal, Retire, TrustRequest,
+    Birthday, BirthdayStep, Candidate, CandidateKind, Candidates, ControlMessage, Hello, Opened, Renewal, Retire,
+    TrustRequest,
 };
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{BirthdayMode, DeniedInstance, Invite, PathMode, Peer, Port, Protocol, Snapshot};
@@ -218,6 +219,7 @@ fn control() -> Vec<Vec<u8>> {
         ControlMessage::Renewal(Renewal { credential: credential() }),
         ControlMessage::Retire(Retire { opened: 2, accepted: 300 }),
         ControlMessage::Birthday(Birthday { step: BirthdayStep::Ready }),
+        ControlMessage::Opened(Opened { generation: 3 }),
     ];
     let request = TrustRequest { reason: "reports need the database".into(), relays: vec![relay(1, "relay.example")] };
     let header = StreamHeader { kind: StreamKind::Tcp, port: 80 }.encode();

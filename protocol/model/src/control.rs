@@ -39,6 +39,13 @@ pub enum CandidateKind {
     Predicted,
 }
 
+impl CandidateKind {
+    /// Whether this version has a kind of that number.
+    const fn is_known(number: u64) -> bool {
+        number <= Self::Predicted as u64
+    }
+}
+
 /// An address where its sender may be reached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
 #[cbor(map)]
@@ -82,8 +89,8 @@ pub struct Candidates {
     /// Grows with each list.
     #[n(0)]
     pub generation: u64,
-    /// The list.
-    #[n(1)]
+    /// The list. Candidates of a kind that this version does not know are left out when it is read.
+    #[cbor(n(1), with = "known_candidates")]
     pub list: Vec<Candidate>,
     /// The sender's NAT as far as it knows: an RFC 3489 word, for the other side's explanation of the path.
     #[n(2)]
@@ -91,6 +98,16 @@ pub struct Candidates {
     /// Whether the sender's owner allows a birthday round with the receiver.
     #[cbor(n(3), default)]
     pub birthday: bool,
+}
+
+/// The sender's own gateways are open towards every address of this list of the receiver's: checks may come
+/// (docs/spec/paths.md section 3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Opened {
+    /// Which list: its [`Candidates::generation`].
+    #[n(0)]
+    pub generation: u64,
 }
 
 /// How far the sender is in a birthday round (docs/spec/paths.md section 9).
@@ -150,6 +167,8 @@ pub enum ControlMessage {
     Retire(Retire),
     /// A step of a birthday round.
     Birthday(Birthday),
+    /// Checks may come.
+    Opened(Opened),
 }
 
 /// A trust request, the one message of a request-only session. The asker's credential was shown in the handshake.
@@ -184,6 +203,7 @@ impl ControlMessage {
             Self::Renewal(m) => cbor::to_vec(&(2u8, m)),
             Self::Retire(m) => cbor::to_vec(&(3u8, m)),
             Self::Birthday(m) => cbor::to_vec(&(4u8, m)),
+            Self::Opened(m) => cbor::to_vec(&(5u8, m)),
         };
         let length = u16::try_from(body.len()).expect("our own messages stay below MAX_MESSAGE");
         let mut out = length.to_be_bytes().to_vec();
@@ -206,6 +226,7 @@ impl ControlMessage {
             2 => Self::Renewal(d.decode().map_err(|_| BadMessage)?),
             3 => Self::Retire(d.decode().map_err(|_| BadMessage)?),
             4 => Self::Birthday(d.decode().map_err(|_| BadMessage)?),
+            5 => Self::Opened(d.decode().map_err(|_| BadMessage)?),
             _ => return Ok(None),
         };
         let within_limits = match &message {
@@ -216,13 +237,55 @@ impl ControlMessage {
             }
             Self::Candidates(candidates) => candidates.list.len() <= MAX_CANDIDATES,
             Self::Renewal(renewal) => renewal.credential.len() <= crate::passport::MAX_CREDENTIAL,
-            Self::Retire(_) => true,
-            Self::Birthday(_) => true,
+            Self::Retire(_) | Self::Birthday(_) | Self::Opened(_) => true,
         };
         match within_limits && d.position() == bytes.len() {
             true => Ok(Some(message)),
             false => Err(BadMessage),
         }
+    }
+}
+
+/// A list of candidates, in which those of unknown kinds are skipped: a newer agent may have ways that this one lacks, and what
+/// describes them need not be an address.
+mod known_candidates {
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error as EncodeError, Write};
+    use minicbor::{Decode, Decoder, Encoder};
+
+    use super::{Candidate, CandidateKind, MAX_CANDIDATES};
+
+    /// As much of a candidate as all kinds have.
+    #[derive(Decode)]
+    #[cbor(map)]
+    struct Tagged {
+        #[n(0)]
+        kind: u64,
+    }
+
+    pub(super) fn encode<C, W: Write>(
+        list: &[Candidate],
+        e: &mut Encoder<W>,
+        ctx: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.encode_with(list, ctx)?.ok()
+    }
+
+    pub(super) fn decode<'b, C>(d: &mut Decoder<'b>, ctx: &mut C) -> Result<Vec<Candidate>, DecodeError> {
+        let count = d.array()?.ok_or_else(|| DecodeError::message("a list without its length"))?;
+        if usize::try_from(count).map_or(true, |count| count > MAX_CANDIDATES) {
+            return Err(DecodeError::message("too many candidates"));
+        }
+        let mut known = Vec::new();
+        for _ in 0..count {
+            let begin = d.position();
+            let Tagged { kind } = d.decode_with(ctx)?;
+            if CandidateKind::is_known(kind) {
+                d.set_position(begin);
+                known.push(d.decode_with(ctx)?);
+            }
+        }
+        Ok(known)
     }
 }
 
@@ -243,6 +306,7 @@ mod tests {
                 birthday: true,
             }),
             ControlMessage::Birthday(Birthday { step: BirthdayStep::Probed }),
+            ControlMessage::Opened(Opened { generation: u64::MAX }),
             ControlMessage::Renewal(Renewal { credential: vec![1; 400] }),
             ControlMessage::Retire(Retire { opened: 3, accepted: u64::MAX }),
         ] {
