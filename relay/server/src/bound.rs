@@ -70,7 +70,7 @@ pub enum RunError {
     },
     /// The second address for STUN cannot be used.
     #[error(
-        "cannot answer STUN from {address} beside {first}; give --listen one address, and another of this machine's here"
+        "cannot answer STUN from {address} beside {first}; give --listen one address, or that address before a comma, and another of this machine's"
     )]
     Stun {
         /// The second.
@@ -133,7 +133,8 @@ impl Bound {
         let key = keyfile::load_or_create(&options.key_file).map_err(RunError::Key)?;
         let seed = keyfile::random().map_err(RunError::Key)?;
         let listen = |cause| RunError::Listen { address: options.listen, cause };
-        let sockets = socket::open(options.listen, options.workers).map_err(listen)?;
+        let beside_others = options.stun_address.is_some() && options.listen.ip().is_unspecified();
+        let sockets = socket::open(options.listen, options.workers, beside_others).map_err(listen)?;
         let address = sockets[0].local_addr().map_err(listen)?;
         let sockets: io::Result<Vec<_>> = sockets.into_iter().map(BatchSocket::new).collect();
         let metrics = match options.metrics {
@@ -276,11 +277,13 @@ async fn sweep(shared: &Shared) -> io::Result<()> {
 }
 
 /// The second port is the one after the first, as RFC 5780's 3479 is, unless it is said or the kernel chose the first.
-fn open_discovery(first: SocketAddr, second: StunAddress) -> Result<Discovery, RunError> {
+fn open_discovery(listened: SocketAddr, second: StunAddress) -> Result<Discovery, RunError> {
+    let first = SocketAddr::new(second.first.unwrap_or(listened.ip()), listened.port());
     let port = second.port.unwrap_or_else(|| if first.port() == DEFAULT_PORT { DEFAULT_PORT + 1 } else { 0 });
     let failed = |cause| RunError::Stun { address: SocketAddr::new(second.ip, port), first, cause };
-    // Behind "every address" nobody knows which of them a client asked.
-    if first.ip().is_unspecified() || first.ip() == second.ip || first.is_ipv4() != second.ip.is_ipv4() {
+    // Behind "every address" nobody knows which of them agents ask.
+    let elsewhere = !listened.ip().is_unspecified() && first.ip() != listened.ip();
+    if elsewhere || first.ip().is_unspecified() || first.ip() == second.ip || first.is_ipv4() != second.ip.is_ipv4() {
         return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
     }
     Discovery::open(first, second.ip, port).map_err(failed)

@@ -46,7 +46,8 @@ impl Discovery {
 
     fn try_open(first: SocketAddr, second: IpAddr, second_port: u16) -> io::Result<Self> {
         let bind = |address| -> io::Result<(SocketAddr, BatchSocket)> {
-            let socket = socket::open(address, 1)?.remove(0);
+            // Where the relay listens at every address, one of these ports is its own.
+            let socket = socket::open(address, 1, true)?.remove(0);
             Ok((socket.local_addr()?, BatchSocket::new(socket)?))
         };
         let (own, other_port) = bind(SocketAddr::new(first.ip(), second_port))?;

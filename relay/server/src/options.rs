@@ -52,9 +52,10 @@ pub struct Options {
     #[arg(long, env = "PEERAGE_RELAY_OPEN")]
     pub open: bool,
 
-    /// A second address of this machine, so that agents can measure what their NAT lets in (RFC 5780). It answers STUN only; with
-    /// it, --listen must name one address. Unless said, its port is 3479 where the first is 3478, else any
-    #[arg(long, value_name = "IP[:PORT]", env = "PEERAGE_RELAY_STUN_ADDRESS")]
+    /// A second address of this machine, so that agents can measure what their NAT lets in (RFC 5780). It answers STUN only. Where
+    /// --listen is every address, the one that agents know goes before it. Unless said, its port is 3479 where the first
+    /// is 3478, else any
+    #[arg(long, value_name = "[IP,]IP[:PORT]", env = "PEERAGE_RELAY_STUN_ADDRESS")]
     pub stun_address: Option<StunAddress>,
 
     /// Address for /metrics, /healthz and /readyz over HTTP; nothing is served unless given
@@ -125,6 +126,8 @@ impl Options {
 /// The second address for STUN, and its port if that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StunAddress {
+    /// The address that agents know; `None` is the one that is listened on.
+    pub first: Option<IpAddr>,
     /// The address.
     pub ip: IpAddr,
     /// `None`: see [`Options::stun_address`].
@@ -135,11 +138,15 @@ impl FromStr for StunAddress {
     type Err = InvalidAdvertise;
 
     fn from_str(text: &str) -> Result<Self, InvalidAdvertise> {
-        if let Ok(ip) = text.parse() {
-            return Ok(Self { ip, port: None });
+        let (first, second) = match text.split_once(',') {
+            Some((first, second)) => (Some(first.parse().map_err(|_| InvalidAdvertise)?), second),
+            None => (None, text),
+        };
+        if let Ok(ip) = second.parse() {
+            return Ok(Self { first, ip, port: None });
         }
-        let address: SocketAddr = text.parse().map_err(|_| InvalidAdvertise)?;
-        Ok(Self { ip: address.ip(), port: Some(address.port()) })
+        let address: SocketAddr = second.parse().map_err(|_| InvalidAdvertise)?;
+        Ok(Self { first, ip: address.ip(), port: Some(address.port()) })
     }
 }
 

@@ -35,13 +35,15 @@ pub(crate) struct BatchSocket {
     is_v6: bool,
 }
 
-/// Opens `count` sockets on one address. More than one share the port, and the kernel spreads sources over them.
-pub(crate) fn open(address: SocketAddr, count: u16) -> io::Result<Vec<std::net::UdpSocket>> {
-    let first = open_one(address, count > 1).or_else(|error| {
+/// Opens `count` sockets on one address. More than one share the port, and the kernel spreads sources over them. `shared`
+/// says that others of ours are to have that port at an address of their own: what comes there goes to the more exact one.
+pub(crate) fn open(address: SocketAddr, count: u16, shared: bool) -> io::Result<Vec<std::net::UdpSocket>> {
+    let share = shared || count > 1;
+    let first = open_one(address, share).or_else(|error| {
         // A machine without IPv6 can still serve "every address".
         let any_v6 = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         match any_v6 && error.raw_os_error() == Some(EAFNOSUPPORT) {
-            true => open_one(SocketAddr::from(([0, 0, 0, 0], address.port())), count > 1),
+            true => open_one(SocketAddr::from(([0, 0, 0, 0], address.port())), share),
             false => Err(error),
         }
     })?;

@@ -314,7 +314,10 @@ impl Relay {
     }
 
     fn handle_stun(&mut self, now: Instant, from: SocketAddr, request: &[u8], at: Corner) -> Decision {
-        let Some(answer) = stun::answer(request, from, self.corners.as_ref(), at) else {
+        // Who asks over the other family has asked at an address that is none of the four places.
+        let asked_there = |corners: &&Corners| corners.first.is_ipv4() == from.ip().to_canonical().is_ipv4();
+        let corners = self.corners.as_ref().filter(asked_there);
+        let Some(answer) = stun::answer(request, from, corners, at) else {
             return self.drop_for(DropReason::Stun);
         };
         let admitted = self.stun_by_network.admit(&self.boot_key, from, self.limits.stun_per_network, now)

@@ -172,6 +172,22 @@ fn a_relay_with_a_second_address_answers_stun_from_all_four_places() {
 }
 
 #[test]
+fn a_relay_at_every_address_answers_from_all_four_places_of_the_address_that_agents_know() {
+    let relay = Running::start(&["--listen", "[::]:0", "--stun-address", "127.0.0.1,127.0.0.2"]);
+    let first = SocketAddr::from(([127, 0, 0, 1], relay.address.port()));
+    let (from, other) = stun_from(first, 0);
+    let other = other.expect("it names its other address");
+    assert_eq!((from, other.ip()), (first, "127.0.0.2".parse().expect("an address")));
+    assert_eq!(stun_from(first, 6).0, other);
+    assert_eq!(stun_from(SocketAddr::new(other.ip(), first.port()), 2).0, other);
+    assert_eq!(
+        stun_from(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], first.port())), 0).1,
+        None,
+        "IPv6 has one address"
+    );
+}
+
+#[test]
 fn a_relay_with_one_address_names_no_other() {
     let relay = Running::start(&["--listen", "127.0.0.1:0"]);
     assert_eq!(stun_from(relay.address, 0), (relay.address, None));
@@ -184,6 +200,7 @@ fn a_second_address_needs_a_first_one() {
     for wrong in [
         ["--listen", "0.0.0.0:0", "--stun-address", "127.0.0.2"],
         ["--listen", "127.0.0.1:0", "--stun-address", "127.0.0.1"],
+        ["--listen", "127.0.0.1:0", "--stun-address", "127.0.0.3,127.0.0.2"],
     ] {
         let error = runtime.block_on(Bound::new(&options(&folder, &wrong))).expect_err("it cannot work");
         assert!(error.to_string().contains("--listen"), "{error}");
