@@ -59,7 +59,7 @@ impl NatPreset {
     /// Whether this is what an agent behind it may find out. Relays with one address each cannot tell the cones apart.
     pub(crate) fn is_found_as(self, word: &str) -> bool {
         match self {
-            Self::None => matches!(word, "open internet" | "firewalled"),
+            Self::None => matches!(word, "open internet" | "no NAT" | "firewalled"),
             Self::FullCone | Self::RestrictedCone | Self::PortRestricted => word.contains("cone"),
             Self::Symmetric => word == "symmetric",
         }

@@ -87,7 +87,8 @@ fn place(relay: &str) -> &str {
 }
 
 fn nat(link: &LinkStatus) -> Finding {
-    let text = format!("{} {}", link.nat.kind, link.nat.detail).trim().to_owned();
+    // The long form begins with the short one.
+    let text = if link.nat.detail.is_empty() { link.nat.kind.clone() } else { link.nat.detail.clone() };
     match link.nat.kind.as_str() {
         "" | "unknown" => finding(
             "nat",
@@ -99,8 +100,16 @@ fn nat(link: &LinkStatus) -> Finding {
             "nat",
             Severity::Note,
             text,
-            "direct paths to peers behind a symmetric or port-restricted NAT are not possible; they stay relayed. A \
-             forwarded UDP port, told with --endpoint, helps",
+            "direct paths to peers behind a NAT that is symmetric or port-restricted need luck: ports that can be predicted, or \
+             both owners' leave to guess them (--birthday); else they stay relayed. A forwarded UDP port, told with --endpoint, \
+             makes them certain",
+        ),
+        kind if kind.contains("firewalled") => finding(
+            "nat",
+            Severity::Note,
+            text,
+            "only answers are let in, which is enough for peers whose address outside can be known; let UDP in to this agent's port \
+             for all others",
         ),
         kind if kind.contains("blocked") => {
             finding("nat", Severity::Problem, text, "let UDP out of this network to the relay's port")

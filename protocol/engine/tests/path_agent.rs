@@ -9,7 +9,7 @@ use std::time::Duration;
 use path_net::{A, B, By, Nat, Net, address, candidate, config, keys, ms};
 use peerage_engine::nat::NatType;
 use peerage_engine::path::{
-    CheckRefused, CheckTransmit, DirectPath, Guessing, Hop, Link, PathConfig, PathEvent, PathKind, PathMode,
+    CheckRefused, CheckTransmit, DirectPath, Guessing, Hop, Link, PathConfig, PathEvent, PathKind, PathMode, Side,
     WhyNotBetter,
 };
 use peerage_engine::stun::{AnswerFrom, Check, CheckKeys, CheckRequest, PlainRequest, Role, TransactionId};
@@ -54,7 +54,8 @@ fn both_gateways_are_opened_well_before_a_check_of_the_other_side_arrives() {
         let openers = sent(me, other, true);
         let arrives = sent(other, me, false)[0] + net.direct_delay;
         assert_eq!(openers.len(), 1, "one is enough");
-        assert!(openers[0] + ms(80) < arrives, "opened at {:?}, a check arrives at {arrives:?}", openers[0]);
+        let told = openers[0] + net.relay_delay;
+        assert!(told + net.direct_delay <= arrives, "opened at {:?}, a check arrives at {arrives:?}", openers[0]);
         let limited = net.ends[me].checks.iter().filter(|(_, check)| check.hop_limit.is_some());
         assert!(
             limited.into_iter().all(|(_, check)| check.to.ip() == outside(other)),
@@ -103,7 +104,31 @@ fn unknown_nats_that_do_not_answer_are_explained_by_the_number_tried() {
     let mut net = hard_pair(By::AddressAndPort);
     net.run_for(Duration::from_secs(10));
     let why = net.ends[A].agent.why_not_better().expect("relayed");
-    assert_eq!(why.to_string(), "no answer to checks from 1 candidates");
+    assert_eq!(why, WhyNotBetter::NoAnswer { candidates: 1 });
+    assert!(why.to_string().contains("would help"), "{why}");
+}
+
+#[test]
+fn two_ends_behind_one_nat_that_turns_nothing_round_say_so() {
+    let mut net = Net::new(Some(nat_a(By::Nothing, By::AddressAndPort)), None);
+    net.offer(A);
+    net.tell(A, [candidate(CandidateKind::ServerReflexive, address("198.18.1.1:777"))]);
+    net.run_for(Duration::from_secs(10));
+    assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::NoHairpin));
+}
+
+#[test]
+fn that_udp_is_blocked_is_said_of_the_right_side() {
+    use NatType::{Blocked, FullCone};
+    for (here, there, side) in
+        [(Blocked, FullCone, Side::Here), (FullCone, Blocked, Side::Peer), (Blocked, Blocked, Side::Both)]
+    {
+        let mut net = hard_pair(By::AddressAndPort);
+        net.ends[A].agent.local_nat(here, false);
+        net.ends[A].agent.remote_nat(Some(there));
+        net.run_for(Duration::from_secs(10));
+        assert_eq!(net.ends[A].agent.why_not_better(), Some(WhyNotBetter::UdpBlocked(side)));
+    }
 }
 
 #[test]
@@ -162,6 +187,71 @@ fn an_open_input_chain_on_both_gateways_does_not_stop_a_coordinated_punch() {
     net.establish();
     net.run_for(ms(980));
     assert_eq!((net.kind(A), net.kind(B)), (PathKind::Punched, PathKind::Punched));
+}
+
+#[test]
+fn an_open_input_chain_takes_no_port_however_late_the_agents_are() {
+    for late in [A, B] {
+        for stall in [30, 100, 300, 1000, 2500] {
+            let mut net = Net::new(
+                Some(Nat::linux_with_open_input("198.18.1.1")),
+                Some(Nat::linux_with_open_input("198.18.2.1")),
+            );
+            net.establish();
+            net.stall(late);
+            net.run_for(ms(stall));
+            net.go_on(late);
+            net.run_for(ms(300));
+            let kinds = (net.kind(A), net.kind(B));
+            assert_eq!(kinds, (PathKind::Punched, PathKind::Punched), "{late} gets no time for {stall} ms");
+        }
+    }
+}
+
+#[test]
+fn checks_go_also_to_a_peer_that_never_says_that_its_gateways_are_open() {
+    let mut net = Net::new(Some(nat_a(By::Nothing, By::AddressAndPort)), None);
+    net.offer(A);
+    net.tell(A, [candidate(CandidateKind::ServerReflexive, victim(7))]);
+    net.run_for(ms(2_900));
+    assert!(net.ends[A].checks.iter().all(|(_, check)| check.hop_limit.is_some()), "only openers until then");
+    net.run_for(Duration::from_secs(5));
+    assert_eq!(net.ends[A].checks.iter().filter(|(_, check)| check.hop_limit.is_none()).count(), 7);
+}
+
+#[test]
+fn a_word_about_an_older_list_opens_nothing() {
+    let mut net = Net::new(Some(nat_a(By::Nothing, By::AddressAndPort)), None);
+    net.offer(A);
+    net.ends[A].inside = address("198.18.77.1:4000");
+    net.offer(A);
+    net.tell(A, [candidate(CandidateKind::ServerReflexive, victim(7))]);
+    let checked = |net: &Net| net.ends[A].checks.iter().filter(|(_, check)| check.hop_limit.is_none()).count();
+    for (generation, checks) in [(1, 0), (2, 1)] {
+        let now = net.now;
+        net.ends[A].agent.on_opened(now, generation);
+        net.run_for(ms(20));
+        assert_eq!(checked(&net), checks, "list {generation} of two");
+    }
+}
+
+#[test]
+fn a_round_that_one_side_begins_is_a_round_of_both() {
+    let mut net = hard_pair(By::Nothing);
+    net.run_for(Duration::from_secs(30));
+    let before = net.ends[B].checks.len();
+    let now = net.now;
+    net.ends[B].agent.on_opened(now, 1);
+    net.run_for(ms(200));
+    assert!(net.ends[B].checks.len() > before, "long before its own next round");
+}
+
+#[test]
+fn that_nobody_answered_a_first_round_is_said_once() {
+    let mut net = hard_pair(By::Nothing);
+    net.run_for(Duration::from_secs(100));
+    let said = events(&net, A).iter().filter(|event| **event == PathEvent::NothingAnswered).count();
+    assert_eq!(said, 1);
 }
 
 #[test]
@@ -353,13 +443,13 @@ fn forged_and_unauthenticated_checks_teach_nothing_and_get_no_answer() {
     let mut net = Net::new(None, None);
     net.establish();
     let stranger = address("198.18.66.6:6666");
-    let forged = {
-        let keys = CheckKeys::from_exporter(Role::Responder, &mut [8; 64]);
-        request(1).encode(&keys)
-    };
+    let forger = CheckKeys::from_exporter(Role::Responder, &mut [8; 64]);
+    // One who has seen a check of this session knows its tag, and has not its key.
+    let id = keys(Role::Responder).transaction_id([9; 8]);
+    let tagged = Check::Request(CheckRequest { id, priority: 0, sequence: 1, in_use: false }).encode(&forger);
     let plain =
         PlainRequest { id: TransactionId([3; 12]), answer_from: AnswerFrom::SameAddress, answer_at: None }.encode();
-    for bytes in [forged, plain] {
+    for bytes in [request(1, &forger), tagged, plain] {
         assert_eq!(net.inject(A, stranger, &bytes), []);
     }
     assert_never_checks(&mut net, stranger);
@@ -534,10 +624,12 @@ fn victim(port: u16) -> std::net::SocketAddr {
     std::net::SocketAddr::new(address("198.18.44.4:0").ip(), port)
 }
 
-fn request(sequence: u64) -> Check {
-    Check::Request(CheckRequest { id: TransactionId([9; 12]), priority: 0, sequence, in_use: false })
+/// A request with the id that the holder of these keys would give it.
+fn request(sequence: u64, sender: &CheckKeys) -> Vec<u8> {
+    let id = sender.transaction_id([9; 8]);
+    Check::Request(CheckRequest { id, priority: 0, sequence, in_use: false }).encode(sender)
 }
 
 fn request_by(role: Role, sequence: u64) -> Vec<u8> {
-    request(sequence).encode(&keys(role))
+    request(sequence, &keys(role))
 }

@@ -5,6 +5,7 @@
 //! people know. With too little seen the verdict is `unknown` and names what would help, never a guess.
 //! Rules: `docs/spec/paths.md` section 6.
 
+mod filter;
 mod lifetime;
 mod scout;
 
@@ -13,6 +14,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+pub use filter::{FilterProbe, Filtered};
 pub use lifetime::{LIFETIME_SOCKETS, LifetimeProbe, MappingLifetime, Progress};
 pub use scout::{Allocation, PATIENCE as SCOUT_PATIENCE, SCOUTS, Scout};
 
@@ -101,6 +103,8 @@ pub struct NatBehaviour {
 pub enum NatType {
     /// No translation and no filter.
     OpenInternet,
+    /// No translation; whether anything filters was not measured.
+    NoNat,
     /// No translation, but packets come in only after some went out.
     Firewalled,
     /// One mapping, open to all.
@@ -124,6 +128,7 @@ impl NatType {
     pub fn token(self) -> &'static str {
         match self {
             Self::OpenInternet => "open-internet",
+            Self::NoNat => "no-nat",
             Self::Firewalled => "firewalled",
             Self::FullCone => "full-cone",
             Self::RestrictedCone => "restricted-cone",
@@ -135,8 +140,9 @@ impl NatType {
         }
     }
 
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::OpenInternet,
+        Self::NoNat,
         Self::Firewalled,
         Self::FullCone,
         Self::RestrictedCone,
@@ -165,6 +171,7 @@ impl fmt::Display for NatType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::OpenInternet => "open internet",
+            Self::NoNat => "no NAT",
             Self::Firewalled => "firewalled",
             Self::FullCone => "full cone",
             Self::RestrictedCone => "restricted cone",
@@ -293,6 +300,11 @@ impl NatClassifier {
         }
     }
 
+    /// The network is another one: what was let in before says nothing.
+    pub fn forget_filtering(&mut self) {
+        (self.other_address, self.other_port) = (None, None);
+    }
+
     /// No relay answered any request over UDP.
     pub fn observe_silence(&mut self) {
         self.gave_up = self.mapped.is_empty();
@@ -313,12 +325,13 @@ impl NatClassifier {
     }
 
     fn mapping(&self) -> Mapping {
+        let distinct: BTreeSet<SocketAddr> = self.mapped.values().copied().collect();
+        if !distinct.is_empty() && distinct.iter().all(|mapped| self.is_own(mapped)) {
+            // One is enough: no NAT gives a packet the source that it has.
+            return Mapping::None;
+        }
         if self.mapped.len() < 2 {
             return Mapping::Unknown;
-        }
-        let distinct: BTreeSet<SocketAddr> = self.mapped.values().copied().collect();
-        if distinct.iter().all(|mapped| self.is_own(mapped)) {
-            return Mapping::None;
         }
         // Per relay address: which of our outside addresses its ports saw.
         let mut by_address: BTreeMap<IpAddr, (usize, BTreeSet<SocketAddr>)> = BTreeMap::new();
@@ -351,7 +364,7 @@ impl NatClassifier {
     fn missing(&self, mapping: Mapping, filtering: Filtering) -> Option<Missing> {
         match (self.mapped.len(), mapping, filtering) {
             (0, _, _) => Some(Missing::AnyAnswer),
-            (1, _, _) => Some(Missing::SecondEndpoint),
+            (1, Mapping::Unknown, _) => Some(Missing::SecondEndpoint),
             (_, Mapping::Unknown, _) => Some(Missing::SecondAddress),
             (_, Mapping::None | Mapping::EndpointIndependent, Filtering::Unknown) => {
                 Some(Missing::RelayWithTwoAddresses)
@@ -369,8 +382,8 @@ fn nat_type(mapping: Mapping, filtering: Filtering) -> NatType {
     match (mapping, filtering) {
         (Mapping::Unknown, _) => NatType::Unknown,
         (Mapping::None, Filtering::EndpointIndependent) => NatType::OpenInternet,
-        // Untranslated and unmeasured: the careful word, which promises less.
-        (Mapping::None, _) => NatType::Firewalled,
+        (Mapping::None, Filtering::Unknown) => NatType::NoNat,
+        (Mapping::None, Filtering::AddressDependent | Filtering::AddressAndPortDependent) => NatType::Firewalled,
         (Mapping::EndpointIndependent, Filtering::Unknown) => NatType::Cone,
         (Mapping::EndpointIndependent, Filtering::EndpointIndependent) => NatType::FullCone,
         (Mapping::EndpointIndependent, Filtering::AddressDependent) => NatType::RestrictedCone,

@@ -65,9 +65,25 @@ fn a_mapping_per_port_is_told_from_one_per_address() {
 #[test]
 fn the_sockets_own_address_is_no_nat() {
     let mut nat = seen(&[(R1, "10.0.0.5:4000"), (R2, "10.0.0.5:4000")]);
-    assert_eq!(nat.report().nat_type, NatType::Firewalled, "nothing proves that strangers get in");
+    assert_eq!(nat.report().nat_type, NatType::NoNat, "nothing says whether strangers get in");
+    assert_eq!(nat.report().missing, Some(Missing::RelayWithTwoAddresses));
     nat.observe_filtering(FilterTest::OtherAddressAndPort, FilterOutcome::Answered);
-    assert_eq!(nat.report().nat_type, NatType::OpenInternet);
+    assert_eq!((nat.report().nat_type, nat.report().missing), (NatType::OpenInternet, None));
+}
+
+#[test]
+fn without_a_nat_only_a_filter_that_was_measured_is_called_a_firewall() {
+    let mut host = seen(&[(R1, "10.0.0.5:4000")]);
+    host.observe_filtering(FilterTest::OtherAddressAndPort, FilterOutcome::Silent);
+    host.observe_filtering(FilterTest::OtherPort, FilterOutcome::Silent);
+    assert_eq!(host.report().nat_type, NatType::Firewalled);
+    host.forget_filtering();
+    assert_eq!(host.report().nat_type, NatType::NoNat);
+}
+
+#[test]
+fn one_relay_that_sees_our_own_address_is_enough_to_say_that_there_is_no_nat() {
+    assert_eq!(seen(&[(R1, "10.0.0.5:4000")]).report().behaviour.mapping, Mapping::None);
 }
 
 #[test]

@@ -112,7 +112,10 @@ impl Node {
         {
             return;
         }
-        // A relay tells where it sees us in its own frames, so what looks like STUN can only be a check.
+        if from.link == Link::Main && self.on_outside_answer(from, datagram, now) {
+            return;
+        }
+        // A relay tells where it sees us in its own frames, so what else looks like STUN can only be a check.
         self.on_check(from, datagram, now);
     }
 
@@ -227,6 +230,7 @@ impl Node {
         self.settle_relays(now);
         self.drive_scout(now);
         self.drive_lifetime(now);
+        self.drive_outside(now);
         while let Some(timer) = self.timers.pop_due(now.mono) {
             match timer {
                 Timer::Session(key) => self.session_timeout(key, now),

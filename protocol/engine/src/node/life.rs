@@ -306,6 +306,7 @@ impl Node {
             ControlMessage::Retire(retire) => self.on_retire(key, retire, now),
             ControlMessage::Renewal(renewal) => self.on_renewal(key, &renewal.credential, now),
             ControlMessage::Birthday(birthday) => self.on_birthday(key, birthday.step, now),
+            ControlMessage::Opened(opened) => self.on_opened(key, opened.generation, now),
         }
     }
 

@@ -72,6 +72,9 @@ impl Node {
             return;
         }
         let translated = addresses.iter().any(|ip| ip.is_ipv4() && self.hosts.iter().all(|host| host.ip() != *ip));
+        if addresses != *before && !before.is_empty() {
+            self.outside_changed();
+        }
         if is_new && !translated {
             return;
         }

@@ -24,6 +24,7 @@ mod life;
 mod lifetime;
 mod mailbox;
 mod output;
+mod outside;
 mod owed;
 mod pair;
 mod paths;
@@ -55,6 +56,7 @@ pub use status::{NodeStatus, PeerDial, RelayStatus, RelayWay, SessionStatus};
 use self::judge::Judge;
 use self::mailbox::Errand;
 use self::output::Batch;
+use self::outside::Outside;
 use self::pair::{Pair, PairKey};
 use self::paths::CheckBudget;
 use self::relays::Relays;
@@ -120,9 +122,9 @@ pub struct Node {
     hosts: BTreeSet<SocketAddr>,
     fixed: BTreeSet<SocketAddr>,
     mapped: Option<SocketAddr>,
-    candidate_generation: u64,
     check_budget: CheckBudget,
     extras: Extras,
+    outside: Outside,
 
     /// The times of the latest input.
     last: Now,
@@ -185,9 +187,9 @@ impl Node {
             hosts: BTreeSet::new(),
             fixed: config.fixed.into_iter().collect(),
             mapped: None,
-            candidate_generation: 0,
             check_budget: CheckBudget::new(),
             extras: Extras::new(),
+            outside: Outside::default(),
             last: now,
             timers: Timers::new(),
             ready: BTreeSet::new(),
@@ -211,6 +213,7 @@ impl Node {
         if !first {
             self.relays.local_address_changed(now.mono);
             self.extras.network_changed();
+            self.outside_changed();
         }
         self.candidates_changed(now);
         // What extra sockets met, they met from the address before.

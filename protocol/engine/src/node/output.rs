@@ -209,7 +209,8 @@ impl Node {
     /// When to call [`Self::handle_timeout`] next. Ask after [`Self::poll_transmit`] gave `None`.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.relays.poll_timeout(), self.extras.poll_timeout()].into_iter().flatten().min()
+        let of_parts = [self.relays.poll_timeout(), self.extras.poll_timeout(), self.outside.poll_timeout()];
+        of_parts.into_iter().chain([self.timers.next()]).flatten().min()
     }
 }
 

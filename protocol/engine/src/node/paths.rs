@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, MAX_CANDIDATES};
+use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, MAX_CANDIDATES, Opened};
 use peerage_model::snapshot;
 use peerage_model::{AgentId, InstanceId, Label};
 use tracing::{debug, info};
@@ -19,8 +19,8 @@ use crate::nat::NatType;
 use crate::path::{DirectPath, Hop, PathAgent, PathConfig, PathEvent, PathKind, PathMode};
 use crate::stun::{CheckKeys, EXPORTER_LABEL, Role};
 
-/// Most STUN tags we compute a second for datagrams that match no session: at about a microsecond each, a flood of
-/// forged checks costs two hundredths of a core and delays upgrades, not data.
+/// Most checks whose integrity we compute a second: at about a microsecond each, a flood of forged ones costs two hundredths of
+/// a core and delays upgrades, not data. Only who saw a check of a session can make one that gets as far.
 const CHECKS_PER_SECOND: u32 = 20_000;
 
 /// How long a session may stay silent after three silent timeouts while its peer answers on another one, from another
@@ -35,7 +35,7 @@ const ASK_SOON: Duration = Duration::from_secs(1);
 /// And later: ten packets each time, so that a network that is only full is not kept so.
 const ASK_LATER: Duration = Duration::from_secs(5);
 
-/// How many forged checks may still be looked at this second.
+/// How many checks may still be looked at this second.
 #[derive(Debug)]
 pub(super) struct CheckBudget {
     second: Option<std::time::Instant>,
@@ -105,6 +105,8 @@ impl Node {
             true => self.extras.predictions(self.last.mono, outside, local_port),
             false => Vec::new(),
         };
+        // Behind what looks like a cone, new destinations may see another port than old ones.
+        predicted.extend(self.outside.moved(self.last.mono));
         predicted.retain(|address| !reflexive.contains(address) && !known.contains(address));
         all.truncate(MAX_CANDIDATES.saturating_sub(reflexive.len() + predicted.len()));
         all.extend(of(CandidateKind::ServerReflexive, &reflexive));
@@ -158,21 +160,31 @@ impl Node {
         up.path.local_nat(nat_type, hard);
         up.path.remote_nat(remote);
         up.path.peer_allows_birthday(now.mono, candidates.birthday);
-        let refused = up.path.remote_candidates(now.mono, candidates.list.iter().copied());
+        let refused = up.path.remote_candidates(now.mono, candidates.generation, candidates.list.iter().copied());
         if !refused.is_empty() {
             debug!(count = refused.len(), "some of the peer's candidates are not usable");
+        }
+    }
+
+    /// The peer's gateways are open.
+    pub(super) fn on_opened(&mut self, key: SessionKey, generation: u64, now: Now) {
+        if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
+            up.path.on_opened(now.mono, generation);
         }
     }
 
     /// A datagram that looks like STUN and comes from no relay.
     pub(super) fn on_check(&mut self, from: DirectPath, datagram: &[u8], now: Now) {
         for key in self.up_sessions() {
-            if !self.check_budget.take(now) {
-                return;
-            }
             let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else {
                 continue;
             };
+            if !up.path.is_tagged_by(datagram) {
+                continue;
+            }
+            if !self.check_budget.take(now) {
+                return;
+            }
             if up.path.handle_check(now.mono, from.link, from.remote, datagram).is_ok() {
                 self.settle(key, now);
                 return;
@@ -186,7 +198,12 @@ impl Node {
             self.sessions.get_mut(&key).and_then(Session::up_mut).and_then(|up| up.path.poll_event())
         {
             match event {
-                PathEvent::LocalCandidates(list) => self.say_candidates(key, list),
+                PathEvent::LocalCandidates { generation, list } => self.say_candidates(key, generation, list),
+                PathEvent::Opened { generation } => {
+                    self.say(key, &ControlMessage::Opened(Opened { generation }));
+                    self.opened_towards(key, now);
+                }
+                PathEvent::NothingAnswered => self.look_afresh(now),
                 PathEvent::Changed { from, to, kind, why } => {
                     self.path_changed(key, (from, to), kind, &why.to_string(), now)
                 }
@@ -214,9 +231,7 @@ impl Node {
         }
     }
 
-    fn say_candidates(&mut self, key: SessionKey, list: Vec<Candidate>) {
-        self.candidate_generation += 1;
-        let generation = self.candidate_generation;
+    fn say_candidates(&mut self, key: SessionKey, generation: u64, list: Vec<Candidate>) {
         let nat: Option<Label> = self.relays.nat_report().nat_type.token().parse().ok();
         let birthday = self.sessions.get(&key).and_then(Session::up).is_some_and(|up| up.path.allows_birthday());
         self.say(key, &ControlMessage::Candidates(Candidates { generation, list, nat, birthday }));

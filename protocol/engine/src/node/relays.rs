@@ -610,6 +610,7 @@ impl Node {
         self.settle_mail(now);
         self.tell_orders();
         self.seen_from(&addresses, now);
+        self.drive_outside(now);
         self.tell_what_relays_see(now);
     }
 

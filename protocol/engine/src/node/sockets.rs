@@ -1,7 +1,8 @@
 //! Sockets beside the main one: who asked for them, and when they go again.
 //!
 //! Three things need them. A *scout* opens three for a moment to learn how our symmetric NAT hands out ports; sessions
-//! that came up wait for it with their candidates, at most [`SCOUT_PATIENCE`]. A *birthday round* opens hundreds and
+//! that came up wait for it with their candidates. Behind a NAT that counts they take turns: what one peer is promised is
+//! used up before the next is promised anything. A *birthday round* opens hundreds and
 //! keeps the one that met the peer for as long as a path of the session needs it. Two measure for how long our NAT keeps a
 //! mapping (`lifetime.rs`). The driver opens and closes them when told;
 //! it answers each [`Event::OpenSockets`] once, in order.
@@ -24,6 +25,11 @@ use crate::stun::TransactionId;
 
 /// A prediction is offered for this long after it was measured.
 const PREDICTS_FOR: Duration = Duration::from_secs(5);
+/// How long the next peer waits until the ports that one was promised are in use: its list has to come, and our packets
+/// to leave.
+const TURN: Duration = Duration::from_millis(1000);
+/// How long a session waits for its turn at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
 /// A measurement that is younger than this is not made again.
 const MEASURED_ANEW: Duration = Duration::from_secs(2);
 /// When a session that is not the preferred one may ask again.
@@ -57,8 +63,10 @@ pub(super) struct Extras {
     /// What the driver was asked for and has not answered.
     asked: VecDeque<(Purpose, Vec<ExtraSocket>)>,
     scouting: Scouting,
-    /// Sessions whose candidates wait for the scout.
-    waiting: BTreeSet<SessionKey>,
+    /// Sessions whose candidates wait for the scout, in the order in which they came, and until when at most.
+    waiting: VecDeque<(SessionKey, Instant)>,
+    /// The session that was promised ports of a NAT that counts, and has not used them. Until when others wait for that.
+    turn: Option<(SessionKey, Instant)>,
     measured: Option<(Allocation, Instant)>,
     /// The peers that were told what was measured: each takes the predicted ports for itself.
     told: BTreeSet<PairKey>,
@@ -95,7 +103,8 @@ impl Extras {
             sockets: BTreeMap::new(),
             asked: VecDeque::new(),
             scouting: Scouting::Nothing,
-            waiting: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            turn: None,
             measured: None,
             told: BTreeSet::new(),
             lifetime: Measuring::New,
@@ -109,12 +118,14 @@ impl Extras {
             Scouting::Opening { until } => Some(*until),
             Scouting::Asking { scout, until } => Some(scout.poll_timeout().map_or(*until, |at| at.min(*until))),
         };
-        scouting.into_iter().chain(self.lifetime.poll_timeout()).min()
+        let turn = self.turn.map(|(_, until)| until).filter(|_| !self.waiting.is_empty());
+        let waits = self.waiting.front().map(|(_, until)| *until);
+        [scouting, turn, waits, self.lifetime.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Whether this session's candidates wait for the scout.
     pub(super) fn holds_back(&self, key: SessionKey) -> bool {
-        self.waiting.contains(&key)
+        self.waiting.iter().any(|(waiting, _)| *waiting == key)
     }
 
     pub(super) fn allocation(&self) -> Option<Allocation> {
@@ -186,11 +197,26 @@ impl Node {
 
     /// Lets a session's candidates wait until the allocation of ports was measured.
     pub(super) fn scout_for(&mut self, key: SessionKey, now: Now) {
-        self.extras.waiting.insert(key);
-        if let Scouting::Nothing = self.extras.scouting {
+        if !self.extras.holds_back(key) {
+            self.extras.waiting.push_back((key, now.mono + LONGEST_WAIT));
+        }
+        self.scout_for_next(now);
+    }
+
+    /// Measures for whoever waits, unless what was measured last is still to be used.
+    fn scout_for_next(&mut self, now: Now) {
+        self.extras.turn = self.extras.turn.filter(|(_, until)| now.mono < *until);
+        let idle = matches!(self.extras.scouting, Scouting::Nothing) && self.extras.turn.is_none();
+        if idle && !self.extras.waiting.is_empty() {
             self.extras.scouting = Scouting::Opening { until: now.mono + SCOUT_PATIENCE };
             self.ask_for_sockets(SCOUTS, Purpose::Scout);
         }
+    }
+
+    /// A session has sent to all addresses of its peer: the ports that it was promised are in use.
+    pub(super) fn opened_towards(&mut self, key: SessionKey, now: Now) {
+        self.extras.turn = self.extras.turn.filter(|(holder, _)| *holder != key);
+        self.scout_for_next(now);
     }
 
     fn scout_opened(&mut self, opened: &[(ExtraSocket, u16)], now: Now) {
@@ -206,6 +232,14 @@ impl Node {
     }
 
     pub(super) fn drive_scout(&mut self, now: Now) {
+        self.drive_measurement(now);
+        while let Some((key, _)) = self.extras.waiting.pop_front_if(|(_, until)| *until <= now.mono) {
+            self.tell_candidates(key, now);
+        }
+        self.scout_for_next(now);
+    }
+
+    fn drive_measurement(&mut self, now: Now) {
         let until = match &mut self.extras.scouting {
             Scouting::Nothing => return,
             Scouting::Opening { until } => *until,
@@ -241,11 +275,25 @@ impl Node {
         self.extras.scouting = Scouting::Nothing;
         self.extras.measured = allocation.map(|allocation| (allocation, now.mono));
         self.sweep_sockets();
-        let waiting = std::mem::take(&mut self.extras.waiting);
-        self.extras.told = waiting.iter().filter_map(|key| Some(self.sessions.get(key)?.pair.clone())).collect();
-        for key in waiting {
+        for key in self.take_served(allocation, now) {
             self.tell_candidates(key, now);
         }
+        self.scout_for_next(now);
+    }
+
+    /// Who is told what was measured: everybody who waits, or, where ports are counted, the first pair of them.
+    fn take_served(&mut self, allocation: Option<Allocation>, now: Now) -> Vec<SessionKey> {
+        let pair_of = |key: &SessionKey| self.sessions.get(key).map(|session| session.pair.clone());
+        let waiting = std::mem::take(&mut self.extras.waiting);
+        let counts = matches!(allocation, Some(Allocation::Sequential { .. }));
+        let first = waiting.front().and_then(|(key, _)| pair_of(key));
+        let (served, others): (VecDeque<_>, VecDeque<_>) =
+            waiting.into_iter().partition(|(key, _)| !counts || pair_of(key) == first);
+        let served: Vec<SessionKey> = served.into_iter().map(|(key, _)| key).collect();
+        self.extras.told = served.iter().filter_map(pair_of).collect();
+        self.extras.turn = served.first().filter(|_| counts).map(|key| (*key, now.mono + TURN));
+        self.extras.waiting = others;
+        served
     }
 
     /// What the session's birthday round asks for.
@@ -315,7 +363,8 @@ impl Node {
 
     pub(super) fn end_round(&mut self, key: SessionKey) {
         self.extras.round = self.extras.round.filter(|(holder, _)| *holder != key);
-        self.extras.waiting.remove(&key);
+        self.extras.waiting.retain(|(waiting, _)| *waiting != key);
+        self.extras.turn = self.extras.turn.filter(|(holder, _)| *holder != key);
     }
 
     /// Closes what nobody needs any more.

@@ -22,9 +22,6 @@ use crate::stun::{
 
 /// Longest time that both paths carry everything after a switch.
 const DUAL_SEND: Duration = Duration::from_secs(1);
-/// Round trip by relay that is assumed until the tunnel measured it; too early is worse than too late, because a packet
-/// that comes before the peer's own may cost it its port.
-const UNMEASURED_RTT: Duration = Duration::from_millis(100);
 /// Service without silence that clears a path's losses.
 const FORGIVE_AFTER: Duration = Duration::from_secs(60);
 /// How many routers an opener passes: past our own gateway, also one behind another (a container's host in a home), and
@@ -52,7 +49,10 @@ pub struct PathConfig {
 /// Why a datagram taught nothing and got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckRefused {
-    /// Not a check of this session.
+    /// It does not carry this session's tag.
+    #[error("a check of another session, or none")]
+    OtherSession,
+    /// It carries this session's tag, and is no check of it.
     #[error("not a check of this session")]
     Rejected(#[source] Rejected),
     /// Policy allows no direct path.
@@ -82,7 +82,10 @@ pub struct PathAgent {
     replay: ReplayWindow,
     answers: Budget,
     locals: Vec<Candidate>,
-    pub(super) offered_at: Option<Instant>,
+    /// How many lists we have sent: the generation of the newest.
+    offered: u64,
+    /// The generation of the peer's newest list.
+    remote_generation: u64,
     refused: usize,
     peer_sent: bool,
     pub(super) checklist: Checklist,
@@ -117,10 +120,11 @@ impl PathAgent {
             replay: ReplayWindow::default(),
             answers: Budget::full(now, ANSWER_BURST, ANSWER_INTERVAL),
             locals: Vec::new(),
-            offered_at: None,
+            offered: 0,
+            remote_generation: 0,
             refused: 0,
             peer_sent: false,
-            checklist: Checklist::new(now, config.role),
+            checklist: Checklist::new(now),
             hop: Hop::Relayed,
             since: now,
             dual: None,
@@ -155,14 +159,20 @@ impl PathAgent {
             self.checklist.forget_proofs();
         }
         if self.config.mode != PathMode::RelayOnly {
-            self.offer(now);
+            self.offer();
             self.begin_round(now);
         }
         self.drive(now);
     }
 
     /// The peer's list, as it came through the tunnel; replaces the one before. Returns why some were refused.
-    pub fn remote_candidates(&mut self, now: Instant, list: impl IntoIterator<Item = Candidate>) -> Vec<Refused> {
+    pub fn remote_candidates(
+        &mut self,
+        now: Instant,
+        generation: u64,
+        list: impl IntoIterator<Item = Candidate>,
+    ) -> Vec<Refused> {
+        self.remote_generation = generation;
         let (admitted, refused) = admission::admit(list, self.config.share_private);
         self.refused = refused.len();
         self.peer_sent = !admitted.is_empty();
@@ -175,6 +185,14 @@ impl PathAgent {
         self.begin_round(now);
         self.drive(now);
         refused
+    }
+
+    /// The peer says that its gateways are open towards this list of ours. A list before the newest does not count.
+    pub fn on_opened(&mut self, now: Instant, generation: u64) {
+        if generation == self.offered {
+            self.checklist.peer_opened(now);
+            self.drive(now);
+        }
     }
 
     /// Our own NAT, and whether nobody can say which port it takes next.
@@ -203,10 +221,10 @@ impl PathAgent {
                 self.move_to(now, Hop::Relayed, Why::Policy);
                 self.end_birthday(now);
                 self.checklist.forget_proofs();
-                self.events.push_back(PathEvent::LocalCandidates(Vec::new()));
+                self.say(Vec::new());
             }
             PathMode::Auto | PathMode::DirectOnly => {
-                self.offer(now);
+                self.offer();
                 self.begin_round(now);
             }
         }
@@ -225,6 +243,9 @@ impl PathAgent {
         if self.config.mode == PathMode::RelayOnly {
             return Err(CheckRefused::Policy);
         }
+        if !self.keys.are_for(datagram) {
+            return Err(CheckRefused::OtherSession);
+        }
         let from = DirectPath { link, remote: canonical(from) };
         match Check::decode(datagram, &self.keys).map_err(CheckRefused::Rejected)? {
             Check::Request(request) => self.on_request(now, from, &request)?,
@@ -236,6 +257,12 @@ impl PathAgent {
         }
         self.drive(now);
         Ok(())
+    }
+
+    /// Whether a datagram has the tag of this session's checks: to see that costs next to nothing.
+    #[must_use]
+    pub fn is_tagged_by(&self, datagram: &[u8]) -> bool {
+        self.keys.are_for(datagram)
     }
 
     /// The peer answered another session over this path: it is checked here, too.
@@ -405,24 +432,45 @@ impl PathAgent {
             let theirs = Source::Signalled(CandidateKind::Predicted);
             let predicted = self.locals.iter().any(is_prediction)
                 || self.checklist.remotes().iter().any(|remote| remote.source == theirs);
-            explain::by_nat_types(self.nat_types, predicted, self.birthday.guessing())
-                .unwrap_or(WhyNotBetter::NoAnswer { candidates: usable })
+            if self.is_seen_where_the_peer_is() {
+                WhyNotBetter::NoHairpin
+            } else {
+                explain::by_nat_types(self.nat_types, predicted, self.birthday.guessing())
+                    .unwrap_or(WhyNotBetter::NoAnswer { candidates: usable })
+            }
         })
     }
 
-    pub(super) fn offer(&mut self, now: Instant) {
-        self.offered_at = Some(now);
-        self.events.push_back(PathEvent::LocalCandidates(self.locals.clone()));
+    /// Whether relays see both ends at one address.
+    fn is_seen_where_the_peer_is(&self) -> bool {
+        let seen = |candidate: &&Candidate| candidate.kind == CandidateKind::ServerReflexive;
+        let theirs = Source::Signalled(CandidateKind::ServerReflexive);
+        let remotes = || self.checklist.remotes().iter().filter(|remote| remote.source == theirs);
+        self.locals
+            .iter()
+            .filter(seen)
+            .any(|local| remotes().any(|remote| remote.path.remote.ip() == local.address.ip()))
     }
 
-    /// Both ends should fire together: not before our own list has reached the peer.
+    pub(super) fn offer(&mut self) {
+        self.say(self.locals.clone());
+    }
+
+    /// Whether the peer has heard of our addresses.
+    pub(super) fn has_offered(&self) -> bool {
+        self.offered > 0
+    }
+
+    fn say(&mut self, list: Vec<Candidate>) {
+        self.offered += 1;
+        self.events.push_back(PathEvent::LocalCandidates { generation: self.offered, list });
+    }
+
+    /// A first round; not before our own list is under way, since a check that the peer cannot expect may cost it its port.
     fn begin_round(&mut self, now: Instant) {
-        if let Some(offered_at) = self.offered_at {
-            let one_way = self.relay_rtt.unwrap_or(UNMEASURED_RTT) / 2;
-            let at = now.max(offered_at + one_way);
-            let locals = &self.locals;
-            self.checklist.begin(at, |path| is_usable(locals, path));
-            self.checking_since.get_or_insert(at);
+        if self.has_offered() {
+            self.checklist.begin(now);
+            self.checking_since.get_or_insert(now);
         }
     }
 
@@ -451,7 +499,12 @@ impl PathAgent {
         };
         let (locals, checklist) = (&self.locals, &mut self.checklist);
         checklist.release(now);
-        checklist.start_round(now, in_use, |path| is_usable(locals, path));
+        // Without a gateway there is no port to keep, and one router less on the way: an opener might arrive.
+        let outside = |local: &Candidate| {
+            local.address.is_ipv4() && matches!(local.kind, CandidateKind::ServerReflexive | CandidateKind::Predicted)
+        };
+        let translated = locals.iter().any(outside);
+        checklist.start_round(now, translated, in_use, |path| is_usable(locals, path));
         while let Some(due) = self.checklist.due(now, in_use) {
             match due {
                 Due::Check(path) => self.send_check(now, path),
@@ -460,6 +513,12 @@ impl PathAgent {
                     self.checklist.on_opened(now);
                 }
             }
+        }
+        if self.checklist.take_opened() {
+            self.events.push_back(PathEvent::Opened { generation: self.remote_generation });
+        }
+        if self.checklist.take_failed() {
+            self.events.push_back(PathEvent::NothingAnswered);
         }
         if let Some(path) = in_use
             && now >= self.last_sent + self.config.keepalive
@@ -483,11 +542,10 @@ impl PathAgent {
 
     fn send_request(&mut self, path: DirectPath, hop_limit: Option<u8>) -> TransactionId {
         self.sent_checks += 1;
-        let tag = hmac::sign(&self.ids, &self.sent_checks.to_be_bytes());
-        let mut id = [0; 12];
-        id.copy_from_slice(&tag.as_ref()[..12]);
+        let random = hmac::sign(&self.ids, &self.sent_checks.to_be_bytes());
+        let random = *random.as_ref().first_chunk().expect("SHA-256 gives 32 bytes");
         let request = CheckRequest {
-            id: TransactionId(id),
+            id: self.keys.transaction_id(random),
             priority: 0,
             sequence: self.sent_checks,
             in_use: self.hop == Hop::Direct(path),

@@ -171,8 +171,8 @@ impl PathAgent {
         if !allowed {
             self.end_birthday(now);
         }
-        if self.offered_at.is_some() && self.config.mode != PathMode::RelayOnly {
-            self.offer(now);
+        if self.has_offered() && self.config.mode != PathMode::RelayOnly {
+            self.offer();
         }
         self.drive(now);
     }
@@ -360,6 +360,7 @@ impl PathAgent {
         let State::Idle { not_before } = birthday.state else { return None };
         let known = |nat_type: NatType| match nat_type {
             NatType::OpenInternet
+            | NatType::NoNat
             | NatType::Firewalled
             | NatType::FullCone
             | NatType::RestrictedCone

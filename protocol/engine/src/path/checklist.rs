@@ -11,7 +11,7 @@ use peerage_model::control::{Candidate, CandidateKind, MAX_CANDIDATES};
 
 use super::budget::Budget;
 use super::{DirectPath, Link};
-use crate::stun::{Role, TransactionId};
+use crate::stun::TransactionId;
 
 /// When a round checks an address, after its start: RFC 8445's Ta of 50 ms, doubling.
 const OFFSETS: [Duration; 7] = [ms(0), ms(50), ms(150), ms(350), ms(750), ms(1550), ms(3150)];
@@ -19,11 +19,13 @@ const OFFSETS: [Duration; 7] = [ms(0), ms(50), ms(150), ms(350), ms(750), ms(155
 const LAST_WAIT: Duration = ms(1000);
 /// From one round's start to the next; the last repeats.
 const GAPS: [Duration; 4] = [ms(40_000), ms(80_000), ms(160_000), ms(300_000)];
-/// How long checks of an address outside wait after the round's start, so that both ends' openers are out before any of
-/// them arrives: more than a busy machine takes to read a list of candidates.
-const OPENING: Duration = ms(100);
-/// How much later the one side starts in the rounds that are not simultaneous.
-const STAGGER: Duration = ms(500);
+/// How long checks of an address outside wait for the peer's word that its gateways are open. The tunnel delivers it however
+/// busy the peer's machine is; this is for a peer that gave up on us.
+const WORD_WITHIN: Duration = ms(3000);
+/// How long such a word holds: less than the 20 s for which the most forgetful gateways keep an unanswered packet.
+const WORD_HOLDS: Duration = ms(10_000);
+/// A peer that begins a round makes us begin ours, if our last began this long ago.
+const CALLED_AFTER: Duration = ms(20_000);
 /// Between any two checks of a session: at most 100 a second.
 const PACE: Duration = ms(10);
 /// Checks at once to addresses that did not answer: a full first round of 16 addresses is 112.
@@ -67,6 +69,10 @@ pub(super) enum Proof {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Schedule {
     Idle,
+    /// Checks wait until the peer says that its gateways are open, or until then.
+    Gated {
+        until: Instant,
+    },
     /// `step` indexes [`OFFSETS`]; one past the end waits for the last answer.
     Running {
         base: Instant,
@@ -180,7 +186,7 @@ impl Remote {
 
     fn due(&self) -> Option<Instant> {
         match self.schedule {
-            Schedule::Idle => None,
+            Schedule::Idle | Schedule::Gated { .. } => None,
             Schedule::Running { base, step } => match OFFSETS.get(step) {
                 Some(offset) => Some(base + *offset),
                 None => Some(base + OFFSETS[OFFSETS.len() - 1] + LAST_WAIT),
@@ -204,22 +210,37 @@ struct NextRound {
     number: usize,
 }
 
+/// What is left to be said of a round.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsaid {
+    /// To the peer: that our gateways are open.
+    opened: bool,
+    /// To our owner: that a first round went without an answer.
+    failed: bool,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Checklist {
-    role: Role,
     remotes: Vec<Remote>,
     next_round: Option<NextRound>,
+    /// When the last round began.
+    began: Option<Instant>,
+    /// When the peer said that its gateways are open towards our newest list.
+    peer_opened: Option<Instant>,
+    unsaid: Unsaid,
     /// Before this no check goes out.
     pace: Instant,
     unanswered: Budget,
 }
 
 impl Checklist {
-    pub(super) fn new(now: Instant, role: Role) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
-            role,
             remotes: Vec::new(),
             next_round: None,
+            began: None,
+            peer_opened: None,
+            unsaid: Unsaid::default(),
             pace: now,
             unanswered: Budget::full(now, UNANSWERED_BURST, UNANSWERED_INTERVAL),
         }
@@ -285,18 +306,30 @@ impl Checklist {
         self.remotes.retain(keep);
     }
 
-    /// A new first round, at `at`. Openers go at once: the peer cannot be later with its checks than it is with its list.
-    /// `usable` tells which addresses we can send to.
-    pub(super) fn begin(&mut self, at: Instant, usable: impl Fn(DirectPath) -> bool) {
-        self.next_round = (!self.remotes.is_empty()).then_some(NextRound { at, number: 0 });
+    /// A new first round: one of the two lists is another.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.next_round = (!self.remotes.is_empty()).then_some(NextRound { at: now, number: 0 });
+        self.peer_opened = None;
+    }
+
+    /// The peer's gateways are open towards our newest list. Without a round of ours this is a call for one.
+    pub(super) fn peer_opened(&mut self, now: Instant) {
+        self.peer_opened = Some(now);
         for remote in &mut self.remotes {
-            remote.opens = remote.is_opened_first() && usable(remote.path);
+            if let Schedule::Gated { .. } = remote.schedule {
+                remote.schedule = Schedule::Running { base: now, step: 0 };
+            }
+        }
+        let rested = self.began.is_some_and(|began| now.saturating_duration_since(began) >= CALLED_AFTER);
+        if let Some(round) = self.next_round.as_mut().filter(|_| rested) {
+            round.at = now.min(round.at);
         }
     }
 
     /// No round, no proof, nothing in flight: our own addresses changed, or policy forbids checks.
     pub(super) fn forget_proofs(&mut self) {
         self.next_round = None;
+        self.unsaid = Unsaid::default();
         // What extra sockets met, they met from the address before.
         self.remotes.retain(|remote| remote.path.link == Link::Main);
         for remote in &mut self.remotes {
@@ -304,34 +337,62 @@ impl Checklist {
         }
     }
 
-    /// Starts the round that is due. `usable` tells which addresses we can send to; `in_use` has its keepalive.
+    /// Starts the round that is due. `translated` says whether a gateway of ours gives our packets their ports, which has to be
+    /// opened; `usable` tells which addresses we can send to; `in_use` has its keepalive.
     pub(super) fn start_round(
         &mut self,
         now: Instant,
+        translated: bool,
         in_use: Option<DirectPath>,
         usable: impl Fn(DirectPath) -> bool,
     ) {
-        let Some(round) = self.next_round else { return };
-        if now < round.at {
-            return;
-        }
-        let late = match self.role {
-            Role::Responder => round.number % 3 == 1,
-            Role::Initiator => round.number % 3 == 2,
-        };
-        let start = if late { round.at + STAGGER } else { round.at };
+        self.pass_gates(now);
+        let Some(round) = self.next_round.filter(|round| round.at <= now) else { return };
+        let is_open = self.peer_opened.is_some_and(|said| now.saturating_duration_since(said) < WORD_HOLDS);
         for remote in &mut self.remotes {
             let settled = round.number == 0 && remote.proof != Proof::Unproven;
             if Some(remote.path) != in_use && !settled && usable(remote.path) {
-                let opened_first = remote.is_opened_first();
-                remote.opens |= opened_first && round.number > 0;
-                let base = if opened_first { start + OPENING } else { start };
-                remote.schedule = Schedule::Running { base, step: 0 };
+                let waits = remote.is_opened_first();
+                remote.opens = waits && translated;
+                remote.schedule = match waits && !is_open {
+                    true => Schedule::Gated { until: now + WORD_WITHIN },
+                    false => Schedule::Running { base: now, step: 0 },
+                };
                 remote.answers_in_round = 0;
             }
         }
+        let opens = self.remotes.iter().any(|remote| remote.opens);
+        self.unsaid = Unsaid { opened: opens || round.number == 0, failed: round.number == 0 };
+        self.began = Some(now);
         let gap = GAPS[round.number.min(GAPS.len() - 1)];
-        self.next_round = Some(NextRound { at: round.at.max(now) + gap, number: round.number + 1 });
+        self.next_round = Some(NextRound { at: now + gap, number: round.number + 1 });
+    }
+
+    /// Waits for the peer's word end.
+    fn pass_gates(&mut self, now: Instant) {
+        for remote in &mut self.remotes {
+            if let Schedule::Gated { until } = remote.schedule
+                && until <= now
+            {
+                remote.schedule = Schedule::Running { base: now, step: 0 };
+            }
+        }
+    }
+
+    /// Whether a packet of ours has gone to every address of this round, which is said once.
+    pub(super) fn take_opened(&mut self) -> bool {
+        let unsent = |remote: &Remote| remote.opens || matches!(remote.schedule, Schedule::Running { step: 0, .. });
+        let done = self.unsaid.opened && !self.remotes.iter().any(unsent);
+        self.unsaid.opened &= !done;
+        done
+    }
+
+    /// Whether a first round is over and nobody has answered, which is said once.
+    pub(super) fn take_failed(&mut self) -> bool {
+        let unanswered = |remote: &Remote| remote.schedule == Schedule::Idle && remote.proof == Proof::Unproven;
+        let done = self.unsaid.failed && !self.remotes.is_empty() && self.remotes.iter().all(unanswered);
+        self.unsaid.failed &= !done;
+        done
     }
 
     /// What to send now, if something is due and pace and budget allow.
@@ -411,7 +472,11 @@ impl Checklist {
             due.map(|due| due.max(self.pace))
         });
         let holds = self.remotes.iter().filter_map(|remote| remote.held_until);
-        checks.chain(holds).chain(self.next_round.map(|round| round.at)).min()
+        let gates = self.remotes.iter().filter_map(|remote| match remote.schedule {
+            Schedule::Gated { until } => Some(until),
+            Schedule::Idle | Schedule::Running { .. } => None,
+        });
+        checks.chain(holds).chain(gates).chain(self.next_round.map(|round| round.at)).min()
     }
 
     /// Ends the holds that are over.

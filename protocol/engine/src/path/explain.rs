@@ -29,8 +29,10 @@ pub enum WhyNotBetter {
     SymmetricAndPortRestricted(Guessing),
     /// One end's ports were predicted, and none of the predictions held.
     PredictionFailed,
+    /// Both are seen at one address, so behind one NAT, and it does not turn packets between them round.
+    NoHairpin,
     /// UDP does not leave one of the networks.
-    UdpBlocked,
+    UdpBlocked(Side),
     /// Checks went out and nothing verified came back.
     NoAnswer {
         /// How many addresses were checked.
@@ -45,6 +47,27 @@ pub enum WhyNotBetter {
         /// Round trip through the relay.
         relay: Duration,
     },
+}
+
+/// Where the obstacle is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// On our side.
+    Here,
+    /// On the peer's.
+    Peer,
+    /// On both.
+    Both,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Here => "here",
+            Self::Peer => "at the peer",
+            Self::Both => "on both sides",
+        })
+    }
 }
 
 /// How it stands with guessing ports (a birthday round) where nothing else can work.
@@ -82,46 +105,74 @@ pub type Refusals = usize;
 impl fmt::Display for WhyNotBetter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PolicyRelayOnly => f.write_str("policy is RelayOnly"),
-            Self::PeerSentNoCandidates => f.write_str("peer sent no candidates"),
-            Self::CandidatesRefused(count) => write!(f, "all {count} candidates of the peer were refused"),
-            Self::NoLocalCandidates => f.write_str("no local address to offer"),
-            Self::NoCommonAddressFamily => f.write_str("no common address family (IPv4, IPv6)"),
-            Self::StillChecking { candidates } => write!(f, "still checking {candidates} candidates"),
+            Self::PolicyRelayOnly => f.write_str("the path policy here is RelayOnly; Auto would look for a direct path"),
+            Self::PeerSentNoCandidates => {
+                f.write_str("the peer offers no address: its path policy is RelayOnly, or it has found none")
+            }
+            Self::CandidatesRefused(count) => write!(
+                f,
+                "none of the {count} addresses that the peer offers may be used (private ones of another network, or not unicast)"
+            ),
+            Self::NoLocalCandidates => f.write_str("this host has no address to offer; a network interface that is up would help"),
+            Self::NoCommonAddressFamily => {
+                f.write_str("one side has only IPv4, the other only IPv6; the missing one on either side would help")
+            }
+            Self::StillChecking { candidates } => write!(f, "still checking {candidates} addresses of the peer"),
             Self::BothSymmetric => f.write_str(
                 "both NATs are symmetric; a port mapping (UPnP, NAT-PMP, PCP) or a fixed endpoint on one side would help",
             ),
             Self::SymmetricAndPortRestricted(guessing) => {
-                write!(f, "one NAT is symmetric, the other port-restricted; {guessing}")
+                write!(
+                    f,
+                    "one NAT is symmetric, and the other side lets in only ports that it knows; {guessing}; \
+                     a port mapping (UPnP, NAT-PMP, PCP) or a fixed endpoint would, too"
+                )
             }
             Self::PredictionFailed => f.write_str(
                 "one NAT is symmetric and its ports were not the predicted ones; a port mapping (UPnP, NAT-PMP, PCP) would help",
             ),
-            Self::UdpBlocked => f.write_str("UDP is blocked on one side; letting outbound UDP through would help"),
-            Self::NoAnswer { candidates } => write!(f, "no answer to checks from {candidates} candidates"),
-            Self::HeldAfterSilence => f.write_str("the tunnel fell silent on the direct path; tried again later"),
-            Self::SlowerThanRelay { direct, relay } => {
-                write!(f, "direct path takes {direct:?}, the relay {relay:?}")
+            Self::NoHairpin => f.write_str(
+                "both are behind one NAT that does not turn packets between them round (no hairpinning); \
+                 IPv6, or one network for both, would help",
+            ),
+            Self::UdpBlocked(side) => write!(f, "UDP is blocked {side}; letting outbound UDP through would help"),
+            Self::NoAnswer { candidates } => write!(
+                f,
+                "none of the {candidates} addresses of the peer answers: a firewall or NAT on the way drops UDP between the two; \
+                 a port mapping (UPnP, NAT-PMP, PCP) or a fixed endpoint on one side would help"
+            ),
+            Self::HeldAfterSilence => {
+                f.write_str("packets got lost on the direct path, so it rests; it is tried again by itself")
             }
+            Self::SlowerThanRelay { direct, relay } => write!(
+                f,
+                "the direct path takes {} ms, more than twice the relay's {} ms",
+                direct.as_millis(),
+                relay.as_millis()
+            ),
         }
     }
 }
 
 /// What the two NAT types say about a direct path that was not found, if anything. `predicted`: one side's ports were.
-/// A cone whose filter was not measured and that did not answer is port-restricted: the others would have.
+/// A filter that was not measured and let no answer in looks at ports: the others would have.
 pub(super) fn by_nat_types(
     (local, remote): (Option<NatType>, Option<NatType>),
     predicted: bool,
     guessing: Guessing,
 ) -> Option<WhyNotBetter> {
     match (local?, remote?) {
-        (NatType::Blocked, _) | (_, NatType::Blocked) => Some(WhyNotBetter::UdpBlocked),
+        (NatType::Blocked, NatType::Blocked) => Some(WhyNotBetter::UdpBlocked(Side::Both)),
+        (NatType::Blocked, _) => Some(WhyNotBetter::UdpBlocked(Side::Here)),
+        (_, NatType::Blocked) => Some(WhyNotBetter::UdpBlocked(Side::Peer)),
         (NatType::Symmetric, NatType::Symmetric) => Some(WhyNotBetter::BothSymmetric),
-        (NatType::Symmetric, NatType::PortRestrictedCone | NatType::Cone)
-        | (NatType::PortRestrictedCone | NatType::Cone, NatType::Symmetric) => Some(match predicted {
-            true => WhyNotBetter::PredictionFailed,
-            false => WhyNotBetter::SymmetricAndPortRestricted(guessing),
-        }),
+        (NatType::Symmetric, NatType::PortRestrictedCone | NatType::Cone | NatType::Firewalled | NatType::NoNat)
+        | (NatType::PortRestrictedCone | NatType::Cone | NatType::Firewalled | NatType::NoNat, NatType::Symmetric) => {
+            Some(match predicted {
+                true => WhyNotBetter::PredictionFailed,
+                false => WhyNotBetter::SymmetricAndPortRestricted(guessing),
+            })
+        }
         (_, _) => None,
     }
 }

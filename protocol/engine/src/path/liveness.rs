@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 const SHORTEST: Duration = Duration::from_millis(300);
 /// Round trip to assume before one was measured, RFC 9002 section 6.2.2.
 const INITIAL_RTT: Duration = Duration::from_millis(333);
+/// Who judges this much too late had no processor, and the answer may wait in the socket.
+const LATE: Duration = Duration::from_millis(25);
+/// For so long it is given time to be read, once.
+const EXCUSE: Duration = Duration::from_millis(25);
 /// Silent timeouts in a row after which the peer itself is in doubt.
 const REDIAL_AFTER: u32 = 3;
 
@@ -23,7 +27,7 @@ pub(super) enum Liveness {
     /// Nothing waits for an answer.
     Quiet { timeouts: u32 },
     /// The oldest unanswered ack-eliciting packet went out at `since`.
-    Waiting { since: Instant, timeouts: u32 },
+    Waiting { since: Instant, timeouts: u32, excused: bool },
     /// Redial was asked for; nothing more to judge until the tunnel is heard.
     GivenUp,
 }
@@ -35,7 +39,7 @@ impl Liveness {
 
     pub(super) fn on_sent(&mut self, now: Instant) {
         match *self {
-            Self::Quiet { timeouts } => *self = Self::Waiting { since: now, timeouts },
+            Self::Quiet { timeouts } => *self = Self::Waiting { since: now, timeouts, excused: false },
             Self::Waiting { .. } | Self::GivenUp => {}
         }
     }
@@ -49,7 +53,7 @@ impl Liveness {
     pub(super) fn on_heard_elsewhere(&mut self) {
         match *self {
             Self::Quiet { .. } | Self::GivenUp => *self = Self::Quiet { timeouts: 0 },
-            Self::Waiting { since, .. } => *self = Self::Waiting { since, timeouts: 0 },
+            Self::Waiting { since, excused, .. } => *self = Self::Waiting { since, timeouts: 0, excused },
         }
     }
 
@@ -76,12 +80,15 @@ impl Liveness {
         }
     }
 
-    /// Judges at `now`. After a silent timeout the next one runs at once: the packet is still unanswered.
+    /// Judges at `now`. After a silent timeout the next one runs at once: the packet is still unanswered. Who comes late
+    /// judges a moment later still, because a process that got no time has read nothing meanwhile.
     pub(super) fn judge(&mut self, now: Instant, rtt: Option<Duration>) -> Option<Silence> {
-        let Self::Waiting { since, timeouts } = *self else {
+        let Self::Waiting { since, timeouts, excused } = *self else {
             return None;
         };
-        if now < since + patience(rtt) {
+        let late = now.checked_duration_since(since + patience(rtt))?;
+        if late > LATE && !excused {
+            *self = Self::Waiting { since: since + late + EXCUSE, timeouts, excused: true };
             return None;
         }
         let waited = now.saturating_duration_since(since);
@@ -90,11 +97,38 @@ impl Liveness {
             *self = Self::GivenUp;
             return Some(Silence::SilentForTooLong { waited });
         }
-        *self = Self::Waiting { since: now, timeouts };
+        *self = Self::Waiting { since: now, timeouts, excused: false };
         Some(Silence::Silent { waited })
     }
 }
 
 fn patience(rtt: Option<Duration>) -> Duration {
     SHORTEST.max(3 * rtt.unwrap_or(INITIAL_RTT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_judges_late_gives_the_answer_time_to_be_read_but_only_once() {
+        let (mut liveness, sent) = (Liveness::new(), Instant::now());
+        liveness.on_sent(sent);
+        let woken = sent + Duration::from_millis(900);
+        assert_eq!(liveness.judge(woken, None), None, "the process stood still");
+        let mut heard = liveness.clone();
+        heard.on_heard();
+        assert_eq!(heard.judge(woken + EXCUSE, None), None);
+        assert_eq!(liveness.deadline(None), Some(woken + EXCUSE));
+        let judged = liveness.judge(woken + EXCUSE + LATE + Duration::from_millis(1), None);
+        assert!(matches!(judged, Some(Silence::Silent { .. })), "{judged:?}");
+    }
+
+    #[test]
+    fn who_judges_in_time_excuses_nothing() {
+        let (mut liveness, sent) = (Liveness::new(), Instant::now());
+        liveness.on_sent(sent);
+        let judged = liveness.judge(sent + SHORTEST.max(3 * INITIAL_RTT), None);
+        assert!(matches!(judged, Some(Silence::Silent { .. })), "{judged:?}");
+    }
 }

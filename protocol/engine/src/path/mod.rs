@@ -27,7 +27,7 @@ use peerage_model::control::{BirthdayStep, Candidate};
 pub use admission::{Refused, is_private};
 pub use agent::{CheckRefused, PathAgent, PathConfig};
 pub use birthday::{PROBES as BIRTHDAY_PROBES, SOCKETS as BIRTHDAY_SOCKETS};
-pub use explain::{Guessing, WhyNotBetter};
+pub use explain::{Guessing, Side, WhyNotBetter};
 pub use link::{DirectPath, ExtraSocket, Link, RelayStream};
 
 /// What the owner's policy allows.
@@ -140,8 +140,21 @@ pub enum PathEvent {
         /// What moved it.
         why: Why,
     },
-    /// Send this list to the peer through the tunnel, at once: the start of the punch is timed from here.
-    LocalCandidates(Vec<Candidate>),
+    /// Send this list to the peer through the tunnel.
+    LocalCandidates {
+        /// Its number in this session, from 1.
+        generation: u64,
+        /// Our addresses.
+        list: Vec<Candidate>,
+    },
+    /// Say to the peer through the tunnel that our gateways are open towards its list of that number: what [`CheckTransmit`]s
+    /// there were before have to leave first.
+    Opened {
+        /// The number of the peer's list.
+        generation: u64,
+    },
+    /// All addresses of the peer were checked as often as a first round does, and none has answered.
+    NothingAnswered,
     /// Something ack-eliciting went out on `hop` and nothing authenticated came back. Traffic is on the relay now.
     TunnelSilent {
         /// The path that fell silent.

@@ -190,7 +190,7 @@ impl Mailbox {
         random: &mut SeededRandom,
     ) {
         for asked in self.asked.iter_mut().filter(|asked| asked.schedule.due(now)) {
-            asked.schedule.sent(now, random.bytes());
+            asked.schedule.sent(now, true, random.bytes());
             self.transmits.push_back(match &asked.question {
                 Question::LookUp(name) => mailbox::lookup(tag, asked.nonce, *name).to_vec(),
                 Question::Post(to, sealed) => mailbox::post(tag, asked.nonce, *to, sealed),
@@ -207,7 +207,7 @@ impl Mailbox {
                 self.look = Look::At(now + LOOK_AGAIN);
                 return;
             }
-            schedule.sent(now, random.bytes());
+            schedule.sent(now, true, random.bytes());
             self.transmits.push_back(mailbox::check(tag, *nonce, *done, |body| session.mac(body)).to_vec());
         }
     }

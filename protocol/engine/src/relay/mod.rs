@@ -157,6 +157,8 @@ pub struct RelayClient {
     events: VecDeque<RelayEvent>,
     mailbox: Mailbox,
     keepalive: Duration,
+    /// Whether nothing else reaches the relay, so that an answer is urgent.
+    hurried: bool,
 }
 
 impl RelayClient {
@@ -178,6 +180,7 @@ impl RelayClient {
             events: VecDeque::new(),
             mailbox: Mailbox::new(),
             keepalive: KEEPALIVE,
+            hurried: true,
         };
         client.greet(now);
         client
@@ -186,6 +189,16 @@ impl RelayClient {
     /// How long we may be silent, at most [`KEEPALIVE`]: less where a NAT forgets sooner.
     pub fn set_keepalive(&mut self, interval: Duration) {
         self.keepalive = interval.min(KEEPALIVE);
+    }
+
+    /// Whether this is the only way to the relay. Where another works, it is asked ever more rarely whether this one does, too.
+    pub fn set_hurried(&mut self, hurried: bool, now: Instant) {
+        if !std::mem::replace(&mut self.hurried, hurried) && hurried {
+            match &mut self.exchange {
+                Exchange::Greeting { schedule, .. } => schedule.hurry(now),
+                Exchange::Asking { .. } | Exchange::Refused { .. } | Exchange::Quiet => {}
+            }
+        }
     }
 
     /// Since when the relay owes us an answer; `None` while it has answered everything, or refuses us.
@@ -407,7 +420,7 @@ impl RelayClient {
         match &mut self.exchange {
             Exchange::Greeting { tag, schedule } => {
                 if schedule.due(now) {
-                    schedule.sent(now, self.random.bytes());
+                    schedule.sent(now, self.hurried, self.random.bytes());
                     self.transmits.push_back(frame::hello(*tag).to_vec());
                     if schedule.sends().is_multiple_of(SILENT_AFTER) {
                         self.events.push_back(RelayEvent::Silent);
@@ -419,7 +432,7 @@ impl RelayClient {
                     self.ignored = true;
                     self.greet(now);
                 } else if schedule.due(now) {
-                    schedule.sent(now, self.random.bytes());
+                    schedule.sent(now, true, self.random.bytes());
                     self.transmits.push_back(frame.clone());
                 }
             }
@@ -457,7 +470,7 @@ impl RelayClient {
         self.unanswered.get_or_insert(now);
         let tag = Tag(self.random.bytes());
         let mut schedule = Schedule::new(now);
-        schedule.sent(now, self.random.bytes());
+        schedule.sent(now, true, self.random.bytes());
         self.transmits.push_back(frame::hello(tag).to_vec());
         self.exchange = Exchange::Greeting { tag, schedule };
     }
@@ -487,7 +500,7 @@ impl RelayClient {
         let Some((frame, asked)) = question else { return };
         self.unanswered = Some(now);
         let mut schedule = Schedule::new(now);
-        schedule.sent(now, self.random.bytes());
+        schedule.sent(now, true, self.random.bytes());
         self.transmits.push_back(frame.clone());
         self.exchange = Exchange::Asking { tag: asked_tag, boot, frame, asked, schedule };
     }

@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 const FIRST: Duration = Duration::from_millis(250);
 /// Longest pause.
 const LONGEST: Duration = Duration::from_secs(8);
+/// Longest pause where there is no hurry, since another way to the relay works.
+const LONGEST_UNHURRIED: Duration = Duration::from_secs(60);
+/// Asked this often, about a minute, pauses begin to grow where there is no hurry.
+const HURRIED_SENDS: u32 = 12;
 
 /// Exponential pauses, each up to a quarter shorter by chance, so that agents do not ask in step.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +36,20 @@ impl Schedule {
         self.sends
     }
 
+    /// There is a hurry again: what waits longer than those do that never lost it is due now.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if self.sends > HURRIED_SENDS {
+            (self.next, self.sends) = (self.next.min(now), HURRIED_SENDS);
+        }
+    }
+
     /// It was asked once more.
-    pub(super) fn sent(&mut self, now: Instant, random: [u8; 1]) {
-        let pause = FIRST.saturating_mul(1 << self.sends.min(5)).min(LONGEST);
+    pub(super) fn sent(&mut self, now: Instant, hurried: bool, random: [u8; 1]) {
+        let grown = self.sends.saturating_sub(HURRIED_SENDS).min(4);
+        let pause = match hurried || grown == 0 {
+            true => FIRST.saturating_mul(1 << self.sends.min(5)).min(LONGEST),
+            false => LONGEST.saturating_mul(1 << grown).min(LONGEST_UNHURRIED),
+        };
         let earlier = pause * u32::from(random[0]) / (4 * 256);
         self.sends += 1;
         self.next = now + pause - earlier;
@@ -51,7 +66,7 @@ mod tests {
         let mut schedule = Schedule::new(now);
         let mut pauses = Vec::new();
         for _ in 0..7 {
-            schedule.sent(now, [0]);
+            schedule.sent(now, true, [0]);
             pauses.push((schedule.next() - now).as_millis());
             now = schedule.next();
         }
@@ -59,10 +74,28 @@ mod tests {
     }
 
     #[test]
+    fn without_hurry_pauses_grow_to_a_minute_and_a_hurry_ends_them() {
+        let mut now = Instant::now();
+        let mut schedule = Schedule::new(now);
+        let mut pauses = Vec::new();
+        for _ in 0..18 {
+            schedule.sent(now, false, [0]);
+            pauses.push((schedule.next() - now).as_secs());
+            now = schedule.next();
+        }
+        assert_eq!(pauses[5..], [8, 8, 8, 8, 8, 8, 8, 8, 16, 32, 60, 60, 60]);
+        schedule.sent(now, false, [0]);
+        schedule.hurry(now);
+        assert!(schedule.due(now));
+        schedule.sent(now, true, [0]);
+        assert_eq!((schedule.next() - now).as_secs(), 8);
+    }
+
+    #[test]
     fn chance_shortens_a_pause_by_less_than_a_quarter() {
         let now = Instant::now();
         let mut schedule = Schedule::new(now);
-        schedule.sent(now, [255]);
+        schedule.sent(now, true, [255]);
         assert!(schedule.next() - now > Duration::from_millis(187));
     }
 }

@@ -32,10 +32,16 @@ pub enum Role {
     Responder,
 }
 
-/// The two keys of a session, one per direction.
+/// What a key yields its tag from. No STUN message begins like this, so no tag is the beginning of a message's own.
+const TAG_LABEL: &[u8] = b"peerage check tag v1";
+const TAG_LEN: usize = 4;
+
+/// The two keys of a session, one per direction, and the tags by which a check's session is found without one.
 pub struct CheckKeys {
     send: hmac::Key,
     receive: hmac::Key,
+    send_tag: [u8; TAG_LEN],
+    receive_tag: [u8; TAG_LEN],
 }
 
 impl CheckKeys {
@@ -44,11 +50,39 @@ impl CheckKeys {
         let initiator = hmac::Key::new(hmac::HMAC_SHA256, &material[..32]);
         let responder = hmac::Key::new(hmac::HMAC_SHA256, &material[32..]);
         material.zeroize();
-        match role {
-            Role::Initiator => Self { send: initiator, receive: responder },
-            Role::Responder => Self { send: responder, receive: initiator },
-        }
+        let (send, receive) = match role {
+            Role::Initiator => (initiator, responder),
+            Role::Responder => (responder, initiator),
+        };
+        let (send_tag, receive_tag) = (tag(&send), tag(&receive));
+        Self { send, receive, send_tag, receive_tag }
     }
+
+    /// The id of a request that we send: our tag, and what makes it one of its own.
+    pub fn transaction_id(&self, random: [u8; 8]) -> TransactionId {
+        let mut id = [0; 12];
+        id[..TAG_LEN].copy_from_slice(&self.send_tag);
+        id[TAG_LEN..].copy_from_slice(&random);
+        TransactionId(id)
+    }
+
+    /// Whether a message of STUN's shape may be one that these keys verify. Who saw a check of this session can make others
+    /// pass here; who did not, one in four billion.
+    pub fn are_for(&self, datagram: &[u8]) -> bool {
+        if !wire::is_stun(datagram) {
+            return false;
+        }
+        let tag = match wire::message_type(datagram) {
+            wire::BINDING_REQUEST => &self.receive_tag,
+            wire::BINDING_SUCCESS => &self.send_tag,
+            _ => return false,
+        };
+        wire::transaction_id(datagram).0.starts_with(tag)
+    }
+}
+
+fn tag(key: &hmac::Key) -> [u8; TAG_LEN] {
+    *hmac::sign(key, TAG_LABEL).as_ref().first_chunk().expect("SHA-256 gives 32 bytes")
 }
 
 impl fmt::Debug for CheckKeys {
@@ -60,7 +94,7 @@ impl fmt::Debug for CheckKeys {
 /// "Do you hear me at this address?"
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckRequest {
-    /// Random; repeated in the answer.
+    /// From [`CheckKeys::transaction_id`]; repeated in the answer.
     pub id: TransactionId,
     /// RFC 8445 priority of the sender's candidate; 0 means none.
     pub priority: u32,

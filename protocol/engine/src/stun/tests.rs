@@ -54,6 +54,26 @@ fn check_responses_match_the_vectors() {
 }
 
 #[test]
+fn a_check_begins_with_the_tag_that_its_direction_has_in_the_vectors() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/spec/vectors/candidates.json");
+    let text = std::fs::read_to_string(path).expect("the vectors are in the repository");
+    let vector: Value = serde_json::from_str::<Value>(&text).expect("the vectors are JSON")["tags"].clone();
+    let bytes = |name: &str| hex(vector[name].as_str().expect("a vector of that name"));
+    let keys = |role| CheckKeys::from_exporter(role, &mut bytes("exported").try_into().expect("64 bytes"));
+    let ends = [(Role::Initiator, Role::Responder, "initiator"), (Role::Responder, Role::Initiator, "responder")];
+    for (sender, receiver, name) in ends {
+        let (sender, receiver) = (keys(sender), keys(receiver));
+        let id = sender.transaction_id([9; 8]);
+        assert_eq!(id.0[..4], bytes(name), "{name}");
+        let request = Check::Request(CheckRequest { id, priority: 0, sequence: 1, in_use: false }).encode(&sender);
+        let mapped = "198.51.100.1:4000".parse().expect("an address");
+        let response = Check::Response(CheckResponse { id, mapped }).encode(&receiver);
+        assert!(receiver.are_for(&request) && sender.are_for(&response), "{name}");
+        assert!(!sender.are_for(&request) && !receiver.are_for(&response), "{name}: thrown back");
+    }
+}
+
+#[test]
 fn checks_outside_the_layout_are_rejected() {
     for vector in list("rejected_checks") {
         let verdict = Check::decode(&message(&vector), &keys(Role::Responder));

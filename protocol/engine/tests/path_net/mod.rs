@@ -138,7 +138,8 @@ enum Reach {
 enum Body {
     Check(Vec<u8>),
     Tunnel { ack_eliciting: bool },
-    Candidates(Vec<Candidate>),
+    Candidates(u64, Vec<Candidate>),
+    Opened(u64),
 }
 
 pub struct End {
@@ -188,6 +189,10 @@ pub struct Net {
     pub weather: Weather,
     next_ping: Instant,
     packets: Vec<Packet>,
+    /// Whose process gets no time, and what waits in its socket.
+    stalled: [Option<Vec<Packet>>; 2],
+    /// Lists that tests gave in a peer's name.
+    told: u64,
 }
 
 pub fn keys(role: Role) -> CheckKeys {
@@ -231,6 +236,8 @@ impl Net {
             weather: Weather::default(),
             next_ping: start,
             packets: Vec::new(),
+            stalled: [None, None],
+            told: 0,
         }
     }
 
@@ -256,7 +263,8 @@ impl Net {
     /// Gives an agent a list as if its peer had sent it.
     pub fn tell(&mut self, who: usize, list: impl IntoIterator<Item = Candidate>) {
         let now = self.now;
-        self.ends[who].agent.remote_candidates(now, list);
+        self.told += 1;
+        self.ends[who].agent.remote_candidates(now, self.told, list);
         self.drain(who);
     }
 
@@ -299,11 +307,14 @@ impl Net {
         }
         if self.chatter && now >= self.next_ping {
             self.next_ping = now + ms(20);
-            for who in [A, B] {
+            for who in [A, B].into_iter().filter(|who| self.stalled[*who].is_none()).collect::<Vec<_>>() {
                 self.send_tunnel(who, true);
             }
         }
         for who in [A, B] {
+            if self.stalled[who].is_some() {
+                continue;
+            }
             let agent = &mut self.ends[who].agent;
             if agent.poll_timeout().is_some_and(|at| at <= now) {
                 agent.handle_timeout(now);
@@ -319,6 +330,14 @@ impl Net {
         {
             return;
         }
+        match &mut self.stalled[packet.to] {
+            Some(waiting) => waiting.push(packet),
+            None => self.hand_over(packet),
+        }
+    }
+
+    fn hand_over(&mut self, packet: Packet) {
+        let now = self.now;
         let rtt = match packet.hop {
             Hop::Relayed => self.relay_delay * 2,
             Hop::Direct(_) => self.direct_delay * 2,
@@ -335,9 +354,10 @@ impl Net {
                     self.send_tunnel(packet.to, false);
                 }
             }
-            (Body::Candidates(list), _) => {
-                agent.remote_candidates(now, list);
+            (Body::Candidates(generation, list), _) => {
+                agent.remote_candidates(now, generation, list);
             }
+            (Body::Opened(generation), _) => agent.on_opened(now, generation),
         }
         self.drain(packet.to);
     }
@@ -363,8 +383,12 @@ impl Net {
             self.ends[who].checks.push((at, check));
         }
         while let Some(event) = self.ends[who].agent.poll_event() {
-            if let PathEvent::LocalCandidates(list) = &event {
-                self.by_relay(who, Body::Candidates(list.clone()));
+            match &event {
+                PathEvent::LocalCandidates { generation, list } => {
+                    self.by_relay(who, Body::Candidates(*generation, list.clone()));
+                }
+                PathEvent::Opened { generation } => self.by_relay(who, Body::Opened(*generation)),
+                _ => {}
             }
             self.ends[who].events.push((at, event));
         }
@@ -397,7 +421,7 @@ impl Net {
 
     /// On its way, as the weather has it. The control stream is reliable and in order: QUIC sees to that.
     fn put(&mut self, packet: Packet) {
-        if matches!(packet.body, Body::Candidates(_)) {
+        if matches!(packet.body, Body::Candidates(..) | Body::Opened(_)) {
             self.packets.push(packet);
             return;
         }
@@ -412,6 +436,18 @@ impl Net {
 }
 
 impl Net {
+    /// The process of an agent gets no time; its socket and its gateway go on.
+    pub fn stall(&mut self, who: usize) {
+        self.stalled[who].get_or_insert_default();
+    }
+
+    /// It goes on, with what has come meanwhile.
+    pub fn go_on(&mut self, who: usize) {
+        for packet in self.stalled[who].take().unwrap_or_default() {
+            self.hand_over(packet);
+        }
+    }
+
     /// The reflexive address of an agent.
     pub fn outside(&mut self, who: usize) -> SocketAddr {
         self.own_candidates(who).last().expect("at least a host address").address

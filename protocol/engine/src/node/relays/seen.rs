@@ -13,7 +13,7 @@ use peerage_model::relay::RelayInfo;
 use super::super::Node;
 use super::super::event::{Event, Now};
 use super::{Entry, Place, RelayKey, Relays, Word};
-use crate::nat::NatReport;
+use crate::nat::{FilterOutcome, FilterTest, NatReport};
 use crate::path::budget::Budget;
 
 /// Two observations tell a mapping; a relay that we only visit counts where our own give fewer.
@@ -100,6 +100,21 @@ impl Relays {
         let answers = |entry: &&Entry| entry.latest_word().is_some_and(|word| word.relay.is_ipv4());
         let best = self.entries.values().filter(answers).max_by_key(|entry| entry.own);
         best.and_then(Entry::latest_word).map(|word| word.relay)
+    }
+
+    /// As [`Self::any_stun_address`], of our own relays and none of `others`: what they say is a verdict on our NAT.
+    pub(in super::super) fn stun_address_but(&self, others: &BTreeSet<SocketAddr>) -> Option<SocketAddr> {
+        let own = self.entries.values().filter(|entry| entry.own);
+        let mut addresses = own.filter_map(Entry::latest_word).map(|word| word.relay);
+        addresses.find(|address| address.is_ipv4() && !others.contains(address))
+    }
+
+    pub(in super::super) fn observe_filtering(&mut self, test: FilterTest, outcome: FilterOutcome) {
+        self.nat.observe_filtering(test, outcome);
+    }
+
+    pub(in super::super) fn forget_filtering(&mut self) {
+        self.nat.forget_filtering();
     }
 
     /// Where relays see us.

@@ -297,6 +297,9 @@ impl Relays {
                 RelayStream(self.next_stream)
             };
             self.orders.extend(entry.fallback.step(silent_since, now, name).map(|order| (*key, order)));
+            if let Place::Known { client, .. } = &mut entry.place {
+                client.set_hurried(!entry.fallback.is_ready(), now);
+            }
         }
     }
 
