@@ -38,9 +38,17 @@ fn every_ordered_pair_goes_the_way_that_the_oracle_names() {
 fn says_why(sim: &Sim, names: &str, a: &Network, b: &Network) {
     for (who, whom) in [("a", "b"), ("b", "a")] {
         let why = sim.why_not_better(who, whom).unwrap_or_else(|| panic!("{names}: relayed without a reason"));
+        let families = [a.families, b.families];
+        let apart = !families.iter().all(|of| of.has_ipv4()) && !families.iter().all(|of| of.has_ipv6());
         match verdict(a, b) {
             Verdict::DirectIfGuessed => {
                 assert!(why.contains("birthday") && why.contains("not allowed here"), "{names}, {who}: {why}");
+            }
+            Verdict::Direct | Verdict::Relayed if apart => {
+                assert!(why.contains("one side has only IPv4, the other only IPv6"), "{names}, {who}: {why}");
+            }
+            Verdict::Direct | Verdict::Relayed if a.blocks_udp || b.blocks_udp => {
+                assert!(why.contains("UDP is blocked"), "{names}, {who}: {why}");
             }
             Verdict::Direct | Verdict::Relayed => {
                 assert!(why.contains("both NATs are symmetric") && why.contains("would help"), "{names}, {who}: {why}");
@@ -179,8 +187,7 @@ fn a_round_stays_within_its_rate_its_number_and_its_target() {
 #[test]
 fn neighbours_behind_one_carrier_meet_where_it_turns_packets_round() {
     for hairpin in [true, false] {
-        let network =
-            Network { name: "carrier", nat: NatKind::home_router(), carrier: Some(NatKind::carrier(hairpin)) };
+        let network = Network { carrier: Some(NatKind::carrier(hairpin)), ..NatKind::home_router().into() };
         let mut sim = Sim::new(1);
         sim.add_relay("r1");
         sim.add_relay("r2");

@@ -9,12 +9,14 @@
 //! that belongs to no mapping is taken as meant for the gateway itself, connection tracking remembers it, and from
 //! then on the inside host cannot have that port towards that peer.
 
+mod firewall;
 mod kind;
 mod network;
 mod oracle;
 mod table;
 
+pub use firewall::Firewall;
 pub use kind::{Dependence, NatKind, PortAllocation, Translation};
-pub use network::{Network, Verdict, verdict, verdict_within_carrier};
+pub use network::{Families, Network, Verdict, verdict, verdict_within_carrier};
 pub use oracle::{Possibility, can_be_direct};
 pub use table::Nat;

@@ -15,6 +15,35 @@ pub struct Network {
     pub nat: NatKind,
     /// The provider's, in front of that (carrier-grade NAT, RFC 6888).
     pub carrier: Option<NatKind>,
+    /// Which address families there are.
+    pub families: Families,
+    /// Whether UDP does not get out; TCP does.
+    pub blocks_udp: bool,
+}
+
+/// Which address families a network has. IPv6 is behind a firewall that lets answers in (RFC 6092).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4, behind the NATs.
+    Ipv4,
+    /// IPv6 only.
+    Ipv6,
+    /// Both.
+    Both,
+}
+
+impl Families {
+    /// Whether hosts have IPv4 addresses.
+    #[must_use]
+    pub const fn has_ipv4(self) -> bool {
+        matches!(self, Self::Ipv4 | Self::Both)
+    }
+
+    /// Whether hosts have IPv6 addresses.
+    #[must_use]
+    pub const fn has_ipv6(self) -> bool {
+        matches!(self, Self::Ipv6 | Self::Both)
+    }
 }
 
 /// What must happen between two networks.
@@ -30,22 +59,40 @@ pub enum Verdict {
 
 impl From<NatKind> for Network {
     fn from(nat: NatKind) -> Self {
-        Self { name: "unnamed", nat, carrier: None }
+        Self::plain("unnamed", nat)
     }
 }
 
 impl Network {
     const fn plain(name: &'static str, nat: NatKind) -> Self {
-        Self { name, nat, carrier: None }
+        Self { name, nat, carrier: None, families: Families::Ipv4, blocks_udp: false }
     }
 
     const fn behind_carrier(name: &'static str, carrier: NatKind) -> Self {
-        Self { name, nat: NatKind::home_router(), carrier: Some(carrier) }
+        Self { carrier: Some(carrier), ..Self::plain(name, NatKind::home_router()) }
+    }
+
+    /// Nothing but IPv6.
+    #[must_use]
+    pub const fn ipv6_only() -> Self {
+        Self { families: Families::Ipv6, ..Self::plain("IPv6 only", NatKind::none()) }
+    }
+
+    /// TCP goes out, UDP does not.
+    #[must_use]
+    pub const fn udp_blocked() -> Self {
+        Self { blocks_udp: true, ..Self::plain("UDP blocked", NatKind::home_router()) }
+    }
+
+    /// IPv6 beside IPv4 behind the worst NAT.
+    #[must_use]
+    pub const fn dual_stack() -> Self {
+        Self { families: Families::Both, ..Self::plain("dual stack", NatKind::symmetric_random()) }
     }
 
     /// Every kind of the matrix.
     #[must_use]
-    pub const fn all() -> [Self; 13] {
+    pub const fn all() -> [Self; 16] {
         [
             Self::plain("none", NatKind::none()),
             Self::plain("full cone", NatKind::full_cone()),
@@ -61,6 +108,9 @@ impl Network {
             Self::behind_carrier("carrier-grade, hairpin", NatKind::carrier(true)),
             Self::behind_carrier("carrier-grade, no hairpin", NatKind::carrier(false)),
             Self::behind_carrier("carrier-grade, symmetric random", NatKind::symmetric_random()),
+            Self::ipv6_only(),
+            Self::dual_stack(),
+            Self::udp_blocked(),
         ]
     }
 
@@ -81,6 +131,16 @@ impl Network {
 /// What must happen between two networks that share nothing. The order does not matter to the answer.
 #[must_use]
 pub const fn verdict(a: &Network, b: &Network) -> Verdict {
+    if a.blocks_udp || b.blocks_udp {
+        return Verdict::Relayed;
+    }
+    if a.families.has_ipv6() && b.families.has_ipv6() {
+        // Two firewalls that let answers in: both send.
+        return Verdict::Direct;
+    }
+    if !(a.families.has_ipv4() && b.families.has_ipv4()) {
+        return Verdict::Relayed;
+    }
     match can_be_direct(&a.effective(), &b.effective()) {
         Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => Verdict::Direct,
         Possibility::NeedsBirthday => Verdict::DirectIfGuessed,

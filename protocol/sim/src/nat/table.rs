@@ -18,6 +18,8 @@ pub struct Nat {
     rng: SplitMix64,
     /// Where sequential allocation goes on.
     next_port: u16,
+    /// Mappings made so far: the place of the next among all.
+    made: u64,
     mappings: BTreeMap<MappingKey, Mapping>,
     /// The same mappings by public port; several only where they differ in the remote.
     by_port: BTreeMap<u16, Vec<MappingKey>>,
@@ -45,6 +47,8 @@ enum Remote {
 #[derive(Clone, Debug)]
 struct Mapping {
     port: u16,
+    /// Its place among all that were made.
+    number: u64,
     expires: Instant,
     /// Who may send in, and until when.
     permitted: BTreeMap<Remote, Instant>,
@@ -61,6 +65,7 @@ impl Nat {
             public,
             rng,
             next_port,
+            made: 0,
             mappings: BTreeMap::new(),
             by_port: BTreeMap::new(),
             stolen: BTreeMap::new(),
@@ -149,24 +154,36 @@ impl Nat {
     fn create(&mut self, now: Instant, how: Translation, key: MappingKey, dst: SocketAddr) -> Option<()> {
         let port = self.allocate(how, key, dst)?;
         self.by_port.entry(port).or_default().push(key);
-        self.mappings.insert(key, Mapping { port, expires: now + how.expiry, permitted: BTreeMap::new() });
+        self.made += 1;
+        let mapping = Mapping { port, number: self.made, expires: now + how.expiry, permitted: BTreeMap::new() };
+        self.mappings.insert(key, mapping);
+        self.sweep_by(now + how.expiry);
         Some(())
     }
 
     fn allocate(&mut self, how: Translation, key: MappingKey, dst: SocketAddr) -> Option<u16> {
-        let wanted = match how.allocation {
-            PortAllocation::Preserving if self.is_free_towards(key, dst) => return Some(key.inside.port()),
-            PortAllocation::Preserving | PortAllocation::Random => random_port(&mut self.rng),
-            PortAllocation::Sequential => self.next_port,
+        let kept = [self.newest_port(key.inside), Some(key.inside.port())].into_iter().flatten();
+        let kept = kept.into_iter().find(|port| self.is_free_towards(*port, key, dst));
+        let wanted = match (how.allocation, kept) {
+            (PortAllocation::Preserving, Some(kept)) => return Some(kept),
+            (PortAllocation::Preserving | PortAllocation::Random, _) => random_port(&mut self.rng),
+            (PortAllocation::Sequential, _) => self.next_port,
         };
         let port = (0..=u16::MAX - FIRST_PORT).map(|n| port_after(wanted, n)).find(|port| self.is_free(*port))?;
         self.next_port = port_after(port, 1);
         Some(port)
     }
 
+    /// The port of the newest mapping of an inside endpoint. Linux goes on with it towards everybody new, so that a port which
+    /// was taken once because the own one was stolen stays as long as something uses it.
+    fn newest_port(&self, inside: SocketAddr) -> Option<u16> {
+        let lowest = MappingKey { inside, remote: Remote::Any };
+        let of_inside = self.mappings.range(lowest..).take_while(|(key, _)| key.inside == inside);
+        of_inside.max_by_key(|(_, mapping)| mapping.number).map(|(_, mapping)| mapping.port)
+    }
+
     /// A port that is kept may serve several destinations, as long as no two mappings meet at one remote.
-    fn is_free_towards(&self, key: MappingKey, dst: SocketAddr) -> bool {
-        let port = key.inside.port();
+    fn is_free_towards(&self, port: u16, key: MappingKey, dst: SocketAddr) -> bool {
         let taken = self.by_port.get(&port).into_iter().flatten().any(|other| other.remote.meets(key.remote));
         !taken && !self.stolen.contains_key(&(port, dst))
     }

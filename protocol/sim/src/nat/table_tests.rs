@@ -50,13 +50,13 @@ fn a_preserving_nat_keeps_the_port_for_every_destination() {
 }
 
 #[test]
-fn a_preserving_nat_gives_a_second_host_another_port_towards_the_same_remote() {
+fn a_preserving_nat_gives_a_second_host_another_port_and_goes_on_with_it() {
     let mut nat = device(NatKind::symmetric_preserving());
     send(&mut nat, PEER);
     let second = nat.outbound(epoch(), at("10.0.0.3:4000"), at(PEER)).expect("ports are free");
     assert_ne!(second.port(), 4000);
     let elsewhere = nat.outbound(epoch(), at("10.0.0.3:4000"), at(RELAY)).expect("ports are free");
-    assert_eq!(elsewhere.port(), 4000, "towards another remote the port is free");
+    assert_eq!(elsewhere, second, "although towards another remote the first is free");
 }
 
 #[test]
@@ -151,6 +151,16 @@ fn an_early_punch_steals_the_port_where_the_gateway_accepts_input() {
 }
 
 #[test]
+fn the_port_taken_instead_of_a_stolen_one_serves_everybody_new() {
+    let mut nat = device(NatKind::symmetric_port_stealing());
+    let public = send(&mut nat, RELAY);
+    nat.inbound(epoch(), at(PEER), public);
+    let instead = send(&mut nat, PEER);
+    assert_eq!(send(&mut nat, RELAY_OTHER_PORT), instead, "a new destination");
+    assert_eq!(send(&mut nat, RELAY), public, "an old one");
+}
+
+#[test]
 fn a_stolen_port_comes_back_after_the_expiry() {
     let mut nat = device(NatKind::symmetric_port_stealing());
     let public = send(&mut nat, RELAY);
@@ -183,7 +193,8 @@ fn a_nat_without_a_free_port_drops_the_packet() {
     for n in 0..=ports {
         let to = SocketAddr::new(at(PEER).ip(), FIRST_PORT + n);
         nat.by_port.insert(FIRST_PORT + n, vec![MappingKey { inside: at(INSIDE), remote: Remote::Endpoint(to) }]);
-        let mapping = Mapping { port: 0, expires: epoch() + Duration::from_secs(1), permitted: BTreeMap::new() };
+        let mapping =
+            Mapping { port: 0, number: 0, expires: epoch() + Duration::from_secs(1), permitted: BTreeMap::new() };
         nat.mappings.insert(MappingKey { inside: at(INSIDE), remote: Remote::Endpoint(to) }, mapping);
     }
     assert_eq!(nat.outbound(epoch(), at(INSIDE), at(RELAY)), None);

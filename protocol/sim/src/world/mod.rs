@@ -12,10 +12,11 @@ mod owner;
 mod packet;
 mod scene;
 mod script;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -23,8 +24,10 @@ use peerage_engine::node::{Event, Node, StreamKey, Transmit};
 use peerage_engine::path::{ExtraSocket, Link};
 use peerage_model::TrustId;
 use peerage_model::id::sha256;
+use peerage_model::relay::RelayInfo;
 use peerage_model::stream::{StreamKind, StreamStatus};
-use peerage_relay_proto::{Decision, Ingress, Relay};
+use peerage_relay_proto::stun::{Corner, Corners};
+use peerage_relay_proto::{Decision, Ingress, Place, Relay, StreamId as TlsStream};
 
 pub use flow::{Outcome, StreamId};
 pub use packet::{Origin, Packet, Tape};
@@ -33,10 +36,11 @@ pub use scene::Character;
 use self::clock::Clock;
 use self::flow::{Flows, Half, Moment, NAME_LEN, Unnamed};
 use self::guard::Guard;
-use self::net::{Line, Queue, SITE_DELAY, Site};
+use self::net::{Addresses, Line, Queue, SITE_DELAY, Site, relay_name};
 use self::owner::Owner;
 use self::packet::Tamper;
-use crate::nat::Nat;
+use self::stream::Streams;
+use crate::nat::{Nat, NatKind};
 use crate::rng::SplitMix64;
 
 /// The most inputs one moment may bring before we call it a loop that never ends.
@@ -56,12 +60,15 @@ pub struct Sim {
     carriers: Vec<Nat>,
     owners: BTreeMap<String, Owner>,
     strangers: BTreeMap<SocketAddr, Vec<Packet>>,
+    streams: Streams,
     queue: Queue<Arrival>,
     flows: Flows,
     guard: Guard,
     tamper: Option<Tamper>,
     tape: Option<Tape>,
     direct_blocked: bool,
+    /// Whether allowlists name relays by name, so that they are reached over either address family.
+    names_relays: bool,
     trace: Vec<String>,
     /// A running hash of every packet at the core.
     digest: [u8; 32],
@@ -78,7 +85,7 @@ struct Agent {
     /// `None` once it was ended.
     node: Option<Node>,
     site: usize,
-    address: SocketAddr,
+    addresses: Addresses,
     /// Local addresses of sockets beside the main one.
     extras: BTreeMap<ExtraSocket, SocketAddr>,
     /// The port of the next of them.
@@ -100,7 +107,7 @@ struct Agent {
 impl Agent {
     /// The socket that is bound to this address.
     fn link_of(&self, address: SocketAddr) -> Option<Link> {
-        if self.address == address {
+        if self.addresses.all().any(|own| own == address) {
             return Some(Link::Main);
         }
         self.extras.iter().find(|(_, bound)| **bound == address).map(|(socket, _)| Link::Extra(*socket))
@@ -110,6 +117,9 @@ impl Agent {
 struct RelayHost {
     label: String,
     address: SocketAddr,
+    address_v6: SocketAddr,
+    /// Its four places for STUN, where it has two addresses.
+    corners: Option<Corners>,
     secret: [u8; 32],
     relay: Option<Relay>,
     line: Line,
@@ -123,6 +133,34 @@ enum Arrival {
     AtAgent(usize, SocketAddr, Packet),
     AtRelay(usize, Packet),
     Late(Packet),
+    StreamOpened(TlsStream),
+    FrameAtRelay(TlsStream, Vec<u8>),
+    FrameAtAgent(TlsStream, Vec<u8>),
+}
+
+impl RelayHost {
+    fn is_at(&self, ip: IpAddr) -> bool {
+        self.address.ip() == ip
+            || self.address_v6.ip() == ip
+            || self.corners.is_some_and(|corners| corners.second.ip() == ip)
+    }
+
+    /// Which of its places this is.
+    fn corner(&self, to: SocketAddr) -> Corner {
+        let second = self.corners.map(|corners| corners.second);
+        Corner {
+            other_ip: second.is_some_and(|second| second.ip() == to.ip()),
+            other_port: second.is_some_and(|second| second.port() == to.port()),
+        }
+    }
+
+    /// From where it sends to `to`.
+    fn place(&self, corner: Corner, to: SocketAddr) -> SocketAddr {
+        match to {
+            SocketAddr::V4(_) => self.corners.map_or(self.address, |corners| corners.address(corner)),
+            SocketAddr::V6(_) => self.address_v6,
+        }
+    }
 }
 
 impl Sim {
@@ -191,6 +229,9 @@ impl Sim {
             Arrival::Late(packet) => self.route(packet),
             Arrival::AtAgent(agent, inside, packet) => self.deliver(agent, inside, packet),
             Arrival::AtRelay(relay, packet) => self.deliver_to_relay(relay, packet),
+            Arrival::StreamOpened(stream) => self.stream_opened(stream),
+            Arrival::FrameAtRelay(stream, bytes) => self.frame_at_relay(stream, bytes),
+            Arrival::FrameAtAgent(stream, bytes) => self.frame_at_agent(stream, bytes),
         }
     }
 
@@ -230,6 +271,12 @@ impl Sim {
             Event::PacketReadable(stream) => self.on_packet(agent, stream),
             Event::Readable(_) | Event::Writable(_) => {}
             Event::OpenSockets { sockets } => self.open_sockets(agent, sockets),
+            // Where UDP gets out, agents have to do without.
+            Event::OpenRelayStream { stream, relay } if self.sites[self.agents[agent].site].blocks_udp => {
+                self.open_stream(agent, stream, &relay);
+            }
+            Event::CloseRelayStream { stream } => self.close_stream(agent, stream),
+            Event::Resolve { relay } => self.look_up(agent, &relay),
             Event::CloseSockets { sockets } => self.agents[agent].extras.retain(|open, _| !sockets.contains(open)),
             other => {
                 let host = &mut self.agents[agent];
@@ -248,13 +295,22 @@ impl Sim {
         }
     }
 
+    fn look_up(&mut self, agent: usize, relay: &RelayInfo) {
+        let moment = self.clock.for_agent(self.agents[agent].skew);
+        let found = self.relays.iter().find(|host| relay_name(&host.label) == relay.host.as_str());
+        let addresses = found.map(|host| [host.address, host.address_v6]).into_iter().flatten().collect::<Vec<_>>();
+        if let Some(node) = self.agents[agent].node.as_mut() {
+            node.relay_resolved(moment, relay, &addresses);
+        }
+    }
+
     fn open_sockets(&mut self, agent: usize, sockets: Vec<ExtraSocket>) {
         let moment = self.clock.for_agent(self.agents[agent].skew);
         let host = &mut self.agents[agent];
         let mut opened = Vec::new();
         for socket in sockets {
             host.next_port = if host.next_port >= 39_000 { 20_000 } else { host.next_port + 1 };
-            host.extras.insert(socket, SocketAddr::new(host.address.ip(), host.next_port));
+            host.extras.insert(socket, SocketAddr::new(host.addresses.first().ip(), host.next_port));
             opened.push((socket, host.next_port));
         }
         if let Some(node) = host.node.as_mut() {
@@ -315,10 +371,12 @@ impl Sim {
         let host = &self.agents[agent];
         let site = host.site;
         let bound = match link {
-            Link::Main => Some(host.address),
-            Link::Extra(socket) => host.extras.get(&socket).copied(),
-            // Streams of relays are not simulated here.
-            Link::RelayStream(_) => None,
+            Link::Main => host.addresses.towards(to),
+            Link::Extra(socket) => host.extras.get(&socket).copied().filter(|bound| bound.is_ipv4() == to.is_ipv4()),
+            Link::RelayStream(stream) => {
+                self.send_frame(agent, stream, bytes);
+                return;
+            }
         };
         let Some(address) = bound else { return };
         let mut packet = Packet { at: self.clock.elapsed(), from: address, to, bytes, origin: Origin::Agent(agent) };
@@ -327,20 +385,36 @@ impl Sim {
             self.send_inside(packet, site);
             return;
         }
-        let outside = self.sites[site].nat.outbound(now, address, to);
-        let public = match self.sites[site].carrier {
-            None => outside,
-            Some(carrier) => outside.and_then(|outside| self.carriers[carrier].outbound(now, outside, to)),
-        };
-        let Some(public) = public else { return };
-        self.guard.uses(agent, public);
-        if transmit.hop_limit.is_some() {
-            // It dies between the gateways.
+        if self.sites[site].blocks_udp {
             return;
         }
+        let Some(public) = self.leave(site, address, to) else { return };
+        self.guard.uses(agent, public);
         packet.from = public;
+        if transmit.hop_limit.is_some() {
+            // It dies between the gateways. Where one of them is missing it may get as far as the other.
+            if self.sites[site].nat.kind() == NatKind::None {
+                self.admitted(now, &packet);
+            }
+            return;
+        }
         for at in self.agents[agent].line.up.send(now, packet.bytes.len()) {
             self.queue.push(at, Arrival::Core(packet.clone()));
+        }
+    }
+
+    /// What a packet that leaves a site comes from, seen from outside.
+    fn leave(&mut self, site: usize, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+        let now = self.clock.now();
+        let site = &mut self.sites[site];
+        if to.is_ipv6() {
+            site.firewall.outbound(now, from, to);
+            return Some(from);
+        }
+        let outside = site.nat.outbound(now, from, to)?;
+        match site.carrier {
+            None => Some(outside),
+            Some(carrier) => self.carriers[carrier].outbound(now, outside, to),
         }
     }
 
@@ -380,13 +454,13 @@ impl Sim {
     /// From the core to where it is addressed.
     fn route(&mut self, packet: Packet) {
         let now = self.clock.now();
-        if let Some(relay) = self.relays.iter().position(|r| r.address.ip() == packet.to.ip()) {
+        if let Some(relay) = self.relays.iter().position(|r| r.is_at(packet.to.ip())) {
             for at in self.relays[relay].line.down.send(now, packet.bytes.len()) {
                 self.queue.push(at, Arrival::AtRelay(relay, packet.clone()));
             }
             return;
         }
-        let from_relay = self.relays.iter().any(|r| r.address == packet.from);
+        let from_relay = self.relays.iter().any(|r| r.is_at(packet.from.ip()));
         if self.direct_blocked && !from_relay {
             return;
         }
@@ -405,6 +479,10 @@ impl Sim {
 
     /// The site and the endpoint in it that a packet is let through to.
     fn admitted(&mut self, now: Instant, packet: &Packet) -> Option<(usize, SocketAddr)> {
+        if packet.to.is_ipv6() {
+            let site = self.sites.iter().position(|site| site.owns(packet.to.ip()))?;
+            return self.sites[site].firewall.admits(now, packet.from, packet.to).then_some((site, packet.to));
+        }
         let carrier = self.carriers.iter().position(|nat| nat.public_address() == packet.to.ip());
         let to = match carrier {
             None => packet.to,
@@ -434,23 +512,35 @@ impl Sim {
     fn deliver_to_relay(&mut self, number: usize, mut packet: Packet) {
         let (now, wall) = (self.clock.now(), self.clock.wall(0));
         let host = &mut self.relays[number];
+        let at = host.corner(packet.to);
         let Some(relay) = host.relay.as_mut() else { return };
         let ingress = Ingress { now, wall, from: packet.from.into(), local: None };
         let length = packet.bytes.len();
-        let handled = relay.handle(&ingress, &mut packet.bytes, length);
-        let (to, bytes, origin) = match handled.decision {
+        let decision = match at == Corner::default() {
+            true => relay.handle(&ingress, &mut packet.bytes, length).decision,
+            false => relay.handle_stun_at(now, packet.from, &packet.bytes, at).map_or(Decision::Drop, Decision::Reply),
+        };
+        let mut from = Corner::default();
+        let (to, bytes, origin) = match decision {
             Decision::Drop => return,
-            Decision::Reply(reply) => (reply.destination(packet.from), reply.as_bytes().to_vec(), Origin::Relay),
+            Decision::Reply(reply) => {
+                from = reply.from;
+                (reply.destination(packet.from), reply.as_bytes().to_vec(), Origin::Relay)
+            }
             Decision::Forward(forward) => {
                 let origin = match packet.origin {
                     Origin::Agent(agent) => Origin::Forwarded(agent),
                     other => other,
                 };
                 self.bytes_relayed += forward.range.len() as u64;
+                if let Place::Stream(stream, _) = forward.to {
+                    let frame = packet.bytes[forward.range].to_vec();
+                    return self.frame_to_agent(stream, frame);
+                }
                 (forward.to.address(), packet.bytes[forward.range].to_vec(), origin)
             }
         };
-        let answer = Packet { at: self.clock.elapsed(), from: host.address, to, bytes, origin };
+        let answer = Packet { at: self.clock.elapsed(), from: host.place(from, to), to, bytes, origin };
         for at in host.line.up.send(now, answer.bytes.len()) {
             self.queue.push(at, Arrival::Core(answer.clone()));
         }

@@ -8,13 +8,17 @@ use peerage_model::id::sha256;
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{BirthdayMode, DeniedInstance, PathMode, Snapshot};
 use peerage_model::{AgentId, AgreementSecret, InstanceId, Ticket};
+use peerage_relay_proto::stun::Corners;
 use peerage_relay_proto::{Access, Limits, Place, Relay};
 use zeroize::Zeroizing;
 
 use super::clock::Clock;
 use super::flow::Flows;
 use super::guard::Guard;
-use super::net::{AGENT_DELAY, Line, Queue, RELAY_DELAY, Site, carrier_ip, relay_address, stranger_address};
+use super::net::{
+    AGENT_DELAY, Line, Queue, RELAY_DELAY, Site, carrier_ip, relay_address, relay_address_v6, relay_corners,
+    relay_name, stranger_address,
+};
 use super::owner::Owner;
 use super::packet::{Origin, Packet};
 use super::{Agent, Arrival, RelayHost, Sim};
@@ -49,12 +53,14 @@ impl Sim {
             carriers: Vec::new(),
             owners: Default::default(),
             strangers: Default::default(),
+            streams: Default::default(),
             queue: Queue::new(),
             flows: Flows::default(),
             guard: Guard::default(),
             tamper: None,
             tape: None,
             direct_blocked: false,
+            names_relays: false,
             trace: Vec::new(),
             digest: [0; 32],
             bytes_relayed: 0,
@@ -79,7 +85,9 @@ impl Sim {
     /// Two relays, and agents `a` and `b` that know nothing of each other.
     #[must_use]
     pub fn strangers(seed: u64, a: impl Into<Network>, b: impl Into<Network>) -> Self {
+        let (a, b) = (a.into(), b.into());
         let mut sim = Self::new(seed);
+        sim.names_relays = a.families.has_ipv6() || b.families.has_ipv6();
         sim.add_relay("r1");
         sim.add_relay("r2");
         sim.add_agent("a", a);
@@ -87,15 +95,32 @@ impl Sim {
         sim
     }
 
-    /// A relay that serves everybody. Agents added later use it.
+    /// A relay that serves everybody, with two addresses. Agents added later use it.
     pub fn add_relay(&mut self, label: &str) {
-        let number = self.relays.len() + 1;
+        let corners = relay_corners(self.relays.len() + 1);
+        self.place_relay(label, Some(corners));
+    }
+
+    /// A relay that has one address only, so that it cannot tell what a NAT lets in.
+    pub fn add_plain_relay(&mut self, label: &str) {
+        self.place_relay(label, None);
+    }
+
+    fn place_relay(&mut self, label: &str, corners: Option<Corners>) {
         let secret = sha256(&[b"relay", &self.seed.to_be_bytes(), label.as_bytes()]);
-        let address = relay_address(number);
+        let address = relay_address(self.relays.len() + 1);
+        let address_v6 = relay_address_v6(self.relays.len() + 1);
         self.guard.add_relay(address.ip());
+        self.guard.add_relay(address_v6.ip());
+        if let Some(corners) = corners {
+            self.guard.add_relay(corners.second.ip());
+        }
         let line = Line::new(&LinkConfig::with_delay(RELAY_DELAY), self.rng.next());
-        self.relays.push(RelayHost { label: label.to_owned(), address, secret, relay: None, line, boots: 0 });
-        self.start_relay(label);
+        let label = label.to_owned();
+        let host =
+            RelayHost { label: label.clone(), address, address_v6, corners, secret, relay: None, line, boots: 0 };
+        self.relays.push(host);
+        self.start_relay(&label);
     }
 
     /// Starts a relay that was stopped, or starts it anew. It remembers nothing but its key.
@@ -111,18 +136,22 @@ impl Sim {
             limits: Limits::open(),
             seed: Zeroizing::new(boot),
         };
-        host.relay = Some(Relay::new(config, now));
+        host.relay = Some(Relay::new(config, now).with_corners(host.corners));
     }
 
     /// Ends a relay without a word.
     pub fn stop_relay(&mut self, label: &str) {
         self.relay_host(label).relay = None;
+        if let Some(relay) = self.relays.iter().position(|host| host.label == label) {
+            self.break_streams_of(relay);
+        }
     }
 
     /// A relay is asked to end, and tells those that are bound.
     pub fn drain_relay(&mut self, label: &str, grace: Duration) {
         let (now, elapsed) = (self.clock.now(), self.clock.elapsed());
         let host = self.relay_host(label);
+        let (ipv4, ipv6) = (host.address, host.address_v6);
         let Some(relay) = host.relay.as_mut() else { return };
         relay.drain(now, grace);
         let mut leaving = Vec::new();
@@ -130,8 +159,13 @@ impl Sim {
             let Place::Udp(to) = notice.to else { continue };
             let bytes = notice.frame.as_bytes().to_vec();
             for at in host.line.up.send(now, bytes.len()) {
-                let packet =
-                    Packet { at: elapsed, from: host.address, to, bytes: bytes.clone(), origin: Origin::Relay };
+                let packet = Packet {
+                    at: elapsed,
+                    from: if to.is_ipv4() { ipv4 } else { ipv6 },
+                    to,
+                    bytes: bytes.clone(),
+                    origin: Origin::Relay,
+                };
                 leaving.push((at, packet));
             }
         }
@@ -143,7 +177,12 @@ impl Sim {
     pub fn relay_list(&self) -> Vec<RelayInfo> {
         let info = |host: &RelayHost| RelayInfo {
             key: AgreementSecret::from_bytes(host.secret).public(),
-            host: host.address.ip().to_string().parse().expect("an address is a host"),
+            host: match self.names_relays {
+                true => relay_name(&host.label),
+                false => host.address.ip().to_string(),
+            }
+            .parse()
+            .expect("a name or an address is a host"),
             port: host.address.port(),
             tls: None,
         };
@@ -166,7 +205,7 @@ impl Sim {
         self.owners.insert(name.to_owned(), owner);
         let carrier = self.sites[self.agents[self.number(of)].site].carrier;
         let number = self.sites.len() + 1;
-        self.sites.push(Site::new(number, nat, carrier, self.rng.next()));
+        self.sites.push(Site::new(number, &nat.into(), carrier, self.rng.next()));
         self.start_instance(name, name, number - 1);
     }
 
@@ -377,7 +416,7 @@ impl Sim {
             self.carriers.push(Nat::new(kind, carrier_ip(self.carriers.len() + 1), self.rng.next()));
             self.carriers.len() - 1
         });
-        self.sites.push(Site::new(number, network.nat, carrier, self.rng.next()));
+        self.sites.push(Site::new(number, &network, carrier, self.rng.next()));
         number - 1
     }
 
@@ -389,7 +428,7 @@ impl Sim {
     fn start(&mut self, label: &str, name: &str, site: usize, character: Character) {
         let number = self.agents.len();
         let port = 40_000 + u16::try_from(number).expect("fewer than 20000 agents");
-        let address = self.sites[site].new_host(port);
+        let addresses = self.sites[site].new_host(port);
         let moment = self.clock.for_agent(0);
         let config = NodeConfig {
             agent: character.agent,
@@ -399,17 +438,17 @@ impl Sim {
             seed: sha256(&[b"node", &self.seed.to_be_bytes(), &(number as u64).to_be_bytes()]),
         };
         let mut node = Node::new(config, moment).expect("a credential of the simulator is short enough");
-        node.set_local_addresses(moment, [address]);
+        node.set_local_addresses(moment, addresses.all());
         node.apply_snapshot(moment, character.snapshot);
         let line = Line::new(&LinkConfig::with_delay(AGENT_DELAY), self.rng.next());
         self.guard.add_agent(name);
-        self.guard.lives_at(name, address.ip());
+        addresses.all().for_each(|address| self.guard.lives_at(name, address.ip()));
         self.agents.push(Agent {
             label: label.to_owned(),
             name: name.to_owned(),
             node: Some(node),
             site,
-            address,
+            addresses,
             extras: Default::default(),
             next_port: 20_000,
             line,

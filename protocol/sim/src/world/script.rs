@@ -160,20 +160,21 @@ impl Sim {
     pub fn flush_nat(&mut self, label: &str) {
         let site = self.agents[self.number(label)].site;
         self.sites[site].nat.flush();
+        self.sites[site].firewall.flush();
     }
 
     /// An agent wakes up in another network.
     pub fn move_to(&mut self, label: &str, nat: NatKind) {
         let site = self.add_site(nat);
         let number = self.number(label);
-        let address = self.sites[site].new_host(self.agents[number].address.port());
+        let addresses = self.sites[site].new_host(self.agents[number].addresses.first().port());
         let moment = self.clock.for_agent(self.agents[number].skew);
         let agent = &mut self.agents[number];
-        (agent.site, agent.address) = (site, address);
-        agent.extras.values_mut().for_each(|bound| bound.set_ip(address.ip()));
-        self.guard.lives_at(&agent.name, address.ip());
+        (agent.site, agent.addresses) = (site, addresses);
+        agent.extras.values_mut().for_each(|bound| bound.set_ip(addresses.first().ip()));
+        addresses.all().for_each(|address| self.guard.lives_at(&agent.name, address.ip()));
         if let Some(node) = agent.node.as_mut() {
-            node.set_local_addresses(moment, [address]);
+            node.set_local_addresses(moment, addresses.all());
         }
         self.drain(number);
     }
@@ -330,7 +331,7 @@ impl Sim {
     /// An agent's own address, behind its NAT.
     #[must_use]
     pub fn address(&self, label: &str) -> SocketAddr {
-        self.agents[self.number(label)].address
+        self.agents[self.number(label)].addresses.first()
     }
 
     /// Where relays see an agent.
