@@ -2,6 +2,7 @@
 //! own. What `World` is to the emulated internet, with the NATs of Linux instead of ours.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -85,7 +86,7 @@ impl KernelWorld {
         let mut hosts = String::from("127.0.0.1 localhost\n::1 localhost\n");
         for number in 1..=relays {
             let name = format!("relay-{number}");
-            let config = SiteConfig::server(1).with_access(access.clone());
+            let config = SiteConfig::server(2).with_access(access.clone());
             let site = lab.site(&name, &config).trying("make a relay's network")?;
             // A name that is never anybody's (RFC 6761), with an address of each family as relays have.
             for address in [lab.public(&site).to_string(), site.ipv6().to_string()] {
@@ -98,7 +99,7 @@ impl KernelWorld {
         for (name, site) in sites {
             lab.allow_low_ports(site.host()).trying("prepare a relay")?;
             let machine = Machine::new(site.host().clone(), home.path(), programs)?;
-            let (running, info) = run_relay(&machine, &relay_words(&name))?;
+            let (running, info) = run_relay(&machine, &relay_words(&name, lab.public(&site)))?;
             started.push(KernelRelay { machine, site, name, info, running });
         }
         Ok(Self { relays: started, programs: programs.clone(), lab, home })
@@ -178,8 +179,9 @@ impl KernelWorld {
     /// # Errors
     /// It does not start.
     pub fn restart_relay(&mut self, number: usize) -> Result<(), Failed> {
-        let relay = self.relay_mut(number)?;
-        (relay.running, relay.info) = run_relay(&relay.machine, &relay_words(&relay.name))?;
+        let relay = self.relays.get_mut(number).ok_or_else(|| Failed::new(format!("there is no relay {number}")))?;
+        let words = relay_words(&relay.name, self.lab.public(&relay.site));
+        (relay.running, relay.info) = run_relay(&relay.machine, &words)?;
         Ok(())
     }
 
@@ -215,12 +217,15 @@ impl KernelWorld {
     }
 }
 
-fn relay_words(name: &str) -> Vec<String> {
+/// A relay at every address of its machine. The machine has two of IPv4, the second one up from the first.
+fn relay_words(name: &str, first: Ipv4Addr) -> Vec<String> {
+    let second = Ipv4Addr::from(u32::from(first) + 1);
     let (udp, tls) = (format!("[::]:{RELAY_PORT}"), format!("[::]:{TLS_PORT}"));
     let place = format!("{name}.test:{RELAY_PORT}/{TLS_PORT}");
-    let words =
-        ["relay", "--open", "--listen", &udp, "--tls-listen", &tls, "--advertise", &place, "--key-file", "relay.key"];
-    words.map(str::to_owned).to_vec()
+    let stun = format!("{first},{second}");
+    let words = ["relay", "--open", "--listen", &udp, "--tls-listen", &tls, "--advertise", &place];
+    let more = ["--key-file", "relay.key", "--stun-address", &stun];
+    words.into_iter().chain(more).map(str::to_owned).collect()
 }
 
 /// Lets the agent at `client` ask the one at `server` for trust, and returns once they are connected and the client knows

@@ -96,8 +96,12 @@ struct Nat {
     #[arg(long, value_name = "MS", default_value_t = 10)]
     delay: u64,
 
+    /// How often each pair is tried, one time after the other by the same agents behind the same NATs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    times: u16,
+
     /// Instead: N runs of each pair that takes guessed ports, with both sides' leave
-    #[arg(long, value_name = "N", conflicts_with = "pairs")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["pairs", "times"])]
     birthday: Option<usize>,
 }
 
@@ -141,7 +145,7 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
         Test::Transfer { mib } => download(&programs, *mib, cli.json),
         Test::Memory => idle(&programs, cli.json),
         Test::All => {
-            let everything = Nat { pairs: Vec::new(), at_once: 6, delay: 10, birthday: None };
+            let everything = Nat { pairs: Vec::new(), at_once: 6, delay: 10, times: 1, birthday: None };
             let good = nats(&programs, &everything, cli.json)?;
             let good = warm_up(&programs, &[], cli.json)? & good;
             let good = in_the_field(&programs, &[], false, cli.json)? & good;
@@ -154,7 +158,7 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
 fn nats(programs: &Programs, nat: &Nat, json: bool) -> Result<bool, Failed> {
     let pairs = match nat.birthday {
         Some(_) => GUESSED.to_vec(),
-        None => wanted_pairs(&nat.pairs)?,
+        None => wanted_pairs(&nat.pairs)?.repeat(nat.times.into()),
     };
     let runs = nat.birthday.unwrap_or(1);
     let delay = Duration::from_millis(nat.delay);

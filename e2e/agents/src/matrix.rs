@@ -22,6 +22,8 @@ use crate::wait::{PATIENCE, until};
 
 /// A direct path must be there by then.
 const PATH: Duration = Duration::from_secs(20);
+/// How long an agent may take to find out what its NAT is.
+const NAT: Duration = Duration::from_secs(8);
 /// How long a path that must not come is waited for.
 const NO_PATH: Duration = Duration::from_secs(6);
 
@@ -100,6 +102,15 @@ impl Cell {
             Possibility::NeedsBirthday => "relayed (direct by guessing ports)",
             Possibility::Impossible => "relayed",
         }
+    }
+
+    /// Agents of this pair that call their NAT something else than it is: network, and what they say.
+    #[must_use]
+    pub fn misnamed(&self) -> Vec<(Network, &str)> {
+        let nats = self.seen.iter().flat_map(|seen| [self.client, self.server].into_iter().zip(&seen.nats));
+        nats.filter(|(network, said)| network.nat_type() != *said)
+            .map(|(network, said)| (network, said.as_str()))
+            .collect()
     }
 
     /// The path in a word; `failed` if there was none.
@@ -232,6 +243,24 @@ pub(crate) struct Party {
     pub(crate) missing: Option<String>,
 }
 
+impl Party {
+    /// What the agent says of itself once it knows its NAT and its path to `peer` is direct, or after the time that it may take
+    /// for that. A direct path that a busy machine made look silent rests for some seconds; one that is gone stays gone.
+    fn settled(&self, peer: Option<&str>) -> Result<Value, Failed> {
+        let begun = Instant::now();
+        loop {
+            let status = self.agent.ask(&["status"])?;
+            let named = status["nat"]["kind"] == self.place.site.network().nat_type() || begun.elapsed() >= NAT;
+            let path = |peer| status["peers"].as_array()?.iter().find(|known| known["name"] == peer)?["path"].as_str();
+            let direct = peer.is_none_or(|peer| path(peer).is_some_and(|path| path != "relayed"));
+            if named && direct || begun.elapsed() >= PATH {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
 impl Stage {
     /// A client and a server in each network of these pairs, and their agents.
     pub(crate) fn new(mut world: KernelWorld, pairs: &[Pair]) -> Result<Self, Failed> {
@@ -304,7 +333,8 @@ impl Stage {
         let direct = client.agent.heard(mark, patience, |event| is_direct(event, name));
         // Once more, by whatever path it is by then.
         fetch(&client.agent, name)?;
-        let [status, other] = [client.agent.ask(&["status"])?, server.agent.ask(&["status"])?];
+        let status = client.settled(direct.is_some().then_some(name))?;
+        let other = server.settled(None)?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let peers = status["peers"].as_array().into_iter().flatten();
         let peer = peers.into_iter().find(|peer| peer["name"] == name).cloned().unwrap_or_default();

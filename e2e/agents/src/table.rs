@@ -23,7 +23,9 @@ pub fn matrix(cells: &[Cell]) -> String {
     line(&mut out, "", servers.iter().map(|server| numbered(server).to_string()));
     for client in clients {
         let of = |server: &Network| {
-            let cell = cells.iter().find(|cell| (cell.client, &cell.server) == (client, server));
+            let of_pair = || cells.iter().filter(|cell| (cell.client, &cell.server) == (client, server));
+            // Of a pair that was tried more than once, a time that was not as it should be.
+            let cell = of_pair().find(|cell| !cell.is_as_expected()).or_else(|| of_pair().next());
             cell.map_or(String::from("."), |cell| {
                 format!("{}{}", cell.path(), if cell.is_as_expected() { "" } else { "!" })
             })
@@ -32,6 +34,10 @@ pub fn matrix(cells: &[Cell]) -> String {
         line(&mut out, &format!("{number:>2} {client}"), servers.iter().map(of));
     }
     times(&mut out, cells);
+    let misnamed: BTreeSet<_> = cells.iter().flat_map(Cell::misnamed).collect();
+    for (network, said) in misnamed {
+        writeln!(out, "? an agent in {network} called its NAT {said}, not {}", network.nat_type()).expect(ENDLESS);
+    }
     for cell in cells.iter().filter(|cell| !cell.is_as_expected()) {
         let why = cell.seen.as_ref().map_or_else(Clone::clone, |seen| seen.why.clone());
         let (client, server, path) = (cell.client, cell.server, cell.path());

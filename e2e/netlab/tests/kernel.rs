@@ -36,7 +36,7 @@ struct Story {
     let_in: [bool; 3],
     /// Then one goes to that other address: from which port, seen from the first.
     second: Relation,
-    /// And one to another port of it: as one before, or how it follows the second.
+    /// And one to another port of it: how it follows the second.
     third: Relation,
     /// After that the other address may answer.
     then_in: bool,
@@ -69,9 +69,7 @@ fn story(way: &mut impl Way) -> Story {
     let second = way.out(2);
     let third = way.out(3);
     let then_in = way.back(2, second);
-    // Where the first port was taken away, Linux goes on with the port it had to take instead, the model with the first.
-    let third = if third == first { Relation::Same } else { relation(second, third) };
-    Story { let_in, second: relation(first, second), third, then_in }
+    Story { let_in, second: relation(first, second), third: relation(second, third), then_in }
 }
 
 fn relation(before: u16, after: u16) -> Relation {

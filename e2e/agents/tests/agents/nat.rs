@@ -70,6 +70,7 @@ fn as_theory_says(programs: &Programs, pairs: &[Pair]) -> Result<Vec<Cell>, Fail
     assert_eq!(cells.len(), pairs.len());
     for cell in &cells {
         assert!(cell.is_as_expected(), "{cell:?}");
+        assert_eq!(cell.misnamed(), [], "agents say what their NAT is: {cell:?}");
     }
     Ok(cells)
 }

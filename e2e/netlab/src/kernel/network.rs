@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use peerage_sim::nat::{NatKind, Possibility, can_be_direct};
+use peerage_sim::nat::{self, NatKind, Possibility, can_be_direct};
 
 /// A kind of access network. The order is that of the matrix: from open to closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +102,41 @@ impl Network {
         }
     }
 
+    /// What an agent in it has to call its NAT, in the words of RFC 3489, with a relay that has two addresses of IPv4.
+    #[must_use]
+    pub const fn nat_type(self) -> &'static str {
+        match self {
+            Self::None => "open internet",
+            Self::FullCone => "full cone",
+            Self::RestrictedCone => "restricted cone",
+            // Where the inside port is kept for every destination, nobody can tell that from one mapping for all.
+            Self::PortRestricted
+            | Self::PortRestrictedOpenInput
+            | Self::SymmetricPreserving
+            | Self::CarrierHairpin
+            | Self::Carrier
+            | Self::ShortLived => "port-restricted cone",
+            Self::SymmetricSequential | Self::SymmetricRandom | Self::DualStack => "symmetric",
+            // The relay's second address is one of IPv4.
+            Self::Ipv6Only => "no NAT",
+            Self::UdpBlocked | Self::HttpProxy => "blocked",
+        }
+    }
+
+    /// The same network in the simulation. To agents a proxy is one more network without UDP.
+    #[must_use]
+    pub fn simulated(self) -> nat::Network {
+        match self {
+            Self::Ipv6Only => nat::Network::ipv6_only(),
+            Self::DualStack => nat::Network::dual_stack(),
+            Self::CarrierHairpin | Self::Carrier => nat::Network {
+                carrier: Some(NatKind::carrier(self == Self::CarrierHairpin)),
+                ..NatKind::home_router().into()
+            },
+            network => network.nat().map_or(nat::Network::udp_blocked(), nat::Network::from),
+        }
+    }
+
     /// Whether a host there has IPv6.
     #[must_use]
     pub const fn has_ipv6(self) -> bool {
@@ -191,6 +226,26 @@ mod tests {
         for a in Network::ALL {
             for b in Network::ALL {
                 assert_eq!(possibility(a, b), possibility(b, a), "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_simulation_says_the_same_of_every_pair() {
+        use nat::{Verdict, verdict, verdict_within_carrier};
+        let simulated = || Network::ALL.into_iter().map(|network| (network, network.simulated()));
+        for (a, of_a) in simulated() {
+            for (b, of_b) in simulated() {
+                let verdict = match a.carrier().is_some() && a.carrier() == b.carrier() {
+                    true => verdict_within_carrier(&of_a, &of_b),
+                    false => verdict(&of_a, &of_b),
+                };
+                let here = match possibility(a, b) {
+                    Possibility::Direct | Possibility::Punched | Possibility::NeedsPrediction => Verdict::Direct,
+                    Possibility::NeedsBirthday => Verdict::DirectIfGuessed,
+                    Possibility::Impossible => Verdict::Relayed,
+                };
+                assert_eq!(here, verdict, "{a} to {b}");
             }
         }
     }
