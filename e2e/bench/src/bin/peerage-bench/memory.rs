@@ -107,7 +107,7 @@ pub struct Resident {
     pub own: f64,
 }
 
-fn resident(process: u32) -> Result<Resident> {
+pub fn resident(process: u32) -> Result<Resident> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let field = |name: &str| -> Result<f64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -115,4 +115,13 @@ fn resident(process: u32) -> Result<Resident> {
         Ok(number.ok_or("the kernel does not say")?.parse()?)
     };
     Ok(Resident { total: field("VmRSS:")?, own: field("RssAnon:")? })
+}
+
+/// The processor time that a process has used, of its own and of the kernel for it.
+pub fn processor_time(process: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth after it.
+    let fields: Vec<&str> = stat.rsplit_once(')').ok_or("the kernel does not say")?.1.split_whitespace().collect();
+    let ticks: u64 = fields.get(11..13).ok_or("the kernel does not say")?.iter().map(|f| f.parse().unwrap_or(0)).sum();
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
