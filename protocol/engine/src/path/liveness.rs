@@ -113,14 +113,15 @@ mod tests {
     #[test]
     fn who_judges_late_gives_the_answer_time_to_be_read_but_only_once() {
         let (mut liveness, sent) = (Liveness::new(), Instant::now());
+        let rtt = Some(Duration::from_millis(20));
         liveness.on_sent(sent);
         let woken = sent + Duration::from_millis(900);
-        assert_eq!(liveness.judge(woken, None), None, "the process stood still");
+        assert_eq!(liveness.judge(woken, rtt), None, "the process stood still");
         let mut heard = liveness.clone();
         heard.on_heard();
-        assert_eq!(heard.judge(woken + EXCUSE, None), None);
-        assert_eq!(liveness.deadline(None), Some(woken + EXCUSE));
-        let judged = liveness.judge(woken + EXCUSE + LATE + Duration::from_millis(1), None);
+        assert_eq!(heard.judge(woken + EXCUSE, rtt), None);
+        assert_eq!(liveness.deadline(rtt), Some(woken + EXCUSE));
+        let judged = liveness.judge(woken + EXCUSE + LATE + Duration::from_millis(1), rtt);
         assert!(matches!(judged, Some(Silence::Silent { .. })), "{judged:?}");
     }
 
@@ -128,7 +129,7 @@ mod tests {
     fn who_judges_in_time_excuses_nothing() {
         let (mut liveness, sent) = (Liveness::new(), Instant::now());
         liveness.on_sent(sent);
-        let judged = liveness.judge(sent + SHORTEST.max(3 * INITIAL_RTT), None);
+        let judged = liveness.judge(sent + patience(None), None);
         assert!(matches!(judged, Some(Silence::Silent { .. })), "{judged:?}");
     }
 }
