@@ -41,7 +41,7 @@ fn an_open_stream_goes_on_within_a_second_when_either_relay_is_killed() {
 
 #[test]
 fn a_stream_goes_on_within_a_second_when_the_other_relay_is_killed_after_the_first_came_back() {
-    let (mut sim, stream) = relayed_pair(1);
+    let (mut sim, stream) = relayed_pair(2);
     for relay in ["r1", "r2", "r1", "r2"] {
         sim.stop_relay(relay);
         there_and_back(&mut sim, stream, secs(1));

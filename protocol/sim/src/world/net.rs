@@ -147,6 +147,14 @@ pub(super) fn relay_address_v6(number: usize) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::new(0x2001, 0xdb8, 0x6000 + number, 0, 0, 0, 0, 1).into(), 3478)
 }
 
+/// Whether an address is one of the relays'.
+pub(super) fn is_relay(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[0] == 6,
+        IpAddr::V6(ip) => ip.segments()[2] >= 0x6000,
+    }
+}
+
 /// A relay's four places for STUN (RFC 5780).
 pub(super) fn relay_corners(number: usize) -> Corners {
     let first = relay_address(number);

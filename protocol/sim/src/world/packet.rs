@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::net::is_relay;
+
 /// Who really made a packet, whatever its source address says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -56,7 +58,8 @@ impl Packet {
     /// Whether it goes between two agents without a relay.
     #[must_use]
     pub fn is_direct(&self) -> bool {
-        !matches!(self.bytes.first(), Some(4..=15))
+        let is_frame = matches!(self.bytes.first(), Some(4..=15));
+        !is_frame && !is_relay(self.from.ip()) && !is_relay(self.to.ip())
     }
 }
 
