@@ -53,7 +53,7 @@ pub fn run(stage: &Stage, size: &Size) -> Result<(), Failed> {
         let more = identities.get(connected..*streams).ok_or_else(|| Failed::new("more streams than agents"))?;
         fleets.push(connect(stage, more, *streams, &tell)?);
         connected = *streams;
-        change(stage, &fleets, connected, &tell)?;
+        change(stage, &fleets, connected, IN_NAMESPACE.min(size.agents), &tell)?;
     }
     Ok(())
 }
@@ -129,8 +129,8 @@ fn connect(stage: &Stage, identities: &[Identity], total: usize, tell: Tell<'_>)
     Ok(fleet)
 }
 
-/// Deletes some trusts and makes them anew: what each costs, and whom it touches.
-fn change(stage: &Stage, fleets: &[Fleet], total: usize, tell: Tell<'_>) -> Result<(), Failed> {
+/// Deletes some trusts of the first ring of `ring` agents and makes them anew: what each costs, and whom it touches.
+fn change(stage: &Stage, fleets: &[Fleet], total: usize, ring: usize, tell: Tell<'_>) -> Result<(), Failed> {
     let names = ["peerage_operator_update_bytes_total", "peerage_operator_change_streams_sum"];
     let before = names.map(|name| stage.sum(name));
     let updates =
@@ -138,7 +138,7 @@ fn change(stage: &Stage, fleets: &[Fleet], total: usize, tell: Tell<'_>) -> Resu
     let (had, (_, cpu)) = (updates(), usage_now(stage)?);
     let mut took = Vec::new();
     for number in 0..CHANGES {
-        took.extend(toggle(stage, fleets, number)?);
+        took.extend(toggle(stage, &fleets[0], ring, number)?);
         std::thread::sleep(EVERY);
     }
     let (_, after) = usage_now(stage)?;
@@ -159,21 +159,21 @@ fn change(stage: &Stage, fleets: &[Fleet], total: usize, tell: Tell<'_>) -> Resu
 }
 
 /// One consent away and back; how long each of the two agents took to lose it.
-fn toggle(stage: &Stage, fleets: &[Fleet], number: usize) -> Result<Vec<Duration>, Failed> {
-    let own = number * 7 % IN_NAMESPACE; // neighbours would share agents
-    let (name, count) = (namespace(0), IN_NAMESPACE.min(fleets.iter().map(|fleet| fleet.agents.len()).sum()));
-    let [peer, ..] = peers(own % count, count);
-    let path = format!("{}/a-{}-{peer}", ours(&name, "agenttrusts"), own % count);
+fn toggle(stage: &Stage, fleet: &Fleet, ring: usize, number: usize) -> Result<Vec<Duration>, Failed> {
+    // Both are connected, and neighbours in time share no agent.
+    let own = number * 7 % (fleet.agents.len() - 1);
+    let (name, [peer, ..]) = (namespace(0), peers(own, ring));
+    let path = format!("{}/a-{own}-{peer}", ours(&name, "agenttrusts"));
     let (asked, trust) = stage.runtime.block_on(async {
         let mut api = stage.api.connect().await?;
         let asked = Instant::now();
         Ok::<_, Failed>((asked, trust_id(&api.send(&Todo::delete(path)).await?)?))
     })?;
-    let agents: Vec<_> = [own % count, peer].iter().filter_map(|number| fleets[0].agents.get(*number)).collect();
+    let agents: Vec<_> = [own, peer].iter().filter_map(|number| fleet.agents.get(*number)).collect();
     let lost = until_within(PATIENCE, || Ok(agents.iter().all(|agent| agent.known().lost(trust).is_some())))?;
     ensure(lost, || format!("trust {trust} still counts"))?;
     let took = agents.iter().filter_map(|agent| Some(agent.known().lost(trust)?.duration_since(asked))).collect();
-    stage.runtime.block_on(stage.api.all(vec![consent(&name, own % count, peer)]))?;
+    stage.runtime.block_on(stage.api.all(vec![consent(&name, own, peer)]))?;
     let back = || Ok(agents.iter().all(|agent| agent.known().applied.len() == PEERS));
     ensure(until_within(PATIENCE, back)?, || "a trust that was made anew does not count".into())?;
     Ok(took)
