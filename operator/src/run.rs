@@ -210,7 +210,8 @@ async fn start_admission(
     let (keep, current) = watch::channel(None);
     let keeper = Keeper::new(client.clone(), namespace, file.webhook.names);
     tokio::spawn(keeper.run(keep, leadership.clone()));
-    tokio::spawn(bundle::run(client.clone(), file.webhook.configuration, current.clone(), leadership.clone()));
+    let told = readiness.wait_for("the API server to know the webhooks' CA");
+    tokio::spawn(bundle::run(client.clone(), file.webhook.configuration, current.clone(), leadership.clone(), told));
     let waiting = readiness.wait_for("the webhooks' certificate");
     let mut first = current.clone();
     tokio::spawn(async move {

@@ -5,11 +5,11 @@ use std::process::Command;
 
 use crate::failed::{Failed, Trying, ensure};
 
-/// Kills the one process called `name` of the pod with this UID.
+/// The number of the one process called `name` of the pod with this UID.
 ///
 /// # Errors
 /// There is not exactly one.
-pub fn kill(pod: &str, name: &str) -> Result<(), Failed> {
+pub fn find(pod: &str, name: &str) -> Result<String, Failed> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").trying("look at processes")?.flatten() {
         let folder = entry.path();
@@ -20,9 +20,17 @@ pub fn kill(pod: &str, name: &str) -> Result<(), Failed> {
             found.extend(folder.file_name().and_then(|number| number.to_str()).map(str::to_owned));
         }
     }
-    let [one] = found.as_slice() else {
-        return Err(Failed::new(format!("expected one process {name} in pod {pod}, found {found:?}")));
-    };
-    let status = Command::new("kill").args(["-KILL", one]).status().trying("run kill")?;
-    ensure(status.success(), || format!("cannot kill process {one}"))
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => Err(Failed::new(format!("expected one process {name} in pod {pod}, found {found:?}"))),
+    }
+}
+
+/// Kills a process, which gets no chance to do anything about it.
+///
+/// # Errors
+/// There is none of that number.
+pub fn kill(number: &str) -> Result<(), Failed> {
+    let status = Command::new("kill").args(["-KILL", number]).status().trying("run kill")?;
+    ensure(status.success(), || format!("cannot kill process {number}"))
 }
