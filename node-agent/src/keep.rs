@@ -27,6 +27,12 @@ const WAIT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)];
 /// Who lived so long has earned a restart without waiting.
 const LIVED: Duration = Duration::from_secs(10);
 
+/// Calls this process what it is. The kernel names a program after the path it was started by, which was a link called `exe`.
+pub fn name_agent() {
+    // A name is for people: an agent without one works.
+    let _ = rustix::thread::set_name(c"peerage-agent");
+}
+
 /// Keeps the agent of these arguments running until told to stop, or until it ends for a reason of its own.
 ///
 /// # Errors

@@ -107,6 +107,7 @@ fn main() -> ExitCode {
             }
         };
     }
+    keep::name_agent();
     // One thread carries traffic best: driver and copying take turns instead of waking each other (docs/benchmarks).
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,

@@ -105,3 +105,12 @@ fn an_agent_that_says_why_it_cannot_run_is_not_started_anew() {
     assert_eq!(said.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&said.stderr).contains("PEERAGE_RELAYS"), "{said:?}");
 }
+
+#[test]
+fn who_looks_for_the_agent_by_its_name_finds_the_one_that_works() {
+    let kept = Kept::start();
+    let agent = kept.agent().expect("it works");
+    let name = |process: i32| fs::read_to_string(format!("/proc/{process}/comm")).expect("it runs").trim().to_owned();
+    assert_eq!(name(agent), "peerage-agent");
+    assert_eq!(name(kept.process.id().cast_signed()), "peerage-keep");
+}

@@ -1,6 +1,6 @@
 //! Names, as the resolvers of two libcs see them in pods with an agent.
 
-use crate::cluster::{Cluster, until};
+use crate::cluster::until;
 use crate::failed::{Failed, Trying, ensure};
 use crate::processes;
 use crate::stage::{REPORTER, SIDECAR, Stage, pod, restricted};
