@@ -23,7 +23,7 @@ const STREAMS: usize = 10;
 /// The promise, held against the operator's own histogram.
 const WITHIN: Duration = Duration::from_secs(1);
 /// From outside the API server's own time and that of 1,000 agents on this machine are in it, and it may have others to
-/// serve. Figures of a quiet one are in docs/benchmarks.
+/// serve; docs/benchmarks has figures.
 const ON_A_BUSY_MACHINE: Duration = Duration::from_secs(5);
 /// How long 1,000 agents may take to enrol on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
