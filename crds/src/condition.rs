@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::time_schema;
 
+/// Longest message, as the schema has it.
+const MAX_MESSAGE: usize = 4096;
+
 /// One aspect of an object's state, in the shape of `metav1.Condition`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -46,9 +49,10 @@ pub enum ConditionStatus {
 }
 
 impl Condition {
-    /// A condition as it stands at `now`.
+    /// A condition as it stands at `now`. A message that is too long is cut: the API server would refuse all of the status.
     #[must_use]
-    pub fn new(type_: ConditionType, status: ConditionStatus, reason: Reason, message: String, now: Time) -> Self {
+    pub fn new(type_: ConditionType, status: ConditionStatus, reason: Reason, mut message: String, now: Time) -> Self {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
         Self {
             type_: type_.as_str().to_owned(),
             status,
@@ -151,6 +155,8 @@ words! {
         AgentNotFound,
         /// The AgentLink that the object names does not exist.
         LinkNotFound,
+        /// The AgentLink that the object names is not what this version of the operator understands.
+        LinkUnreadable,
         /// The link does not list this namespace.
         NotPermittedByLink,
         /// The relay does not list this namespace.
@@ -192,6 +198,13 @@ mod tests {
 
     fn ready(status: ConditionStatus, reason: Reason, seconds: i64) -> Condition {
         Condition::new(ConditionType::Ready, status, reason, String::new(), at(seconds))
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_cut_at_a_character() {
+        let message = "é".repeat(MAX_MESSAGE);
+        let new = Condition::new(ConditionType::Ready, ConditionStatus::False, Reason::Pending, message, at(1));
+        assert_eq!((new.message.len(), new.message.chars().count()), (MAX_MESSAGE, MAX_MESSAGE / 2));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The cluster as this replica knows it, and the one place where a change becomes news.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use peerage_model::operator::Revision;
 use peerage_model::{InstanceId, UnixTime};
@@ -32,6 +32,20 @@ pub enum News {
     Denied(Denial),
     /// A passport was given here.
     Admitted(PodUid, Holder),
+}
+
+/// Why somebody is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The instance was denied, or its pod has a younger one.
+    Denied,
+    /// The pod is not that agent.
+    Changed,
+    /// The pod changes its key too often.
+    TooSoon {
+        /// For how long it has to keep the one it has.
+        wait: Duration,
+    },
 }
 
 /// The cluster. Shared by everything that serves.
@@ -109,10 +123,21 @@ impl Cluster {
     }
 
     /// Somebody shows or gets a passport, here (`ours`) or at another replica.
-    pub fn admit(&self, uid: PodUid, holder: Holder, ours: bool) -> bool {
+    ///
+    /// # Errors
+    /// [`Refused`]. What another replica has admitted is never too early.
+    pub fn admit(&self, uid: PodUid, holder: Holder, ours: bool) -> Result<(), Refused> {
         let admission = {
             let mut state = self.write();
             let State { index, roll } = &mut *state;
+            // Under the lock: what changed since somebody looked must not be overlooked, since a change that comes later ends
+            // whoever is listed.
+            if ours && !index.is_still(&uid, &holder) {
+                return Err(Refused::Changed);
+            }
+            if let Some(wait) = roll.wait_for_key(&uid, &holder, crate::clock::now()).filter(|_| ours) {
+                return Err(Refused::TooSoon { wait });
+            }
             let admission = roll.admit(uid, holder.clone());
             if matches!(admission, Admission::Holds(_)) && (ours || index.is_still(&uid, &holder)) {
                 roll.verify(uid);
@@ -122,7 +147,7 @@ impl Cluster {
         let mut dirty = Dirty::default();
         dirty.judged.insert(holder.peer.clone());
         match admission {
-            Admission::Denied => false,
+            Admission::Denied => Err(Refused::Denied),
             Admission::Holds(denial) => {
                 if let Some(denial) = denial {
                     self.spread(denial);
@@ -131,8 +156,18 @@ impl Cluster {
                     self.tell(News::Admitted(uid, holder));
                 }
                 self.tell(News::Judge(dirty));
-                true
+                Ok(())
             }
+        }
+    }
+
+    /// Denies an instance on this replica's own findings, and tells the others.
+    pub fn withdraw(&self, denial: Denial) {
+        let denied = &denial.denied;
+        // A statement of its own: the lock must be free again when it is spread.
+        let is_news = self.write().roll.set_denied(&denial.agent, denied.instance, denied.until);
+        if is_news {
+            self.spread(denial);
         }
     }
 
@@ -218,11 +253,29 @@ impl Cluster {
         self.watches.iter().find(|health| !health.is_fresh()).map(|health| health.kind())
     }
 
-    /// How far this replica has seen: as far as its slowest watch.
+    /// How far this replica has seen: everything up to there. To be asked before the state is read.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        let version = self.watches.iter().map(|health| health.version()).min().unwrap_or(0);
-        Revision { epoch: self.epoch, version }
+        Revision { epoch: self.epoch, versions: self.watches.iter().map(|health| health.version()).collect() }
+    }
+
+    /// How new what it has seen may be. To be asked while the state is read, or after that.
+    #[must_use]
+    pub fn shown(&self) -> Revision {
+        Revision { epoch: self.epoch, versions: self.watches.iter().map(|health| health.shown()).collect() }
+    }
+
+    /// The newest version that any watch has told of.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.revision().newest()
+    }
+
+    /// Whether every watch of objects has listed what there is.
+    #[must_use]
+    pub fn watched(&self) -> bool {
+        let [objects @ .., _tickets] = &self.watches[..] else { return false };
+        objects.iter().all(|health| health.version() > 0)
     }
 }
 

@@ -8,9 +8,11 @@
 //! an enrolment counts for as long as its pod is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use peerage_model::passport::LIFETIME;
@@ -18,6 +20,7 @@ use peerage_model::snapshot::DeniedInstance;
 use peerage_model::{AgentId, InstanceId, TrustId, UnixTime};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::cluster::Cluster;
 use crate::key::ObjectKey;
@@ -31,6 +34,8 @@ const POD: &str = ".pod";
 const SETTLED: Duration = Duration::from_secs(3600);
 /// How long a request that failed waits.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Writes at a time.
+const AT_ONCE: usize = 4;
 
 /// What is written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,25 +134,25 @@ impl Ledger {
         }
     }
 
-    /// Writes down what happened here, for as long as it takes; `written`: whose enrolment is there already.
-    pub async fn run(self, mut entries: mpsc::UnboundedReceiver<Entry>, mut written: BTreeSet<InstanceId>) {
-        while let Some(first) = entries.recv().await {
-            let mut by_map: BTreeMap<String, Changes> = BTreeMap::new();
-            let mut next = Some(first);
-            while let Some(entry) = next {
-                note(&entry, &mut by_map, &mut written);
-                next = entries.try_recv().ok();
-            }
-            for (name, data) in by_map {
-                while let Err(error) = self.add(&name, &data).await {
-                    tracing::warn!(%error, "denied instances could not be written down");
-                    tokio::time::sleep(AGAIN).await;
-                }
-            }
-        }
+    /// Writes down what happened here, for as long as it takes; `written`: whose enrolment is there already. A ConfigMap that
+    /// cannot be written holds up no other.
+    pub async fn run(self, entries: mpsc::UnboundedReceiver<Entry>, written: BTreeSet<InstanceId>) {
+        let write = |name: String, data: Changes| {
+            let ledger = self.clone();
+            async move { ledger.add(&name, &data).await.is_ok() }
+        };
+        write_down(entries, written, write).await;
     }
 
     async fn add(&self, name: &str, data: &Changes) -> kube::Result<()> {
+        let added = self.try_add(name, data).await;
+        if let Err(error) = &added {
+            tracing::warn!(%error, map = name, count = data.len(), "denied instances could not be written down");
+        }
+        added
+    }
+
+    async fn try_add(&self, name: &str, data: &Changes) -> kube::Result<()> {
         let patch = Patch::Merge(json!({"data": data}));
         match self.maps.patch(name, &PatchParams::default(), &patch).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -210,6 +215,45 @@ fn note(what: &Entry, by_map: &mut BTreeMap<String, Changes>, written: &mut BTre
     }
 }
 
+/// Hands what happened to `write`, ConfigMap by ConfigMap, and again where it failed.
+async fn write_down<F: Future<Output = bool>>(
+    mut entries: mpsc::UnboundedReceiver<Entry>,
+    mut written: BTreeSet<InstanceId>,
+    write: impl Fn(String, Changes) -> F,
+) {
+    let mut pending: BTreeMap<String, Changes> = BTreeMap::new();
+    let mut failed: BTreeMap<String, Changes> = BTreeMap::new();
+    let mut again = tokio::time::interval(AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            entry = entries.recv() => {
+                let Some(mut entry) = entry else { return };
+                loop {
+                    note(&entry, &mut pending, &mut written);
+                    let Ok(more) = entries.try_recv() else { break };
+                    entry = more;
+                }
+            }
+            _ = again.tick() => for (name, data) in std::mem::take(&mut failed) {
+                pending.entry(name).or_default().extend(data);
+            },
+        }
+        // What waits for another try takes along what came later, so that the later one holds.
+        for (name, waiting) in &mut failed {
+            waiting.extend(pending.remove(name).into_iter().flatten());
+        }
+        let due = std::mem::take(&mut pending).into_iter().map(|(name, data)| {
+            let written = write(name.clone(), data.clone());
+            async move { (!written.await).then_some((name, data)) }
+        });
+        let outcomes: Vec<_> = futures::stream::iter(due).buffer_unordered(AT_ONCE).collect().await;
+        for (name, data) in outcomes.into_iter().flatten() {
+            failed.entry(name).or_default().extend(data);
+        }
+    }
+}
+
 /// A ConfigMap as the watch delivers it.
 pub fn apply(cluster: &Arc<Cluster>, denials: Option<Vec<Denial>>) {
     let now = crate::clock::now();
@@ -221,6 +265,8 @@ pub fn apply(cluster: &Arc<Cluster>, denials: Option<Vec<Denial>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use peerage_model::Fingerprint;
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
@@ -250,6 +296,34 @@ mod tests {
         note(&Entry::Denied(Denial { agent, denied }), &mut by_map, &mut written);
         let changes = by_map.remove("peerage-denied-a").expect("the same place");
         assert_eq!(changes.values().filter(|value| value.is_none()).count(), 1, "the enrolment goes");
+    }
+
+    fn denial(first: u8) -> Denial {
+        let agent = AgentId { authority: Fingerprint([1; 32]), name: "db.tools".parse().expect("a name") };
+        let denied =
+            DeniedInstance { authority: agent.authority, instance: InstanceId([first; 8]), until: UnixTime(7) };
+        Denial { agent, denied }
+    }
+
+    #[tokio::test]
+    async fn a_map_that_cannot_be_written_holds_up_no_other_and_is_tried_again() {
+        let (tell, denied) = mpsc::unbounded_channel();
+        let (written, mut seen) = mpsc::unbounded_channel();
+        let full = Arc::new(AtomicBool::new(true));
+        let is_full = Arc::clone(&full);
+        tokio::spawn(write_down(denied, BTreeSet::new(), move |name, data: Changes| {
+            let refused = name == "peerage-denied-a" && is_full.load(Ordering::Relaxed);
+            if !refused {
+                written.send((name, data.len())).expect("the test listens");
+            }
+            std::future::ready(!refused)
+        }));
+        for first in [0xaa, 0xbb, 0xa1] {
+            tell.send(Entry::Denied(denial(first))).expect("it listens");
+        }
+        assert_eq!(seen.recv().await, Some(("peerage-denied-b".to_owned(), 2)));
+        full.store(false, Ordering::Relaxed);
+        assert_eq!(seen.recv().await, Some(("peerage-denied-a".to_owned(), 4)));
     }
 
     #[test]

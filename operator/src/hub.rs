@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use peerage_crds::PathSummary;
-use peerage_model::operator::{PathWord, PeerState};
+use peerage_model::operator::{Conflict, PathWord, PeerState, Report};
 use peerage_model::snapshot::DeniedInstance;
 use peerage_model::{AgentId, InstanceId, TrustId};
 use tokio::sync::Notify;
@@ -53,21 +53,96 @@ impl Notes {
     }
 }
 
+/// What an agent was told of one AgentTrust.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owed {
+    /// In which generation; of a fleet, whose members are told one by one, in the oldest of theirs.
+    pub generation: Option<i64>,
+    /// The update that must be acknowledged.
+    pub update: u64,
+}
+
 /// How far an agent is with what it was told.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// For each AgentTrust of the agent that it was told something of: the update that must be acknowledged.
-    pub owed: BTreeMap<TrustId, u64>,
+    /// For each AgentTrust of the agent that it was told something of.
+    pub owed: BTreeMap<TrustId, Owed>,
     /// The last update that was.
     pub acknowledged: u64,
     /// How it is with each peer that the agent reported.
     pub peers: BTreeMap<AgentId, (PeerState, PathWord)>,
     /// Which peers each AgentTrust is about.
     pub about: BTreeMap<TrustId, BTreeSet<AgentId>>,
-    /// The NAT, in RFC 3489's word.
-    pub nat: Option<String>,
+    /// The NAT, one of [`NATS`].
+    pub nat: Option<&'static str>,
+    /// Of whom something new was reported, and nobody was told yet.
+    pub reported: BTreeSet<AgentId>,
+    /// Whether the NAT is new, and nobody was told yet.
+    pub renatted: bool,
     /// Ports of peers that programs here do not find where they should be, and what to do; by peer.
     pub conflicts: BTreeMap<AgentId, String>,
+}
+
+/// The kinds of NAT that agents tell of, the one last that stands most in the way of direct paths.
+pub const NATS: [&str; 8] = [
+    "open internet",
+    "firewalled",
+    "full cone",
+    "cone",
+    "restricted cone",
+    "port-restricted cone",
+    "symmetric",
+    "blocked",
+];
+
+impl Progress {
+    /// Takes a report: only of peers that the agent was told of, and only words that we know, since whoever reports must
+    /// not be able to fill our memory, or a status, with what it likes.
+    pub fn report(&mut self, report: Report) {
+        let nat = report.nat.and_then(|nat| NATS.into_iter().find(|known| *known == nat.word));
+        if nat.is_some() && nat != self.nat {
+            (self.nat, self.renatted) = (nat, true);
+        }
+        let known: BTreeSet<&AgentId> = self.about.values().flatten().collect();
+        for peer in report.peers.into_iter().filter(|peer| known.contains(&peer.peer)) {
+            let path = match peer.state {
+                PeerState::Connected => peer.path,
+                PeerState::Idle | PeerState::Failing => PathWord::None,
+            };
+            if self.peers.insert(peer.peer.clone(), (peer.state, path)) != Some((peer.state, path)) {
+                self.reported.insert(peer.peer);
+            }
+        }
+        if let Some(conflicts) = report.conflicts {
+            self.report_conflicts(conflicts);
+        }
+    }
+
+    /// Puts an agent's conflicts in the place of those it had told of before.
+    fn report_conflicts(&mut self, conflicts: Vec<Conflict>) {
+        let mut new = BTreeMap::new();
+        for Conflict { peer, port, protocol, why, .. } in conflicts {
+            if self.about.values().any(|peers| peers.contains(&peer)) {
+                new.entry(peer).or_insert_with(|| format!("port {port}/{protocol} of the peer: {why}"));
+            }
+        }
+        let old = std::mem::replace(&mut self.conflicts, new);
+        let changed = |peer: &&AgentId| old.get(*peer) != self.conflicts.get(*peer);
+        self.reported.extend(old.keys().chain(self.conflicts.keys()).filter(changed).cloned());
+    }
+
+    /// The AgentTrusts of which something new was reported since this was asked last, and whether the NAT is new.
+    pub fn news(&mut self) -> (Vec<TrustId>, bool) {
+        let reported = std::mem::take(&mut self.reported);
+        (self.about_any(&reported), std::mem::take(&mut self.renatted))
+    }
+
+    /// The AgentTrusts that are about one of these.
+    #[must_use]
+    pub fn about_any(&self, peers: &BTreeSet<AgentId>) -> Vec<TrustId> {
+        let concerned = self.about.iter().filter(|(_, about)| !about.is_disjoint(peers));
+        concerned.map(|(trust, _)| *trust).collect()
+    }
 }
 
 /// One connected instance.
@@ -121,6 +196,8 @@ pub struct TrustCount {
     pub acknowledged: usize,
     /// How connections of the two travel.
     pub path: Option<PathSummary>,
+    /// Whether a sidecar tried to connect and could not.
+    pub failing: bool,
     /// A port of the peer that cannot be where it should be, as the first stream that has one tells it.
     pub conflict: Option<String>,
 }
@@ -257,22 +334,24 @@ impl Hub {
         }
     }
 
-    /// The numbers of an AgentTrust of `agent`.
+    /// The numbers of an AgentTrust of `agent`, as it is in this generation: who was told of an earlier one has not
+    /// acknowledged it, whether or not its stream has got to that yet.
     #[must_use]
-    pub fn count(&self, agent: &ObjectKey, trust: &TrustId) -> TrustCount {
+    pub fn count(&self, agent: &ObjectKey, trust: &TrustId, generation: Option<i64>) -> TrustCount {
         let mut count = TrustCount::default();
         let mut words = Vec::new();
         for stream in self.of(agent) {
             let progress = stream.progress();
             count.expected += 1;
-            let owed = progress.owed.get(trust);
-            count.acknowledged += usize::from(owed.is_some_and(|owed| *owed <= progress.acknowledged));
+            let owed = progress.owed.get(trust).filter(|owed| owed.generation == generation);
+            count.acknowledged += usize::from(owed.is_some_and(|owed| owed.update <= progress.acknowledged));
             let about = || progress.about.get(trust).into_iter().flatten();
             words.extend(about().filter_map(|peer| progress.peers.get(peer)).copied());
             let conflict = about().find_map(|peer| progress.conflicts.get(peer));
             count.conflict = count.conflict.or_else(|| conflict.cloned());
         }
         count.path = summary(&words);
+        count.failing = words.iter().any(|(state, _)| *state == PeerState::Failing);
         count
     }
 
@@ -281,14 +360,15 @@ impl Hub {
     pub fn paths(&self, agent: &ObjectKey) -> (Option<PathSummary>, Option<String>) {
         let streams = self.of(agent);
         let mut words = Vec::new();
-        let mut nats = BTreeSet::new();
+        let mut nats = Vec::new();
         for stream in &streams {
             let progress = stream.progress();
             words.extend(progress.peers.values().copied());
-            nats.extend(progress.nat.clone());
+            nats.extend(progress.nat);
         }
         let path = if streams.is_empty() { None } else { summary(&words).or(Some(PathSummary::Idle)) };
-        (path, worst_nat(nats))
+        let worst = NATS.into_iter().rfind(|word| nats.contains(word));
+        (path, worst.map(str::to_owned))
     }
 }
 
@@ -313,20 +393,11 @@ fn summary(words: &[(PeerState, PathWord)]) -> Option<PathSummary> {
     })
 }
 
-/// The one that stands most in the way of direct paths: words about symmetric NATs sort behind others in severity.
-fn worst_nat(nats: BTreeSet<String>) -> Option<String> {
-    let severity = |word: &String| {
-        let lower = word.to_ascii_lowercase();
-        let order = ["open", "full", "restricted", "port", "symmetric", "blocked"];
-        order.iter().rposition(|part| lower.contains(*part))
-    };
-    nats.into_iter().max_by_key(|word| (severity(word), word.clone()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use peerage_model::Fingerprint;
+    use peerage_model::operator::{Nat, PeerReport};
 
     fn peer(name: &str) -> AgentId {
         AgentId { authority: Fingerprint([1; 32]), name: name.parse().expect("a name") }
@@ -372,12 +443,35 @@ mod tests {
         let hub = Arc::new(Hub::default());
         let seat = join(&hub, "a", 1);
         let (agent, trust) = (ObjectKey::new("n", "a"), TrustId([7; 16]));
-        assert_eq!(hub.count(&agent, &trust), TrustCount { expected: 1, ..TrustCount::default() });
-        seat.stream.progress().owed.insert(trust, 3);
+        let count = |generation| hub.count(&agent, &trust, Some(generation));
+        assert_eq!(count(1), TrustCount { expected: 1, ..TrustCount::default() });
+        seat.stream.progress().owed.insert(trust, Owed { generation: Some(1), update: 3 });
         for (acknowledged, counted) in [(2, 0), (3, 1)] {
             seat.stream.progress().acknowledged = acknowledged;
-            assert_eq!(hub.count(&agent, &trust).acknowledged, counted);
+            assert_eq!(count(1).acknowledged, counted);
         }
+        assert_eq!(count(2).acknowledged, 0, "in a generation of which it was not told");
+    }
+
+    #[test]
+    fn what_is_reported_again_or_of_strangers_or_in_words_of_ones_own_is_no_news() {
+        let report = |peer_name: &str, state, word: &str| Report {
+            nat: Some(Nat { word: word.into(), behaviour: String::new() }),
+            peers: vec![PeerReport { peer: peer(peer_name), state, path: PathWord::Direct, why: None }],
+            ..Report::default()
+        };
+        let trust = TrustId([7; 16]);
+        let mut progress = Progress { about: [(trust, [peer("b.n")].into())].into(), ..Progress::default() };
+        for (given, news) in [
+            (report("b.n", PeerState::Connected, "symmetric"), (vec![trust], true)),
+            (report("b.n", PeerState::Connected, "symmetric"), (vec![], false)),
+            (report("stranger.n", PeerState::Connected, "a word of its own"), (vec![], false)),
+            (report("b.n", PeerState::Failing, "symmetric"), (vec![trust], false)),
+        ] {
+            progress.report(given);
+            assert_eq!(progress.news(), news);
+        }
+        assert_eq!((progress.peers.len(), progress.nat), (1, Some("symmetric")));
     }
 
     #[test]

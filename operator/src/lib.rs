@@ -12,6 +12,7 @@ pub mod clock;
 pub mod cluster;
 pub mod denials;
 pub mod facts;
+pub mod heap;
 pub mod hub;
 pub mod index;
 pub mod key;

@@ -10,31 +10,39 @@ use peerage_model::{AuthorityRecord, Ticket, UnixTime};
 
 use crate::cluster::Cluster;
 use crate::facts::LinkRecord;
+use crate::watch::{Health, number};
 
 /// How often the Secrets are looked at.
 const EVERY: Duration = Duration::from_secs(10);
 /// How soon after a change.
 const SOON: Duration = Duration::from_millis(200);
 
-/// Looks at the Secrets of all links, for ever.
-pub async fn run(cluster: Arc<Cluster>, client: kube::Client, namespace: String) {
+/// Looks at the Secrets of all links, for ever, and says in `health` how far that is: a link without its ticket leads
+/// nowhere, so a replica that has not read them yet must not speak for all, and one that read them longer ago than another
+/// must not bring back what that one took away.
+pub async fn run(cluster: Arc<Cluster>, client: kube::Client, namespace: String, health: Arc<Health>) {
     let secrets: Api<Secret> = Api::namespaced(client, &namespace);
     let mut changes = cluster.changes();
+    let mut known = BTreeMap::new();
     loop {
+        // The links must be known, and what is read from here on is no older than this.
+        let begun = cluster.watched().then(|| cluster.newest());
         let wanted = tickets(&cluster);
+        let mut is_whole = true;
         for (link, ticket) in &wanted {
-            let record = match ticket {
-                None => None,
-                Some((secret, key)) => match secrets.get_opt(secret).await {
-                    Ok(secret) => Some(read(secret.as_ref(), key, crate::clock::now())),
-                    Err(error) => {
-                        // What is known already stays; an API server that is away takes no link away.
-                        tracing::warn!(link, %error, "a link's Secret could not be read");
-                        continue;
-                    }
-                },
-            };
-            cluster.change(|index| index.set_record(link, record));
+            match look(&secrets, ticket.as_ref()).await {
+                Ok((version, record)) => apply(&cluster, &health, link, version, record, &mut known),
+                Err(error) => {
+                    // What is known already stays; an API server that is away takes no link away.
+                    tracing::warn!(link, %error, "a link's Secret could not be read");
+                    is_whole = false;
+                }
+            }
+        }
+        known.retain(|link, _| wanted.contains_key(link));
+        if let Some(begun) = begun.filter(|_| is_whole) {
+            health.hear();
+            health.applied(begun);
         }
         // Until it is time again, or until links refer to something else.
         let changed = async {
@@ -42,8 +50,32 @@ pub async fn run(cluster: Arc<Cluster>, client: kube::Client, namespace: String)
                 tokio::time::sleep(SOON).await;
             }
         };
-        let _ = tokio::time::timeout(EVERY, changed).await;
+        let _ = tokio::time::timeout(if begun.is_some() { EVERY } else { SOON }, changed).await;
     }
+}
+
+async fn look(secrets: &Api<Secret>, ticket: Option<&(String, String)>) -> kube::Result<(u64, Option<LinkRecord>)> {
+    let Some((secret, key)) = ticket else { return Ok((0, None)) };
+    let secret = secrets.get_opt(secret).await?;
+    let version = secret.as_ref().and_then(|secret| secret.metadata.resource_version.as_deref());
+    Ok((version.map_or(0, number), Some(read(secret.as_ref(), key, crate::clock::now()))))
+}
+
+/// `known`: what each link's Secret said before.
+fn apply(
+    cluster: &Cluster,
+    health: &Health,
+    link: &str,
+    version: u64,
+    record: Option<LinkRecord>,
+    known: &mut BTreeMap<String, Option<LinkRecord>>,
+) {
+    if known.get(link) != Some(&record) {
+        // What is not there has no version: it went at the newest one that we know of, as well as can be told.
+        health.applying(if version == 0 { cluster.newest() } else { version });
+        known.insert(link.to_owned(), record.clone());
+    }
+    cluster.change(|index| index.set_record(link, record));
 }
 
 fn tickets(cluster: &Cluster) -> BTreeMap<String, Option<(String, String)>> {

@@ -4,6 +4,7 @@
 //! AgentPeer is deleted, and when its pod enrols another key; it stays on the list until its passport would have ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use peerage_model::snapshot::DeniedInstance;
 use peerage_model::{AgentId, InstanceId, UnixTime};
@@ -42,10 +43,20 @@ pub struct Denial {
     pub denied: DeniedInstance,
 }
 
+/// How often a pod may change its key, after [`KEYS_AT_ONCE`]: honest ones hardly ever do, and each change is a denial that
+/// all peers of the agent are told, keep and write down.
+const NEW_KEY_EVERY: Duration = Duration::from_secs(600);
+/// Keys that a pod may have enrolled in short order.
+const KEYS_AT_ONCE: u32 = 5;
+/// Denials of one agent that a peer is told when it learns of that agent. Each could fill what the peer keeps of all others.
+const MAX_DENIED_OF: usize = 1024;
+
 /// All holders and denials that this replica knows of.
 #[derive(Debug, Default)]
 pub struct Roll {
     holders: BTreeMap<PodUid, Holder>,
+    /// The keys that a pod has enrolled, as the time at which it will have waited for all of them; no entry for one that has.
+    paces: BTreeMap<PodUid, UnixTime>,
     /// Those whom this replica's own watches have once shown to be what they say. Another replica's word may come before
     /// its pod and AgentPeer do, and then their absence means nothing.
     verified: BTreeSet<PodUid>,
@@ -63,10 +74,27 @@ pub enum Admission {
 }
 
 impl Roll {
+    /// How long a pod must wait before it may enrol this key; `None`: it may.
+    #[must_use]
+    pub fn wait_for_key(&self, uid: &PodUid, holder: &Holder, now: UnixTime) -> Option<Duration> {
+        let same = self.holders.get(uid).is_some_and(|old| old.instance == holder.instance);
+        let waited = self.paces.get(uid).filter(|_| !same)?;
+        let wait = waited.0.saturating_sub(now.plus(NEW_KEY_EVERY * (KEYS_AT_ONCE - 1)).0);
+        (wait > 0).then(|| Duration::from_secs(wait))
+    }
+
+    fn count_key(&mut self, uid: PodUid, at: UnixTime) {
+        let waited = self.paces.entry(uid).or_insert(at);
+        *waited = at.max(*waited).plus(NEW_KEY_EVERY);
+    }
+
     /// Somebody shows or gets a passport for a pod, here or at another replica.
     pub fn admit(&mut self, uid: PodUid, holder: Holder) -> Admission {
         if self.is_denied(&holder.agent, &holder.instance) {
             return Admission::Denied;
+        }
+        if self.holders.get(&uid).is_none_or(|old| old.instance != holder.instance) {
+            self.count_key(uid, holder.issued);
         }
         let Some(old) = self.holders.get_mut(&uid) else {
             self.by_peer.entry(holder.peer.clone()).or_default().insert(uid);
@@ -113,8 +141,13 @@ impl Roll {
         Denial { agent: holder.agent.clone(), denied }
     }
 
-    /// Somebody else denied an instance. Returns whether that is news.
+    /// An instance is denied, here or by somebody else, and holds nothing from then on. Returns whether that is news.
     pub fn set_denied(&mut self, agent: &AgentId, instance: InstanceId, until: UnixTime) -> bool {
+        let pods = ObjectKey::of_agent(&agent.name).and_then(|peer| self.by_peer.get(&peer)).into_iter().flatten();
+        let held = |uid: &&PodUid| self.holders.get(*uid).is_some_and(|holder| holder.instance == instance);
+        if let Some(uid) = pods.copied().collect::<Vec<_>>().iter().find(held) {
+            self.remove(uid);
+        }
         let of_agent = self.denied.entry(agent.clone()).or_default();
         of_agent.insert(instance, until).is_none()
     }
@@ -125,20 +158,32 @@ impl Roll {
         self.denied.get(agent).is_some_and(|of_agent| of_agent.contains_key(instance))
     }
 
-    /// The denied instances of an agent, for its peers.
+    /// The denied instances of an agent, for its peers; of very many those that end last.
     #[must_use]
     pub fn denied_of(&self, agent: &AgentId) -> Vec<DeniedInstance> {
         let of_agent = self.denied.get(agent).into_iter().flatten();
-        of_agent
-            .map(|(instance, until)| DeniedInstance { authority: agent.authority, instance: *instance, until: *until })
-            .collect()
+        let mut by_end: Vec<_> = of_agent.map(|(instance, until)| (*until, *instance)).collect();
+        by_end.sort_unstable();
+        let last = by_end.split_off(by_end.len().saturating_sub(MAX_DENIED_OF));
+        let denied = |(until, instance)| DeniedInstance { authority: agent.authority, instance, until };
+        last.into_iter().map(denied).collect()
     }
 
-    /// How many pods of an agent hold a passport that counts at `now`.
+    fn remove(&mut self, uid: &PodUid) -> Option<Holder> {
+        self.verified.remove(uid);
+        let holder = self.holders.remove(uid)?;
+        self.relist(*uid, &holder.peer, None);
+        Some(holder)
+    }
+
+    /// How many of the pods that are an agent hold a passport that counts at `now`. A pod on its way out, or of which only
+    /// another replica has heard, is not among them, as it is not among those that an AgentPeer counts.
     #[must_use]
-    pub fn enrolled(&self, peer: &ObjectKey, now: UnixTime) -> usize {
+    pub fn enrolled(&self, index: &Index, peer: &ObjectKey, now: UnixTime) -> usize {
         let pods = self.by_peer.get(peer).into_iter().flatten();
-        pods.filter_map(|uid| self.holders.get(uid)).filter(|holder| holder.until > now).count()
+        let holders = pods.filter_map(|uid| Some((uid, self.holders.get(uid)?)));
+        let stays = |holder: &Holder| index.pod(&holder.pod).is_some_and(|facts| !facts.terminating);
+        holders.filter(|(uid, holder)| holder.until > now && stays(holder) && index.is_still(uid, holder)).count()
     }
 
     /// Looks again at holders after pods or AgentPeers changed, and denies whoever is not that agent any more.
@@ -163,9 +208,7 @@ impl Roll {
 
     /// The pod's passport does not count any more.
     pub fn withdraw(&mut self, uid: PodUid) -> Option<Denial> {
-        self.verified.remove(&uid);
-        let holder = self.holders.remove(&uid)?;
-        self.relist(uid, &holder.peer, None);
+        let holder = self.remove(&uid)?;
         Some(self.deny(&holder))
     }
 
@@ -174,11 +217,9 @@ impl Roll {
         let ended: Vec<_> =
             self.holders.iter().filter(|(_, holder)| holder.until <= now).map(|(uid, _)| *uid).collect();
         for uid in ended {
-            self.verified.remove(&uid);
-            if let Some(holder) = self.holders.remove(&uid) {
-                self.relist(uid, &holder.peer, None);
-            }
+            self.remove(&uid);
         }
+        self.paces.retain(|_, waited| *waited > now);
         self.denied.retain(|_, of_agent| {
             of_agent.retain(|_, until| *until > now);
             !of_agent.is_empty()
@@ -270,7 +311,50 @@ mod tests {
         let Admission::Holds(Some(denial)) = roll.admit(uid, holder(2, 120)) else { panic!("the first is denied") };
         assert_eq!(denial.denied.instance, InstanceId([1; 8]));
         assert_eq!(roll.admit(uid, holder(1, 180)), Admission::Denied, "and cannot come back");
-        assert_eq!(roll.enrolled(&ObjectKey::new("tools", "db"), NOW), 1);
+        assert_eq!(roll.holders().count(), 1);
+    }
+
+    #[test]
+    fn enrolled_are_the_pods_that_stay_and_whose_instance_was_not_denied() {
+        let (peer, uid) = (ObjectKey::new("tools", "db"), uid_bytes(UID).0);
+        let mut index = cluster("db");
+        let mut roll = Roll::default();
+        roll.admit(uid, holder(1, 0));
+        let elsewhere = Holder { pod: ObjectKey::new("tools", "db-2"), ..holder(2, 0) };
+        roll.admit([9; 16], elsewhere);
+        assert_eq!(roll.enrolled(&index, &peer, NOW), 1, "one pod is known here by hearsay only");
+        set_pod(&mut index, "db", true);
+        assert_eq!(roll.enrolled(&index, &peer, NOW), 0, "one that is on its way out");
+        set_pod(&mut index, "db", false);
+        roll.set_denied(&holder(1, 0).agent, InstanceId([1; 8]), UnixTime(NOW.0 + 10));
+        assert_eq!(roll.enrolled(&index, &peer, NOW), 0, "whom another replica denied");
+    }
+
+    #[test]
+    fn a_pod_that_enrols_one_key_after_another_has_to_wait() {
+        let mut roll = Roll::default();
+        let uid = uid_bytes(UID).0;
+        for key in 1..=5 {
+            let now = UnixTime(NOW.0 + u64::from(key));
+            assert_eq!(roll.wait_for_key(&uid, &holder(key, u64::from(key)), now), None, "key {key}");
+            roll.admit(uid, holder(key, u64::from(key)));
+        }
+        assert!(roll.wait_for_key(&uid, &holder(6, 6), NOW.plus(Duration::from_secs(6))).is_some());
+        assert_eq!(roll.wait_for_key(&uid, &holder(5, 6), NOW.plus(Duration::from_secs(6))), None, "a renewal");
+        let later = NOW.plus(NEW_KEY_EVERY + Duration::from_secs(1));
+        assert_eq!(roll.wait_for_key(&uid, &holder(6, 601), later), None);
+        assert_eq!(roll.wait_for_key(&[9; 16], &holder(6, 6), NOW), None, "another pod has its own pace");
+    }
+
+    #[test]
+    fn of_very_many_denials_a_peer_is_told_those_that_end_last() {
+        let mut roll = Roll::default();
+        let agent = holder(1, 0).agent;
+        for number in 0..=MAX_DENIED_OF as u64 {
+            roll.set_denied(&agent, InstanceId(number.to_be_bytes()), UnixTime(NOW.0 + number));
+        }
+        let told = roll.denied_of(&agent);
+        assert_eq!((told.len(), told[0].until), (MAX_DENIED_OF, UnixTime(NOW.0 + 1)));
     }
 
     #[test]

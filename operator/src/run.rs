@@ -22,6 +22,7 @@ use crate::certificates::keeper::Keeper;
 use crate::cluster::{Cluster, News};
 use crate::denials::{Entry, Ledger};
 use crate::facts::{LinkFacts, PeerFacts, PodFacts, RelayFacts, TrustFacts, Unreadable};
+use crate::heap::Heap;
 use crate::index::{Dirty, Index, Labels, Staleness};
 use crate::key::ObjectKey;
 use crate::leader::{Candidate, Leadership};
@@ -95,8 +96,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 const FAREWELL: Duration = Duration::from_millis(500);
 /// Deliveries that may wait while the index is busy.
 const QUEUE: usize = 256;
-/// The kinds that are watched, in the order of `watches`.
-const KINDS: [&str; 7] = ["agentpeers", "agenttrusts", "agentlinks", "agentrelays", "pods", "namespaces", "configmaps"];
+/// What is watched, in the order of `watches`. Agents compare what replicas have seen place by place: another kind goes to
+/// the end. The last one is read again and again instead ([`links`]).
+const KINDS: [&str; 8] =
+    ["agentpeers", "agenttrusts", "agentlinks", "agentrelays", "pods", "namespaces", "configmaps", "tickets"];
 
 /// A way to the API server: $KUBECONFIG, or the pod's ServiceAccount.
 ///
@@ -118,16 +121,19 @@ pub async fn client() -> Result<Client, RunError> {
 /// [`RunError`].
 pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let listen_error = |address| move |cause| RunError::Listen { address, cause };
-    let listener = serve::bind(options.listen).await.map_err(listen_error(options.listen))?;
+    let listener = serve::bind(serve::present(options.listen)).await.map_err(listen_error(options.listen))?;
     let reviews = match &options.admission {
-        Some(admission) => Some(serve::bind(admission.listen).await.map_err(listen_error(admission.listen))?),
+        Some(admission) => {
+            Some(serve::bind(serve::present(admission.listen)).await.map_err(listen_error(admission.listen))?)
+        }
         None => None,
     };
     let watches: Vec<_> = KINDS.into_iter().map(Health::new).collect();
     let (metrics, readiness) = (Arc::new(Metrics::default()), Readiness::default());
     let registry = metrics.registry(watches.clone());
-    let health =
-        HealthServer::bind(options.health, readiness.clone(), registry).await.map_err(listen_error(options.health))?;
+    let health = HealthServer::bind(serve::present(options.health), readiness.clone(), registry)
+        .await
+        .map_err(listen_error(options.health))?;
     tokio::spawn(health.run());
 
     let mut stop = std::pin::pin!(stop);
@@ -159,13 +165,13 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     let written = enrolled.iter().map(|(_, holder)| holder.instance).collect();
     start_watches(&cluster, &client, &options.namespace);
     tokio::spawn(recall(Arc::clone(&cluster), enrolled));
-    let (judge, judged) = mpsc::unbounded_channel();
-    let (count, counted) = mpsc::unbounded_channel();
+    let (judged, counted) = (Arc::new(Heap::default()), Arc::new(Heap::default()));
     let (tell_admitted, admitted) = mpsc::unbounded_channel();
     let (write_down, entries) = mpsc::unbounded_channel();
     let (notice, noticed) = mpsc::unbounded_channel();
     let (tell_probe, probed) = mpsc::channel(16);
-    tokio::spawn(spread_news(heard, Arc::clone(&others), judge, count, tell_admitted, write_down, notice));
+    let heaps = [Arc::clone(&judged), Arc::clone(&counted)];
+    tokio::spawn(spread_news(heard, Arc::clone(&others), heaps, tell_admitted, write_down, notice));
     let writer = Writer::new(Arc::clone(&cluster), Arc::clone(&others), client.clone(), leadership.clone());
     tokio::spawn(writer.run(judged, probed));
     let follower = Follower { cluster: Arc::clone(&cluster), keyring: keyring.clone(), leadership: leadership.clone() };
@@ -175,7 +181,6 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     if let (Some(admission), Some(listener)) = (options.admission, reviews) {
         start_admission(&cluster, &client, &options.namespace, admission, listener, &leadership, &readiness).await;
     }
-    tokio::spawn(links::run(Arc::clone(&cluster), client.clone(), options.namespace.clone()));
     tokio::spawn(ledger.clone().run(entries, written));
     tokio::spawn(keep_time(Arc::clone(&cluster)));
     tokio::spawn(keep_ready(Arc::clone(&cluster), readiness));
@@ -354,8 +359,7 @@ async fn keep_ready(cluster: Arc<Cluster>, readiness: Readiness) {
 async fn spread_news(
     mut heard: mpsc::UnboundedReceiver<News>,
     others: Arc<Others>,
-    judge: mpsc::UnboundedSender<Dirty>,
-    count: mpsc::UnboundedSender<Dirty>,
+    heaps: [Arc<Heap>; 2],
     admitted: mpsc::UnboundedSender<Admitted>,
     write_down: mpsc::UnboundedSender<Entry>,
     notice: mpsc::UnboundedSender<Dirty>,
@@ -364,11 +368,10 @@ async fn spread_news(
         // Who does not listen any more has ended with the process.
         match news {
             News::Judge(dirty) => {
-                let _ = count.send(dirty.clone());
+                heaps.iter().for_each(|heap| heap.add(dirty.clone()));
                 if !dirty.pods.is_empty() {
-                    let _ = notice.send(dirty.clone());
+                    let _ = notice.send(dirty);
                 }
-                let _ = judge.send(dirty);
             }
             News::Admitted(uid, holder) => {
                 let row = Admitted::new(uid, &holder);
@@ -382,7 +385,7 @@ async fn spread_news(
 }
 
 fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
-    let [peers, trusts, links, relays, pods, namespaces, maps] = &cluster.watches[..] else {
+    let [peers, trusts, links, relays, pods, namespaces, maps, tickets] = &cluster.watches[..] else {
         unreachable!("there is one for each of KINDS");
     };
     fn whole<K, T>(read: fn(&K) -> Result<T, Unreadable>) -> impl Fn(DeserializeGuard<K>) -> Result<T, String> {
@@ -397,8 +400,7 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         none.clone(),
         whole(PeerFacts::read),
         |cluster, key, found, told| match found {
-            // Taking it for deleted would deny all its pods for good. What was read last stands until it can be read again.
-            Found::Unreadable => {}
+            Found::Unreadable => cluster.change_told(told, |index| index.hide_peer(&key)),
             Found::Here(facts) => cluster.change_told(told, |index| index.set_peer(&key, Some(facts))),
             Found::Gone => cluster.change_told(told, |index| index.set_peer(&key, None)),
         },
@@ -421,8 +423,10 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentLink>(Api::all(c.clone())),
         none.clone(),
         whole(LinkFacts::read),
-        |cluster, key, facts, told| {
-            cluster.change_told(told, |index| index.set_link(&key.name, facts.readable()));
+        |cluster, key, found, told| match found {
+            Found::Unreadable => cluster.change_told(told, |index| index.hide_link(&key.name)),
+            Found::Here(facts) => cluster.change_told(told, |index| index.set_link(&key.name, Some(facts))),
+            Found::Gone => cluster.change_told(told, |index| index.set_link(&key.name, None)),
         },
     );
     follow(
@@ -431,8 +435,11 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
         Whole::<AgentRelay>(Api::all(c.clone())),
         none.clone(),
         whole(RelayFacts::read),
-        |cluster, key, facts, told| {
-            cluster.change_told(told, |index| index.set_relay(&key.name, facts.readable()));
+        |cluster, key, found, told| match found {
+            // What was read last stands: agents lose no relay because somebody changed a schema.
+            Found::Unreadable => {}
+            Found::Here(facts) => cluster.change_told(told, |index| index.set_relay(&key.name, Some(facts))),
+            Found::Gone => cluster.change_told(told, |index| index.set_relay(&key.name, None)),
         },
     );
     // A pod that has finished holds no agent any more, though its object stays.
@@ -461,6 +468,7 @@ fn start_watches(cluster: &Arc<Cluster>, client: &Client, namespace: &str) {
     follow(cluster, maps, Whole::<ConfigMap>(own), (None, label), read, |cluster, _, found, _| {
         denials::apply(cluster, found.readable())
     });
+    tokio::spawn(links::run(Arc::clone(cluster), c.clone(), namespace.to_owned(), Arc::clone(tickets)));
 }
 
 /// Starts one watch and applies what it delivers.
@@ -479,7 +487,10 @@ fn follow<S: Source, T: Send + 'static>(
     tokio::spawn(async move {
         while let Some(delivery) = deliveries.recv().await {
             match delivery {
-                Delivery::Object(key, facts, told) => apply(&cluster, key, facts, told),
+                Delivery::Object(key, facts, told, version) => {
+                    health.applying(version);
+                    apply(&cluster, key, facts, told);
+                }
                 Delivery::Version(version) => health.applied(version),
             }
         }

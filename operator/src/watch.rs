@@ -44,6 +44,7 @@ pub struct Health {
     heard: Mutex<Instant>,
     synced: AtomicBool,
     version: AtomicU64,
+    shown: AtomicU64,
     /// Objects that could not be read, at the last count.
     unreadable: AtomicU64,
 }
@@ -57,6 +58,7 @@ impl Health {
             heard: Mutex::new(Instant::now()),
             synced: AtomicBool::new(false),
             version: AtomicU64::new(0),
+            shown: AtomicU64::new(0),
             unreadable: AtomicU64::new(0),
         })
     }
@@ -85,14 +87,26 @@ impl Health {
         self.version.load(Ordering::Acquire)
     }
 
+    /// The highest resourceVersion of a change that may have been applied.
+    #[must_use]
+    pub fn shown(&self) -> u64 {
+        self.shown.load(Ordering::Acquire)
+    }
+
     /// Objects that could not be read.
     #[must_use]
     pub fn unreadable(&self) -> u64 {
         self.unreadable.load(Ordering::Relaxed)
     }
 
-    fn hear(&self) {
+    /// The server answered, and what it said shows how things are.
+    pub fn hear(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// A change of this version is about to be applied; said by whoever will apply it.
+    pub fn applying(&self, version: u64) {
+        self.shown.fetch_max(version, Ordering::AcqRel);
     }
 
     /// Everything up to `version` was applied; said by whoever applied it.
@@ -126,8 +140,8 @@ impl<T> Found<T> {
 /// What a watch delivers.
 #[derive(Debug)]
 pub enum Delivery<T> {
-    /// An object, what became of it, and when we were told.
-    Object(ObjectKey, Found<T>, Instant),
+    /// An object, what became of it, when we were told, and at which version it did, as far as that is known.
+    Object(ObjectKey, Found<T>, Instant, u64),
     /// All of the above up to this version has been delivered.
     Version(u64),
 }
@@ -267,11 +281,11 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
             }
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
+                let version = page.metadata.resource_version.unwrap_or_default();
                 for gone in known.difference(&listed) {
-                    send(out, Delivery::Object(gone.clone(), Found::Gone, Instant::now())).await?;
+                    send(out, Delivery::Object(gone.clone(), Found::Gone, Instant::now(), number(&version))).await?;
                 }
                 *known = listed;
-                let version = page.metadata.resource_version.unwrap_or_default();
                 self.reached(&version, out).await?;
                 return Ok(Ok(version));
             }
@@ -305,7 +319,6 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                 Ok(None) => return Ok(Ok(Ended::At(version))),
                 Err(_) => return Ok(Err(silence())),
             };
-            self.health.hear();
             match event {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     version = object.resource_version().unwrap_or(version);
@@ -315,7 +328,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                     version = object.resource_version().unwrap_or(version);
                     let key = key_of(&object);
                     known.remove(&key);
-                    send(out, Delivery::Object(key, Found::Gone, Instant::now())).await?;
+                    send(out, Delivery::Object(key, Found::Gone, Instant::now(), number(&version))).await?;
                 }
                 Ok(WatchEvent::Bookmark(bookmark)) => version = bookmark.metadata.resource_version,
                 // 410 Gone: what we saw last was compacted away.
@@ -323,12 +336,14 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                 Ok(WatchEvent::Error(status)) => return Ok(Err(kube::Error::Api(status))),
                 Err(error) => return Ok(Err(error)),
             }
+            self.health.hear(); // an error shows nothing of how things are
             self.reached(&version, out).await?;
         }
     }
 
     async fn put(&self, object: S::Object, out: &mpsc::Sender<Delivery<T>>) -> Result<ObjectKey, Closed> {
         let (key, told) = (key_of(&object), Instant::now());
+        let version = number(&object.resource_version().unwrap_or_default());
         let facts = match (self.read)(object) {
             Ok(facts) => Found::Here(facts),
             Err(error) => {
@@ -338,16 +353,21 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                 Found::Unreadable
             }
         };
-        send(out, Delivery::Object(key.clone(), facts, told)).await?;
+        send(out, Delivery::Object(key.clone(), facts, told, version)).await?;
         Ok(key)
     }
 
     async fn reached(&self, version: &str, out: &mpsc::Sender<Delivery<T>>) -> Result<(), Closed> {
-        match version.parse() {
-            Ok(version) => send(out, Delivery::Version(version)).await,
-            Err(_) => Ok(()), // opaque to us: agents are then told a lower version, which is safe
+        match number(version) {
+            0 => Ok(()),
+            version => send(out, Delivery::Version(version)).await,
         }
     }
+}
+
+/// A resourceVersion as a number, which they are comparable as since Kubernetes 1.35 and were before; 0 for none.
+pub(crate) fn number(version: &str) -> u64 {
+    version.parse().unwrap_or(0)
 }
 
 fn key_of(object: &impl ResourceExt) -> ObjectKey {

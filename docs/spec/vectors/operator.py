@@ -50,7 +50,7 @@ def update(authority, other):
         0: 1,
         1: True,
         2: False,
-        3: {0: 1, 1: 4711},
+        3: {0: 1, 1: [4711, 4650, 4700]},
         4: [entry],
         5: [{0: other.fingerprint, 1: "planner"}],
         6: [bytes([9]) * 16],
@@ -62,6 +62,7 @@ def update(authority, other):
             3: True,
             4: [{0: UDP, 1: 5353}],
         },
+        9: {0: 1, 1: [4705, 0, 4699]},
     }
 
 
@@ -82,7 +83,7 @@ def main():
     )
     proof_enrol = proof(0, exporter, e, instance_secret, token.encode())
     proof_resume = proof(1, exporter, e, instance_secret, credential)
-    have = {0: 1, 1: 4700}
+    have = {0: 1, 1: [4700, 0, 4698]}
     report = {
         0: {0: "symmetric", 1: "endpoint-dependent mapping"},
         1: [{0: agent, 1: 1, 2: 4, 3: "both NATs are symmetric"}],

@@ -1,9 +1,9 @@
 //! Whom we may talk to, from what replicas of the operator told (docs/spec/control-plane.md sections 6 and 7).
 //!
 //! Two pictures are kept apart: what the replica at the other end of this connection *told*, and what is *applied*. Where
-//! the replica is behind what was applied already, only its removals count; its additions wait until it has caught up.
-//! So a replica that lags can neither bring a revoked trust back nor end a newer one by not knowing it. No clock, no
-//! socket: time is an argument.
+//! the replica has not surely seen all that others had told before it, only its removals count; its additions wait until
+//! it has. So a replica that lags can neither bring a revoked trust back nor end a newer one by not knowing it. No clock,
+//! no socket: time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,9 +29,6 @@ pub enum BadUpdate {
     /// The first of a connection must be everything.
     #[error("the first update of a connection does not say that it is everything")]
     NotFull,
-    /// Too much.
-    #[error("the operator tells of more peers or denied instances than an agent may have")]
-    TooMany,
     /// A peer of ours is not ourselves.
     #[error("the operator names this agent as its own peer")]
     Ourselves,
@@ -52,7 +49,11 @@ pub struct Follow {
     told: Told,
     entries: BTreeMap<AgentId, Arc<Entry>>,
     settings: Settings,
-    revision: Option<Revision>,
+    /// How new what we act on may be: the highest that anybody has shown, since everybody's removals count.
+    reached: Option<Revision>,
+    /// What the replica of this connection must have seen before its additions count: what others had shown by then. Its own
+    /// later words are no reason to doubt it.
+    bar: Option<Revision>,
     gone: BTreeSet<TrustId>,
     denied: BTreeMap<(Fingerprint, InstanceId), UnixTime>,
     /// What the engine is told at the moment, each with the number of its appearance.
@@ -77,7 +78,7 @@ struct Told {
 #[cbor(map)]
 pub struct Kept {
     #[n(0)]
-    revision: Option<Revision>,
+    reached: Option<Revision>,
     #[n(1)]
     entries: Vec<Entry>,
     #[n(2)]
@@ -98,7 +99,8 @@ impl Follow {
             told: Told::default(),
             entries: entries.collect(),
             settings: kept.settings,
-            revision: kept.revision,
+            bar: kept.reached.clone(),
+            reached: kept.reached,
             gone: kept.gone.into_iter().collect(),
             denied: denied.collect(),
             shown: BTreeMap::new(),
@@ -112,7 +114,7 @@ impl Follow {
     #[must_use]
     pub fn keep(&self, now: UnixTime) -> Kept {
         Kept {
-            revision: self.revision,
+            reached: self.reached.clone(),
             entries: self.entries.values().map(|entry| Entry::clone(entry)).collect(),
             settings: self.settings.clone(),
             gone: self.gone.iter().copied().collect(),
@@ -123,9 +125,10 @@ impl Follow {
     /// A connection begins: nothing has been told on it.
     pub fn begin(&mut self) {
         self.told = Told::default();
+        self.bar.clone_from(&self.reached);
     }
 
-    /// This pod is no agent any more: nobody may be talked to. Tombstones, denials and the revision stay, so that a replica
+    /// This pod is no agent any more: nobody may be talked to. Tombstones, denials and what was reached stay, so that a replica
     /// that has not heard of it yet brings nothing back.
     pub fn clear(&mut self) {
         self.begin();
@@ -150,22 +153,21 @@ impl Follow {
         self.told.sequence = expected;
         let more = update.more;
         self.told.parts.push(update);
-        let entries: usize = self.told.parts.iter().map(|part| part.entries.len()).sum();
-        if entries > MAX_ENTRIES {
-            return Err(BadUpdate::TooMany);
-        }
         match more {
             true => Ok(Taken::Part),
-            false => self.act().map(Taken::Whole),
+            false => Ok(Taken::Whole(self.act())),
         }
     }
 
-    /// Acts on all parts at once.
-    fn act(&mut self) -> Result<Ack, BadUpdate> {
+    /// Acts on all parts at once. What takes something away is always acted on; of what adds, as much as there is room for:
+    /// whoever can make an operator say too much must not be able to freeze what this agent acts on.
+    fn act(&mut self) -> Ack {
+        let mut left_out = 0;
         for part in std::mem::take(&mut self.told.parts) {
             if part.full {
                 self.told.entries.clear();
             }
+            self.reached.get_or_insert_default().raise(&part.shown);
             self.told.revision = part.revision;
             for peer in &part.withdrawn {
                 self.told.entries.remove(peer);
@@ -176,22 +178,38 @@ impl Follow {
                 let until = self.denied.entry((denied.authority, denied.instance)).or_insert(denied.until);
                 *until = denied.until.max(*until);
             }
-            self.told.entries.extend(part.entries.into_iter().map(|entry| (entry.peer.id.clone(), Arc::new(entry))));
+            for entry in part.entries {
+                let room = self.told.entries.len() < MAX_ENTRIES;
+                match room || self.told.entries.contains_key(&entry.peer.id) {
+                    true => drop(self.told.entries.insert(entry.peer.id.clone(), Arc::new(entry))),
+                    false => left_out += 1,
+                }
+            }
             self.told.settings = part.settings.or(self.told.settings.take());
         }
-        if self.told.entries.len() > MAX_ENTRIES || self.denied.len() > MAX_DENIED {
-            return Err(BadUpdate::TooMany);
-        }
+        self.trim_denied();
         self.told.is_whole = true;
         if !self.is_behind() {
-            self.revision = Some(self.told.revision);
             self.entries.clone_from(&self.told.entries);
             if let Some(settings) = &self.told.settings {
                 self.settings.clone_from(settings);
             }
         }
         self.bury();
-        Ok(Ack { sequence: self.told.sequence, refused: self.refused() })
+        Ack { sequence: self.told.sequence, refused: self.refused() + left_out }
+    }
+
+    /// Where there are more denials than we keep, those go that would end first: they are needed for the shortest time.
+    fn trim_denied(&mut self) {
+        let surplus = self.denied.len().saturating_sub(MAX_DENIED);
+        if surplus == 0 {
+            return;
+        }
+        let mut by_end: Vec<_> = self.denied.iter().map(|(instance, until)| (*until, *instance)).collect();
+        by_end.sort_unstable();
+        for (_, instance) in &by_end[..surplus] {
+            self.denied.remove(instance);
+        }
     }
 
     fn bury(&mut self) {
@@ -204,10 +222,10 @@ impl Follow {
         self.told.entries.iter().filter(|(peer, entry)| self.entries.get(*peer) != Some(*entry)).count() as u64
     }
 
-    /// Whether the replica has told everything once, and has seen less than was applied already.
+    /// Whether the replica has told everything once, and may not have seen all that others had told before.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.told.is_whole && self.revision.is_some_and(|applied| self.told.revision < applied)
+        self.told.is_whole && self.bar.as_ref().is_some_and(|bar| !self.told.revision.covers(bar))
     }
 
     /// Whether the replica has told everything, and it is in force.
@@ -216,10 +234,10 @@ impl Follow {
         self.told.is_whole && !self.is_behind()
     }
 
-    /// What is applied.
+    /// How new what we act on may be; none before anybody has told us anything.
     #[must_use]
-    pub fn revision(&self) -> Option<Revision> {
-        self.revision
+    pub fn reached(&self) -> Option<&Revision> {
+        self.reached.as_ref()
     }
 
     /// Whom we may talk to.
@@ -319,15 +337,16 @@ mod tests {
     }
 
     fn version(version: u64) -> Revision {
-        Revision { epoch: 1, version }
+        Revision { epoch: 1, versions: vec![version] }
     }
 
+    /// From a replica that knows exactly how far it has seen.
     fn full(at: u64, entries: &[Entry]) -> Update {
-        Update { sequence: 1, full: true, revision: version(at), entries: entries.to_vec(), ..Update::default() }
+        Update { full: true, entries: entries.to_vec(), ..delta(1, at) }
     }
 
     fn delta(sequence: u64, at: u64) -> Update {
-        Update { sequence, revision: version(at), ..Update::default() }
+        Update { sequence, revision: version(at), shown: version(at), ..Update::default() }
     }
 
     fn names(follow: &Follow) -> Vec<String> {
@@ -358,7 +377,7 @@ mod tests {
         assert_eq!(names(&follow), ["b"]);
         take(&mut follow, Update { entries: vec![entry("a", 1, 2)], ..delta(4, 8) });
         assert_eq!(names(&follow), ["a", "b"], "what was only withdrawn may come back");
-        assert_eq!(follow.revision(), Some(version(8)));
+        assert_eq!(follow.reached(), Some(&version(8)));
     }
 
     #[test]
@@ -398,13 +417,45 @@ mod tests {
         let ack = connect(&mut follow, full(7, &[entry("withdrawn-since", 1, 2)]));
         assert_eq!((names(&follow), ack.refused), (vec!["new".to_owned()], 1));
         assert!(follow.is_behind() && !follow.is_current());
-        assert_eq!(follow.revision(), Some(version(10)));
+        assert_eq!(follow.reached(), Some(&version(10)));
         take(&mut follow, Update { entries: vec![entry("later", 7, 8)], ..delta(2, 9) });
         assert_eq!(names(&follow), ["new"], "still behind");
         let caught_up = Update { withdrawn: vec![agent("withdrawn-since")], ..delta(3, 10) };
         take(&mut follow, Update { entries: vec![entry("new", 5, 6)], ..caught_up });
         assert_eq!(names(&follow), ["later", "new"], "all that it told counts once it has caught up");
         assert!(follow.is_current());
+    }
+
+    /// A replica's word, whose sources are at `seen` for sure and at `shown` at most.
+    fn word(update: Update, seen: [u64; 2], shown: [u64; 2]) -> Update {
+        let revision = |versions: [u64; 2]| Revision { epoch: 1, versions: versions.to_vec() };
+        Update { revision: revision(seen), shown: revision(shown), ..update }
+    }
+
+    #[test]
+    fn what_one_replica_took_back_no_other_brings_back_that_may_not_have_seen_it() {
+        let both = [entry("a", 1, 2), entry("b", 3, 4)];
+        let mut follow = Follow::default();
+        connect(&mut follow, word(full(0, &both), [100, 100], [100, 100]));
+        // Its first source is far ahead of its second one, so that by the slower of the two it has seen nothing new.
+        take(&mut follow, word(Update { withdrawn: vec![agent("a")], ..delta(2, 0) }, [200, 100], [200, 100]));
+        assert_eq!(names(&follow), ["b"]);
+        assert!(follow.is_current(), "its own word is no reason to doubt it");
+        connect(&mut follow, word(full(0, &both), [150, 150], [150, 150]));
+        assert_eq!(names(&follow), ["b"], "farther by its slower source, and still before the withdrawal");
+        take(&mut follow, word(delta(2, 0), [200, 150], [150, 150]));
+        assert_eq!(names(&follow), ["a", "b"], "it says so knowing of the withdrawal: it was undone");
+    }
+
+    #[test]
+    fn what_a_replica_that_is_behind_took_back_stays_taken_back_too() {
+        let mut follow = Follow::default();
+        connect(&mut follow, word(full(0, &[entry("a", 1, 2)]), [100, 100], [100, 100]));
+        connect(&mut follow, word(full(0, &[entry("a", 1, 2)]), [90, 300], [90, 300]));
+        take(&mut follow, word(Update { withdrawn: vec![agent("a")], ..delta(2, 0) }, [90, 310], [90, 310]));
+        assert!(names(&follow).is_empty());
+        connect(&mut follow, word(full(0, &[entry("a", 1, 2)]), [120, 305], [120, 305]));
+        assert!(names(&follow).is_empty(), "this one has not seen what that one took back");
     }
 
     #[test]
@@ -431,7 +482,8 @@ mod tests {
     fn a_new_epoch_counts_whatever_its_version() {
         let mut follow = Follow::default();
         connect(&mut follow, full(1000, &[entry("a", 1, 2)]));
-        connect(&mut follow, Update { revision: Revision { epoch: 2, version: 3 }, ..full(0, &[entry("b", 3, 4)]) });
+        let restored = Revision { epoch: 2, versions: vec![3] };
+        connect(&mut follow, Update { revision: restored.clone(), shown: restored, ..full(0, &[entry("b", 3, 4)]) });
         assert_eq!(names(&follow), ["b"]);
     }
 
@@ -447,6 +499,40 @@ mod tests {
         connect(&mut follow, Update { denied: vec![denied(NOW.0 + 50)], ..full(6, &[]) });
         assert_eq!(follow.snapshot(NOW, false).denied, [denied(NOW.0 + 100)]);
         assert!(follow.snapshot(UnixTime(NOW.0 + 100), false).denied.is_empty());
+    }
+
+    fn denials(count: u64, until: u64) -> Vec<DeniedInstance> {
+        let one = |number: u64| DeniedInstance {
+            authority: Fingerprint([1; 32]),
+            instance: InstanceId((until << 32 | number).to_be_bytes()),
+            until: UnixTime(NOW.0 + until),
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn a_flood_of_denials_holds_up_no_removal_and_pushes_out_what_ends_first() {
+        let mut follow = Follow::default();
+        connect(&mut follow, full(5, &[entry("a", 1, 2), entry("b", 3, 4)]));
+        take(&mut follow, Update { denied: denials(10, 1), ..delta(2, 6) });
+        let flood = Update { denied: denials(MAX_DENIED as u64, 2), gone: vec![TrustId([1; 16])], ..delta(3, 7) };
+        take(&mut follow, flood);
+        assert_eq!(names(&follow), ["b"], "the revocation that came with it counts");
+        let denied = follow.snapshot(NOW, false).denied;
+        assert_eq!(denied.len(), MAX_DENIED);
+        assert!(denied.iter().all(|denied| denied.until == UnixTime(NOW.0 + 2)));
+        connect(&mut follow, Update { denied: denials(10, 1), ..full(8, &[]) });
+        assert!(names(&follow).is_empty(), "and so does everything that is said later");
+    }
+
+    #[test]
+    fn more_peers_than_an_agent_may_have_are_refused_and_what_was_withdrawn_goes_all_the_same() {
+        let many: Vec<_> = (0..=MAX_ENTRIES).map(|number| entry(&format!("p{number}"), 1, 2)).collect();
+        let mut follow = Follow::default();
+        connect(&mut follow, full(5, &[entry("a", 3, 4)]));
+        let ack = take(&mut follow, Update { entries: many, withdrawn: vec![agent("a")], ..delta(2, 6) });
+        assert_eq!((names(&follow).len(), ack.refused), (MAX_ENTRIES, 1));
+        assert!(!names(&follow).contains(&"a".to_owned()));
     }
 
     #[test]

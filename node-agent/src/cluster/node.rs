@@ -95,7 +95,7 @@ impl Node {
         let instance = parts.memory.instance(parts.options.authority);
         let Followed { kept, heard } = parts.memory.followed();
         let follow = Follow::restore(kept);
-        let loaded = follow.revision().is_some();
+        let loaded = follow.reached().is_some();
         let held = Held {
             instance,
             us: None,
@@ -412,7 +412,7 @@ impl Node {
     /// How it stands with the operator.
     pub(super) fn operator(&self) -> view::Operator {
         let held = self.held();
-        let revision = held.follow.revision().map(|revision| (revision.epoch, revision.version));
+        let revision = held.follow.reached().map(|revision| (revision.epoch, revision.newest()));
         view::Operator { heard: held.heard, revision, ..held.operator.clone() }
     }
 

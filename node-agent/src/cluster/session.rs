@@ -128,13 +128,14 @@ impl Opening {
             Showing::Token { token, name } => {
                 let proof = Proof::enrol(&self.binding, &hello.e, &self.key, token).ok_or(SessionError::WeakKey)?;
                 let (token, name, key) = (token.clone(), name.clone(), self.key.public());
-                Ok(ToOperator::Enrol(Enrol { token, key, proof, name, have: self.have, version }))
+                let have = self.have.clone();
+                Ok(ToOperator::Enrol(Enrol { token, key, proof, name, have, version }))
             }
             Showing::Passport(Passport { credential, enrolment }) => {
                 let proof = Proof::resume(&self.binding, &hello.e, &self.key, credential);
                 let proof = proof.ok_or(SessionError::WeakKey)?;
-                let (credential, enrolment) = (credential.clone(), enrolment.clone());
-                Ok(ToOperator::Resume(Resume { credential, enrolment, proof, have: self.have, version }))
+                let (credential, enrolment, have) = (credential.clone(), enrolment.clone(), self.have.clone());
+                Ok(ToOperator::Resume(Resume { credential, enrolment, proof, have, version }))
             }
         }
     }

@@ -171,7 +171,7 @@ impl Keeper {
             record_seen: instance.record_seen,
             key: instance.key,
             showing: self.showing().await?,
-            have: self.node.follow(|follow| follow.revision()),
+            have: self.node.follow(|follow| follow.reached().cloned()),
         });
         let mut writer = Saying { writer, last: Instant::now() };
         let (mut heard, mut renewing, mut reporter) = (Instant::now(), None::<Instant>, Reporter::default());

@@ -67,7 +67,7 @@ pub struct Operator {
     pub place: Option<SocketAddr>,
     /// Why there is no stream.
     pub problem: Option<String>,
-    /// How far the replica has seen whose word is in force: epoch and version.
+    /// How new what it acts on may be: epoch, and the newest version of an object that it was told of.
     pub revision: Option<(u64, u64)>,
     /// When it was last heard that this is how things are.
     #[serde(with = "optional_time")]

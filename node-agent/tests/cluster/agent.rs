@@ -147,13 +147,13 @@ pub fn entry(authority: &Authority, us: &AgentId, peer: &AgentId, relay: &RelayI
 
 /// Everything, as of `version`.
 pub fn full(version: u64, entries: Vec<Entry>, settings: Settings) -> Update {
-    let revision = Revision { epoch: 1, version };
-    Update { full: true, revision, entries, settings: Some(settings), ..Update::default() }
+    Update { full: true, entries, settings: Some(settings), ..delta(version) }
 }
 
 /// A change, as of `version`.
 pub fn delta(version: u64) -> Update {
-    Update { revision: Revision { epoch: 1, version }, ..Update::default() }
+    let revision = Revision { epoch: 1, versions: vec![version] };
+    Update { shown: revision.clone(), revision, ..Update::default() }
 }
 
 /// Settings of an agent that offers port 80 and has it at `target`.

@@ -8,7 +8,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use peerage_model::operator::{GoAwayCode, Settings, ToAgent, ToOperator, Update};
+use peerage_model::operator::{GoAwayCode, Revision, Settings, ToAgent, ToOperator, Update};
 use peerage_model::passport::{LIFETIME, RENEWAL};
 use peerage_model::{Credential, TrustId};
 use tokio::io::AsyncReadExt;
@@ -105,7 +105,7 @@ async fn a_container_that_restarts_while_the_operator_is_away_works_on_and_then_
     let second = operator.resume().await;
     let names = [&first, &second].map(|(_, resume)| {
         let shown = Credential::verify(&resume.credential, world::wall()).expect("it is good");
-        assert_eq!(resume.have.map(|revision| revision.version), Some(10), "it says what it has applied");
+        assert_eq!(resume.have.as_ref().map(Revision::newest), Some(10), "it says what it has applied");
         shown.agent().name.to_string()
     });
     assert!(names.contains(&REPORTER.to_owned()) && names.contains(&DB.to_owned()), "{names:?}");
@@ -195,7 +195,7 @@ async fn a_replica_that_is_behind_brings_no_trust_back() {
     drop(first);
 
     let (mut stale, resume) = operator.resume().await;
-    assert_eq!(resume.have.map(|have| have.version), Some(12));
+    assert_eq!(resume.have.as_ref().map(Revision::newest), Some(12));
     assert_eq!(stale.update(full(11, both.clone(), own.clone())).await, 2, "neither comes back");
     let status = agent.status_until("nobody is trusted", |status| status.peers.is_empty()).await;
     assert!(status.problems.join("\n").contains("has not seen yet what this agent was told"), "{status:?}");

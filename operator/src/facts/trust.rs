@@ -110,10 +110,11 @@ impl TrustFacts {
         }
     }
 
-    /// Whether two versions of an object differ in what anything but the status is made from.
+    /// Whether two versions of an object differ in what anything but the status is made from. Another generation is a
+    /// difference: streams remember which one they have told.
     #[must_use]
     pub fn same_declaration(&self, other: &Self) -> bool {
-        let declared = |facts: &Self| Self { status: AgentTrustStatus::default(), generation: None, ..facts.clone() };
+        let declared = |facts: &Self| Self { status: AgentTrustStatus::default(), ..facts.clone() };
         declared(self) == declared(other)
     }
 

@@ -44,6 +44,10 @@ pub struct TrustLive {
     pub overdue: bool,
     /// How connections of the two travel.
     pub path: Option<PathSummary>,
+    /// Whether a sidecar has tried to connect and could not, and none is connected.
+    pub failing: bool,
+    /// Whether its condition Ready says, of this generation, that the two were connected. Silence takes that from no one.
+    pub was_connected: bool,
     /// A port of the peer that programs do not find where it should be, and what to do.
     pub conflict: Option<String>,
 }
@@ -111,6 +115,15 @@ fn judge_injection(sums: &PodSums, enrolled: usize) -> Verdict {
     Verdict::fails(aspect, Reason::NotInjected, parts.join("; "))
 }
 
+/// As many of these as a sentence bears, and how many more there are: there may be thousands.
+fn some_of(names: &[String]) -> String {
+    const SOME: usize = 8;
+    match names.split_at_checked(SOME) {
+        Some((some, more)) if !more.is_empty() => format!("{} and {} more", some.join(", "), more.len()),
+        Some(_) | None => names.join(", "),
+    }
+}
+
 fn refused(refusal: &Refusal, aspects: &[ConditionType]) -> Vec<Verdict> {
     aspects.iter().map(|aspect| Verdict::fails(*aspect, refusal.reason, refusal.message.clone())).collect()
 }
@@ -149,7 +162,7 @@ impl Index {
         }
         let message = format!(
             "AgentPeer {} of this namespace would select the same pods; pods that several select cannot enrol",
-            rivals.join(", ")
+            some_of(&rivals)
         );
         Verdict::fails(ConditionType::Accepted, Reason::ConflictingSelector, message)
     }
@@ -189,20 +202,20 @@ impl Index {
         }
         verdicts.push(self.judge_programmed(facts, live, programmed));
         let matched = self.pod_sums(&facts.agent).matched;
-        let good = match (&facts.target, live.path) {
-            // Whether the owner over there consented shows in one thing only: that the two are connected.
-            (Target::Away { .. }, None | Some(PathSummary::Idle)) => Verdict::fails(
-                ConditionType::Ready,
-                Reason::WaitingForPeer,
-                "the other side has not consented, or does not answer",
-            ),
-            (Target::Here(_) | Target::Fleet { .. } | Target::Away { .. }, _) if matched == 0 => {
-                Verdict::holds(ConditionType::Ready, Reason::NoPods, "no pod is this agent at the moment")
-            }
-            (Target::Here(_) | Target::Fleet { .. } | Target::Away { .. }, _) => match &live.conflict {
-                Some(conflict) => Verdict::fails(ConditionType::Ready, Reason::PortConflict, conflict.clone()),
-                None => Verdict::holds(ConditionType::Ready, Reason::AsDeclared, ""),
-            },
+        // Whether the owner over there consented shows in one thing only: that the two were connected. A session that ended
+        // because nothing was said does not take that back; one that cannot be had again does.
+        let is_away = matches!(facts.target, Target::Away { .. });
+        let is_connected = !matches!(live.path, None | Some(PathSummary::Idle));
+        let answers = is_connected || live.was_connected && !live.failing;
+        let good = if matched == 0 {
+            Verdict::holds(ConditionType::Ready, Reason::NoPods, "no pod is this agent at the moment")
+        } else if is_away && !answers {
+            let waiting = "the other side has not consented, or does not answer";
+            Verdict::fails(ConditionType::Ready, Reason::WaitingForPeer, waiting)
+        } else if let Some(conflict) = &live.conflict {
+            Verdict::fails(ConditionType::Ready, Reason::PortConflict, conflict.clone())
+        } else {
+            Verdict::holds(ConditionType::Ready, Reason::AsDeclared, "")
         };
         with_summary(verdicts, good)
     }
@@ -251,14 +264,14 @@ impl Index {
         let unknown = |name: &&peerage_model::Label| !offers.iter().any(|offer| offer.name == **name);
         let unknown: Vec<_> = facts.inbound.iter().filter(unknown).map(|name| format!("`{name}`")).collect();
         if !unknown.is_empty() {
-            remarks.push(format!("AgentPeer `{}` offers no port {}", facts.agent.name, unknown.join(", ")));
+            remarks.push(format!("AgentPeer `{}` offers no port {}", facts.agent.name, some_of(&unknown)));
         }
         let nameless = self.peers_of(key, facts).into_iter().filter(|peer| self.alias_of(facts, peer).is_none());
-        let nameless: Vec<_> = nameless.map(|peer| format!("`{}`", peer.name)).take(8).collect();
+        let nameless: Vec<_> = nameless.map(|peer| format!("`{}`", peer.name)).collect();
         if !nameless.is_empty() {
             remarks.push(format!(
                 "left out, since the agent calls others so: {}; name them with an alias",
-                nameless.join(", ")
+                some_of(&nameless)
             ));
         }
         remarks.join("; ")
@@ -272,8 +285,14 @@ impl Index {
             Err(refusal) => refused(&refusal, &[ConditionType::Accepted, ConditionType::Ready]),
             Ok(_) => {
                 let accepted = Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
-                let good = accepted.clone();
-                with_summary(vec![accepted], good)
+                // Operators do not call each other; that agents over there answer shows in each AgentTrust.
+                let unknown =
+                    "not asked; whether agents over there answer shows in the AgentTrusts that name this link";
+                let connected =
+                    Verdict::of(ConditionType::Connected, ConditionStatus::Unknown, Reason::Pending, unknown);
+                // Nothing that can be known stands in its way, which is what who waits for it wants to know.
+                let ready = Verdict::holds(ConditionType::Ready, Reason::AsDeclared, unknown);
+                vec![accepted, connected, ready]
             }
         }
     }

@@ -57,6 +57,10 @@ pub struct Index {
     links: BTreeMap<String, LinkFacts>,
     records: BTreeMap<String, LinkRecord>,
     relays: BTreeMap<String, RelayFacts>,
+    /// AgentPeers that are there and that nobody has been able to read: what they select is not known.
+    unread_peers: BTreeSet<ObjectKey>,
+    /// The same of AgentLinks.
+    unread_links: BTreeSet<String>,
     namespaces: BTreeMap<String, Labels>,
     /// Which AgentPeer selects which pod.
     workloads: Matching,
@@ -90,6 +94,8 @@ impl Index {
             links: BTreeMap::new(),
             records: BTreeMap::new(),
             relays: BTreeMap::new(),
+            unread_peers: BTreeSet::new(),
+            unread_links: BTreeSet::new(),
             namespaces: BTreeMap::new(),
             workloads: Matching::default(),
             fleets: Matching::default(),
@@ -191,6 +197,7 @@ impl Index {
     /// An AgentPeer came, changed, or went.
     pub fn set_peer(&mut self, key: &ObjectKey, new: Option<PeerFacts>) -> Dirty {
         let mut dirty = Dirty::default();
+        self.unread_peers.remove(key);
         let old = match &new {
             Some(facts) => self.peers.insert(key.clone(), facts.clone()),
             None => self.peers.remove(key),
@@ -218,6 +225,21 @@ impl Index {
         self.touch_agent(key, &mut dirty);
         self.touch_fleets(key, fleets, &mut dirty);
         dirty
+    }
+
+    /// An AgentPeer is there and cannot be read. What was read last stands until it can be: taking it for deleted would deny
+    /// all its pods for good. Where nothing was read, it is not known whose pods are its.
+    pub fn hide_peer(&mut self, key: &ObjectKey) -> Dirty {
+        if !self.peers.contains_key(key) {
+            self.unread_peers.insert(key.clone());
+        }
+        Dirty::default()
+    }
+
+    /// Whether an AgentPeer is there that has never been read.
+    #[must_use]
+    pub fn is_unread(&self, peer: &ObjectKey) -> bool {
+        self.unread_peers.contains(peer)
     }
 
     /// A pod came, changed, or went.
@@ -270,10 +292,20 @@ impl Index {
 
     /// An AgentLink came, changed, or went.
     pub fn set_link(&mut self, name: &str, new: Option<LinkFacts>) -> Dirty {
+        self.unread_links.remove(name);
         let same = |old: &LinkFacts, new: &LinkFacts| LinkFacts { status: new.status.clone(), ..old.clone() } == *new;
         let unchanged = matches!((self.links.get(name), &new), (Some(old), Some(new)) if same(old, new));
         put(&mut self.links, name, new);
         if unchanged { Dirty::default() } else { self.touch_link(name) }
+    }
+
+    /// An AgentLink is there and cannot be read. What was read last stands until it can be.
+    pub fn hide_link(&mut self, name: &str) -> Dirty {
+        if self.links.contains_key(name) {
+            return Dirty::default();
+        }
+        self.unread_links.insert(name.to_owned());
+        self.touch_link(name)
     }
 
     /// What is known of a link's other authority changed.

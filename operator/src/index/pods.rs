@@ -27,6 +27,8 @@ pub enum PodAgent {
     },
     /// Several AgentPeers select it.
     Ambiguous(Vec<ObjectKey>),
+    /// None that we could read does, and this one could not be read.
+    Unknown(ObjectKey),
 }
 
 /// How it is with the pods of an agent; what is on its way out does not count.
@@ -55,7 +57,10 @@ impl Index {
         let selecting = self.workloads.selecting(pod);
         let wanted = |agent: &ObjectKey| self.peers.get(agent)?.service_account.clone();
         match &selecting[..] {
-            [] => PodAgent::None,
+            [] => {
+                let unread = self.unread_peers.iter().find(|peer| peer.namespace == pod.namespace);
+                unread.map_or(PodAgent::None, |peer| PodAgent::Unknown(peer.clone()))
+            }
             [agent] => match wanted(agent) {
                 Some(wanted) if wanted != service_account => {
                     PodAgent::OtherServiceAccount { agent: agent.clone(), wanted }

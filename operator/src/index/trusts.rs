@@ -77,6 +77,11 @@ impl Index {
 
     fn accept_link(&self, link: &str, trust: &TrustFacts) -> Result<(), Refusal> {
         let Some(facts) = self.links.get(link) else {
+            if self.unread_links.contains(link) {
+                let message =
+                    format!("AgentLink `{link}` is not what this operator understands; are its CRDs of its version?");
+                return Err(Refusal::new(Reason::LinkUnreadable, message));
+            }
             return Err(Refusal::new(Reason::LinkNotFound, format!("there is no AgentLink `{link}`")));
         };
         let namespace = &trust.agent.namespace;
@@ -128,6 +133,12 @@ impl Index {
         let claims = self.claims(agent, peer);
         let mut facts = claims.into_iter().filter_map(|key| Some((key, self.trusts.get(key)?)));
         facts.find(|(key, facts)| self.accept(key, facts).is_ok() && self.alias_of(facts, peer).is_some())
+    }
+
+    /// The generation of the AgentTrust by which `agent` consents to `peer`.
+    #[must_use]
+    pub fn generation(&self, agent: &ObjectKey, peer: &AgentId) -> Option<i64> {
+        self.consent(agent, peer)?.1.generation
     }
 
     /// The peer of an AgentTrust that names one.

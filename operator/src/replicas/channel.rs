@@ -19,9 +19,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::{Admitted, Message, Others, PeerRow, TrustRow};
+use super::{Admitted, Desk, Message, Others, PeerRow, TrustRow};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
+use crate::heap::Heap;
 use crate::hub::TrustCount;
 use crate::index::Dirty;
 use crate::leader::Leadership;
@@ -133,30 +134,53 @@ pub async fn lead<T: AsyncRead + AsyncWrite>(
     }
     writer.say(&Message::Proof(proofs(keys, binding, End::Leader))).await?;
     let desk = others.open_desk();
+    // Side by side: both ends begin by telling all that they know, and neither may wait for the other to have read it.
+    tokio::select! {
+        ended = hear_follower(&mut reader, &desk, cluster, others) => ended,
+        ended = tell_follower(&mut writer, desk.serial, cluster, others) => ended,
+    }
+}
+
+async fn hear_follower<T: AsyncRead>(
+    reader: &mut Reader<T>,
+    desk: &Desk,
+    cluster: &Cluster,
+    others: &Others,
+) -> io::Result<()> {
+    loop {
+        match timeout(SILENCE, reader.next()).await?? {
+            Message::Counts { trusts, peers, gone } => {
+                let mut dirty = Dirty::default();
+                dirty.trusts.extend(trusts.iter().map(|row| row.key.clone().into()));
+                dirty.judged.extend(peers.iter().map(|row| row.key.clone().into()));
+                desk.file(trusts, peers, &gone);
+                cluster.judge(dirty);
+            }
+            Message::Admitted(all) => {
+                for admitted in all {
+                    take(admitted.clone(), cluster);
+                    let _ = others.admitted.send(Arc::new((desk.serial, admitted)));
+                }
+            }
+            Message::Keepalive => {}
+            Message::Proof(_) => return Err(refused("a proof comes once")),
+        }
+    }
+}
+
+async fn tell_follower<T: AsyncWrite>(
+    writer: &mut Writer<T>,
+    desk: u64,
+    cluster: &Cluster,
+    others: &Others,
+) -> io::Result<()> {
     let mut announced = others.admitted.subscribe();
     writer.say_holders(cluster).await?;
     let mut tick = tokio::time::interval(KEEPALIVE);
     loop {
         tokio::select! {
-            message = timeout(SILENCE, reader.next()) => match message?? {
-                Message::Counts { trusts, peers } => {
-                    let mut dirty = Dirty::default();
-                    dirty.trusts.extend(trusts.iter().map(|row| row.key.clone().into()));
-                    dirty.judged.extend(peers.iter().map(|row| row.key.clone().into()));
-                    desk.file(trusts, peers);
-                    cluster.judge(dirty);
-                }
-                Message::Admitted(all) => {
-                    for admitted in all {
-                        take(admitted.clone(), cluster);
-                        let _ = others.admitted.send(Arc::new((desk.serial, admitted)));
-                    }
-                }
-                Message::Keepalive => {}
-                Message::Proof(_) => return Err(refused("a proof comes once")),
-            },
             admitted = announced.recv() => match admitted {
-                Ok(said) if said.0 == desk.serial => {} // it told us itself
+                Ok(said) if said.0 == desk => {} // it told us itself
                 Ok(said) => writer.say(&Message::Admitted(vec![said.1.clone()])).await?,
                 Err(RecvError::Lagged(_)) => writer.say_holders(cluster).await?,
                 Err(RecvError::Closed) => return Ok(()),
@@ -168,7 +192,8 @@ pub async fn lead<T: AsyncRead + AsyncWrite>(
 
 fn take(admitted: Admitted, cluster: &Cluster) {
     if let Some((uid, holder)) = admitted.read() {
-        cluster.admit(uid, holder, false);
+        // What was denied meanwhile stays so, and the replica that let it in hears of that as we did.
+        let _ = cluster.admit(uid, holder, false);
     }
 }
 
@@ -184,20 +209,16 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Calls whoever leads, for ever. `judged`: what changed, as the status writer hears it; `admitted`: enrolments of
+    /// Calls whoever leads, for ever. `counted`: what changed, as the status writer hears it; `admitted`: enrolments of
     /// this replica.
-    pub async fn run(
-        mut self,
-        mut judged: mpsc::UnboundedReceiver<Dirty>,
-        mut admitted: mpsc::UnboundedReceiver<Admitted>,
-    ) {
+    pub async fn run(mut self, counted: Arc<Heap>, mut admitted: mpsc::UnboundedReceiver<Admitted>) {
         loop {
             let leadership = self.leadership.borrow_and_update().clone();
             let ended: io::Result<()> = match leadership {
                 Leadership::Theirs { address } => {
                     let mut changes = self.leadership.clone();
                     tokio::select! {
-                        ended = self.call(&address, &mut judged, &mut admitted) => ended,
+                        ended = self.call(&address, &counted, &mut admitted) => ended,
                         changed = changes.changed() => changed.map_err(|_| io::ErrorKind::BrokenPipe.into()),
                     }
                 }
@@ -205,9 +226,8 @@ impl Follower {
                     // Whoever leads next is told everything, so what changes meanwhile can be forgotten.
                     tokio::select! {
                         changed = self.leadership.changed() => break changed.map_err(|_| io::ErrorKind::BrokenPipe.into()),
-                        Some(_) = judged.recv() => {}
+                        () = counted.grown() => drop(counted.take()),
                         Some(_) = admitted.recv() => {}
-                        else => return,
                     }
                 },
             };
@@ -227,7 +247,7 @@ impl Follower {
     async fn call(
         &self,
         address: &str,
-        judged: &mut mpsc::UnboundedReceiver<Dirty>,
+        counted: &Heap,
         admitted: &mut mpsc::UnboundedReceiver<Admitted>,
     ) -> io::Result<()> {
         let (stream, binding) = timeout(PATIENCE, connect(address)).await??;
@@ -239,25 +259,37 @@ impl Follower {
         if !is_proven(&shown, &keys, &binding, End::Leader) {
             return Err(refused("who answers at the leader's address is no replica of ours"));
         }
+        // Side by side, as at the other end.
+        tokio::select! {
+            ended = self.hear(&mut reader) => ended,
+            ended = self.tell(&mut writer, counted, admitted) => ended,
+        }
+    }
+
+    async fn hear<T: AsyncRead>(&self, reader: &mut Reader<T>) -> io::Result<()> {
+        loop {
+            if let Message::Admitted(all) = timeout(SILENCE, reader.next()).await?? {
+                all.into_iter().for_each(|admitted| take(admitted, &self.cluster));
+            }
+        }
+    }
+
+    async fn tell<T: AsyncWrite>(
+        &self,
+        writer: &mut Writer<T>,
+        counted: &Heap,
+        admitted: &mut mpsc::UnboundedReceiver<Admitted>,
+    ) -> io::Result<()> {
         writer.say_holders(&self.cluster).await?;
         let mut told = BTreeSet::new();
         let everything = Dirty { all: true, ..Dirty::default() };
-        self.say_counts(&everything, &mut told, &mut writer).await?;
+        self.say_counts(&everything, &mut told, writer).await?;
         let mut tick = tokio::time::interval(KEEPALIVE);
         loop {
             tokio::select! {
-                message = timeout(SILENCE, reader.next()) => {
-                    if let Message::Admitted(all) = message?? {
-                        all.into_iter().for_each(|admitted| take(admitted, &self.cluster));
-                    }
-                }
-                Some(dirty) = judged.recv() => {
-                    let mut sum = dirty;
+                () = counted.grown() => {
                     tokio::time::sleep(GATHER).await;
-                    while let Ok(more) = judged.try_recv() {
-                        sum.extend(more);
-                    }
-                    self.say_counts(&sum, &mut told, &mut writer).await?;
+                    self.say_counts(&counted.take(), &mut told, writer).await?;
                 }
                 Some(first) = admitted.recv() => {
                     let mut all = vec![first];
@@ -292,9 +324,11 @@ impl Follower {
             for key in keys {
                 let Some(facts) = state.index.trust(&key) else { continue };
                 if here.contains(&facts.agent) || told.contains(&facts.agent) {
-                    let count = hub.count(&facts.agent, &facts.uid);
-                    let TrustCount { expected, acknowledged, path, conflict } = count;
-                    trusts.push(TrustRow { key: key.into(), expected, acknowledged, path, conflict });
+                    let TrustCount { expected, acknowledged, path, failing, conflict } =
+                        hub.count(&facts.agent, &facts.uid, facts.generation);
+                    let (uid, generation) = (facts.uid.0, facts.generation);
+                    let key = key.into();
+                    trusts.push(TrustRow { key, uid, generation, expected, acknowledged, path, failing, conflict });
                 }
             }
             for agent in agents.into_iter().filter(|agent| here.contains(agent) || told.contains(agent)) {
@@ -303,11 +337,15 @@ impl Follower {
             }
             *told = here;
         }
+        let gone: Vec<_> = dirty.gone.iter().map(|uid| uid.0).collect();
         for chunk in trusts.chunks(CHUNK) {
-            writer.say(&Message::Counts { trusts: chunk.to_vec(), peers: Vec::new() }).await?;
+            writer.say(&Message::Counts { trusts: chunk.to_vec(), peers: Vec::new(), gone: Vec::new() }).await?;
         }
         for chunk in peers.chunks(CHUNK) {
-            writer.say(&Message::Counts { trusts: Vec::new(), peers: chunk.to_vec() }).await?;
+            writer.say(&Message::Counts { trusts: Vec::new(), peers: chunk.to_vec(), gone: Vec::new() }).await?;
+        }
+        for chunk in gone.chunks(CHUNK) {
+            writer.say(&Message::Counts { trusts: Vec::new(), peers: Vec::new(), gone: chunk.to_vec() }).await?;
         }
         Ok(())
     }
@@ -388,5 +426,71 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peerage_model::InstanceId;
+
+    use super::*;
+    use crate::authority::Stored;
+    use crate::index::Index;
+    use crate::key::ObjectKey;
+    use crate::metrics::Metrics;
+    use crate::roll::Holder;
+
+    /// More than any buffer between the two ends holds.
+    const MANY: u32 = 3000;
+
+    fn cluster(stored: &Stored) -> Cluster {
+        let now = crate::clock::now();
+        let (news, _) = mpsc::unbounded_channel();
+        let index = Index::new(stored.fingerprint(), now);
+        let cluster = Cluster::new(index, 1, Vec::new(), Arc::new(Metrics::default()), news);
+        for number in 0..MANY {
+            let peer = ObjectKey::new("tools", "db");
+            let mut uid = [0; 16];
+            uid[..4].copy_from_slice(&number.to_be_bytes());
+            let holder = Holder {
+                agent: peer.agent(stored.fingerprint()).expect("a name"),
+                peer,
+                instance: InstanceId(u64::from(number).to_be_bytes()),
+                pod: ObjectKey::new("tools", format!("db-{number}")),
+                service_account: "db".into(),
+                issued: now,
+                until: now.plus(Duration::from_secs(60)),
+            };
+            cluster.admit(uid, holder, false).expect("it is admitted");
+        }
+        cluster
+    }
+
+    #[tokio::test]
+    async fn two_replicas_that_both_have_much_to_tell_do_not_wait_for_each_other() {
+        let stored = Stored::mint(&Zeroizing::new([7; 96]), crate::clock::now());
+        let keys = stored.keyring(crate::clock::now());
+        let (leader, follower) = (cluster(&stored), cluster(&stored));
+        let others = Arc::new(Others::default());
+        let (here, there) = tokio::io::duplex(4096);
+        let leads = lead(there, &[5; 32], &leader, &keys, &others);
+        let follows = async {
+            let (reader, writer) = tokio::io::split(here);
+            let (mut reader, mut writer) = (Reader(reader, Vec::new()), Writer(writer));
+            writer.say(&Message::Proof(proofs(&keys, &[5; 32], End::Follower))).await?;
+            assert!(is_proven(&reader.next().await?, &keys, &[5; 32], End::Leader));
+            writer.say_holders(&follower).await?;
+            let mut heard = 0;
+            while heard < MANY as usize {
+                if let Message::Admitted(all) = reader.next().await? {
+                    heard += all.len();
+                }
+            }
+            io::Result::Ok(())
+        };
+        tokio::select! {
+            ended = leads => panic!("the leader gave up: {ended:?}"),
+            told = follows => told.expect("each heard all that the other had to tell"),
+        }
     }
 }

@@ -30,14 +30,20 @@ impl From<Name> for ObjectKey {
 /// The numbers of one AgentTrust at one replica.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrustRow {
-    /// Which.
+    /// What it is called.
     pub key: Name,
+    /// Which it is: another one of this name has other numbers.
+    pub uid: [u8; 16],
+    /// In which generation.
+    pub generation: Option<i64>,
     /// Streams of its agent.
     pub expected: usize,
     /// Of those, how many acknowledged.
     pub acknowledged: usize,
     /// How connections of the two travel.
     pub path: Option<PathSummary>,
+    /// Whether a sidecar tried to connect and could not.
+    pub failing: bool,
     /// A port of the peer that cannot be where it should be. A replica of the release before tells of none.
     #[serde(default)]
     pub conflict: Option<String>,
@@ -45,8 +51,8 @@ pub struct TrustRow {
 
 impl TrustRow {
     pub(super) fn count(&self) -> TrustCount {
-        let (expected, acknowledged, path) = (self.expected, self.acknowledged, self.path);
-        TrustCount { expected, acknowledged, path, conflict: self.conflict.clone() }
+        let Self { expected, acknowledged, path, failing, .. } = *self;
+        TrustCount { expected, acknowledged, path, failing, conflict: self.conflict.clone() }
     }
 }
 
@@ -121,6 +127,8 @@ pub enum Message {
         trusts: Vec<TrustRow>,
         /// Of AgentPeers.
         peers: Vec<PeerRow>,
+        /// UIDs of AgentTrusts that were deleted.
+        gone: Vec<[u8; 16]>,
     },
     /// Passports that were given, by either's agents.
     Admitted(Vec<Admitted>),

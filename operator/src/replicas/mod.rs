@@ -27,7 +27,7 @@ const BACKLOG: usize = 1024;
 /// What one other replica reported.
 #[derive(Debug, Default)]
 struct Report {
-    trusts: BTreeMap<ObjectKey, TrustCount>,
+    trusts: BTreeMap<TrustId, (Option<i64>, TrustCount)>,
     peers: BTreeMap<ObjectKey, (Option<PathSummary>, Option<String>)>,
 }
 
@@ -59,14 +59,16 @@ impl Others {
         let _ = self.admitted.send(Arc::new((OURSELVES, admitted)));
     }
 
-    /// The numbers of an AgentTrust over all replicas.
+    /// The numbers of an AgentTrust, as it is in this generation, over all replicas. Streams of a replica that reports of
+    /// another generation are expected to acknowledge this one and have not.
     #[must_use]
-    pub fn count(&self, key: &ObjectKey, agent: &ObjectKey, trust: &TrustId, hub: &Hub) -> TrustCount {
-        let mut sum = hub.count(agent, trust);
-        for count in self.lock().values().filter_map(|report| report.trusts.get(key)) {
+    pub fn count(&self, agent: &ObjectKey, trust: &TrustId, generation: Option<i64>, hub: &Hub) -> TrustCount {
+        let mut sum = hub.count(agent, trust, generation);
+        for (of, count) in self.lock().values().filter_map(|report| report.trusts.get(trust)) {
             sum.expected += count.expected;
-            sum.acknowledged += count.acknowledged;
+            sum.acknowledged += if *of == generation { count.acknowledged } else { 0 };
             sum.path = both(sum.path, count.path);
+            sum.failing |= count.failing;
             sum.conflict = sum.conflict.or_else(|| count.conflict.clone());
         }
         sum
@@ -116,14 +118,17 @@ impl Others {
 }
 
 impl Desk {
-    fn file(&self, trusts: Vec<TrustRow>, peers: Vec<PeerRow>) {
+    fn file(&self, trusts: Vec<TrustRow>, peers: Vec<PeerRow>, gone: &[[u8; 16]]) {
         let mut reports = self.others.lock();
         let Some(report) = reports.get_mut(&self.serial) else { return };
         for row in trusts {
             match row.expected {
-                0 => report.trusts.remove(&row.key.clone().into()),
-                _ => report.trusts.insert(row.key.clone().into(), row.count()),
+                0 => report.trusts.remove(&TrustId(row.uid)),
+                _ => report.trusts.insert(TrustId(row.uid), (row.generation, row.count())),
             };
+        }
+        for uid in gone {
+            report.trusts.remove(&TrustId(*uid));
         }
         for row in peers {
             match row.streams {
@@ -137,26 +142,35 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::Owed;
     use peerage_model::InstanceId;
+
+    /// Of two streams, one of which acknowledged.
+    fn row(key: &ObjectKey, trust: TrustId, generation: Option<i64>) -> TrustRow {
+        let path = Some(PathSummary::Direct);
+        let (key, uid) = (key.clone().into(), trust.0);
+        TrustRow { key, uid, generation, expected: 2, acknowledged: 1, path, failing: false, conflict: None }
+    }
 
     #[test]
     fn counts_of_all_replicas_are_added_until_one_leaves() {
         let (others, hub) = (Arc::new(Others::default()), Arc::new(Hub::default()));
         let (key, agent, trust) = (ObjectKey::new("n", "t"), ObjectKey::new("n", "a"), TrustId([1; 16]));
         let seat = hub.join(agent.clone(), InstanceId([1; 8]), ObjectKey::new("n", "p"));
-        seat.stream.progress().owed.insert(trust, 0);
+        seat.stream.progress().owed.insert(trust, Owed { generation: Some(2), update: 0 });
         let desk = others.open_desk();
-        let row = TrustRow {
-            key: key.clone().into(),
-            expected: 2,
-            acknowledged: 1,
-            path: Some(PathSummary::Direct),
-            conflict: None,
-        };
-        desk.file(vec![row], Vec::new());
-        let sum = others.count(&key, &agent, &trust, &hub);
-        assert_eq!((sum.expected, sum.acknowledged, sum.path), (3, 2, Some(PathSummary::Direct)));
+        let count = || others.count(&agent, &trust, Some(2), &hub);
+        for (generation, acknowledged) in [(2, 2), (1, 1)] {
+            desk.file(vec![row(&key, trust, Some(generation))], Vec::new(), &[]);
+            let sum = count();
+            let path = Some(PathSummary::Direct);
+            assert_eq!((sum.expected, sum.acknowledged, sum.path), (3, acknowledged, path), "{generation}");
+        }
+        desk.file(Vec::new(), Vec::new(), &[trust.0]);
+        assert_eq!(count().expected, 1, "its AgentTrust was deleted");
+        desk.file(vec![row(&key, trust, None)], Vec::new(), &[]);
+        assert_eq!(count().expected, 3);
         drop(desk);
-        assert_eq!(others.count(&key, &agent, &trust, &hub).expected, 1);
+        assert_eq!(count().expected, 1);
     }
 }

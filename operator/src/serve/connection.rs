@@ -1,15 +1,15 @@
 //! One stream: Hello, who are you, and from then on what changes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerage_model::operator::{
-    Ack, ChannelBinding, Conflict, GoAway, GoAwayCode, Hello, KEEPALIVE, Keepalive, MAX_FIRST, MAX_FRAME, PREFIX,
-    PathWord, Report, SILENCE, ToAgent, ToOperator, Update, frame_len,
+    Ack, ChannelBinding, GoAway, GoAwayCode, Hello, KEEPALIVE, Keepalive, MAX_FIRST, MAX_FRAME, PREFIX, Revision,
+    SILENCE, ToAgent, ToOperator, Update, frame_len,
 };
-use peerage_model::{AgentId, AgreementSecret, TrustId};
+use peerage_model::{AgreementSecret, TrustId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -17,7 +17,8 @@ use tokio::time::timeout;
 use super::Server;
 use super::enrol::Admitted;
 use super::feed::{Feed, View};
-use crate::hub::{Notes, Progress, Seat};
+use super::lobby::Guest;
+use crate::hub::{Notes, Owed, Progress, Seat};
 use crate::index::Dirty;
 use crate::metrics::Outcome;
 
@@ -47,11 +48,22 @@ fn malformed(text: impl std::fmt::Display) -> End {
     End::GoAway(GoAway::new(GoAwayCode::Malformed, &text.to_string(), None))
 }
 
-/// Serves one stream to its end.
-pub(super) async fn serve<T: AsyncRead + AsyncWrite + Send>(server: &Server, stream: T, binding: &ChannelBinding) {
+/// Serves one stream to its end. `guest` is its place until it has shown whose it is.
+pub(super) async fn serve<T: AsyncRead + AsyncWrite + Send>(
+    server: &Server,
+    stream: T,
+    binding: &ChannelBinding,
+    guest: Option<Guest>,
+) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let end = match first(server, &mut reader, &mut writer, binding).await {
-        Ok(admitted) => follow(server, admitted, reader, &mut writer).await,
+        Ok((admitted, have)) => match server.place() {
+            Some(_place) => {
+                drop(guest);
+                follow(server, admitted, have, reader, &mut writer).await
+            }
+            None => End::GoAway(GoAway::new(GoAwayCode::Busy, "this replica serves as many agents as it can", None)),
+        },
         Err(end) => end,
     };
     match end {
@@ -65,29 +77,29 @@ pub(super) async fn serve<T: AsyncRead + AsyncWrite + Send>(server: &Server, str
     }
 }
 
-/// Hello, and the agent's answer to it.
+/// Hello, and the agent's answer to it: who was let in, and what it has been told already.
 async fn first<T: AsyncRead + AsyncWrite>(
     server: &Server,
     reader: &mut ReadHalf<T>,
     writer: &mut WriteHalf<T>,
     binding: &ChannelBinding,
-) -> Result<Admitted, End> {
+) -> Result<(Admitted, Option<Revision>), End> {
     let mut random = [0; 32];
     crate::random::fill(&mut random)?;
     let e = AgreementSecret::from_bytes(random);
     let hello = Hello::new(server.keys().active(), binding, e.public());
     write(writer, &ToAgent::Hello(hello)).await?;
     let message = timeout(FIRST, read(reader, MAX_FIRST)).await.map_err(io::Error::from)??;
-    let result = match &message {
-        Some(ToOperator::Enrol(enrol)) => server.enrol(enrol, binding, &e).await,
-        Some(ToOperator::Resume(resume)) => server.resume(resume, binding, &e).await,
+    let (result, have) = match message {
+        Some(ToOperator::Enrol(enrol)) => (server.enrol(&enrol, binding, &e).await, enrol.have),
+        Some(ToOperator::Resume(resume)) => (server.resume(&resume, binding, &e).await, resume.have),
         Some(ToOperator::Renew(_) | ToOperator::Ack(_) | ToOperator::Report(_) | ToOperator::Keepalive(_)) | None => {
             return Err(malformed("Enrol or Resume comes first"));
         }
     };
     let outcome = result.as_ref().map_or_else(|goodbye| format!("{:?}", goodbye.code), |_| "Ok".to_owned());
     server.cluster.metrics.enrolments.get_or_create(&Outcome { outcome }).inc();
-    result.map_err(End::GoAway)
+    result.map(|admitted| (admitted, have)).map_err(End::GoAway)
 }
 
 /// A stream that was let in.
@@ -98,6 +110,9 @@ struct Session<'a, T> {
     feed: Feed,
     writer: &'a mut WriteHalf<T>,
     said: Instant,
+    /// What the agent has from other replicas, while we may not have seen all of that: it takes nothing new from us before we
+    /// say that we have.
+    ahead: Option<Revision>,
     /// Updates that wait for their acknowledgement: the last part's number, since when, and whether something was
     /// deleted.
     owed: VecDeque<(u64, Instant, bool)>,
@@ -106,15 +121,21 @@ struct Session<'a, T> {
 async fn follow<T: AsyncRead + AsyncWrite>(
     server: &Server,
     admitted: Admitted,
+    ahead: Option<Revision>,
     reader: ReadHalf<T>,
     writer: &mut WriteHalf<T>,
 ) -> End {
     let holder = &admitted.holder;
     let seat = server.cluster.hub.join(holder.peer.clone(), holder.instance, holder.pod.clone());
+    // Who sits there is told of changes from here on; what changed before that shows at once.
+    if let Err(goodbye) = server.still(&admitted) {
+        return End::GoAway(goodbye);
+    }
     let feed = Feed::new(holder.peer.clone());
     let gauge = &server.cluster.metrics.streams;
     gauge.inc();
-    let mut session = Session { server, admitted, seat, feed, writer, said: Instant::now(), owed: VecDeque::new() };
+    let (said, owed) = (Instant::now(), VecDeque::new());
+    let mut session = Session { server, admitted, seat, feed, writer, said, ahead, owed };
     let end = session.run(reader).await;
     gauge.dec();
     session.judge();
@@ -160,6 +181,8 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
                     if self.said.elapsed() >= KEEPALIVE * 2 / 3 {
                         self.say(&ToAgent::Keepalive(Keepalive {})).await?;
                     }
+                    self.catch_up().await?;
+                    self.pass_on_reports();
                     if let Some(kind) = self.server.cluster.stale() {
                         let text = format!("this replica has lost its watch of {kind}");
                         return Err(End::GoAway(GoAway::new(GoAwayCode::NotReady, &text, Some(1))));
@@ -191,7 +214,22 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
             self.server.still(&self.admitted).map_err(End::GoAway)?;
         }
         let updates = self.look(|feed, view, progress| feed.changes(view, &notes, progress));
+        if updates.is_empty() {
+            // Nobody will acknowledge what changed nothing for the agent: it counts from here on.
+            let about = self.seat.stream.progress().about_any(&notes.pairs);
+            self.judge_trusts(&about, false);
+        }
         self.tell(updates, notes.told.unwrap_or_else(Instant::now), !notes.gone.is_empty()).await
+    }
+
+    /// Says so, if the agent waits for us to have seen what it has, and we have.
+    async fn catch_up(&mut self) -> Result<(), End> {
+        let revision = self.server.cluster.revision();
+        if self.ahead.take_if(|ahead| revision.covers(ahead)).is_none() {
+            return Ok(());
+        }
+        let mark = self.look(|feed, view, progress| feed.mark(view, progress));
+        self.tell(mark, Instant::now(), false).await
     }
 
     /// Compares what the agent was told with what is, holding the cluster still meanwhile.
@@ -200,7 +238,8 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
         // Before the state is read: what is seen later is newer, and a revision must never claim too much.
         let revision = self.server.cluster.revision();
         let state = self.server.cluster.read();
-        let view = View { index: &state.index, roll: &state.roll, keys: &keys, revision };
+        let shown = self.server.cluster.shown();
+        let view = View { index: &state.index, roll: &state.roll, keys: &keys, revision: &revision, shown: &shown };
         compare(&mut self.feed, view, &mut self.seat.stream.progress())
     }
 
@@ -231,7 +270,7 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
             ToOperator::Keepalive(_) => Ok(()),
             ToOperator::Ack(ack) => self.on_ack(ack),
             ToOperator::Report(report) => {
-                self.on_report(report);
+                self.seat.stream.progress().report(report);
                 Ok(())
             }
             ToOperator::Renew(_) => {
@@ -246,6 +285,9 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
         if ack.sequence > self.feed.sequence() {
             return Err(malformed("an acknowledgement of what was never sent"));
         }
+        if ack.refused > 0 {
+            return Ok(()); // what it does not act on is not in force, and it does not say which
+        }
         let metrics = &self.server.cluster.metrics;
         while let Some((_, since, deletion)) = self.owed.pop_front_if(|(sequence, ..)| *sequence <= ack.sequence) {
             metrics.propagation.observe(since.elapsed().as_secs_f64());
@@ -257,56 +299,29 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
             let mut progress = self.seat.stream.progress();
             let before = progress.acknowledged;
             progress.acknowledged = before.max(ack.sequence);
-            let newly = |owed: &u64| *owed > before && *owed <= ack.sequence;
+            let newly = |owed: &Owed| owed.update > before && owed.update <= ack.sequence;
             progress.owed.iter().filter(|(_, owed)| newly(owed)).map(|(trust, _)| *trust).collect()
         };
-        let state = self.server.cluster.read();
-        let dirty = Dirty { trusts: state.index.trusts_with(&self.seat.stream.agent, &settled), ..Dirty::default() };
-        drop(state);
-        if !dirty.is_empty() {
-            self.server.cluster.judge(dirty);
-        }
+        self.judge_trusts(&settled, false);
         Ok(())
     }
 
-    fn on_report(&mut self, report: Report) {
+    /// Passes on what was reported since the last time: not with each report, for an agent may send as many as it likes, and
+    /// what it says ends in etcd.
+    fn pass_on_reports(&self) {
+        let (trusts, nat) = self.seat.stream.progress().news();
+        self.judge_trusts(&trusts, nat);
+    }
+
+    /// Conditions of these AgentTrusts of the agent, and of the agent itself if `own`.
+    fn judge_trusts(&self, trusts: &[TrustId], own: bool) {
         let agent = self.seat.stream.agent.clone();
-        let mut trusts = Vec::new();
-        {
-            let mut progress = self.seat.stream.progress();
-            if let Some(nat) = report.nat {
-                progress.nat = Some(nat.word);
-            }
-            for peer in report.peers {
-                // Only of whom it was told: a report must not be a way to fill our memory.
-                let about: Vec<_> = progress
-                    .about
-                    .iter()
-                    .filter(|(_, peers)| peers.contains(&peer.peer))
-                    .map(|(trust, _)| *trust)
-                    .collect();
-                if about.is_empty() {
-                    continue;
-                }
-                let path = match peer.state {
-                    peerage_model::operator::PeerState::Connected => peer.path,
-                    peerage_model::operator::PeerState::Idle | peerage_model::operator::PeerState::Failing => {
-                        PathWord::None
-                    }
-                };
-                if progress.peers.insert(peer.peer, (peer.state, path)) != Some((peer.state, path)) {
-                    trusts.extend(about);
-                }
-            }
-            if let Some(conflicts) = report.conflicts {
-                trusts.extend(file_conflicts(&mut progress, conflicts));
-            }
+        let trusts = self.server.cluster.read().index.trusts_with(&agent, trusts);
+        let mut dirty = Dirty { trusts, ..Dirty::default() };
+        if own || !dirty.trusts.is_empty() {
+            dirty.judged.insert(agent); // its path is that of all its peers
+            self.server.cluster.judge(dirty);
         }
-        let state = self.server.cluster.read();
-        let mut dirty = Dirty { trusts: state.index.trusts_with(&agent, &trusts), ..Dirty::default() };
-        drop(state);
-        dirty.judged.insert(agent);
-        self.server.cluster.judge(dirty);
     }
 
     /// Streams came or went: the conditions of the agent and of all its trusts count them.
@@ -316,21 +331,6 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
         dirty.judged.insert(agent);
         self.server.cluster.judge(dirty);
     }
-}
-
-/// Puts an agent's conflicts in the place of those it had told of before; the trusts that this is news for. Only of
-/// whom it was told, as with peers.
-fn file_conflicts(progress: &mut Progress, conflicts: Vec<Conflict>) -> BTreeSet<TrustId> {
-    let mut new = BTreeMap::new();
-    for Conflict { peer, port, protocol, why, .. } in conflicts {
-        if progress.about.values().any(|peers| peers.contains(&peer)) {
-            new.entry(peer).or_insert_with(|| format!("port {port}/{protocol} of the peer: {why}"));
-        }
-    }
-    let old = std::mem::replace(&mut progress.conflicts, new);
-    let news = |peer: &AgentId| old.get(peer) != progress.conflicts.get(peer);
-    let about = progress.about.iter().filter(|(_, peers)| peers.iter().any(news));
-    about.map(|(trust, _)| *trust).collect()
 }
 
 /// Reads frames in pieces that may be interrupted: `select!` drops what it does not need, and half a frame must not be

@@ -4,19 +4,25 @@ use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::{Api, PostParams};
-use peerage_model::operator::{ChannelBinding, Enrol, Enrolment, GoAway, GoAwayCode, Passport, Resume, audience};
+use peerage_model::operator::{
+    ChannelBinding, Enrol, Enrolment, GoAway, GoAwayCode, Passport, Resume, Revision, audience,
+};
 use peerage_model::passport::{BACKDATED, LIFETIME};
-use peerage_model::{AgreementKey, AgreementSecret, Credential, InstanceId};
+use peerage_model::snapshot::DeniedInstance;
+use peerage_model::{AgreementKey, AgreementSecret, Credential, InstanceId, UnixTime};
 
 use super::Server;
 use crate::authority::Keyring;
+use crate::cluster::Refused;
 use crate::index::PodAgent;
 use crate::key::{ObjectKey, uid_bytes};
-use crate::roll::{Holder, PodUid};
+use crate::roll::{Denial, Holder, PodUid};
 
 /// How long a watch may lag behind a token before a pod counts as gone: a token is there a moment after its pod, and the
 /// watch of a busy cluster takes longer.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+const WITHDRAWN: &str = "this instance was withdrawn; a new key is needed";
 
 /// An instance that was let in.
 #[derive(Clone, Debug)]
@@ -41,6 +47,12 @@ fn refuse(code: GoAwayCode, text: &str) -> GoAway {
     GoAway::new(code, text, None)
 }
 
+/// What a pod is told that may be the agent of an AgentPeer that this replica cannot read.
+fn unread(peer: &ObjectKey) -> GoAway {
+    let text = format!("AgentPeer `{}` is not what this operator understands; are its CRDs of its version?", peer.name);
+    GoAway::new(GoAwayCode::NotReady, &text, Some(10))
+}
+
 impl Server {
     /// Lets in by a token.
     ///
@@ -55,7 +67,10 @@ impl Server {
         enrol.check(binding, e).map_err(|bad| refuse(GoAwayCode::BadProof, &bad.to_string()))?;
         let shown = self.review(&enrol.token).await?;
         let now = crate::clock::now();
-        let peer = self.agent_of(&shown).await?;
+        let peer = match self.agent_of(&shown).await {
+            Ok(peer) => peer,
+            Err(goodbye) => return Err(self.behind(enrol.have.as_ref()).unwrap_or(goodbye)),
+        };
         let agent =
             peer.agent(self.authority).ok_or_else(|| refuse(GoAwayCode::NoAgent, "the AgentPeer's name is no name"))?;
         let holder = Holder {
@@ -107,14 +122,50 @@ impl Server {
         };
         let admitted = Admitted { uid: enrolment.pod_uid, holder, key };
         self.wait_for(|state| state.index.is_still(&admitted.uid, &admitted.holder)).await;
-        self.still(&admitted)?;
-        self.admit(admitted)
+        match self.still(&admitted) {
+            Ok(()) => self.admit(admitted),
+            Err(goodbye) => Err(self.turn_away(admitted.holder, credential.not_after(), resume.have.as_ref(), goodbye)),
+        }
+    }
+
+    /// What is said to an agent whose passport counts, and whose pod is not it by what this replica has seen. That is believed
+    /// only if this replica has seen at least what the agent has from others: one that lags must not end who is well.
+    /// Then the passport is withdrawn: the pod may have changed while no replica ran that would have noticed.
+    fn turn_away(&self, holder: Holder, until: UnixTime, have: Option<&Revision>, goodbye: GoAway) -> GoAway {
+        if self.cluster.is_denied(&holder.agent, &holder.instance) {
+            return goodbye;
+        }
+        if let Some(behind) = self.behind(have) {
+            return behind;
+        }
+        if self.cluster.read().index.is_unread(&holder.peer) {
+            return unread(&holder.peer);
+        }
+        if have.is_none() {
+            return GoAway::new(GoAwayCode::NotReady, "this replica has not heard of this pod yet", Some(1));
+        }
+        let denied = DeniedInstance { authority: self.authority, instance: holder.instance, until };
+        self.cluster.withdraw(Denial { agent: holder.agent, denied });
+        goodbye
+    }
+
+    /// What is said to an agent that has been told more than this replica has seen.
+    fn behind(&self, have: Option<&Revision>) -> Option<GoAway> {
+        let is_behind = have.is_some_and(|have| !self.cluster.revision().covers(have));
+        is_behind.then(|| refuse(GoAwayCode::Behind, "this replica has not seen yet what this agent was told"))
     }
 
     fn admit(&self, admitted: Admitted) -> Result<Admitted, GoAway> {
         match self.cluster.admit(admitted.uid, admitted.holder.clone(), true) {
-            true => Ok(admitted),
-            false => Err(refuse(GoAwayCode::Denied, "this instance was withdrawn; a new key is needed")),
+            Ok(()) => Ok(admitted),
+            Err(Refused::Denied) => Err(refuse(GoAwayCode::Denied, WITHDRAWN)),
+            Err(Refused::Changed) => {
+                Err(GoAway::new(GoAwayCode::NotReady, "this pod or its AgentPeer has just changed", Some(1)))
+            }
+            Err(Refused::TooSoon { wait }) => {
+                let wait = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX);
+                Err(GoAway::new(GoAwayCode::Busy, "this pod has enrolled too many keys; it must wait", Some(wait)))
+            }
         }
     }
 
@@ -125,7 +176,7 @@ impl Server {
     pub(super) fn still(&self, admitted: &Admitted) -> Result<(), GoAway> {
         let holder = &admitted.holder;
         if self.cluster.is_denied(&holder.agent, &holder.instance) {
-            return Err(refuse(GoAwayCode::Denied, "this instance was withdrawn; a new key is needed"));
+            return Err(refuse(GoAwayCode::Denied, WITHDRAWN));
         }
         let state = self.cluster.read();
         if state.index.is_still(&admitted.uid, holder) {
@@ -191,6 +242,7 @@ impl Server {
         match found {
             PodAgent::One(agent) => Ok(agent),
             PodAgent::Gone => Err(refuse(GoAwayCode::PodGone, "this pod is deleted, or about to be")),
+            PodAgent::Unknown(peer) => Err(unread(&peer)),
             PodAgent::None => Err(refuse(GoAwayCode::NoAgent, "no AgentPeer of this namespace selects this pod")),
             PodAgent::OtherServiceAccount { agent, wanted } => {
                 let text = format!("AgentPeer `{}` takes only pods that run as ServiceAccount `{wanted}`", agent.name);

@@ -6,7 +6,7 @@ use peerage_model::id::sha256;
 use peerage_model::operator::{Entry, MAX_ENTRIES, Revision, Settings, Update};
 use peerage_model::{AgentId, AgreementSecret, TrustId};
 
-use crate::hub::{Notes, Progress};
+use crate::hub::{Notes, Owed, Progress};
 use crate::index::Index;
 use crate::key::ObjectKey;
 use crate::roll::Roll;
@@ -16,6 +16,7 @@ use crate::roll::Roll;
 struct Told {
     digest: [u8; 32],
     trust: TrustId,
+    generation: Option<i64>,
 }
 
 /// One agent's view, as told.
@@ -25,6 +26,8 @@ pub struct Feed {
     told: BTreeMap<AgentId, Told>,
     settings: Option<[u8; 32]>,
     sequence: u64,
+    /// AgentTrusts of which the update in the making tells something.
+    touched: Vec<TrustId>,
 }
 
 /// What there is to look at.
@@ -37,14 +40,22 @@ pub struct View<'a> {
     /// The authority's agreement secrets, the current one first.
     pub keys: &'a [AgreementSecret],
     /// How far this replica has seen.
-    pub revision: Revision,
+    pub revision: &'a Revision,
+    /// How new what it has seen may be.
+    pub shown: &'a Revision,
+}
+
+impl View<'_> {
+    fn update(&self) -> Update {
+        Update { revision: self.revision.clone(), shown: self.shown.clone(), ..Update::default() }
+    }
 }
 
 impl Feed {
     /// Has told nothing yet.
     #[must_use]
     pub fn new(agent: ObjectKey) -> Self {
-        Self { agent, told: BTreeMap::new(), settings: None, sequence: 0 }
+        Self { agent, told: BTreeMap::new(), settings: None, sequence: 0, touched: Vec::new() }
     }
 
     /// Everything, as the first thing that an agent hears.
@@ -60,13 +71,19 @@ impl Feed {
         let update = self.compare(view, notes);
         let Update { entries, withdrawn, gone, denied, settings, .. } = &update;
         if entries.is_empty() && withdrawn.is_empty() && gone.is_empty() && denied.is_empty() && settings.is_none() {
+            self.settle(progress); // what is as it was may be of another generation
             return Vec::new();
         }
         self.number(update, progress)
     }
 
+    /// Nothing but how far this replica has seen, for an agent that waits for that.
+    pub fn mark(&mut self, view: View<'_>, progress: &mut Progress) -> Vec<Update> {
+        self.number(view.update(), progress)
+    }
+
     fn compare(&mut self, view: View<'_>, notes: &Notes) -> Update {
-        let mut update = Update { revision: view.revision, ..Update::default() };
+        let mut update = view.update();
         update.gone = notes.gone.iter().copied().collect();
         update.denied = notes.denied.clone();
         let peers: BTreeSet<AgentId> = match notes.all {
@@ -75,9 +92,10 @@ impl Feed {
         };
         for peer in peers {
             match view.index.entry(&self.agent, &peer, view.keys) {
-                Some(entry) => self.tell(entry, view.roll, &mut update),
+                Some(entry) => self.tell(entry, view, &mut update),
                 None => {
-                    if self.told.remove(&peer).is_some() {
+                    if let Some(told) = self.told.remove(&peer) {
+                        self.touched.push(told.trust);
                         update.withdrawn.push(peer);
                     }
                 }
@@ -93,35 +111,48 @@ impl Feed {
         update
     }
 
-    fn tell(&mut self, entry: Entry, roll: &Roll, update: &mut Update) {
+    fn tell(&mut self, entry: Entry, view: View<'_>, update: &mut Update) {
         let peer = entry.peer.id.clone();
-        let told = Told { digest: digest_entry(&entry), trust: entry.peer.trust };
-        match self.told.get(&peer) {
-            Some(before) if *before == told => return,
-            Some(_) => {}
+        let generation = view.index.generation(&self.agent, &peer);
+        let told = Told { digest: digest_entry(&entry), trust: entry.peer.trust, generation };
+        match self.told.get(&peer).map(|before| before.digest == told.digest) {
+            Some(true) => {
+                self.told.insert(peer, told);
+                return;
+            }
+            Some(false) => {}
             // A set without end would be a way to exhaust agents; what is above the limit is left out, in order.
             None if self.told.len() >= MAX_ENTRIES => return,
-            None => update.denied.extend(roll.denied_of(&peer)),
+            None => update.denied.extend(view.roll.denied_of(&peer)),
         }
+        self.touched.push(told.trust);
         self.told.insert(peer, told);
         update.entries.push(entry);
     }
 
     fn number(&mut self, mut update: Update, progress: &mut Progress) -> Vec<Update> {
         update.sequence = self.sequence + 1;
-        let changed: Vec<_> = update.entries.iter().map(|entry| entry.peer.trust).collect();
         let parts = update.into_parts();
         self.sequence = parts.last().map_or(self.sequence, |part| part.sequence);
+        self.settle(progress);
+        parts
+    }
+
+    /// Brings `progress` up to what has been told.
+    fn settle(&mut self, progress: &mut Progress) {
+        let before = std::mem::take(&mut progress.owed);
         progress.about.clear();
         for (peer, told) in &self.told {
+            let update = before.get(&told.trust).map_or(self.sequence, |owed| owed.update);
+            let owed = progress.owed.entry(told.trust).or_insert(Owed { generation: told.generation, update });
+            owed.generation = owed.generation.min(told.generation);
             progress.about.entry(told.trust).or_default().insert(peer.clone());
         }
-        let about = &progress.about;
-        progress.owed.retain(|trust, _| about.contains_key(trust));
-        for trust in changed {
-            progress.owed.insert(trust, self.sequence);
+        for trust in self.touched.drain(..) {
+            if let Some(owed) = progress.owed.get_mut(&trust) {
+                owed.update = self.sequence;
+            }
         }
-        parts
     }
 
     /// The number of the last update.

@@ -3,12 +3,13 @@
 mod connection;
 mod enrol;
 pub mod feed;
+mod lobby;
 mod tls;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -31,10 +32,12 @@ pub use tls::TlsError;
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::replicas::{self, Others};
+use lobby::{Guest, Lobby};
 
 /// How long TLS and the HTTP request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections at a time. An agent has one; at about 60 KB each they fit what a replica may use.
+/// Agents and replicas that have shown who they are, at a time. At about 60 KB each they fit the memory that the chart gives a
+/// replica.
 const MAX_CONNECTIONS: usize = 12_000;
 /// Questions to TokenReview at a time: when all pods of a cluster start at once the API server has others to serve.
 const MAX_REVIEWS: usize = 32;
@@ -52,6 +55,7 @@ pub struct Server {
     /// What other replicas report to this one.
     pub others: Arc<Others>,
     reviews: Semaphore,
+    room: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -72,7 +76,8 @@ impl Server {
         others: Arc<Others>,
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { cluster, authority, keyring, client, others, reviews: Semaphore::new(MAX_REVIEWS), stopping })
+        let (reviews, room) = (Semaphore::new(MAX_REVIEWS), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+        Arc::new(Self { cluster, authority, keyring, client, others, reviews, room, stopping })
     }
 
     /// Serves until the process stops.
@@ -81,7 +86,7 @@ impl Server {
     /// When TLS cannot be set up.
     pub async fn run(self: Arc<Self>, listener: TcpListener) -> Result<(), TlsError> {
         let acceptor = tls::acceptor()?;
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let lobby = Arc::new(Lobby::default());
         let mut stopping = self.stopping.clone();
         loop {
             let accepted = tokio::select! {
@@ -97,31 +102,26 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-                tracing::warn!("refused a connection: {MAX_CONNECTIONS} are open");
+            let Some(guest) = lobby.enter(from.ip()) else {
+                tracing::debug!(%from, "refused a connection: too many have not shown who they are");
                 continue;
             };
             let (server, acceptor) = (Arc::clone(&self), acceptor.clone());
             tokio::spawn(async move {
-                if let Err(error) = server.connection(stream, acceptor, place).await {
+                if let Err(error) = server.connection(stream, acceptor, guest).await {
                     tracing::debug!(%from, %error, "a connection ended");
                 }
             });
         }
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        acceptor: TlsAcceptor,
-        place: OwnedSemaphorePermit,
-    ) -> io::Result<()> {
+    async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor, guest: Guest) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let stream = timeout(PATIENCE, acceptor.accept(stream)).await??;
         let binding = channel_binding(&stream)?;
-        let place = Arc::new(place);
+        let guest = Arc::new(Mutex::new(Some(guest)));
         let service = service_fn(move |request: Request<Incoming>| {
-            let answer = Arc::clone(&self).respond(request, binding.clone(), Arc::clone(&place));
+            let answer = Arc::clone(&self).respond(request, binding.clone(), Arc::clone(&guest));
             std::future::ready(Ok::<_, Infallible>(answer))
         });
         hyper::server::conn::http1::Builder::new()
@@ -138,7 +138,7 @@ impl Server {
         self: Arc<Self>,
         mut request: Request<Incoming>,
         binding: Zeroizing<[u8; 32]>,
-        place: Arc<OwnedSemaphorePermit>,
+        guest: Arc<Mutex<Option<Guest>>>,
     ) -> Response<Full<Bytes>> {
         let protocol = match (request.method(), request.uri().path()) {
             (&Method::GET, HTTP_PATH) => UPGRADE,
@@ -157,11 +157,12 @@ impl Server {
             answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             return answer;
         }
+        let guest = guest.lock().unwrap_or_else(PoisonError::into_inner).take();
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             match upgrade.await {
                 Ok(upgraded) if protocol == UPGRADE => {
-                    connection::serve(&self, TokioIo::new(upgraded), &ChannelBinding::new(binding)).await;
+                    connection::serve(&self, TokioIo::new(upgraded), &ChannelBinding::new(binding), guest).await;
                 }
                 Ok(upgraded) => {
                     let (stream, keys) = (TokioIo::new(upgraded), self.keys());
@@ -171,7 +172,6 @@ impl Server {
                 }
                 Err(error) => tracing::debug!(%error, "an upgrade failed"),
             }
-            drop(place);
         });
         let mut answer = status(StatusCode::SWITCHING_PROTOCOLS, "");
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -183,6 +183,8 @@ impl Server {
 fn status(code: StatusCode, text: &str) -> Response<Full<Bytes>> {
     let mut answer = Response::new(Full::new(Bytes::copy_from_slice(text.as_bytes())));
     *answer.status_mut() = code;
+    // There is no second question to ask here, and who keeps asking would keep a place.
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     answer
 }
 
@@ -191,6 +193,28 @@ fn channel_binding(stream: &TlsStream<TcpStream>) -> io::Result<Zeroizing<[u8; 3
     let (_, connection) = stream.get_ref();
     connection.export_keying_material(&mut exported[..], EXPORTER_LABEL, Some(&[])).map_err(io::Error::other)?;
     Ok(exported)
+}
+
+impl Server {
+    /// A place among those who have shown who they are.
+    fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.room).try_acquire_owned().ok();
+        if place.is_none() {
+            tracing::warn!("refused an agent: {MAX_CONNECTIONS} are connected");
+        }
+        place
+    }
+}
+
+/// Where to listen instead, on a node without IPv6: everywhere is then everywhere of IPv4.
+#[must_use]
+pub fn present(address: SocketAddr) -> SocketAddr {
+    match address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        && std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err()
+    {
+        true => (Ipv4Addr::UNSPECIFIED, address.port()).into(),
+        false => address,
+    }
 }
 
 /// Listens.

@@ -4,7 +4,7 @@ use peerage_crds::peer::PodCounts;
 use peerage_crds::trust::AgentCounts;
 use peerage_crds::{
     AgentLinkStatus, AgentPeerStatus, AgentRelayStatus, AgentTrustStatus, Condition, ConditionStatus, ConditionType,
-    set_condition,
+    Reason, set_condition,
 };
 use peerage_model::UnixTime;
 
@@ -51,7 +51,7 @@ fn number(count: usize) -> i32 {
 pub fn peer(index: &Index, key: &ObjectKey, live: &Live<'_>) -> Option<AgentPeerStatus> {
     let facts = index.peer(key)?;
     let old = &facts.status;
-    let mut enrolled = live.roll.enrolled(key, live.now);
+    let mut enrolled = live.roll.enrolled(index, key, live.now);
     if live.settling {
         // A leader that was just elected has not heard everybody yet; whoever is missing had a passport a moment ago.
         let before = old.pods.as_ref().map_or(0, |pods| usize::try_from(pods.enrolled).unwrap_or(0));
@@ -81,17 +81,24 @@ pub fn peer(index: &Index, key: &ObjectKey, live: &Live<'_>) -> Option<AgentPeer
 pub fn trust(index: &Index, key: &ObjectKey, live: &Live<'_>, overdue: bool) -> (Option<AgentTrustStatus>, bool) {
     let Some(facts) = index.trust(key) else { return (None, true) };
     let old = &facts.status;
-    let count = live.others.count(key, &facts.agent, &facts.uid, live.hub);
+    let count = live.others.count(&facts.agent, &facts.uid, facts.generation, live.hub);
+    // What was so in another generation says nothing about this one.
+    let before = |aspect: ConditionType| {
+        let found = old.conditions.iter().find(|condition| condition.type_ == aspect.as_str());
+        found.filter(|condition| condition.observed_generation == facts.generation)
+    };
+    let was_connected = before(ConditionType::Ready)
+        .is_some_and(|ready| ready.status == ConditionStatus::True && ready.reason == Reason::AsDeclared.as_str());
     let here = TrustLive {
         expected: count.expected,
         acknowledged: count.acknowledged,
         overdue: overdue && !live.settling,
         path: count.path,
+        failing: count.failing,
+        was_connected,
         conflict: count.conflict,
     };
-    let programmed = old.conditions.iter().find(|condition| condition.type_ == ConditionType::Programmed.as_str());
-    // What was programmed in another generation says nothing about this one.
-    let programmed = programmed.filter(|condition| condition.observed_generation == facts.generation);
+    let programmed = before(ConditionType::Programmed);
     let verdicts = index.judge_trust(key, &here, programmed.map(|condition| condition.status));
     let programmed = verdicts.iter().find(|verdict| verdict.aspect == ConditionType::Programmed);
     let holds = programmed.is_some_and(|verdict| verdict.status == ConditionStatus::True);

@@ -1,6 +1,7 @@
 //! Writes what was found into the objects' status: the leader only, what changed only, several at a time.
 
 pub mod desired;
+mod retry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -9,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::api::{Api, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
 use kube::{Resource, ResourceExt};
 use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust};
 use serde::Serialize;
@@ -18,12 +18,14 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::Cluster;
+use crate::heap::Heap;
 use crate::index::Dirty;
 use crate::key::ObjectKey;
 use crate::leader::Leadership;
 use crate::metrics::{Kind, Word};
 use crate::replicas::Others;
 use desired::Live;
+use retry::{Object, Outcome, Retries};
 
 /// The one field manager of all that this operator applies.
 pub const FIELD_MANAGER: &str = "peerage-operator";
@@ -48,6 +50,7 @@ pub struct Writer {
     client: kube::Client,
     leadership: watch::Receiver<Leadership>,
     unsettled: BTreeMap<ObjectKey, Instant>,
+    retries: Retries,
     leads_since: Option<Instant>,
     /// When everything is looked at again.
     round: Instant,
@@ -69,6 +72,17 @@ enum Write {
     Relay(String, Box<peerage_crds::AgentRelayStatus>),
 }
 
+impl Write {
+    fn object(&self) -> Object {
+        match self {
+            Self::Peer(key, _) => Object::Peer(key.clone()),
+            Self::Trust(key, _) => Object::Trust(key.clone()),
+            Self::Link(name, _) => Object::Link(name.clone()),
+            Self::Relay(name, _) => Object::Relay(name.clone()),
+        }
+    }
+}
+
 impl Writer {
     /// A writer that has written nothing.
     #[must_use]
@@ -84,6 +98,7 @@ impl Writer {
             client,
             leadership,
             unsettled: BTreeMap::new(),
+            retries: Retries::default(),
             leads_since: None,
             round: Instant::now(),
             pending: Dirty::default(),
@@ -91,28 +106,26 @@ impl Writer {
         }
     }
 
-    /// Runs until nobody has anything to judge. `probes` tells which relay answers.
-    pub async fn run(mut self, mut judge: mpsc::UnboundedReceiver<Dirty>, mut probes: mpsc::Receiver<(String, bool)>) {
+    /// Runs until nobody can lead. `judged` is what changed, `probes` tells which relay answers.
+    pub async fn run(mut self, judged: Arc<Heap>, mut probes: mpsc::Receiver<(String, bool)>) {
         let mut tick = tokio::time::interval(AGAIN);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                dirty = judge.recv() => match dirty {
-                    Some(dirty) => self.pending.extend(dirty),
-                    None => return,
-                },
+                () = judged.grown() => {}
                 Some((relay, answers)) = probes.recv() => {
                     if self.probes.insert(relay, answers) != Some(answers) {
                         self.pending.all = true;
                     }
                 }
-                _ = tick.tick() => self.pending.trusts.extend(self.unsettled.keys().cloned()),
+                _ = tick.tick() => {
+                    self.pending.trusts.extend(self.unsettled.keys().cloned());
+                    self.retries.due(Instant::now(), &mut self.pending);
+                }
                 changed = self.leadership.changed() => if changed.is_err() { return },
             }
             tokio::time::sleep(GATHER).await;
-            while let Ok(dirty) = judge.try_recv() {
-                self.pending.extend(dirty);
-            }
+            self.pending.extend(judged.take());
             self.turn().await;
         }
     }
@@ -125,6 +138,7 @@ impl Writer {
             // Whoever takes over looks at everything.
             (self.leads_since, self.pending) = (None, Dirty::default());
             self.unsettled.clear();
+            self.retries = Retries::default();
             return;
         }
         if self.leads_since.is_none() {
@@ -141,16 +155,18 @@ impl Writer {
             return; // what was not seen must not be written; it stays pending
         }
         let pending = std::mem::take(&mut self.pending);
-        let writes = self.due(&pending);
+        let now = Instant::now();
+        let mut writes = self.due(&pending);
+        writes.retain(|write| self.retries.may(&write.object(), now));
         let outcomes: Vec<_> =
             futures::stream::iter(writes).map(|write| self.write(write)).buffer_unordered(AT_ONCE).collect().await;
-        for (kind, failed) in outcomes {
-            let label = Kind { kind: Word(kind) };
+        for (object, outcome) in outcomes {
+            let label = Kind { kind: Word(object.kind()) };
             self.cluster.metrics.status_writes.get_or_create(&label).inc();
-            if let Some(again) = failed {
+            if !matches!(outcome, Outcome::Written) {
                 self.cluster.metrics.status_failures.get_or_create(&label).inc();
-                self.pending.extend(again);
             }
+            self.retries.note(object, outcome, Instant::now());
         }
     }
 
@@ -207,40 +223,26 @@ impl Writer {
         writes
     }
 
-    /// Writes one status; returns its kind and, if it failed, what to judge again.
-    async fn write(&self, write: Write) -> (&'static str, Option<Dirty>) {
-        match write {
+    /// Writes one status.
+    async fn write(&self, write: Write) -> (Object, Outcome) {
+        let (object, client) = (write.object(), self.client.clone());
+        let outcome = match write {
             Write::Peer(key, status) => {
-                let again = Dirty { judged: [key.clone()].into(), ..Dirty::default() };
-                ("AgentPeer", self.namespaced::<AgentPeer>(&key, &*status).await.then_some(again))
+                let api: Api<AgentPeer> = Api::namespaced(client, &key.namespace);
+                apply(&api, &key.name, &*status).await
             }
             Write::Trust(key, status) => {
-                let again = Dirty { trusts: [key.clone()].into(), ..Dirty::default() };
-                ("AgentTrust", self.namespaced::<AgentTrust>(&key, &*status).await.then_some(again))
+                let api: Api<AgentTrust> = Api::namespaced(client, &key.namespace);
+                apply(&api, &key.name, &*status).await
             }
-            // Links and relays are looked at in each turn anyway.
-            Write::Link(name, status) => {
-                let api: Api<AgentLink> = Api::all(self.client.clone());
-                ("AgentLink", apply(&api, &name, &*status).await.then(Dirty::default))
-            }
-            Write::Relay(name, status) => {
-                let api: Api<AgentRelay> = Api::all(self.client.clone());
-                ("AgentRelay", apply(&api, &name, &*status).await.then(Dirty::default))
-            }
-        }
-    }
-
-    async fn namespaced<K>(&self, key: &ObjectKey, status: &impl Serialize) -> bool
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
-    {
-        let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
-        apply(&api, &key.name, status).await
+            Write::Link(name, status) => apply(&Api::<AgentLink>::all(client), &name, &*status).await,
+            Write::Relay(name, status) => apply(&Api::<AgentRelay>::all(client), &name, &*status).await,
+        };
+        (object, outcome)
     }
 }
 
-/// Returns whether it failed and must be tried again.
-async fn apply<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> bool
+async fn apply<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Outcome
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
@@ -250,12 +252,15 @@ where
     match api.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await {
         Ok(written) => {
             tracing::debug!(kind = %K::kind(&()), name, version = written.resource_version(), "status written");
-            false
+            Outcome::Written
         }
-        Err(kube::Error::Api(status)) if status.code == 404 => false, // it was deleted meanwhile
+        Err(kube::Error::Api(status)) if status.code == 404 => Outcome::Written, // it was deleted meanwhile
         Err(error) => {
             tracing::warn!(kind = %K::kind(&()), name, %error, "a status could not be written");
-            true
+            match error {
+                kube::Error::Api(status) if status.code == 422 => Outcome::Refused,
+                _ => Outcome::Failed,
+            }
         }
     }
 }

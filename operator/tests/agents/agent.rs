@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_model::operator::{
-    ChannelBinding, EXPORTER_LABEL, Enrol, HTTP_PATH, Hello, MAX_FRAME, PREFIX, Proof, Resume, ToAgent, ToOperator,
-    UPGRADE, frame_len,
+    ChannelBinding, EXPORTER_LABEL, Enrol, HTTP_PATH, Hello, MAX_FRAME, PREFIX, Proof, Resume, Revision, ToAgent,
+    ToOperator, UPGRADE, frame_len,
 };
 use peerage_model::{AgreementSecret, Fingerprint, UnixTime};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -53,8 +53,13 @@ impl Agent {
     }
 
     pub async fn resume(&mut self, credential: Vec<u8>, enrolment: Vec<u8>) {
+        self.resume_with(credential, enrolment, None).await;
+    }
+
+    /// With what other replicas told.
+    pub async fn resume_with(&mut self, credential: Vec<u8>, enrolment: Vec<u8>, have: Option<Revision>) {
         let proof = Proof::resume(&self.binding, &self.hello.e, &self.key, &credential).expect("a good key");
-        self.say(&ToOperator::Resume(Resume { credential, enrolment, proof, have: None, version: None })).await;
+        self.say(&ToOperator::Resume(Resume { credential, enrolment, proof, have, version: None })).await;
     }
 
     pub async fn say(&mut self, message: &ToOperator) {

@@ -4,16 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::agent::{self, Agent};
-use peerage_model::operator::{Ack, Enrolment, GoAwayCode, ToAgent, ToOperator, Update};
+use peerage_model::operator::{Ack, Enrolment, GoAwayCode, Revision, ToAgent, ToOperator, Update};
 use peerage_model::passport::LIFETIME;
-use peerage_model::{AgreementSecret, Credential};
+use peerage_model::{AgreementSecret, Credential, InstanceId};
 use peerage_operator::authority::{Keyring, Stored};
-use peerage_operator::cluster::Cluster;
+use peerage_operator::cluster::{Cluster, Refused};
 use peerage_operator::facts::{PeerFacts, PodFacts, TrustFacts};
 use peerage_operator::index::{Index, TrustLive};
 use peerage_operator::key::{ObjectKey, uid_bytes};
 use peerage_operator::metrics::Metrics;
 use peerage_operator::replicas::Others;
+use peerage_operator::roll::Holder;
 use peerage_operator::serve::Server;
 use peerage_operator::watch::Health;
 use peerage_operator::{clock, serve};
@@ -42,6 +43,7 @@ async fn replica() -> Replica {
     random[0] = 1;
     let stored = Stored::mint(&random, clock::now());
     let health = Health::new("everything");
+    health.applying(90);
     health.applied(100);
     let (news, mut heard) = mpsc::unbounded_channel();
     tokio::spawn(async move { while heard.recv().await.is_some() {} });
@@ -80,10 +82,15 @@ impl Replica {
     }
 
     fn trust(&self, name: &str, agent: &str, peer: (&str, &str), serial: u32) {
+        self.trust_in(name, agent, peer, (serial, 1));
+    }
+
+    /// With a number for its UID, and its generation.
+    fn trust_in(&self, name: &str, agent: &str, peer: (&str, &str), (serial, generation): (u32, i64)) {
         let name = key(name);
         let object = json!({
             "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrust",
-            "metadata": {"name": name.name, "namespace": name.namespace, "uid": format!("00000000-0000-0000-0000-{serial:012}")},
+            "metadata": {"name": name.name, "namespace": name.namespace, "generation": generation, "uid": format!("00000000-0000-0000-0000-{serial:012}")},
             "spec": {"agentRef": {"name": agent}, "peer": {"name": peer.0, "namespace": peer.1}, "inbound": [{"portName": "mcp"}]},
         });
         let object = serde_json::from_value(object).expect("an AgentTrust");
@@ -139,6 +146,10 @@ impl Replica {
     }
 }
 
+fn revision(version: u64) -> Revision {
+    Revision { epoch: 1, versions: vec![version] }
+}
+
 async fn update(agent: &mut Agent) -> Update {
     match agent.hear().await {
         ToAgent::Update(update) => *update,
@@ -163,7 +174,7 @@ async fn who_resumes_is_told_everything_and_then_what_changes() {
     let (mut agent, full) = replica.resumed(&instance(1)).await;
     let entry = &full.entries[0];
     assert_eq!((full.entries.len(), entry.peer.id.name.as_str(), entry.consents.len()), (1, "db.tools", 2));
-    assert_eq!((full.sequence, full.revision.epoch, full.revision.version), (1, 1, 100));
+    assert_eq!((full.sequence, full.revision, full.shown), (1, revision(100), revision(90)));
     let settings = full.settings.expect("the first one has them");
     assert_eq!((settings.ports.len(), settings.ports[0].port), (1, 80));
 
@@ -185,7 +196,7 @@ async fn a_trust_is_programmed_when_its_update_is_acknowledged() {
     let (mut agent, full) = replica.resumed(&instance(1)).await;
     let trust = full.entries[0].consents[0];
     let hub = Arc::clone(&replica.cluster.hub);
-    let count = move || hub.count(&key("reporter.reports"), &trust);
+    let count = move || hub.count(&key("reporter.reports"), &trust, Some(1));
     assert_eq!((count().expected, count().acknowledged), (1, 0));
     agent.say(&ToOperator::Ack(Ack { sequence: full.sequence, refused: 0 })).await;
     let acknowledged = async {
@@ -194,10 +205,44 @@ async fn a_trust_is_programmed_when_its_update_is_acknowledged() {
         }
     };
     tokio::time::timeout(agent::PATIENCE, acknowledged).await.expect("the acknowledgement is counted");
+    replica.trust_in("uses.reports", "reporter", ("db", "tools"), (1, 2));
+    let hub = &replica.cluster.hub;
+    assert_eq!(hub.count(&key("reporter.reports"), &trust, Some(2)).acknowledged, 0, "before anybody was told");
+    // Nothing of what the agent is told has changed, so its acknowledgement holds as soon as its stream has looked.
+    let looked = async {
+        while hub.count(&key("reporter.reports"), &trust, Some(2)).acknowledged == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(agent::PATIENCE, looked).await.expect("it is counted in the new generation");
     let live = TrustLive { expected: 1, acknowledged: 1, ..TrustLive::default() };
     let state = replica.cluster.read();
     let verdicts = state.index.judge_trust(&key("uses.reports"), &live, None);
     assert_eq!(verdicts[1].status, peerage_crds::ConditionStatus::True);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_ahead_hears_when_the_replica_has_caught_up_and_its_refusal_is_no_acknowledgement() {
+    let replica = replica().await;
+    let (credential, enrolment) = replica.passport(&instance(1));
+    let mut agent = replica.connect(&instance(1)).await;
+    agent.resume_with(credential, enrolment, Some(revision(101))).await;
+    assert!(matches!(agent.hear().await, ToAgent::Passport(_)));
+    let full = update(&mut agent).await;
+    let trust = full.entries[0].consents[0];
+    let acknowledged = || replica.cluster.hub.count(&key("reporter.reports"), &trust, Some(1)).acknowledged;
+    agent.say(&ToOperator::Ack(Ack { sequence: full.sequence, refused: 1 })).await;
+    replica.cluster.watches[0].applied(101);
+    let mark = update(&mut agent).await;
+    assert_eq!((mark.sequence, mark.revision, mark.entries.len()), (2, revision(101), 0));
+    assert_eq!(acknowledged(), 0);
+    agent.say(&ToOperator::Ack(Ack { sequence: mark.sequence, refused: 0 })).await;
+    let counted = async {
+        while acknowledged() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(agent::PATIENCE, counted).await.expect("what it acts on is counted");
 }
 
 #[tokio::test]
@@ -216,6 +261,44 @@ async fn a_deleted_pod_and_labels_that_moved_end_the_stream_and_the_passport() {
 }
 
 #[tokio::test]
+async fn a_replica_that_lags_ends_nobody_and_one_that_does_not_withdraws_who_changed_while_none_ran() {
+    let lost = |replica: &Replica| replica.cluster.change(|index| index.set_pod(&key("reporter-1.reports"), None));
+    for (have, code, denied) in [
+        (Some(revision(101)), GoAwayCode::Behind, false),
+        (None, GoAwayCode::NotReady, false),
+        (Some(revision(100)), GoAwayCode::PodGone, true),
+    ] {
+        let replica = replica().await;
+        lost(&replica);
+        let (credential, enrolment) = replica.passport(&instance(1));
+        let mut agent = replica.connect(&instance(1)).await;
+        agent.resume_with(credential, enrolment, have.clone()).await;
+        assert_eq!(goodbye(&mut agent).await, code, "{have:?}");
+        let id = key("reporter.reports").agent(replica.stored.fingerprint()).expect("a name");
+        let instance = InstanceId::of_key(&instance(1).public());
+        assert_eq!(replica.cluster.is_denied(&id, &instance), denied, "{have:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_changed_between_the_question_and_the_answer_is_not_let_in() {
+    let replica = replica().await;
+    let holder = Holder {
+        agent: key("reporter.reports").agent(replica.stored.fingerprint()).expect("a name"),
+        peer: key("reporter.reports"),
+        instance: InstanceId([1; 8]),
+        pod: key("reporter-1.reports"),
+        service_account: "default".into(),
+        issued: clock::now(),
+        until: clock::now().plus(LIFETIME),
+    };
+    replica.pod(Some("other"));
+    assert_eq!(replica.cluster.admit(uid_bytes(POD_UID).0, holder.clone(), true), Err(Refused::Changed));
+    replica.pod(Some("reporter"));
+    assert_eq!(replica.cluster.admit(uid_bytes(POD_UID).0, holder, true), Ok(()));
+}
+
+#[tokio::test]
 async fn a_second_key_for_a_pod_ends_the_first_and_a_second_connection_replaces_it() {
     let replica = replica().await;
     let (mut first, _) = replica.resumed(&instance(1)).await;
@@ -223,7 +306,7 @@ async fn a_second_key_for_a_pod_ends_the_first_and_a_second_connection_replaces_
     assert_eq!(goodbye(&mut first).await, GoAwayCode::Replaced);
     // Of two keys that were given in one second the higher instance id stays, whichever replica hears of which first.
     let mut keys = [instance(1), instance(2)];
-    keys.sort_by_key(|key| peerage_model::InstanceId::of_key(&key.public()));
+    keys.sort_by_key(|key| InstanceId::of_key(&key.public()));
     if keys[1].expose() == instance(1).expose() {
         let (credential, enrolment) = replica.passport(&instance(2));
         let mut late = replica.connect(&instance(2)).await;

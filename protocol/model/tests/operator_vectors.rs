@@ -92,13 +92,13 @@ fn an_agent_enrols_and_resumes_alike() {
     assert_eq!(audience(&vectors.authority().fingerprint()), vectors.text("/audience"));
     let proof = Proof::enrol(&binding, &e, &instance, vectors.text("/token")).expect("a good key");
     assert_eq!(proof.0, vectors.array("/proof_enrol"));
-    let have = Some(Revision { epoch: 1, version: 4700 });
+    let have = Some(Revision { epoch: 1, versions: vec![4700, 0, 4698] });
     let enrol = Enrol {
         token: vectors.text("/token").into(),
         key: instance.public(),
         proof,
         name: Some("reporter".parse().expect("a label")),
-        have,
+        have: have.clone(),
         version: Some("0.1.0".into()),
     };
     assert_eq!(enrol.check(&binding, &vectors.e()), Ok(()));
@@ -159,7 +159,7 @@ fn an_update_is_written_and_read_alike() {
         sequence: 1,
         full: true,
         more: false,
-        revision: Revision { epoch: 1, version: 4711 },
+        revision: Revision { epoch: 1, versions: vec![4711, 4650, 4700] },
         entries: vec![Entry {
             peer,
             consents: vec![trust(0), trust(16)],
@@ -180,6 +180,7 @@ fn an_update_is_written_and_read_alike() {
             fail_closed: true,
             reserved: vec![PortNumber { protocol: Protocol::Udp, port: 5353 }],
         }),
+        shown: Revision { epoch: 1, versions: vec![4705, 0, 4699] },
     };
     vectors.compare_to_agent("update", &ToAgent::Update(Box::new(update)));
 }

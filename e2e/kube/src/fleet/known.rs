@@ -29,8 +29,10 @@ pub struct Known {
     pub updates: u64,
     /// Whom it may talk to.
     pub applied: Entries,
-    /// How far it has seen.
-    pub revision: Option<Revision>,
+    /// How new what it acts on may be.
+    pub reached: Option<Revision>,
+    /// What the replica of this connection must have seen before it may add anything.
+    bar: Option<Revision>,
     /// Which trusts came into force (true) and which ended, in order.
     pub diary: Vec<(Instant, TrustId, bool)>,
     told: Told,
@@ -49,6 +51,7 @@ impl Known {
     /// A connection begins.
     pub fn begin(&mut self) {
         self.told = Told::default();
+        self.bar.clone_from(&self.reached);
     }
 
     /// There is no connection.
@@ -64,6 +67,7 @@ impl Known {
             self.told.entries.clear();
         }
         (self.told.sequence, self.told.revision) = (update.sequence, update.revision);
+        self.reached.get_or_insert_default().raise(&update.shown);
         for peer in &update.withdrawn {
             self.told.entries.remove(peer);
             self.applied.remove(peer);
@@ -73,8 +77,7 @@ impl Known {
         if update.more {
             return None;
         }
-        if self.revision.is_none_or(|applied| applied <= self.told.revision) {
-            self.revision = Some(self.told.revision);
+        if self.bar.as_ref().is_none_or(|bar| self.told.revision.covers(bar)) {
             self.applied.clone_from(&self.told.entries);
         }
         let gone = &self.gone;
@@ -142,9 +145,9 @@ mod tests {
             link: None,
             local_ports: Vec::new(),
         };
-        let revision = Revision { epoch: 1, version };
+        let revision = Revision { epoch: 1, versions: vec![version] };
         let entries = trusts.iter().map(entry).collect();
-        Update { sequence, full: sequence == 1, revision, entries, ..Update::default() }
+        Update { sequence, full: sequence == 1, shown: revision.clone(), revision, entries, ..Update::default() }
     }
 
     #[test]

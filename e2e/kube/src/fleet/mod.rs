@@ -268,7 +268,7 @@ impl Agent {
     }
 
     fn first(&self, wire: &Wire, hello: &Hello, known: &Known) -> Option<ToOperator> {
-        let (key, have) = (self.key(), known.revision);
+        let (key, have) = (self.key(), known.reached.clone());
         Some(match &known.passport {
             Some(passport) => {
                 let proof = Proof::resume(&wire.binding, &hello.e, &key, &passport.credential)?;

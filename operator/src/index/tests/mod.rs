@@ -4,7 +4,7 @@ mod incremental;
 mod injection;
 mod scale;
 
-use peerage_crds::{ConditionStatus, ConditionType, Reason};
+use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
 use peerage_model::operator::Entry;
 use peerage_model::{AgentId, AgreementSecret, Fingerprint, UnixTime};
 use serde_json::{Value, json};
@@ -288,6 +288,43 @@ fn who_is_connected_is_ready_and_who_has_no_pods_too() {
 }
 
 #[test]
+fn silence_takes_nothing_from_a_trust_over_a_link_that_was_connected_and_failure_does() {
+    let authority = peerage_model::Authority::new(&zeroize::Zeroizing::new([9; 96]), NOW);
+    let mut world = World::new();
+    world.peer("reporter.reports", json!({}));
+    let peer = json!({"name": "db", "namespace": "tools", "linkRef": {"name": "far"}, "authority": authority.fingerprint().to_string()});
+    world.any_trust("remote", "reporter.reports", peer, json!({}));
+    world.link("far", json!({"from": "All"}), &authority);
+    let ready = |world: &World, path, was_connected, failing| {
+        let live = TrustLive { expected: 1, acknowledged: 1, path, was_connected, failing, ..TrustLive::default() };
+        let verdicts = world.index.judge_trust(&name("remote.reports"), &live, None);
+        verdicts.iter().find(|verdict| verdict.aspect == ConditionType::Ready).expect("always judged").reason
+    };
+    let idle = Some(PathSummary::Idle);
+    assert_eq!(ready(&world, idle, false, false), Reason::NoPods, "nobody is there who could connect");
+    world.pod("reporter-1.reports", json!({"app": "reporter"}));
+    assert_eq!(ready(&world, idle, false, false), Reason::WaitingForPeer);
+    assert_eq!(ready(&world, Some(PathSummary::Direct), false, false), Reason::AsDeclared);
+    assert_eq!(ready(&world, idle, true, false), Reason::AsDeclared);
+    assert_eq!(ready(&world, idle, true, true), Reason::WaitingForPeer);
+    let link = world.index.judge_link("far");
+    let unknown =
+        link.iter().filter(|verdict| verdict.status == ConditionStatus::Unknown).map(|verdict| verdict.aspect);
+    assert_eq!(unknown.collect::<Vec<_>>(), [ConditionType::Connected], "nobody has asked");
+}
+
+#[test]
+fn of_many_rivals_a_condition_names_a_few() {
+    let mut world = World::new();
+    for number in 0..300 {
+        world.peer(&format!("agent-{number:050}.tools"), json!({"selector": {"matchLabels": {"app": "one"}}}));
+    }
+    let key = name(&format!("agent-{:050}.tools", 0));
+    let accepted = world.index.judge_peer(&key, &PeerLive::default()).swap_remove(0);
+    assert!(accepted.message.len() < 1000 && accepted.message.contains("and 291 more"), "{}", accepted.message);
+}
+
+#[test]
 fn a_port_that_programs_do_not_find_where_it_should_be_is_a_conflict_until_it_is_mended() {
     let mut world = World::pair();
     world.pod("one.reports", json!({"app": "reporter"}));
@@ -312,6 +349,7 @@ fn a_link_serves_the_namespaces_it_lists_and_the_authority_that_was_pinned() {
     world.any_trust("remote", "reporter.reports", away(theirs.fingerprint()), json!({}));
     world.any_trust("fooled", "reporter.reports", away(Fingerprint([5; 32])), json!({"alias": "x"}));
     assert_eq!(world.ready("remote.reports").1, Reason::LinkNotFound);
+    world.pod("reporter-1.reports", json!({"app": "reporter"}));
     world.link("b", json!({"from": "Selected", "names": ["others"]}), &theirs);
     assert_eq!(world.ready("remote.reports").1, Reason::NotPermittedByLink);
     let dirty = world.link("b", json!({"from": "Selected", "names": ["reports"]}), &theirs);
@@ -351,6 +389,29 @@ fn two_agents_that_select_one_pod_both_say_so_and_the_pod_is_neither() {
         let accepted = &world.index.judge_peer(&name(agent), &PeerLive::default())[0];
         assert_eq!(accepted.reason, Reason::ConflictingSelector, "{agent}");
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_unknown_and_takes_nothing_away_that_was_read() {
+    let mut world = World::new();
+    world.pod("db-1.tools", json!({"app": "db"}));
+    let uid = world.index.pod(&name("db-1.tools")).expect("it is there").uid.clone();
+    let agent = |world: &World| world.index.agent_of(&name("db-1.tools"), &uid, "any");
+    assert_eq!(agent(&world), PodAgent::None);
+    world.index.hide_peer(&name("db.tools"));
+    assert_eq!(agent(&world), PodAgent::Unknown(name("db.tools")), "it may be its pod");
+    world.peer("db.tools", json!({}));
+    world.index.hide_peer(&name("db.tools"));
+    assert_eq!(agent(&world), PodAgent::One(name("db.tools")));
+
+    let authority = peerage_model::Authority::new(&zeroize::Zeroizing::new([9; 96]), NOW);
+    let peer = json!({"name": "db", "linkRef": {"name": "far"}, "authority": authority.fingerprint().to_string()});
+    world.any_trust("remote", "db.tools", peer, json!({}));
+    let dirty = world.index.hide_link("far");
+    assert_eq!((dirty.trusts.len(), world.ready("remote.tools").1), (1, Reason::LinkUnreadable));
+    world.link("far", json!({"from": "All"}), &authority);
+    world.index.hide_link("far");
+    assert_ne!(world.ready("remote.tools").1, Reason::LinkUnreadable);
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub struct Enrol {
     /// Which AgentPeer, where several would do.
     #[n(3)]
     pub name: Option<Label>,
-    /// What the agent has applied.
+    /// How new what the agent acts on may be.
     #[n(4)]
     pub have: Option<Revision>,
     /// The agent's software version.
@@ -67,7 +67,7 @@ pub struct Resume {
     /// Over the credential, see [`Proof::resume`].
     #[n(2)]
     pub proof: Proof,
-    /// What the agent has applied.
+    /// How new what the agent acts on may be.
     #[n(3)]
     pub have: Option<Revision>,
     /// The agent's software version.

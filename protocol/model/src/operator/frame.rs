@@ -3,7 +3,7 @@
 use minicbor::{Decode, Decoder, Encode};
 
 use super::enrol::{MAX_ENROLMENT, MAX_TOKEN, MAX_VERSION};
-use super::{Ack, Enrol, GoAway, Hello, Passport, Renew, Report, Resume, Update};
+use super::{Ack, Enrol, GoAway, Hello, Passport, Renew, Report, Resume, Revision, Update};
 use crate::passport::MAX_CREDENTIAL;
 
 /// Bytes of the length before each frame.
@@ -159,15 +159,17 @@ impl ToOperator {
     /// [`BadMessage`], which ends the connection.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, BadMessage> {
         let version = |version: &Option<String>| version.as_ref().is_none_or(|text| text.len() <= MAX_VERSION);
+        let have = |have: &Option<Revision>| have.as_ref().is_none_or(Revision::is_within_limits);
         let (kind, mut d) = open(bytes)?;
         let message = match kind {
             0 => Self::Enrol(body(kind, &mut d, |enrol: &Enrol| {
-                enrol.token.len() <= MAX_TOKEN && version(&enrol.version)
+                enrol.token.len() <= MAX_TOKEN && version(&enrol.version) && have(&enrol.have)
             })?),
             1 => Self::Resume(body(kind, &mut d, |resume: &Resume| {
                 resume.credential.len() <= MAX_CREDENTIAL
                     && resume.enrolment.len() <= MAX_ENROLMENT
                     && version(&resume.version)
+                    && have(&resume.have)
             })?),
             2 => Self::Renew(body(kind, &mut d, |_| true)?),
             3 => Self::Ack(body(kind, &mut d, |_| true)?),

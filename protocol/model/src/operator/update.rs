@@ -23,19 +23,56 @@ const MAX_CONSENTS: usize = 4;
 /// Most ports that an agent is told to keep away from.
 const MAX_RESERVED: usize = 256;
 
-/// What the lists of a part may take of a frame; the rest is for what is around them.
-const PART: usize = super::MAX_FRAME - 128;
+/// Most numbers of a [`Revision`].
+const MAX_VERSIONS: usize = 16;
 
-/// How far a replica of the operator has seen. Ordered: the epoch first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Encode, Decode)]
+/// What the lists of a part may take of a frame; the rest is for what is around them, two revisions above all.
+const PART: usize = super::MAX_FRAME - 512;
+
+/// How far somebody is, in each of the sources that a replica of the operator draws from. Each replica reads each source by
+/// itself, so of two revisions neither need be the later one.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct Revision {
     /// Grows when versions begin anew.
     #[n(0)]
     pub epoch: u64,
-    /// The replica has seen every change up to this one.
+    /// A version of each source. What is missing is 0.
     #[n(1)]
-    pub version: u64,
+    pub versions: Vec<u64>,
+}
+
+impl Revision {
+    /// Whether this is as far as `other`, or farther, in everything.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let far = |(place, version): (usize, &u64)| self.versions.get(place).copied().unwrap_or(0) >= *version;
+        self.epoch > other.epoch || self.epoch == other.epoch && other.versions.iter().enumerate().all(far)
+    }
+
+    /// Becomes the least that covers both; of a later epoch, that one alone.
+    pub fn raise(&mut self, other: &Self) {
+        if other.epoch > self.epoch {
+            self.clone_from(other);
+        }
+        if other.epoch < self.epoch {
+            return;
+        }
+        self.versions.resize(self.versions.len().max(other.versions.len()), 0);
+        for (ours, theirs) in self.versions.iter_mut().zip(&other.versions) {
+            *ours = (*ours).max(*theirs);
+        }
+    }
+
+    /// The highest of its versions, for people.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.versions.iter().copied().max().unwrap_or(0)
+    }
+
+    pub(super) fn is_within_limits(&self) -> bool {
+        self.versions.len() <= MAX_VERSIONS
+    }
 }
 
 /// A port of a peer that programs here find under another number.
@@ -143,7 +180,7 @@ pub struct Update {
     /// Whether the next update belongs to this one.
     #[n(2)]
     pub more: bool,
-    /// How far the replica has seen.
+    /// How far the replica has seen: every change up to there. It may state less, never more.
     #[n(3)]
     pub revision: Revision,
     /// New or changed peers.
@@ -161,6 +198,9 @@ pub struct Update {
     /// The agent's own settings, where they changed.
     #[n(8)]
     pub settings: Option<Settings>,
+    /// How new what it tells may be: it rests on no change after that. It may state more, never less.
+    #[n(9)]
+    pub shown: Revision,
 }
 
 impl Entry {
@@ -181,7 +221,11 @@ impl Update {
     /// only the last has not `more`.
     #[must_use]
     pub fn into_parts(self) -> Vec<Self> {
-        let next = |sequence| Self { sequence, full: false, more: true, revision: self.revision, ..Self::default() };
+        let (revision, shown) = (self.revision, self.shown);
+        let next = |sequence| {
+            let (revision, shown) = (revision.clone(), shown.clone());
+            Self { sequence, full: false, more: true, revision, shown, ..Self::default() }
+        };
         let mut parts = Parts { done: Vec::new(), room: 0, current: next(self.sequence), next };
         parts.current.full = self.full;
         parts.room = PART.saturating_sub(self.settings.as_ref().map_or(0, size));
@@ -210,7 +254,8 @@ impl Update {
                 && settings.relays.len() <= MAX_RELAYS
                 && settings.reserved.len() <= MAX_RESERVED
         });
-        settings && self.entries.iter().all(Entry::is_within_limits)
+        let revisions = self.revision.is_within_limits() && self.shown.is_within_limits();
+        settings && revisions && self.entries.iter().all(Entry::is_within_limits)
     }
 }
 
@@ -290,16 +335,18 @@ mod tests {
             sequence: 5,
             full: true,
             more: false,
-            revision: Revision { epoch: u64::MAX, version: u64::MAX },
+            revision: Revision { epoch: u64::MAX, versions: vec![u64::MAX; MAX_VERSIONS] },
             entries: (0..40).map(largest).collect(),
             withdrawn: (0..1000).map(|number| largest(number).peer.id).collect(),
             gone: (0..5000u64).map(|n| TrustId([n.to_be_bytes(), [0; 8]].concat().try_into().expect("16"))).collect(),
             denied: (0..5000).map(denied).collect(),
             settings: Some(Settings::default()),
+            shown: Revision { epoch: u64::MAX, versions: vec![u64::MAX; MAX_VERSIONS] },
         };
         let parts = whole.clone().into_parts();
         assert!(parts.len() > 10, "{} parts", parts.len());
-        let mut again = Update { sequence: 5, full: true, revision: whole.revision, ..Update::default() };
+        let (revision, shown) = (whole.revision.clone(), whole.shown.clone());
+        let mut again = Update { sequence: 5, full: true, revision, shown, ..Update::default() };
         for (number, part) in parts.iter().enumerate() {
             let frame = ToAgent::Update(Box::new(part.clone())).encode();
             assert!(frame.len() <= MAX_FRAME + 4);
@@ -335,10 +382,41 @@ mod tests {
         assert!(!within(rich));
     }
 
+    fn revision(epoch: u64, versions: &[u64]) -> Revision {
+        Revision { epoch, versions: versions.to_vec() }
+    }
+
+    #[test]
+    fn a_revision_covers_another_if_it_is_as_far_in_every_source() {
+        assert!(revision(1, &[2, 2]).covers(&revision(1, &[2, 1])));
+        assert!(
+            !revision(1, &[3, 1]).covers(&revision(1, &[2, 2])) && !revision(1, &[2, 2]).covers(&revision(1, &[3, 1]))
+        );
+        assert!(revision(1, &[2]).covers(&revision(1, &[2, 0])) && !revision(1, &[2]).covers(&revision(1, &[2, 1])));
+    }
+
     #[test]
     fn a_new_epoch_is_later_than_every_version() {
-        let revision = |epoch, version| Revision { epoch, version };
-        assert!(revision(2, 0) > revision(1, u64::MAX));
-        assert!(revision(1, 2) > revision(1, 1));
+        assert!(revision(2, &[]).covers(&revision(1, &[u64::MAX])));
+        assert!(!revision(1, &[u64::MAX]).covers(&revision(2, &[])));
+    }
+
+    #[test]
+    fn raised_by_another_a_revision_is_the_least_that_covers_both() {
+        for (other, raised) in [
+            (revision(1, &[1, 5, 7]), revision(1, &[3, 5, 7])),
+            (revision(2, &[1]), revision(2, &[1])),
+            (revision(0, &[9, 9]), revision(1, &[3, 4])),
+        ] {
+            let mut ours = revision(1, &[3, 4]);
+            ours.raise(&other);
+            assert_eq!(ours, raised);
+        }
+    }
+
+    #[test]
+    fn a_revision_has_few_numbers() {
+        let update = |count| Update { shown: revision(1, &vec![1; count]), ..Update::default() };
+        assert!(update(MAX_VERSIONS).is_within_limits() && !update(MAX_VERSIONS + 1).is_within_limits());
     }
 }
