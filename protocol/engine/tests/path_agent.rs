@@ -417,6 +417,25 @@ fn direct_only_lets_data_wait_for_a_direct_path() {
 }
 
 #[test]
+fn direct_only_sends_no_copy_by_relay_after_the_switch_and_to_who_comes_by_relay() {
+    let mut net = Net::with(None, None, |role| PathConfig { mode: PathMode::DirectOnly, ..config(role) });
+    net.establish();
+    let mut direct = 0;
+    for _ in 0..500 {
+        net.run_for(ms(1));
+        for who in [A, B] {
+            let agent = &net.ends[who].agent;
+            let copy = agent.route(net.now).duplicate.filter(|_| agent.carries_data());
+            assert_ne!(copy, Some(Hop::Relayed));
+            direct += usize::from(agent.carries_data());
+        }
+    }
+    assert!(direct > 500, "both are direct for most of the time: {direct}");
+    net.ends[A].agent.on_tunnel_heard(net.now, Hop::Relayed, None);
+    assert_eq!(net.ends[A].agent.route(net.now).duplicate, None);
+}
+
+#[test]
 fn turning_to_relay_only_leaves_a_direct_path_at_once() {
     let mut net = direct_pair();
     let now = net.now;

@@ -3,6 +3,7 @@
 use peerage_engine::node::{DownReason, Event};
 use peerage_engine::path::PathKind;
 use peerage_model::snapshot::PathMode;
+use peerage_sim::link::{Bottleneck, LinkConfig};
 use peerage_sim::nat::NatKind;
 use peerage_sim::{Outcome, Sim, ms, secs};
 
@@ -217,6 +218,23 @@ fn relay_only_sends_no_packet_past_the_relay() {
     let relays = sim.relay_addresses();
     let own = sim.address("a");
     assert_eq!(tape.only(|p| p.from == own && !relays.contains(&p.to)), []);
+}
+
+#[test]
+fn turning_to_direct_only_ends_the_streams_that_go_by_relay() {
+    let mut sim = Sim::seeded_pair(1, NatKind::symmetric_random(), NatKind::symmetric_random());
+    sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+    let bulk = sim.open("a", "b");
+    let bottleneck = Some(Bottleneck { bits_per_second: 10_000_000, queue_bytes: 100_000 });
+    sim.set_line("a", &LinkConfig { delay: ms(20), bottleneck, ..LinkConfig::default() });
+    sim.write(bulk, &vec![7; 4 << 20]);
+    sim.run_for(secs(1));
+    sim.set_path_mode("a", "b", PathMode::DirectOnly);
+    sim.run_for(secs(1));
+    let before = sim.bytes_relayed();
+    sim.run_for(secs(5));
+    assert!(matches!(sim.outcome(bulk), Outcome::Failed(_)), "{:?}", sim.outcome(bulk));
+    assert!(sim.bytes_relayed() - before < 20_000, "{} bytes went on", sim.bytes_relayed() - before);
 }
 
 #[test]

@@ -270,19 +270,36 @@ impl Node {
             .map(|(id, stream_key)| (*id, *stream_key))
             .collect();
         for (id, stream_key) in ended {
-            if let Some(stream) = self.streams.get_mut(&stream_key) {
-                stream.place = Place::Dead(StreamError::SessionEnded(DownReason::RevokedHere));
-            }
-            if let Some(session) = self.sessions.get_mut(&key) {
-                session.reset(id, (CloseCode::Revoked as u32).into());
-                let _ = session.connection.recv_stream(id).stop((CloseCode::Revoked as u32).into());
-                if let Some(up) = session.up_mut() {
-                    up.streams.remove(&id);
-                }
-            }
-            self.ready.insert(key);
-            self.wake(stream_key);
+            self.end_stream(key, id, stream_key, CloseCode::Revoked, DownReason::RevokedHere);
         }
+    }
+
+    /// Ends the streams of a session that may carry no data, as its owner has just decided.
+    pub(super) fn end_streams_without_way(&mut self, key: SessionKey) {
+        let Some(up) = self.sessions.get(&key).and_then(Session::up).filter(|up| !up.path.carries_data()) else {
+            return;
+        };
+        let streams: Vec<_> = up.streams.iter().map(|(id, stream_key)| (*id, *stream_key)).collect();
+        let why = DownReason::Failed("there is no direct path, and policy forbids the relay".to_owned());
+        for (id, stream_key) in streams {
+            self.end_stream(key, id, stream_key, CloseCode::Drained, why.clone());
+        }
+    }
+
+    fn end_stream(&mut self, key: SessionKey, id: StreamId, stream_key: StreamKey, code: CloseCode, why: DownReason) {
+        if let Some(stream) = self.streams.get_mut(&stream_key) {
+            stream.place = Place::Dead(StreamError::SessionEnded(why));
+        }
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.reset(id, (code as u32).into());
+            // Fails where that half is over already, which is just as good.
+            let _ = session.connection.recv_stream(id).stop((code as u32).into());
+            if let Some(up) = session.up_mut() {
+                up.streams.remove(&id);
+            }
+        }
+        self.ready.insert(key);
+        self.wake(stream_key);
     }
 }
 

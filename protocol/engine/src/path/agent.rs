@@ -365,11 +365,13 @@ impl PathAgent {
         [checks, keepalive, silence, dual, self.birthday_timeout()].into_iter().flatten().min()
     }
 
-    /// Where tunnel packets go at `now`.
+    /// Where tunnel packets go at `now`. With [`PathMode::DirectOnly`] no copy goes by relay: there may be data in it.
     pub fn route(&self, now: Instant) -> Route {
         let switched = self.dual.filter(|(_, until)| now < *until).map(|(hop, _)| hop);
         let answering = self.answer_by_relay.filter(|until| now < *until).map(|_| Hop::Relayed);
-        Route { primary: self.hop, duplicate: switched.or(answering).filter(|hop| *hop != self.hop) }
+        let allowed = |hop: &Hop| *hop != Hop::Relayed || self.config.mode != PathMode::DirectOnly;
+        let duplicate = switched.or(answering).filter(|hop| *hop != self.hop).filter(allowed);
+        Route { primary: self.hop, duplicate }
     }
 
     /// Whether application data may go now: with [`PathMode::DirectOnly`] it waits for a direct path.
