@@ -25,8 +25,6 @@ use super::{addresses, stream};
 use crate::portmap::PortMapper;
 use crate::tunnel::Incoming;
 
-/// After a host name could not be looked up.
-const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
 /// Receive calls before sending gets its turn, so that acknowledgements are not held up by a flood.
 const RECEIVES_A_TURN: usize = 8;
 /// How long the goodbyes may take.
@@ -364,22 +362,17 @@ fn offer(
     })
 }
 
+/// Looks a name up once; the node asks again if it still needs it.
 fn resolve(relay: RelayInfo, found: mpsc::Sender<Resolved>) {
     tokio::spawn(async move {
-        loop {
-            let addresses: Vec<_> = match tokio::net::lookup_host((relay.host.as_str(), relay.port)).await {
-                Ok(addresses) => addresses.collect(),
-                Err(error) => {
-                    debug!(%error, "a relay's host name cannot be looked up");
-                    Vec::new()
-                }
-            };
-            if !addresses.is_empty() {
-                // The driver may have stopped.
-                let _ = found.send((relay, addresses)).await;
-                return;
+        let addresses = match tokio::net::lookup_host((relay.host.as_str(), relay.port)).await {
+            Ok(addresses) => addresses.collect(),
+            Err(error) => {
+                debug!(%error, "a relay's host name cannot be looked up");
+                Vec::new()
             }
-            tokio::time::sleep(RESOLVE_AGAIN).await;
-        }
+        };
+        // The driver may have stopped.
+        let _ = found.send((relay, addresses)).await;
     });
 }

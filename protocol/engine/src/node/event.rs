@@ -56,7 +56,7 @@ pub enum Event {
         /// Why, in its words.
         reason: String,
     },
-    /// A relay's host name must be looked up; answer with [`super::Node::relay_resolved`].
+    /// A relay's host name must be looked up; answer once with [`super::Node::relay_resolved`], also if it cannot be.
     Resolve {
         /// Which.
         relay: RelayInfo,

@@ -245,10 +245,10 @@ impl Node {
         self.predecessors = ended;
     }
 
-    /// Where a relay's host name leads, as the driver resolved it after [`Event::Resolve`].
+    /// Where a relay's host name leads, as the driver looked it up after [`Event::Resolve`]; nowhere, if it could not.
     pub fn relay_resolved(&mut self, now: Now, relay: &peerage_model::relay::RelayInfo, addresses: &[SocketAddr]) {
         self.tick(now);
-        self.relays.resolved(relay, addresses, now.mono);
+        self.relays.looked_up(relay, addresses, now.mono);
         self.settle_relays(now);
     }
 

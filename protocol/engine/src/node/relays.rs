@@ -1,5 +1,6 @@
 //! The relays under the sessions: our own, where peers find us, and the peers', where we find them.
 
+mod names;
 mod seen;
 mod stream;
 
@@ -15,6 +16,7 @@ use peerage_model::relay::frame::mailbox::MailId;
 use peerage_model::{AgreementSecret, RoutingId};
 use tracing::{debug, info};
 
+use self::names::Names;
 use self::seen::News;
 use self::stream::{Fallback, Order};
 use super::Node;
@@ -66,7 +68,7 @@ pub(super) struct Relays {
     outside: BTreeSet<SocketAddr>,
     nat: NatClassifier,
     /// Names that the driver must look up.
-    unresolved: Vec<RelayInfo>,
+    names: Names,
     news: News,
     next_stream: u32,
     /// Streams that the driver is to open or close.
@@ -100,6 +102,8 @@ struct Entry {
 enum Place {
     /// The driver looks the name up.
     Resolving,
+    /// It has an address, at which another relay is in use by another key.
+    Taken { address: SocketAddr },
     /// The client talks to `address`; `observed` is set while the relay knows us.
     Known { address: SocketAddr, client: Box<RelayClient>, observed: Option<SocketAddr> },
 }
@@ -132,7 +136,7 @@ impl Relays {
             hosts: BTreeSet::new(),
             outside: BTreeSet::new(),
             nat: NatClassifier::new(0, []),
-            unresolved: Vec::new(),
+            names: Names::default(),
             news: News::default(),
             next_stream: 0,
             orders: Vec::new(),
@@ -165,7 +169,7 @@ impl Relays {
                     continue;
                 }
                 // Where we only visited so far, we bind from now on.
-                Some(key) => self.remove(key),
+                Some(key) => self.remove(key, now),
                 None => {}
             }
             self.add(info, true, now);
@@ -180,14 +184,26 @@ impl Relays {
         now: Instant,
     ) -> Vec<RelayKey> {
         let picked: BTreeSet<RelayInfo> = lists.into_iter().flat_map(|list| pick(list, destination)).cloned().collect();
-        let keys: Vec<RelayKey> =
+        let named: Vec<RelayKey> =
             picked.into_iter().map(|info| self.find(&info).unwrap_or_else(|| self.add(info, false, now))).collect();
+        let there = named.iter().filter_map(|key| self.in_the_place_of(*key));
+        let keys: BTreeSet<RelayKey> = named.iter().copied().chain(there).collect();
+        let keys: Vec<RelayKey> = keys.into_iter().collect();
         for key in &keys {
             if let Some(entry) = self.entries.get_mut(key) {
                 entry.used = now;
             }
         }
         keys
+    }
+
+    /// The relay that is in use at this one's address. To reach whoever is bound there no key is needed, so it does not matter
+    /// which of the two is right.
+    fn in_the_place_of(&self, key: RelayKey) -> Option<RelayKey> {
+        match self.entries.get(&key)?.place {
+            Place::Taken { address } => self.by_address.get(&address).copied(),
+            Place::Resolving | Place::Known { .. } => None,
+        }
     }
 
     /// A relay is its key and its place for UDP: lists may name different TCP ports for one and the same.
@@ -203,7 +219,7 @@ impl Relays {
         self.entries.insert(key, Entry::new(info.clone(), own, now));
         match info.host.as_str().parse::<IpAddr>() {
             Ok(ip) => self.resolved(&info, &[SocketAddr::new(ip, info.port)], now),
-            Err(_) => self.unresolved.push(info.clone()),
+            Err(_) => self.names.want(&info, now),
         }
         self.find(&info).unwrap_or(key)
     }
@@ -219,19 +235,29 @@ impl Relays {
         self.judge_nat();
     }
 
-    fn remove(&mut self, key: RelayKey) {
-        let Some(mut entry) = self.entries.remove(&key) else {
-            return;
-        };
-        if let Place::Known { address, .. } = entry.place {
-            self.by_address.remove(&address);
+    fn remove(&mut self, key: RelayKey, now: Instant) {
+        if let Some(Place::Known { address, .. }) = self.drop_entry(key) {
+            self.vacated(address, now);
         }
-        self.orders.extend(entry.fallback.reset().map(|order| (key, order)));
-        self.judge_nat();
     }
 
-    /// A name was looked up. An address of a family that our socket has is preferred; an empty answer is asked again.
-    pub(super) fn resolved(&mut self, info: &RelayInfo, addresses: &[SocketAddr], now: Instant) {
+    fn drop_entry(&mut self, key: RelayKey) -> Option<Place> {
+        let mut entry = self.entries.remove(&key)?;
+        self.names.forget(&entry.info);
+        self.orders.extend(entry.fallback.reset().map(|order| (key, order)));
+        self.judge_nat();
+        Some(entry.place)
+    }
+
+    /// The driver looked a name up; no address means that it could not.
+    pub(super) fn looked_up(&mut self, info: &RelayInfo, addresses: &[SocketAddr], now: Instant) {
+        let needed = self.find(info).is_some();
+        self.names.answered(info, !addresses.is_empty() || !needed, now);
+        self.resolved(info, addresses, now);
+    }
+
+    /// An address of a family that our socket has is preferred.
+    fn resolved(&mut self, info: &RelayInfo, addresses: &[SocketAddr], now: Instant) {
         let Some(key) = self.find(info) else { return };
         let v6 = self.hosts.iter().any(SocketAddr::is_ipv6);
         let v4 = self.hosts.iter().any(SocketAddr::is_ipv4) || !v6;
@@ -255,19 +281,25 @@ impl Relays {
             let yields = self.entries.get(&holder).is_some_and(|entry| !entry.own || entry.until.is_some());
             if !(ours && yields) {
                 let held = self.entries.get(&holder).map(|entry| entry.info.key);
-                if held == Some(info.key) {
-                    self.merge(key, holder);
+                match self.entries.get_mut(&key) {
+                    _ if held == Some(info.key) => self.merge(key, holder),
+                    Some(entry) if matches!(entry.place, Place::Resolving | Place::Taken { .. }) => {
+                        entry.place = Place::Taken { address };
+                    }
+                    // It stays where it is.
+                    Some(_) | None => {}
                 }
                 return;
             }
-            self.remove(holder);
+            self.take_from(holder, address);
         }
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
         };
-        if let Place::Known { address: old, .. } = entry.place {
-            self.by_address.remove(&old);
-        }
+        let left = match entry.place {
+            Place::Known { address, .. } => Some(address),
+            Place::Resolving | Place::Taken { .. } => None,
+        };
         (entry.lost, entry.draining) = (false, false);
         let own = entry.own;
         let mut client = Box::new(self.new_client(info, own, now));
@@ -280,6 +312,29 @@ impl Relays {
         }
         entry.place = Place::Known { address, client, observed: None };
         self.by_address.insert(address, key);
+        if let Some(left) = left {
+            self.vacated(left, now);
+        }
+    }
+
+    /// Ends a relay whose address is another's.
+    fn take_from(&mut self, holder: RelayKey, address: SocketAddr) {
+        self.by_address.remove(&address);
+        if let Some(entry) = self.entries.get_mut(&holder) {
+            entry.place = Place::Taken { address };
+        }
+        self.drop_entry(holder);
+    }
+
+    /// An address is free: of the relays that wait for it, one has it. Two lists may give one relay two keys, when one of
+    /// them is older than the relay's key.
+    fn vacated(&mut self, address: SocketAddr, now: Instant) {
+        self.by_address.remove(&address);
+        let waits = |entry: &&Entry| matches!(entry.place, Place::Taken { address: wanted } if wanted == address);
+        let next = self.entries.values().filter(waits).max_by_key(|entry| entry.own).map(|entry| entry.info.clone());
+        if let Some(info) = next {
+            self.resolved(&info, &[address], now);
+        }
     }
 
     fn new_client(&mut self, info: &RelayInfo, own: bool, now: Instant) -> RelayClient {
@@ -321,11 +376,11 @@ impl Relays {
     }
 
     /// A relay does not answer: if it has a name, that may lead to another address.
-    fn look_up_again(&mut self, key: RelayKey) {
+    fn look_up_again(&mut self, key: RelayKey, now: Instant) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.lost = true;
         if entry.info.host.as_str().parse::<IpAddr>().is_err() {
-            self.unresolved.push(entry.info.clone());
+            self.names.want(&entry.info, now);
         }
     }
 
@@ -343,14 +398,14 @@ impl Relays {
     fn known(&self) -> impl Iterator<Item = (SocketAddr, &RelayClient, Option<SocketAddr>)> {
         self.entries.values().filter_map(|entry| match &entry.place {
             Place::Known { address, client, observed } => Some((*address, &**client, *observed)),
-            Place::Resolving => None,
+            Place::Resolving | Place::Taken { .. } => None,
         })
     }
 
     fn clients(&mut self) -> impl Iterator<Item = (SocketAddr, &mut RelayClient)> {
         self.entries.values_mut().filter_map(|entry| match &mut entry.place {
             Place::Known { address, client, .. } => Some((*address, &mut **client)),
-            Place::Resolving => None,
+            Place::Resolving | Place::Taken { .. } => None,
         })
     }
 
@@ -404,7 +459,7 @@ impl Relays {
             })
             .map(|(key, _)| *key)
             .collect();
-        stale.into_iter().for_each(|key| self.remove(key));
+        stale.into_iter().for_each(|key| self.remove(key, now));
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -415,6 +470,7 @@ impl Relays {
             .chain(left)
             .chain(streams)
             .chain(self.news.due())
+            .chain(self.names.poll_timeout())
             .min()
     }
 
@@ -570,7 +626,7 @@ impl Relays {
                 own: entry.own,
                 observed: match &entry.place {
                     Place::Known { observed, .. } => *observed,
-                    Place::Resolving => None,
+                    Place::Resolving | Place::Taken { .. } => None,
                 },
                 rtt: entry.rtt(),
                 mailbox: entry.has_mailbox(),
@@ -585,7 +641,7 @@ impl Relays {
         self.entries.iter_mut().find_map(|(key, entry)| {
             let udp = match &mut entry.place {
                 Place::Known { client, .. } => client.poll_event(),
-                Place::Resolving => None,
+                Place::Resolving | Place::Taken { .. } => None,
             };
             let stream = |entry: &mut Entry| entry.fallback.client().and_then(|(_, client)| client.poll_event());
             let by_udp = udp.map(|event| (*key, By::Udp, event));
@@ -597,9 +653,6 @@ impl Relays {
 impl Node {
     /// Lets everything follow from what relays said.
     pub(super) fn settle_relays(&mut self, now: Now) {
-        while let Some(relay) = self.relays.unresolved.pop() {
-            self.events.push_back(Event::Resolve { relay });
-        }
         let addresses = self.outside_addresses();
         while let Some((key, by, event)) = self.relays.poll_event() {
             match by {
@@ -609,6 +662,9 @@ impl Node {
         }
         self.settle_mail(now);
         self.tell_orders();
+        while let Some(relay) = self.relays.names.next(now.mono) {
+            self.events.push_back(Event::Resolve { relay });
+        }
         self.seen_from(&addresses, now);
         self.drive_outside(now);
         self.tell_what_relays_see(now);
@@ -623,7 +679,7 @@ impl Node {
                 self.relay_is_up(key, relay, own, observed, now);
             }
             RelayEvent::Lost => {
-                self.relays.look_up_again(key);
+                self.relays.look_up_again(key, now.mono);
                 let Some((relay, own, _)) = self.relays.observed(key, None) else {
                     return;
                 };
@@ -636,7 +692,7 @@ impl Node {
                 }
                 self.leave_relay(key, now);
             }
-            RelayEvent::Silent => self.relays.look_up_again(key),
+            RelayEvent::Silent => self.relays.look_up_again(key, now.mono),
             RelayEvent::Refused(reason) => {
                 if let Some((relay, _, _)) = self.relays.observed(key, None) {
                     info!(target: "events::relay_refused", ?relay, ?reason);
@@ -707,15 +763,15 @@ mod tests {
     fn a_name_is_looked_up_again_when_its_relay_is_lost_and_its_next_address_is_used() {
         let (mut relays, info, key, now) = named_relay();
         let [one, two] = ["192.0.2.1:3478", "192.0.2.2:3478"].map(|text| text.parse().expect("an address"));
-        assert_eq!(std::mem::take(&mut relays.unresolved), std::slice::from_ref(&info));
-        relays.resolved(&info, &[one, two], now);
+        assert_eq!(relays.names.next(now).as_ref(), Some(&info));
+        relays.looked_up(&info, &[one, two], now);
         assert_eq!(in_use(&relays), [one]);
         relays.resolved(&info, &[two], now);
         assert_eq!(in_use(&relays), [one], "one that is not lost stays where it is");
         for (next, other) in [(two, one), (one, two)] {
-            relays.look_up_again(key);
-            assert_eq!(std::mem::take(&mut relays.unresolved), std::slice::from_ref(&info));
-            relays.resolved(&info, &[one, two], now);
+            relays.look_up_again(key, now);
+            assert_eq!(relays.names.next(now).as_ref(), Some(&info));
+            relays.looked_up(&info, &[one, two], now);
             assert_eq!(in_use(&relays), [next]);
             assert!(relays.by_address.contains_key(&next) && !relays.by_address.contains_key(&other));
         }
@@ -759,11 +815,29 @@ mod tests {
     }
 
     #[test]
+    fn of_two_relays_at_one_address_the_later_is_reached_through_the_other_and_follows_it() {
+        let (mut relays, info, key, now) = named_relay();
+        let address: SocketAddr = "192.0.2.1:3478".parse().expect("an address");
+        relays.looked_up(&info, &[address], now);
+        let new_key = RelayInfo { key: AgreementSecret::from_bytes([9; 32]).public(), ..info.clone() };
+        let to = RoutingId([3; 16]);
+        relays.towards(&to, [std::slice::from_ref(&new_key)], now);
+        relays.looked_up(&new_key, &[address], now);
+        let later = relays.find(&new_key).expect("it was just added");
+        assert_eq!(relays.towards(&to, [std::slice::from_ref(&new_key)], now), [key, later]);
+        relays.set_own(&[], &RoutingId([2; 16]), now);
+        let end = now + OVERLAP;
+        relays.in_use(later, end);
+        relays.handle_timeout(end);
+        assert_eq!((relays.by_address.get(&address), in_use(&relays)), (Some(&later), vec![address]));
+    }
+
+    #[test]
     fn a_name_with_one_address_keeps_it() {
         let (mut relays, info, key, now) = named_relay();
         let only = "192.0.2.1:3478".parse().expect("an address");
         relays.resolved(&info, &[only], now);
-        relays.look_up_again(key);
+        relays.look_up_again(key, now);
         relays.resolved(&info, &[only], now);
         assert_eq!(in_use(&relays), [only]);
     }

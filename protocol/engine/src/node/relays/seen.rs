@@ -151,7 +151,7 @@ impl Entry {
     fn latest_word(&self) -> Option<Word> {
         match &self.place {
             Place::Known { address, observed: Some(seen), .. } => Some(Word { relay: *address, seen: *seen }),
-            Place::Known { observed: None, .. } | Place::Resolving => None,
+            Place::Known { observed: None, .. } | Place::Resolving | Place::Taken { .. } => None,
         }
     }
 }
@@ -264,7 +264,7 @@ mod tests {
         sees(&mut relays, keys[0], "198.51.100.7:4000");
         sees(&mut relays, keys[1], "198.51.100.7:4001");
         assert_eq!(relays.nat_report().nat_type, NatType::Symmetric);
-        relays.remove(keys[1]);
+        relays.remove(keys[1], now);
         assert_eq!(
             (outside(&relays), relays.nat_report().nat_type),
             (vec!["198.51.100.7:4000".into()], NatType::Unknown)
@@ -279,7 +279,7 @@ mod tests {
         sees(&mut relays, keys[0], "198.51.100.7:4000");
         sees(&mut relays, keys[1], "198.51.100.7:4001");
         assert!(relays.take_news(now).is_some_and(|changes| changes.outside));
-        relays.remove(keys[1]);
+        relays.remove(keys[1], now);
         assert!(relays.take_news(now).is_none_or(|changes| !changes.outside));
     }
 

@@ -198,7 +198,7 @@ impl Entry {
     pub(super) fn poll_mail(&mut self) -> Option<MailEvent> {
         let udp = match &mut self.place {
             Place::Known { client, .. } => client.poll_mail(),
-            Place::Resolving => None,
+            Place::Resolving | Place::Taken { .. } => None,
         };
         udp.or_else(|| self.fallback.client().and_then(|(_, client)| client.poll_mail()))
     }
@@ -220,7 +220,7 @@ impl Entry {
     /// Since when UDP is owed an answer. A name that cannot be looked up is silence too: a proxy may know it.
     pub(super) fn silent_since(&self) -> Option<Instant> {
         match &self.place {
-            Place::Resolving => Some(self.added),
+            Place::Resolving | Place::Taken { .. } => Some(self.added),
             Place::Known { client, .. } => client.unanswered_since(),
         }
     }
@@ -248,7 +248,7 @@ impl Entry {
         let port = self.info.tls_port();
         let obstacle = match &self.place {
             Place::Known { client, .. } if self.way() == RelayWay::None => client.obstacle(),
-            Place::Known { .. } | Place::Resolving => None,
+            Place::Known { .. } | Place::Resolving | Place::Taken { .. } => None,
         };
         if obstacle.is_some() {
             return obstacle;
@@ -317,7 +317,7 @@ impl Relays {
         let (info, own, questions) = (entry.info.clone(), entry.own, entry.questions.clone());
         let identity = match &entry.place {
             Place::Known { client, .. } => client.identity(),
-            Place::Resolving => None,
+            Place::Resolving | Place::Taken { .. } => None,
         };
         let mut client = self.new_client(&info, own, now);
         client.resume(identity);
