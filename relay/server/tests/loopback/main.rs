@@ -141,7 +141,8 @@ fn stun_tells_a_client_its_address() {
 
 /// Where an answer to a Binding request with these CHANGE-REQUEST flags comes from, and the other address that it names.
 fn stun_from(relay: SocketAddr, flags: u8) -> (SocketAddr, Option<SocketAddr>) {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let local = if relay.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+    let socket = std::net::UdpSocket::bind(local).expect("a port");
     socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("a timeout");
     let request = [&[0, 1, 0, 8, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12], &[0, 3, 0, 4, 0, 0, 0, flags]].concat();
     socket.send_to(&request, relay).expect("sent");
