@@ -3,7 +3,7 @@
 use peerage_engine::node::{DownReason, Event};
 use peerage_engine::path::PathKind;
 use peerage_model::snapshot::PathMode;
-use peerage_sim::link::{Bottleneck, LinkConfig};
+use peerage_sim::link::{Bottleneck, Chance, LinkConfig};
 use peerage_sim::nat::NatKind;
 use peerage_sim::{Outcome, Sim, ms, secs};
 
@@ -299,5 +299,45 @@ fn a_stream_that_is_opened_when_a_session_is_about_to_end_by_idleness_is_answere
             let answered = sim.run_until(secs(2), |sim| sim.returned(request) == b"still there?");
             assert!(answered.is_some(), "seed {seed}: {:?} {:?}", sim.outcome(request), sim.outcome(early));
         }
+    }
+}
+
+#[test]
+fn an_agent_that_stood_still_takes_the_stop_for_no_round_trip() {
+    for seed in 0..10 {
+        let mut sim = Sim::seeded_pair(seed, NatKind::symmetric_random(), NatKind::symmetric_random());
+        sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+        let stream = sim.open("b", "a");
+        sim.run_for(secs(2));
+        // The answer to this waits in its socket.
+        sim.write(stream, &[1; 5_000]);
+        sim.stop("b");
+        sim.run_for(secs(18));
+        sim.go_on("b");
+        goes_on(&mut sim, stream, secs(2));
+        let rtt = sim.sessions("b", "a").iter().find(|session| session.streams > 0).and_then(|session| session.rtt);
+        assert!(rtt.is_some_and(|rtt| rtt < secs(1)), "seed {seed}: {rtt:?}");
+    }
+}
+
+#[test]
+fn a_dial_that_was_given_up_while_its_answerer_stood_still_leaves_no_session() {
+    for seed in 0..10 {
+        let mut sim = Sim::strangers(seed, NatKind::symmetric_random(), NatKind::symmetric_random());
+        sim.run_for(secs(2));
+        sim.declare("b", "a");
+        sim.declare("a", "b");
+        let dialled = sim.run_until(secs(10), |sim| !sim.sessions("a", "b").is_empty());
+        assert!(dialled.is_some(), "seed {seed}: nobody dialled");
+        sim.stop("b");
+        // In its socket waits what proves the dialler, but not that it gave up.
+        sim.run_for(ms(200));
+        sim.set_line("a", &LinkConfig { loss: Chance::percent(100), ..LinkConfig::with_delay(ms(10)) });
+        sim.run_for(secs(18));
+        sim.set_line("a", &LinkConfig::with_delay(ms(10)));
+        sim.go_on("b");
+        let request = sim.request("b", "a", b"is anybody there?");
+        let answered = sim.run_until(secs(5), |sim| sim.returned(request) == b"is anybody there?");
+        assert!(answered.is_some(), "seed {seed}: {:?}", sim.outcome(request));
     }
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::Node;
-use super::config::IDLE_TIMEOUT;
+use super::config::{HANDSHAKE_TIMEOUT, IDLE_TIMEOUT};
 use super::event::{CloseCode, DownReason, Now, SessionKey};
 use super::pair::{Dial, Pair, PairKey};
 use super::relays::RelayKey;
-use super::session::RelayRoute;
+use super::session::{Phase, RelayRoute, Session};
 
 /// How we know that we were away.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,10 @@ impl Node {
     pub(super) fn resumed(&mut self, away: Away, now: Now) {
         debug!(?away, "stood still");
         self.relays.slept(now.mono);
+        if let Away::Stopped(_) = away {
+            self.give_up_late_handshakes(now);
+            self.sessions.values_mut().for_each(|session| session.is_back(now.mono));
+        }
         let had_sessions = |pair: &Pair| !pair.up.is_empty() && pair.dial == Dial::Rest && pair.peer().is_some();
         let pairs: Vec<PairKey> =
             self.pairs.iter().filter(|(_, pair)| had_sessions(pair)).map(|(key, _)| key.clone()).collect();
@@ -71,6 +75,17 @@ impl Node {
                 Away::Stopped(_) | Away::ClockJumped(_) => self.race_relays(key, now),
             }
         }
+    }
+
+    /// Who dialled us before we stood still has given up meanwhile. What waits in our socket would still bring its session up,
+    /// with nobody at the other end.
+    fn give_up_late_handshakes(&mut self, now: Now) {
+        let is_late = |session: &Session| {
+            matches!(session.phase, Phase::Handshaking) && session.born + HANDSHAKE_TIMEOUT <= now.mono
+        };
+        let late: Vec<SessionKey> =
+            self.sessions.iter().filter(|(_, session)| is_late(session)).map(|(key, _)| *key).collect();
+        late.into_iter().for_each(|key| self.remove_session(key));
     }
 
     /// A relay does not answer any more, or says that it goes: sessions on it look for another at once.

@@ -182,6 +182,7 @@ impl Node {
         if let Some(session) = self.sessions.get_mut(&key)
             && session.heard_something(now.mono)
         {
+            session.forget_stop(now.mono);
             // After a switch QUIC starts from the initial value, which is no measurement.
             let rtt = Some(session.connection.rtt()).filter(|rtt| *rtt != INITIAL_RTT);
             // The relayed route follows the last proven packet that came by a relay: this is how a race is decided and

@@ -48,6 +48,8 @@ pub(super) struct Session {
     asked: u64,
     /// When the peer was last proven to be there.
     last_heard: Instant,
+    /// When this process last went on after it had stood still.
+    back_since: Option<Instant>,
 }
 
 /// Packets that wait for a relay to be ready, with the length of each but the last.
@@ -151,6 +153,7 @@ impl Session {
             heard: 0,
             asked: 0,
             last_heard: born,
+            back_since: None,
         }
     }
 
@@ -204,6 +207,20 @@ impl Session {
             self.last_heard = now;
         }
         heard
+    }
+
+    /// This process went on after it had stood still.
+    pub(super) fn is_back(&mut self, now: Instant) {
+        self.back_since = Some(now);
+    }
+
+    /// Forgets a round trip that began before we stood still: it has the stop in it, and whatever waits for a multiple of it
+    /// (a retransmission, the judgement of silence) would wait for minutes.
+    pub(super) fn forget_stop(&mut self, now: Instant) {
+        let back_for = self.back_since.map(|since| now.saturating_duration_since(since));
+        if back_for.is_some_and(|time| self.connection.rtt() > time) {
+            self.connection.path_changed(now);
+        }
     }
 
     /// The trusted peer that it is with, where it is with one.

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Silence is never judged faster than this, DESIGN section 5.
 const SHORTEST: Duration = Duration::from_millis(300);
+/// Nor slower: no network takes a third of this, and what was measured to be more was a process that stood still.
+const LONGEST: Duration = Duration::from_secs(10);
 /// Round trip to assume before one was measured, RFC 9002 section 6.2.2.
 const INITIAL_RTT: Duration = Duration::from_millis(333);
 /// Who judges this much too late had no processor, and the answer may wait in the socket.
@@ -103,7 +105,7 @@ impl Liveness {
 }
 
 fn patience(rtt: Option<Duration>) -> Duration {
-    SHORTEST.max(3 * rtt.unwrap_or(INITIAL_RTT))
+    (3 * rtt.unwrap_or(INITIAL_RTT)).clamp(SHORTEST, LONGEST)
 }
 
 #[cfg(test)]
@@ -131,5 +133,13 @@ mod tests {
         liveness.on_sent(sent);
         let judged = liveness.judge(sent + patience(None), None);
         assert!(matches!(judged, Some(Silence::Silent { .. })), "{judged:?}");
+    }
+
+    #[test]
+    fn a_round_trip_of_half_a_minute_delays_no_judgement_for_longer_than_ten_seconds() {
+        let (mut liveness, sent) = (Liveness::new(), Instant::now());
+        liveness.on_sent(sent);
+        let judged = liveness.judge(sent + Duration::from_secs(10), Some(Duration::from_secs(30)));
+        assert_eq!(judged, Some(Silence::Silent { waited: Duration::from_secs(10) }));
     }
 }
