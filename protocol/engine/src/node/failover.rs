@@ -36,7 +36,12 @@ impl Node {
         let mut beside = self.relays.towards(&peer.routing_id(), lists, now.mono);
         beside.retain(|relay| *relay != used);
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        session.beside = beside;
+        let raced = !std::mem::replace(&mut session.beside, beside).is_empty();
+        if !raced && session.up().is_some_and(|up| up.path.is_silent()) {
+            // Other ways carry nothing yet. The window of the silent one may be small, after losses, and is full of what was
+            // lost there: it would keep the question back until QUIC's own timeout.
+            session.connection.path_changed(now.mono);
+        }
         session.connection.ping();
         self.ready.insert(key);
         self.settle_relays(now);
