@@ -207,11 +207,14 @@ impl Index {
         let is_away = matches!(facts.target, Target::Away { .. });
         let is_connected = !matches!(live.path, None | Some(PathSummary::Idle));
         let answers = is_connected || live.was_connected && !live.failing;
-        let good = if matched == 0 {
-            Verdict::holds(ConditionType::Ready, Reason::NoPods, "no pod is this agent at the moment")
-        } else if is_away && !answers {
-            let waiting = "the other side has not consented, or does not answer";
+        let good = if is_away && !answers {
+            let waiting = match matched {
+                0 => "no pod is this agent at the moment, so nobody has asked whether the other side consents",
+                _ => "the other side has not consented, or does not answer",
+            };
             Verdict::fails(ConditionType::Ready, Reason::WaitingForPeer, waiting)
+        } else if matched == 0 {
+            Verdict::holds(ConditionType::Ready, Reason::NoPods, "no pod is this agent at the moment")
         } else if let Some(conflict) = &live.conflict {
             Verdict::fails(ConditionType::Ready, Reason::PortConflict, conflict.clone())
         } else {

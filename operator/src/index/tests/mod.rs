@@ -301,7 +301,8 @@ fn silence_takes_nothing_from_a_trust_over_a_link_that_was_connected_and_failure
         verdicts.iter().find(|verdict| verdict.aspect == ConditionType::Ready).expect("always judged").reason
     };
     let idle = Some(PathSummary::Idle);
-    assert_eq!(ready(&world, idle, false, false), Reason::NoPods, "nobody is there who could connect");
+    assert_eq!(ready(&world, idle, false, false), Reason::WaitingForPeer, "nobody is there who could have asked");
+    assert_eq!(ready(&world, idle, true, false), Reason::NoPods, "it was answered before its pods went");
     world.pod("reporter-1.reports", json!({"app": "reporter"}));
     assert_eq!(ready(&world, idle, false, false), Reason::WaitingForPeer);
     assert_eq!(ready(&world, Some(PathSummary::Direct), false, false), Reason::AsDeclared);
