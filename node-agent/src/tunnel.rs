@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use peerage_model::AgentId;
@@ -15,8 +16,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Bytes both ways. Shutting the write half down tells the peer that no more comes (half-close); dropping the stream
 /// before that resets it; a reset by the peer reads as [`io::ErrorKind::ConnectionReset`].
-pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+///
+/// Who has read the end has nothing left to read a reset from, and who is not ready for more does not read: both learn by
+/// the two questions below what became of the stream. They share one waker with writing.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Ready with the reason when the session under the stream has ended, or its trust was taken back.
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error>;
+    /// Ready when the peer has said that it reads nothing more, or the stream is lost.
+    fn poll_unwanted(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+}
 
 /// A stream through the tunnel.
 pub type TunnelStream = Box<dyn Duplex>;

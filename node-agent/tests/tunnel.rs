@@ -2,7 +2,9 @@
 
 mod world;
 
+use std::future::poll_fn;
 use std::io;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use peerage_agent::driver::DriverEvent;
@@ -112,6 +114,42 @@ async fn a_withdrawn_trust_resets_open_streams_on_both_sides() {
         assert_eq!(end.expect_err("the stream is reset").kind(), io::ErrorKind::ConnectionReset);
     }
     println!("both ends were reset {:?} after the withdrawal", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_withdrawn_trust_is_told_also_to_who_has_read_the_end_of_a_stream() {
+    let relay = relay().await;
+    let (ann, bob) = (person("ann"), person("bob"));
+    let mut bob_runs = bob.start(snapshot(&relay.info, vec![trust(&bob, &ann, &relay.info, &["web"])]));
+    let ann_runs = ann.start(snapshot(&relay.info, vec![trust(&ann, &bob, &relay.info, &[])]));
+    let mut near = stream(ann_runs.handle.dial(&bob.id, WEB).await.expect("bob is trusted"));
+    near.write_all(b"hello").await.expect("it is taken");
+    let mut far = stream(bob_runs.incoming.recv().await.expect("ann opens a stream").accept());
+    far.shutdown().await.expect("bob has nothing to say");
+    assert_eq!(near.read(&mut [0; 8]).await.expect("a clean end"), 0);
+    bob_runs.handle.apply_snapshot(snapshot(&relay.info, vec![]));
+    let told = tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| near.poll_lost(cx))).await;
+    assert_eq!(told.expect("nobody told").kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_stream_that_its_peer_reads_no_more_is_unwanted_and_not_lost() {
+    let relay = relay().await;
+    let (ann, bob) = (person("ann"), person("bob"));
+    let mut bob_runs = bob.start(snapshot(&relay.info, vec![trust(&bob, &ann, &relay.info, &["web"])]));
+    let ann_runs = ann.start(snapshot(&relay.info, vec![trust(&ann, &bob, &relay.info, &[])]));
+    let mut near = stream(ann_runs.handle.dial(&bob.id, WEB).await.expect("bob is trusted"));
+    near.write_all(b"hello").await.expect("it is taken");
+    let mut far = stream(bob_runs.incoming.recv().await.expect("ann opens a stream").accept());
+    far.write_all(b"bye").await.expect("it is taken");
+    far.shutdown().await.expect("that was all");
+    drop(far);
+    let told = tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| near.poll_unwanted(cx))).await;
+    told.expect("nobody told");
+    assert!(poll_fn(|cx| Poll::Ready(near.poll_lost(cx))).await.is_pending(), "the session is up");
+    let mut said = Vec::new();
+    near.read_to_end(&mut said).await.expect("what was said before arrives");
+    assert_eq!(said, b"bye");
 }
 
 #[tokio::test]

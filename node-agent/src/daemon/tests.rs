@@ -1,6 +1,7 @@
 //! The daemon over a tunnel that is not there: what people ask, what the engine is told.
 
 use std::sync::Mutex;
+use std::task::{Context, Poll};
 
 use peerage_model::control::TrustRequest;
 use peerage_model::mailbox::MailRequest;
@@ -15,7 +16,7 @@ use super::link::{Boxed, Found, Link, LinkSession, LinkStatus};
 use super::*;
 use crate::control::view::{Approved, Asked, Invited, Pending as Asking, Revoked, Rotated, Status};
 use crate::control::{Request, Terms, client};
-use crate::tunnel::{Dial, DialError, Opened};
+use crate::tunnel::{Dial, DialError, Duplex, Opened};
 
 /// A tunnel that remembers what it was told, and resets what a snapshot leaves out, as the engine does.
 struct FakeLink {
@@ -29,6 +30,17 @@ struct FakeLink {
     posts: Mutex<Vec<(RoutingId, [u8; SEALED])>>,
     done: Mutex<Vec<MailId>>,
     events: mpsc::Sender<LinkEvent>,
+}
+
+/// Of memory: no session that could end, and a peer that always listens.
+impl Duplex for tokio::io::DuplexStream {
+    fn poll_lost(&mut self, _: &mut Context<'_>) -> Poll<io::Error> {
+        Poll::Pending
+    }
+
+    fn poll_unwanted(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
 }
 
 impl Dial for FakeLink {

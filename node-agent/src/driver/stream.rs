@@ -13,7 +13,7 @@ use peerage_model::stream::{StreamHeader, StreamKind};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::shared::{Shared, Wakers};
-use crate::tunnel::{DialError, Opened, PacketFlow};
+use crate::tunnel::{DialError, Duplex, Opened, PacketFlow};
 
 /// How long a stream waits for a session, for the error's text; the engine keeps the time.
 const PATIENCE_SECONDS: u64 = 15;
@@ -111,6 +111,27 @@ impl AsyncWrite for DriverStream {
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let finished = self.shared.with_node(|node| node.finish(self.key));
         Poll::Ready(finished.map_err(|error| self.error(error)))
+    }
+}
+
+impl Duplex for DriverStream {
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let lost = self.poll(
+            |node| match node.is_unwanted(self.key) {
+                Ok(_) => Err(StreamError::Blocked),
+                Err(why) => Ok(why),
+            },
+            |wakers| wakers.write = Some(cx.waker().clone()),
+        );
+        lost.map(|why| why.map_or_else(|error| error, |why| self.error(why)))
+    }
+
+    fn poll_unwanted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let unwanted = self.poll(
+            |node| if node.is_unwanted(self.key)? { Ok(()) } else { Err(StreamError::Blocked) },
+            |wakers| wakers.write = Some(cx.waker().clone()),
+        );
+        unwanted.map(drop)
     }
 }
 

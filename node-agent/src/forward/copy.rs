@@ -6,10 +6,10 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
@@ -36,6 +36,22 @@ pub enum Broken {
     /// The tunnel's side; the inner error may be a [`crate::tunnel::DialError`].
     #[error("the tunnel stream broke")]
     Tunnel(#[source] io::Error),
+}
+
+impl Broken {
+    fn outward(end: Side) -> Self {
+        match end {
+            Side::Reader(error) => Self::Local(error),
+            Side::Writer(error) => Self::Tunnel(error),
+        }
+    }
+
+    fn inward(end: Side) -> Self {
+        match end {
+            Side::Reader(error) => Self::Tunnel(error),
+            Side::Writer(error) => Self::Local(error),
+        }
+    }
 }
 
 /// Copies until both directions have ended or one side breaks; `moved` is right at any moment. When this ends early,
@@ -79,20 +95,56 @@ impl Local {
         drop(self.stream.set_nodelay(true));
         let (mut outward, mut inward) = (Pump::default(), Pump::default());
         poll_fn(|cx| {
-            let out = outward.poll(cx, &mut self.stream, &mut tunnel, &mut moved.sent).map_err(|end| match end {
-                Side::Reader(error) => Broken::Local(error),
-                Side::Writer(error) => Broken::Tunnel(error),
-            })?;
-            let back =
-                inward.poll(cx, &mut tunnel, &mut self.stream, &mut moved.received).map_err(|end| match end {
-                    Side::Reader(error) => Broken::Tunnel(error),
-                    Side::Writer(error) => Broken::Local(error),
-                })?;
-            if out.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+            let out = outward.poll(cx, &mut self.stream, &mut tunnel, &mut moved.sent).map_err(Broken::outward)?;
+            let back = inward.poll(cx, &mut tunnel, &mut self.stream, &mut moved.received).map_err(Broken::inward)?;
+            if !inward.reads() {
+                lost(&mut tunnel, cx)?;
+            }
+            if out.is_ready() || back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
         })
         .await?;
+        match (&outward, &inward) {
+            (Pump::Done, Pump::Done) => {}
+            (Pump::Done, _) => self.carry_rest(inward, &mut tunnel, &mut moved.received).await?,
+            (_, _) => self.send_rest(outward, &mut tunnel, &mut moved.sent).await?,
+        }
         self.ends_well();
         Ok(())
+    }
+
+    /// The program has said all; what is left is for it to hear. Should it die meanwhile, only its socket says so.
+    async fn carry_rest(
+        &mut self,
+        mut inward: Pump,
+        tunnel: &mut TunnelStream,
+        received: &mut u64,
+    ) -> Result<(), Broken> {
+        let (read, mut write) = self.stream.split();
+        let mut dies = pin!(read.ready(Interest::ERROR));
+        poll_fn(|cx| {
+            // Written before its death is looked at: who only answered with a reset to the very last byte has it all.
+            if let Poll::Ready(done) = inward.poll(cx, tunnel, &mut write, received) {
+                return Poll::Ready(done.map_err(Broken::inward));
+            }
+            if !inward.reads() {
+                lost(tunnel, cx)?;
+            }
+            dies.as_mut().poll(cx).map(|_| Err(Broken::Local(io::ErrorKind::ConnectionReset.into())))
+        })
+        .await
+    }
+
+    /// The peer has said all, and the program has heard it; what is left is for the peer to hear, for as long as it wants to.
+    async fn send_rest(&mut self, mut outward: Pump, tunnel: &mut TunnelStream, sent: &mut u64) -> Result<(), Broken> {
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = outward.poll(cx, &mut self.stream, tunnel, sent) {
+                return Poll::Ready(done.map_err(Broken::outward));
+            }
+            lost(tunnel, cx)?;
+            // No reset, which would take from the program what it has not read yet. What it still writes is answered by one.
+            tunnel.poll_unwanted(cx).map(Ok)
+        })
+        .await
     }
 
     fn ends_well(&mut self) {
@@ -108,6 +160,14 @@ impl Drop for Local {
             // Again, in case that it could not be set before the connection was made.
             drop(self.stream.set_zero_linger());
         }
+    }
+}
+
+/// Fails when the session under a stream has ended.
+fn lost(tunnel: &mut TunnelStream, cx: &mut Context<'_>) -> Result<(), Broken> {
+    match tunnel.poll_lost(cx) {
+        Poll::Ready(error) => Err(Broken::Tunnel(error)),
+        Poll::Pending => Ok(()),
     }
 }
 
@@ -133,6 +193,11 @@ enum Side {
 }
 
 impl Pump {
+    /// Whether it waits for its reader, and so learns what becomes of that.
+    fn reads(&self) -> bool {
+        matches!(self, Self::Empty | Self::Unflushed)
+    }
+
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -204,7 +269,60 @@ impl Pump {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tunnel::Duplex;
     use tokio::net::TcpListener;
+
+    /// A peer that sends without end, and whose session ends when told to.
+    struct Endless {
+        ends: tokio::io::DuplexStream,
+    }
+
+    impl AsyncRead for Endless {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            buffer.initialize_unfilled();
+            buffer.advance(buffer.remaining());
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(data.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Duplex for Endless {
+        fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+            let ended = Pin::new(&mut self.ends).poll_read(cx, &mut ReadBuf::new(&mut [0]));
+            ended.map(|_| io::ErrorKind::ConnectionReset.into())
+        }
+
+        fn poll_unwanted(&mut self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_ends_resets_also_a_program_that_does_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let _program = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+        let (accepted, _) = listener.accept().await.expect("the program's connection");
+        let (end, ends) = tokio::io::duplex(1);
+        let mut moved = Moved::default();
+        let splicing = splice(accepted, Box::new(Endless { ends }), &mut moved);
+        // The copy goes on until the program's buffers are full; from there on nothing moves.
+        drop(end);
+        let over = tokio::time::timeout(std::time::Duration::from_secs(60), splicing).await;
+        assert!(matches!(over.expect("it hangs"), Err(Broken::Tunnel(_))));
+    }
 
     #[tokio::test]
     async fn whatever_happens_before_it_has_ended_well_the_kernel_resets_a_programs_connection() {

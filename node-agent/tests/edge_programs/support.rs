@@ -6,13 +6,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use peerage_agent::address::{AddressBook, Directory, Listed};
 use peerage_agent::forward::{Inbound, Limits, Outbound, Services, Stats};
 use peerage_agent::listen::{self, Listening};
-use peerage_agent::tunnel::{Dial, DialError, Incoming, Opened, PacketFlow};
+use peerage_agent::tunnel::{Dial, DialError, Duplex, Incoming, Opened, PacketFlow};
 use peerage_model::snapshot::{Port, Protocol};
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use peerage_model::{AgentId, Fingerprint};
@@ -145,16 +145,18 @@ type Refusal = Arc<Mutex<Option<DialError>>>;
 /// A stream as the tunnel promises it: ends only by shutdown, else reads as a reset.
 pub struct Pipe {
     inner: DuplexStream,
+    /// Carries nothing, and ends with the other end.
+    life: DuplexStream,
     finished: Arc<AtomicBool>,
     peer_finished: Arc<AtomicBool>,
     refusal: Refusal,
 }
 
 pub fn pipes(refusal: &Refusal) -> (Pipe, Pipe) {
-    let (a, b) = tokio::io::duplex(WINDOW);
+    let ((a, b), (la, lb)) = (tokio::io::duplex(WINDOW), tokio::io::duplex(1));
     let (fa, fb) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-    let ours = Pipe { inner: a, finished: fa.clone(), peer_finished: fb.clone(), refusal: refusal.clone() };
-    let theirs = Pipe { inner: b, finished: fb, peer_finished: fa, refusal: Arc::default() };
+    let ours = Pipe { inner: a, life: la, finished: fa.clone(), peer_finished: fb.clone(), refusal: refusal.clone() };
+    let theirs = Pipe { inner: b, life: lb, finished: fb, peer_finished: fa, refusal: Arc::default() };
     (ours, theirs)
 }
 
@@ -191,6 +193,21 @@ impl AsyncWrite for Pipe {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.finished.store(true, Ordering::Release);
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl Duplex for Pipe {
+    /// Memory has no session that could end; an end that is dropped unfinished is as good as one.
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        ready!(self.poll_unwanted(cx));
+        match self.peer_finished.load(Ordering::Acquire) {
+            true => Poll::Pending,
+            false => Poll::Ready(io::ErrorKind::ConnectionReset.into()),
+        }
+    }
+
+    fn poll_unwanted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.life).poll_read(cx, &mut ReadBuf::new(&mut [0])).map(drop)
     }
 }
 

@@ -110,6 +110,38 @@ async fn a_reset_by_the_service_resets_the_client() {
     assert!(is_reset(client.read(&mut [0; 8]).await));
 }
 
+/// Waits until no connection of ours is open.
+async fn all_over(world: &World) {
+    let over = async {
+        while world.outbound.stats.open.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), over).await.expect("the connection is held though an end of it has died");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_dies_after_its_last_word_is_not_waited_for() {
+    let (world, service) = world("dies-service").await;
+    let (mut client, mut server, _) = pair(&world, &service).await;
+    server.shutdown().await.expect("half closed");
+    assert_eq!(client.read(&mut [0; 8]).await.expect("a clean end"), 0);
+    server.set_zero_linger().expect("set");
+    drop(server);
+    all_over(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_dies_after_its_last_word_is_not_waited_for() {
+    let (world, service) = world("dies-client").await;
+    let (mut client, mut server, _) = pair(&world, &service).await;
+    client.shutdown().await.expect("half closed");
+    assert_eq!(server.read(&mut [0; 8]).await.expect("a clean end"), 0);
+    client.set_zero_linger().expect("set");
+    drop(client);
+    all_over(&world).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_waits_for_room_is_reset_when_its_peer_is_not_trusted_any_more() {
     let service = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

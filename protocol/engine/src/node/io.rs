@@ -148,6 +148,24 @@ impl Node {
         if ended { Ok(()) } else { Err(StreamError::Reset) }
     }
 
+    /// Whether the peer has said that it reads nothing more of this stream. For who has nothing to read or write at the moment,
+    /// and would not learn it from that.
+    ///
+    /// # Errors
+    /// Why the stream is over, where the session under it has ended. [`Event::Writable`] comes when the answer has changed.
+    pub fn is_unwanted(&mut self, key: StreamKey) -> Result<bool, StreamError> {
+        let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
+        match &stream.place {
+            Place::Dead(why) => Err(why.clone()),
+            Place::Waiting { .. } => Ok(false),
+            Place::Asked { session, id, .. } | Place::Offered { session, id } | Place::Open { session, id } => {
+                let (session, id) = (*session, *id);
+                // A half that is forgotten was finished and acknowledged, or reset by us.
+                self.on_session(session, |s| matches!(s.connection.send_stream(id).stopped(), Ok(Some(_))))
+            }
+        }
+    }
+
     /// Lets go of a stream. What was not finished is reset, what was not read is refused.
     pub fn release(&mut self, key: StreamKey) {
         let Some(stream) = self.streams.remove(&key) else {
