@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 256 per peer, 1024 in all (the usual limit of file descriptors; each needs one), 5 s to connect.
+    /// 256 per peer, 1024 in all, 5 s to connect. Each needs a file: where there are few, the daemon gives less.
     fn default() -> Self {
         Self { per_peer: 256, total: 1024, connect: Duration::from_secs(5) }
     }
@@ -170,16 +171,38 @@ async fn serve_tcp(asked: Incoming, source: Ipv4Addr, target: SocketAddr, patien
 
 /// The service sees the peer's own address; only a target outside 127.0.0.0/8 cannot be reached from there.
 async fn connect(source: Ipv4Addr, target: SocketAddr) -> io::Result<TcpStream> {
-    let socket = match target {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    let socket = match target.ip() {
+        IpAddr::V4(address) if address.is_loopback() => from_source(source)?,
+        IpAddr::V4(_) => TcpSocket::new_v4()?,
+        IpAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    if let IpAddr::V4(address) = target.ip()
-        && address.is_loopback()
-    {
-        socket.bind((source, 0).into())?;
-    }
     socket.connect(target).await
+}
+
+/// A socket that will connect from `source`. Its port is chosen when it connects: chosen here, each connection that has ended
+/// would keep one of 28,000 ports of that address for a minute, and a peer that opens 500 a second would be refused.
+fn from_source(source: Ipv4Addr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    bind_address_without_port(&socket)?;
+    socket.bind((source, 0).into())?;
+    Ok(socket)
+}
+
+/// Neither rustix nor socket2 knows this option.
+fn bind_address_without_port(socket: &TcpSocket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).expect("an int is small");
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and `on` is a whole int of the size that is told.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 async fn serve_udp(asked: Incoming, source: Ipv4Addr, target: SocketAddr, stats: &Stats) {
@@ -251,4 +274,20 @@ async fn read_some(stream: &mut TunnelStream) -> io::Result<(Buffer, usize)> {
         std::task::Poll::Ready(read.map(|()| (buffer, length)))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_peers_address_gives_no_port_away_before_it_connects() {
+        let source = Ipv4Addr::new(127, 64, 9, 9);
+        let service = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let socket = from_source(source).expect("any loopback address is ours");
+        assert_eq!(socket.local_addr().expect("bound").port(), 0);
+        let stream = socket.connect(service.local_addr().expect("bound")).await.expect("it listens");
+        assert_eq!(stream.local_addr().expect("connected").ip(), source);
+    }
 }
