@@ -3,6 +3,7 @@
 //! Each is the original with as little added as makes a peer's name come first. They are made
 //! anew at every open, so a name that changes while the program runs is in the next look-up.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::Names;
@@ -44,13 +45,15 @@ impl ResolverFile {
     }
 }
 
-/// `/etc/hosts`: our names first, because the first match wins in every resolver, then the original.
+/// `/etc/hosts`: our names first, because the first match wins in every resolver, then the original. A name that the original
+/// has keeps its meaning: `localhost`, the machine's own, and whatever else its owner wrote down.
 #[must_use]
 pub fn hosts(original: &[u8], names: &Names) -> Vec<u8> {
     let mut text = Vec::with_capacity(original.len() + 48 * names.hosts.len());
+    let known = names_in(original);
     for (name, address) in &names.hosts {
         // A name with a space or a line break would write entries of its own.
-        if is_host_name(name) {
+        if is_host_name(name) && !known.contains(&name.to_ascii_lowercase().into_bytes()) {
             text.extend_from_slice(format!("{address}\t{name}\n").as_bytes());
         }
     }
@@ -118,6 +121,16 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.strip_suffix(b"\n").unwrap_or(text).split(|byte| *byte == b'\n')
 }
 
+/// All names of a hosts file, in lower case.
+fn names_in(hosts: &[u8]) -> BTreeSet<Vec<u8>> {
+    let entries = lines(hosts).map(|line| line.split(|byte| *byte == b'#').next().unwrap_or_default());
+    let names = entries.flat_map(|entry| {
+        let words = entry.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        words.skip(1).map(<[u8]>::to_ascii_lowercase)
+    });
+    names.collect()
+}
+
 fn first_word(line: &[u8]) -> &[u8] {
     line.split(u8::is_ascii_whitespace).next().unwrap_or_default()
 }
@@ -145,6 +158,16 @@ mod tests {
     fn our_names_stand_before_the_original() {
         let names = Names { hosts: vec![("db".to_owned(), IpAddr::from([127, 64, 3, 7]))] };
         assert_eq!(hosts(b"127.0.0.1 localhost\n", &names), b"127.64.3.7\tdb\n127.0.0.1 localhost\n");
+    }
+
+    #[test]
+    fn a_peer_cannot_take_a_name_that_the_machine_gives_a_meaning() {
+        let original = b"127.0.0.1 Localhost # db\n127.0.1.1\tlaptop.home laptop\n";
+        let address = IpAddr::from([127, 64, 3, 7]);
+        let named = |name: &str| (name.to_owned(), address);
+        let names = Names { hosts: vec![named("localhost"), named("LAPTOP"), named("laptop.home"), named("db")] };
+        let expected = [&b"127.64.3.7\tdb\n"[..], original].concat();
+        assert_eq!(hosts(original, &names), expected, "a comment gives no meaning");
     }
 
     #[test]

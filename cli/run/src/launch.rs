@@ -17,8 +17,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -80,7 +80,7 @@ fn start(program: &mut Program, stop: &Arc<OwnedFd>) -> Result<Pid, RunError> {
     let ((report, report_end), (go_end, go)) = (pipe()?, pipe()?);
     let own_report_end = report_end.try_clone().map_err(system("make a pipe"))?;
     sys::install_in_child(&mut program.command, filter::program(), report_end, go_end);
-    let world = World { names: program.names.clone(), redirect: program.redirect.clone(), dns: program.dns };
+    let world = World { names: program.names.clone(), redirect: program.redirect.clone() };
     let supervisor = supervise(report, go, world, Arc::clone(stop))?;
 
     match program.command.spawn() {
@@ -215,46 +215,95 @@ fn signal_all(signal: i32) {
 /// Passes on the signals that this process gets. The terminal's reach the program without us.
 struct Signals {
     _handlers: SignalHandlers,
-    /// The program's process id, or one of the two below.
-    main: Arc<AtomicI32>,
+    receiver: Arc<Receiver>,
 }
 
-const NOT_STARTED: i32 = 0;
-const ENDED: i32 = -1;
+/// Whom signals are meant for.
+#[derive(Default)]
+struct Receiver(Mutex<Stage>);
+
+enum Stage {
+    /// The program does not run yet; it gets the latest signal when it does, also a terminal's, which has not reached it.
+    Starting {
+        missed: Option<i32>,
+    },
+    Running(Pid),
+    /// Nobody but the leftovers is there to mean: also for the terminal's Ctrl-C, since they may be in other process groups.
+    Ended,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self::Starting { missed: None }
+    }
+}
+
+impl Receiver {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begins(&self, main: Pid) {
+        if let Stage::Starting { missed: Some(signal) } = std::mem::replace(&mut *self.stage(), Stage::Running(main)) {
+            sys::kill(main, signal);
+        }
+    }
+
+    fn ended(&self) {
+        *self.stage() = Stage::Ended;
+    }
+
+    fn take(&self, Caught { signal, from_process }: Caught) {
+        match &mut *self.stage() {
+            Stage::Starting { missed } => *missed = Some(signal),
+            Stage::Running(main) if from_process => sys::kill(*main, signal),
+            Stage::Running(_) => {}
+            Stage::Ended => signal_all(signal),
+        }
+    }
+}
 
 impl Signals {
     fn begin() -> Result<Self, RunError> {
         let (caught, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
-        let main = Arc::new(AtomicI32::new(NOT_STARTED));
+        let receiver = Arc::<Receiver>::default();
         let forward = {
-            let main = Arc::clone(&main);
+            let receiver = Arc::clone(&receiver);
             // Ends when the handlers are gone, which closes the pipe.
-            move || forward(File::from(caught), &main)
+            move || forward(File::from(caught), &receiver)
         };
         thread::Builder::new().name("run-signals".to_owned()).spawn(forward).map_err(system("start a thread"))?;
-        Ok(Self { _handlers: SignalHandlers::install(pipe), main })
+        Ok(Self { _handlers: SignalHandlers::install(pipe), receiver })
     }
 
     fn forward_to(&self, main: Pid) {
-        self.main.store(main.as_raw_nonzero().get(), Ordering::Release);
+        self.receiver.begins(main);
     }
 
     fn main_has_ended(&self) {
-        self.main.store(ENDED, Ordering::Release);
+        self.receiver.ended();
     }
 }
 
-fn forward(mut caught: File, main: &AtomicI32) {
+fn forward(mut caught: File, receiver: &Receiver) {
     let mut bytes = [0; 2];
     while caught.read_exact(&mut bytes).is_ok() {
-        let Caught { signal, from_process } = Caught::from_bytes(bytes);
-        match main.load(Ordering::Acquire) {
-            NOT_STARTED => {}
-            // Nobody but the leftovers is there to mean: also for the terminal's Ctrl-C, since they
-            // may be in other process groups.
-            ENDED => signal_all(signal),
-            main if from_process => Pid::from_raw(main).into_iter().for_each(|main| sys::kill(main, signal)),
-            _ => {}
-        }
+        receiver.take(Caught::from_bytes(bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_while_the_program_starts_reaches_it_when_it_runs() {
+        let receiver = Receiver::default();
+        receiver.take(Caught { signal: libc::SIGTERM, from_process: true });
+        let mut program = Command::new("sleep").arg("600").spawn().expect("it starts");
+        receiver.begins(Pid::from_child(&program));
+        assert_eq!(program.wait().expect("it is ours").signal(), Some(libc::SIGTERM));
     }
 }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | opens `/etc/hosts` | give it a file with our names before the original's |
 //! | opens `/etc/nsswitch.conf` | give it one where `files` answers first for hosts |
-//! | opens `/etc/resolv.conf` | give it one that names 127.64.0.1 first (only if [`Program::dns`] is set) |
+//! | opens `/etc/resolv.conf` | give it one that names 127.64.0.1 first (only if [`Redirect::dns`] knows one) |
 //! | connects to nscd | say that there is none |
 //! | connects, or sends with `sendto`, to a loopback address that [`Redirect`] maps | do it on the program's own socket, to the real address |
 //! | anything else | let the kernel do it |
@@ -97,6 +97,15 @@ pub trait Redirect: Send + Sync {
     /// `to` is IPv4 also where the program wrote `::ffff:127.64.x.y`. Called on the supervisor's
     /// thread while the program waits: it must not block.
     fn redirect(&self, to: SocketAddr, transport: Transport) -> Option<SocketAddr>;
+
+    /// The agent's DNS listener of this moment (UDP and TCP), which answers for peers and forwards everything else; none unless
+    /// said. It must not block either.
+    ///
+    /// For programs that do not read `/etc/hosts`. It should be bound to 127.64.0.1: some resolvers compare the address of a
+    /// reply with the one they asked, though not the port.
+    fn dns(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// What happens to processes that the program leaves running when it ends.
@@ -119,11 +128,6 @@ pub struct Program {
     pub names: Arc<dyn Directory>,
     /// Where its connections go.
     pub redirect: Arc<dyn Redirect>,
-    /// The agent's DNS listener (UDP and TCP), which answers for peers and forwards everything else.
-    ///
-    /// For programs that do not read `/etc/hosts`. It should be bound to 127.64.0.1: some
-    /// resolvers compare the address of a reply with the one they asked, though not the port.
-    pub dns: Option<SocketAddr>,
     /// Processes that outlive the command itself.
     pub leftovers: Leftovers,
     /// Called once, with the command's status, if the command has ended and others still run
@@ -132,9 +136,9 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program that waits for its leftovers and asks no DNS of ours.
+    /// A program that waits for its leftovers.
     pub fn new(command: Command, names: Arc<dyn Directory>, redirect: Arc<dyn Redirect>) -> Self {
-        Self { command, names, redirect, dns: None, leftovers: Leftovers::default(), on_waiting: None }
+        Self { command, names, redirect, leftovers: Leftovers::default(), on_waiting: None }
     }
 }
 
@@ -142,7 +146,6 @@ impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Program")
             .field("command", &self.command)
-            .field("dns", &self.dns)
             .field("leftovers", &self.leftovers)
             .finish_non_exhaustive()
     }

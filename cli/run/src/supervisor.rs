@@ -33,7 +33,6 @@ use crate::{Directory, Redirect, Transport, process};
 pub(crate) struct World {
     pub(crate) names: Arc<dyn Directory>,
     pub(crate) redirect: Arc<dyn Redirect>,
-    pub(crate) dns: Option<SocketAddr>,
 }
 
 pub(crate) struct Supervisor {
@@ -128,7 +127,7 @@ impl Supervisor {
 
     /// The file as the program shall see it; `None` where it needs no change.
     fn resolver_file(&self, call: &Notification, wanted: ResolverFile) -> io::Result<Option<OwnedFd>> {
-        if wanted == ResolverFile::Resolv && self.world.dns.is_none() {
+        if wanted == ResolverFile::Resolv && self.world.redirect.dns().is_none() {
             return Ok(None);
         }
         let mut original = Vec::new();
@@ -254,10 +253,9 @@ impl Supervisor {
 
 impl World {
     fn real_address(&self, to: SocketAddr, transport: Transport) -> Option<SocketAddr> {
-        if to.ip() == IpAddr::V4(DNS_ADDRESS) && to.port() == 53 && self.dns.is_some() {
-            return self.dns;
-        }
-        self.redirect.redirect(to, transport)
+        let is_dns = to.ip() == IpAddr::V4(DNS_ADDRESS) && to.port() == 53;
+        let dns = is_dns.then(|| self.redirect.dns()).flatten();
+        dns.or_else(|| self.redirect.redirect(to, transport))
     }
 }
 

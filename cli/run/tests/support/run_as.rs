@@ -16,6 +16,7 @@ struct Fixed {
     names: Vec<(String, IpAddr)>,
     names_file: Option<PathBuf>,
     map: BTreeMap<SocketAddr, SocketAddr>,
+    dns: Option<SocketAddr>,
 }
 
 impl Directory for Fixed {
@@ -32,11 +33,15 @@ impl Redirect for Fixed {
     fn redirect(&self, to: SocketAddr, _: Transport) -> Option<SocketAddr> {
         self.map.get(&to).copied()
     }
+
+    fn dns(&self) -> Option<SocketAddr> {
+        self.dns
+    }
 }
 
 fn main() -> ExitCode {
     let mut fixed = Fixed::default();
-    let (mut dns, mut leftovers) = (None, Leftovers::Wait);
+    let mut leftovers = Leftovers::Wait;
     let mut arguments = std::env::args_os().skip(1);
     while let Some(option) = arguments.next() {
         let mut value = || arguments.next().and_then(|value| value.into_string().ok()).expect("an option's value");
@@ -48,7 +53,7 @@ fn main() -> ExitCode {
                 let (from, to) = value.split_once('=').expect("FROM=TO");
                 fixed.map.insert(from.parse().expect("an address"), to.parse().expect("an address"));
             }
-            Some("--dns") => dns = Some(value().parse().expect("an address")),
+            Some("--dns") => fixed.dns = Some(value().parse().expect("an address")),
             Some("--end-leftovers") => leftovers = Leftovers::End,
             Some("--") => break,
             other => panic!("unknown option {other:?}"),
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
     command.args(arguments);
     let fixed = Arc::new(fixed);
     let mut program = Program::new(command, fixed.clone(), fixed);
-    (program.dns, program.leftovers) = (dns, leftovers);
+    program.leftovers = leftovers;
     program.on_waiting = Some(Box::new(|_| eprintln!("waiting for what is left")));
     match peerage_run::run(program) {
         Ok(status) => peerage_run::exit_code(status).into(),
