@@ -105,6 +105,7 @@ impl From<StateError> for Failure {
             StateError::Io { .. }
             | StateError::NoPlace
             | StateError::Exposed { .. }
+            | StateError::NotOurs { .. }
             | StateError::Damaged { .. }
             | StateError::Newer { .. }
             | StateError::Missing { .. }
@@ -126,6 +127,9 @@ impl From<ChangeError> for Failure {
             ),
             ChangeError::Ambiguous { choices, .. } => {
                 (Code::AmbiguousName, format!("write one of: {}", choices.join(", ")))
+            }
+            ChangeError::AliasReserved { .. } => {
+                (Code::AliasTaken, "give this peer another name here with --as NAME".into())
             }
             ChangeError::AliasTaken { .. } => {
                 (Code::AliasTaken, "give this peer another name here with --as NAME".into())

@@ -74,6 +74,12 @@ pub enum ChangeError {
         /// Who has it.
         holder: AgentId,
     },
+    /// The name stands for this machine. A ticket names its inviter, and must not lead to it what is meant for us.
+    #[error("`{alias}` is this machine itself")]
+    AliasReserved {
+        /// The name.
+        alias: Label,
+    },
     /// A port is exposed already, or its name is.
     #[error("`{name}` is already port {port} here")]
     ServiceTaken {
@@ -490,6 +496,10 @@ impl Document {
     }
 
     fn refuse_taken(&self, alias: &Label, peer: &AgentId) -> Result<(), ChangeError> {
+        let ours = self.hostname.as_ref().is_some_and(|hostname| hostname.first_label() == *alias);
+        if alias.as_str() == "localhost" || ours {
+            return Err(ChangeError::AliasReserved { alias: alias.clone() });
+        }
         match self.trusts.iter().find(|trust| trust.alias == *alias && trust.peer != *peer) {
             Some(trust) => Err(ChangeError::AliasTaken { alias: alias.clone(), holder: trust.peer.clone() }),
             None => Ok(()),

@@ -97,6 +97,21 @@ fn a_name_that_two_askers_use_is_not_guessed() {
 }
 
 #[test]
+fn a_peer_cannot_be_called_what_this_machine_is_called() {
+    let mut document = Document { hostname: Some("laptop.home".parse().expect("a name")), ..Document::default() };
+    for this in ["localhost", "laptop"] {
+        let ticket = Ticket { name: this.parse().expect("a name"), ..ticket(2) };
+        let refused = document.handshake(&us(), &ticket, "", &consent(1), NOW);
+        assert!(matches!(refused, Err(ChangeError::AliasReserved { .. })), "{refused:?}");
+        document.receive(request(3, this));
+        let refused = document.approve(&name(this), &consent(1), NOW);
+        assert!(matches!(refused, Err(ChangeError::AliasReserved { .. })), "{refused:?}");
+    }
+    let alias = Some("theirs".parse().expect("a label"));
+    document.approve(&name("laptop"), &Consent { alias, ..consent(1) }, NOW).expect("by another name it is welcome");
+}
+
+#[test]
 fn a_second_peer_of_one_name_needs_an_alias() {
     let mut document = Document::default();
     document.receive(request(2, "db"));

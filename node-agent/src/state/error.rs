@@ -36,6 +36,16 @@ pub enum StateError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Files that we make there would be ours, and its owner could not read them.
+    #[error("`{}` belongs to user {owner}, and this process runs as user {us}", path.display())]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        us: u32,
+    },
     /// A file is not what we wrote.
     #[error("`{}` is damaged: {what}", path.display())]
     Damaged {
@@ -89,6 +99,9 @@ impl StateError {
             Self::InUse { .. } => "stop it with `peerage down`, or give this one its own directory with --state".into(),
             Self::Exposed { path, .. } => {
                 format!("run `chmod go-rwx {}`, or choose another place with --state", path.display())
+            }
+            Self::NotOurs { owner, .. } => {
+                format!("run it as that user (`sudo -u '#{owner}' …`) or as root, or choose another place with --state")
             }
             Self::Damaged { path, .. } | Self::Missing { path, .. } => format!(
                 "put `{}` back from a backup; to give this identity up and start anew, move the whole directory away (every peer must then be asked again)",

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use super::error::StateError;
@@ -11,6 +11,7 @@ use super::error::StateError;
 const MAX_FILE: u64 = 16 << 20;
 /// Permission bits that let anybody but the owner in.
 const OTHERS: u32 = 0o077;
+const ROOT: u32 = 0;
 
 /// Writes `bytes` so that a reader, or the next start after a power cut, sees the old file or the new one, whole.
 ///
@@ -25,6 +26,7 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StateError> 
             Ok(()) | Err(_) => {}
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        give_to_owner(&file, path)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -32,6 +34,17 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StateError> 
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
     };
     write().map_err(|cause| io_error("write", path, cause))
+}
+
+/// Gives a file that root has made to whose directory it is in. It is closed to all others, and an agent that does not run
+/// as root could not start on its own state again.
+pub(super) fn give_to_owner(file: &File, path: &Path) -> io::Result<()> {
+    let directory = fs::metadata(path.parent().unwrap_or(Path::new(".")))?;
+    let (uid, gid) = (directory.uid(), directory.gid());
+    if rustix::process::geteuid().is_root() && file.metadata()?.uid() != uid {
+        std::os::unix::fs::fchown(file, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 /// Removes a file of ours, if it is there.
@@ -65,16 +78,18 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     Ok(Some(bytes))
 }
 
-/// Makes the directory with mode 0700, or checks that an existing one is closed to others. An empty one is closed;
+/// Makes the directory with mode 0700, or checks that an existing one is ours and closed to others. An empty one is closed;
 /// one with content is not touched, since it may be anybody's (`--state /tmp`).
 ///
 /// # Errors
-/// [`StateError::Exposed`] or [`StateError::Io`].
+/// [`StateError::NotOurs`], [`StateError::Exposed`] or [`StateError::Io`].
 pub(super) fn private_directory(path: &Path) -> Result<(), StateError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|cause| io_error("create", path, cause))?;
     let look = |cause| io_error("look into", path, cause);
-    let mode = fs::metadata(path).map_err(look)?.permissions().mode();
+    let found = fs::metadata(path).map_err(look)?;
+    let (mode, owner, us) = (found.permissions().mode(), found.uid(), rustix::process::geteuid().as_raw());
+    refuse_anothers(path, owner, us)?;
     if mode & OTHERS == 0 {
         return Ok(());
     }
@@ -82,6 +97,14 @@ pub(super) fn private_directory(path: &Path) -> Result<(), StateError> {
         return refuse_exposed(path, mode);
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|cause| io_error("close", path, cause))
+}
+
+/// Root may (`peerage up` on the state of the installed service): what it makes there is given to the owner.
+fn refuse_anothers(path: &Path, owner: u32, us: u32) -> Result<(), StateError> {
+    match owner == us || us == ROOT {
+        true => Ok(()),
+        false => Err(StateError::NotOurs { path: path.to_owned(), owner, us }),
+    }
 }
 
 fn refuse_exposed(path: &Path, mode: u32) -> Result<(), StateError> {
@@ -123,6 +146,26 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("it is ours");
         let refused = read_private(&path);
         assert!(matches!(refused, Err(StateError::Exposed { mode: 0o640, .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_file_is_whose_the_directory_is_also_where_root_wrote_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // Who is not root cannot give the directory away; then all is ours.
+        let _ = std::os::unix::fs::chown(dir.path(), Some(12_345), Some(12_345));
+        let owner = |path: &Path| fs::metadata(path).expect("it is there").uid();
+        let path = dir.path().join("state.json");
+        write_atomic(&path, b"{}").expect("it writes");
+        assert_eq!(owner(&path), owner(dir.path()));
+    }
+
+    #[test]
+    fn another_users_directory_is_for_root_only() {
+        let ours = rustix::process::geteuid().as_raw();
+        let refuses =
+            |owner, us| matches!(refuse_anothers(Path::new("/x"), owner, us), Err(StateError::NotOurs { .. }));
+        assert!(refuses(ours + 1, ours + 2));
+        assert!(!refuses(ours + 1, ROOT) && !refuses(ours + 1, ours + 1));
     }
 
     #[test]

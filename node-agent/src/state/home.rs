@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use peerage_model::id::sha256;
 
 use super::error::StateError;
-use super::file::{io_error, private_directory};
+use super::file::{give_to_owner, io_error, private_directory};
 
 /// The environment variable that stands for `--state`.
 pub const STATE_VARIABLE: &str = "PEERAGE_STATE";
@@ -77,16 +77,40 @@ impl Place {
         }
     }
 
+    /// Makes the directory where it is missing, for its owner's eyes only.
+    ///
+    /// # Errors
+    /// As [`Self::take`], but for a second process.
+    pub fn prepare(&self) -> Result<(), StateError> {
+        private_directory(&self.0)
+    }
+
+    /// Opens a file for adding to its end, for nobody else's eyes.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn append(&self, name: &str) -> Result<File, StateError> {
+        let path = self.file(name);
+        let open = || {
+            let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
+            give_to_owner(&file, &path)?;
+            std::io::Result::Ok(file)
+        };
+        open().map_err(|cause| io_error("write", &path, cause))
+    }
+
     /// Makes the directory where it is missing, and takes it for this process alone.
     ///
     /// # Errors
-    /// [`StateError::InUse`] when another process has it, [`StateError::Exposed`] when others may look into it.
+    /// [`StateError::InUse`] when another process has it, [`StateError::Exposed`] when others may look into it,
+    /// [`StateError::NotOurs`] when it is another user's.
     pub fn take(self) -> Result<Home, StateError> {
-        private_directory(&self.0)?;
+        self.prepare()?;
         let path = self.file("lock");
         let failed = |cause| io_error("lock", &path, cause);
         let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let lock = options.map_err(failed)?;
+        give_to_owner(&lock, &path).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Home { place: self, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(StateError::InUse { path: self.0 }),
