@@ -1,7 +1,7 @@
 //! The daemon's heart: the state, the tunnel and the edge, kept in step.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use peerage_model::{AgentId, AgreementSecret, AuthorityRecord, Credential, InstanceId, UnixTime, passport};
@@ -44,7 +44,11 @@ pub(super) struct Agent {
     instance_key: AgreementSecret,
     passport_until: Mutex<UnixTime>,
     problems: Mutex<Vec<String>>,
-    store: Mutex<Store>,
+    /// The state as it is on disk. Replaced whole, so that nobody who reads it waits for the disk: those who do also carry
+    /// programs' bytes.
+    store: RwLock<Arc<Store>>,
+    /// Held by the one change that is being made.
+    changing: Mutex<()>,
 }
 
 /// Something with a peer ended.
@@ -96,15 +100,16 @@ impl Agent {
             instance_key: parts.instance_key,
             passport_until: Mutex::new(parts.passport_until),
             problems: Mutex::default(),
-            store: Mutex::new(parts.store),
+            store: RwLock::new(Arc::new(parts.store)),
+            changing: Mutex::default(),
         };
         agent.apply(&agent.store(), now);
         Arc::new(agent)
     }
 
-    /// The state; held for moments only, never across a wait.
-    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The state of this moment.
+    pub(super) fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A copy of everything that is not secret.
@@ -120,9 +125,14 @@ impl Agent {
         let agent = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             let now = time::now();
-            let mut store = agent.store();
-            let result = change(&mut store, now)?;
-            // Under the lock, so that two changes reach the engine in the order in which they were written.
+            // To the end, so that two changes reach the engine in the order in which they were written.
+            let _changing = agent.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut store = Store::clone(&agent.store());
+            let result = change(&mut store, now);
+            let store = Arc::new(store);
+            // Also after a failure: a change of several files may have made its first.
+            *agent.store.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&store);
+            let result = result?;
             agent.apply(&store, now);
             Ok::<T, UpdateError>(result)
         });

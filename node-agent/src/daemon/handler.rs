@@ -21,6 +21,8 @@ use crate::control::{Code, Failure, Request, Terms};
 use crate::state::document::{Document, Inbound, Service, Trust};
 use crate::state::{ChangeError, Consent, PeerRef, StateError, UpdateError, random, time};
 
+/// Longest consent with an end, as in what people type ([`time::parse_span`]). Times are written with a year of four digits.
+const MAX_TERM_SECONDS: u64 = 36_525 * 24 * 3600;
 /// How long `revoke --wait` waits. The promise is 1 s; past this something is wrong and is said.
 const REVOCATION_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest time in which the keys before a rotation count.
@@ -37,10 +39,12 @@ impl Handler for Agent {
                 Request::Requests => value(&report::requests(&self.document())),
                 Request::Invite { expires_s } => value(&invite(&self, expires_s).await?),
                 Request::Handshake { ticket, reason, terms } => {
-                    value(&handshake(&self, &ticket, reason, &terms).await?)
+                    let asked = async move { handshake(&self, &ticket, reason, &terms).await };
+                    value(&to_its_end(asked).await?)
                 }
                 Request::HandshakeByName { name, relays, reason, terms } => {
-                    value(&mailbox::handshake(&self, &name, relays, reason, &terms).await?)
+                    let asked = async move { mailbox::handshake(&self, &name, relays, reason, &terms).await };
+                    value(&to_its_end(asked).await?)
                 }
                 Request::Approve { name, terms } => value(&approve(&self, &name, &terms).await?),
                 Request::Reject { name } => value(&reject(&self, &name).await?),
@@ -68,6 +72,15 @@ impl Handler for Agent {
             }
         })
     }
+}
+
+/// Goes on when the caller hangs up, which drops everything else that is done for it. Who declares a consent and takes it back
+/// when its peer cannot be told must not stop in between: the consent would stand, and nobody would know.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    let broke_off = |error| Failure::new(Code::Internal, format!("it broke off: {error}"), "look at the agent's log");
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(broke_off(error)))
 }
 
 fn value<T: Serialize>(of: &T) -> Result<Reply, Failure> {
@@ -207,7 +220,11 @@ pub(super) fn consent(document: &Document, terms: &Terms) -> Result<Consent, Fai
         Some([none]) if none == "none" => Some(Inbound::NOTHING),
         Some(names) => Some(Inbound::Only(document.service_names(names)?)),
     };
-    let expires = terms.expires_s.map(|seconds| time::now().plus(Duration::from_secs(seconds)));
+    let expires = terms.expires_s.map(|seconds| match seconds {
+        1..=MAX_TERM_SECONDS => Ok(time::now().plus(Duration::from_secs(seconds))),
+        _ => Err(Failure::bad_request("a consent lasts from a second to 100 years; without an end it lasts for ever")),
+    });
+    let expires = expires.transpose()?;
     Ok(Consent { id: TrustId(*random::<16>()), alias, inbound, expires, path: terms.path, birthday: terms.birthday })
 }
 
@@ -352,7 +369,6 @@ async fn connect(agent: &Arc<Agent>, name: &str, port: u16) -> Result<Reply, Fai
     Ok(Reply::Raw(connection.into(), stream, ended))
 }
 
-/// Sends the names now and whenever they change.
 /// Names as they are and as they become, from the edge that `owner` holds.
 pub(crate) fn names<T: Send + Sync + 'static>(
     owner: Arc<T>,

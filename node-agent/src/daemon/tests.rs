@@ -24,6 +24,8 @@ struct FakeLink {
     asked: Mutex<Vec<(String, TrustRequest)>>,
     sessions: Mutex<Vec<AgentId>>,
     refuse_asks: Mutex<bool>,
+    /// One request at a time; a test that holds the permit holds them all up.
+    asking: tokio::sync::Semaphore,
     receipts: Mutex<Vec<bool>>,
     /// What every relay says to a look-up.
     published: Mutex<Vec<AuthorityRecord>>,
@@ -77,6 +79,7 @@ impl Link for FakeLink {
 
     fn ask<'a>(&'a self, ticket: &'a Ticket, request: TrustRequest) -> Boxed<'a, Result<(), Failure>> {
         Box::pin(async move {
+            let _turn = self.asking.acquire().await.expect("nobody closes it");
             if *self.refuse_asks.lock().expect("no panic") {
                 return Err(Failure::new(Code::Unreachable, "nobody answered", "ask for a new ticket"));
             }
@@ -155,6 +158,7 @@ fn fake() -> (Arc<FakeLink>, Starter) {
         asked: Mutex::default(),
         sessions: Mutex::default(),
         refuse_asks: Mutex::default(),
+        asking: tokio::sync::Semaphore::new(1),
         receipts: Mutex::default(),
         published: Mutex::default(),
         posts: Mutex::default(),
@@ -248,6 +252,68 @@ async fn a_handshake_gives_our_consent_before_it_asks() {
     assert_eq!((asked.peer, asked.inbound.as_str()), (inviter.us.clone(), "nothing"));
     assert_eq!(asker.last_snapshot().peers[0].id, inviter.us);
     assert_eq!(asker.link.asked.lock().expect("no panic").len(), 1);
+}
+
+#[tokio::test]
+async fn who_asks_does_not_wait_for_the_disk_of_who_changes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = Place::find(Some(dir.path())).expect("a flag is a place");
+    let (_link, starter) = fake();
+    let daemon = start(place.clone(), options("db"), starter).await.expect("it starts");
+    let agent = Arc::clone(&daemon.agent);
+    let running = tokio::spawn(daemon.run());
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let slow_disk = tokio::spawn(async move {
+        let change = agent.change(move |_, _| {
+            let _ = begun.send(());
+            Ok(goes_on.recv_timeout(Duration::from_secs(60)).is_ok())
+        });
+        change.await
+    });
+    begins.await.expect("the change begins");
+    let _: Status = client::call(&place, &Request::Status).await.expect("it answers");
+    go_on.send(()).expect("the change still waits");
+    assert!(slow_disk.await.expect("no panic").expect("it is made"), "the answer came only after the change");
+    running.abort();
+}
+
+/// Waits until the agent's peers are as many as that.
+async fn until_peers(running: &Running, count: usize) {
+    let looked = async {
+        while running.ask::<Vec<Value>>(Request::Peers).await.expect("it answers").len() != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(60), looked).await.expect("they never are");
+}
+
+#[tokio::test]
+async fn a_consent_whose_caller_has_hung_up_is_taken_back_all_the_same_when_its_peer_was_not_told() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    *asker.link.refuse_asks.lock().expect("no panic") = true;
+    let held = asker.link.asking.acquire().await.expect("nobody closes it");
+    let ticket = inviter.invite().await.to_string();
+    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let place = asker.place.clone();
+    let caller = tokio::spawn(async move { client::call::<Asked>(&place, &request).await });
+    until_peers(&asker, 1).await;
+    caller.abort();
+    assert!(caller.await.is_err(), "it has hung up");
+    drop(held);
+    until_peers(&asker, 0).await;
+}
+
+#[tokio::test]
+async fn a_consent_has_an_end_that_can_be_written_down() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await.to_string();
+    for expires_s in [0, u64::MAX, 300_000_000_000] {
+        let terms = Terms { expires_s: Some(expires_s), ..Terms::default() };
+        let request = Request::Handshake { ticket: ticket.clone(), reason: "why".into(), terms };
+        let refused = asker.ask::<Asked>(request).await.expect_err("no calendar has it");
+        assert_eq!(refused.code, Code::BadRequest, "{refused}");
+    }
 }
 
 fn by_name(name: &str) -> Request {

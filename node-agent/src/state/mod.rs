@@ -9,6 +9,7 @@
 //! | `authority.former.key` | what was in daily use before the latest rotation, while it counts |
 //! | `authority.fingerprint` | whose state this is; with it, a lost key is an error and not a new identity |
 //! | `invites.key` | what open invitations are answered with: derived secrets, not the tickets themselves |
+//! | `addresses` | which loopback address stands for which peer |
 //! | `lock` | held by the one daemon that may write |
 //!
 //! The instance key and its passport are not here: they live and die with the process.
@@ -25,6 +26,7 @@ mod service;
 pub mod time;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_model::control::MAX_PREDECESSORS;
@@ -50,10 +52,11 @@ const RUNS: &str = "runs";
 /// What open invitations are answered with.
 pub type InviteSecrets = BTreeMap<TrustId, PairSecret>;
 
-/// The state of one agent, open for reading and writing.
-#[derive(Debug)]
+/// The state of one agent, open for reading and writing. A clone is for reading on while another is changed: the one that was
+/// changed last is what is on disk.
+#[derive(Clone, Debug)]
 pub struct Store {
-    home: Home,
+    home: Arc<Home>,
     authority: Authority,
     former: Option<Former>,
     document: Document,
@@ -109,7 +112,7 @@ impl Store {
         let authority = keys::load_or_create(&home, now)?;
         let former = keys::load_former(&home, &authority, now)?;
         let invites = read_invites(&home)?;
-        Ok(Self { home, authority, former, document, invites })
+        Ok(Self { home: Arc::new(home), authority, former, document, invites })
     }
 
     /// Where it is.
