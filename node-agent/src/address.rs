@@ -2,9 +2,8 @@
 //!
 //! A program connects to `db:80`; the name leads to an address in 127.64.0.0/10 that stands for that one peer, so the
 //! listener behind it knows whom to dial, and the peer's own connections come *from* that address. An address is a hash
-//! of the peer's id, so it is the same after a restart and needs no store; where two ids hash alike, the later one asked
-//! for moves on. It is never given to another peer while the process lives, because programs cache addresses longer than
-//! trust lasts. [`Directory`] holds no key: DNS, listeners and proxies get it instead of the snapshot, and so cannot leak one.
+//! of the peer's id; where two ids hash alike, the later one asked for moves on. It is never given to another peer, because
+//! programs cache addresses longer than trust lasts: the daemon keeps the book from one run to the next. [`Directory`] holds no key: DNS, listeners and proxies get it instead of the snapshot, and so cannot leak one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -225,6 +224,8 @@ impl Directory {
     /// calling itself that.
     fn name_all(&mut self) {
         let aliases: Vec<_> = self.entries.values().map(|e| (e.alias.as_str().to_owned(), e.id.clone())).collect();
+        // What a program calls its own machine leads to no peer, wherever the alias comes from.
+        let aliases: Vec<_> = aliases.into_iter().filter(|(name, _)| name != "localhost").collect();
         let chosen: BTreeSet<String> = aliases.iter().map(|(name, _)| name.clone()).collect();
         let own: Vec<_> = self
             .entries
@@ -331,6 +332,13 @@ mod tests {
     fn a_peer_cannot_take_over_an_alias_by_its_own_name() {
         let directory = AddressBook::new().directory([listed(2, "db.prod", "db"), listed(1, "db", "other")]);
         assert_eq!(directory.by_name("db").map(|e| &e.id), Some(&id(2, "db.prod")));
+    }
+
+    #[test]
+    fn localhost_is_nobody_elses_name() {
+        let directory = AddressBook::new().directory([listed(1, "db", "localhost")]);
+        assert_eq!(directory.by_name("localhost"), None);
+        assert!(directory.by_name("db.peer.internal").is_some(), "its own name still finds it");
     }
 
     #[test]

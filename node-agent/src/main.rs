@@ -19,7 +19,7 @@
 use std::env;
 use std::fmt::Display;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -56,7 +56,10 @@ struct Arguments {
     name: Option<Label>,
     /// Ports that the pod's containers declare, like 80 or 53/udp; commas between several
     #[arg(long, env = "PEERAGE_RESERVED_PORTS", value_name = "PORT", value_delimiter = ',')]
-    reserved_ports: Vec<Reserved>,
+    reserved_ports: Vec<Avoid>,
+    /// Addresses of peers that the pod's hosts file has, each with whose it is; commas between several
+    #[arg(long, env = "PEERAGE_ADDRESSES", value_name = "ADDRESS=NAME@FINGERPRINT", value_delimiter = ',')]
+    addresses: Vec<Known>,
     /// The DNS servers that a sidecar asks about names that are not ours, commas between several; `off` for no DNS of ours.
     /// Those of /etc/resolv.conf unless said
     #[arg(long, env = "PEERAGE_DNS", value_name = "ADDRESS[:PORT]")]
@@ -69,11 +72,11 @@ struct Arguments {
     state: Option<PathBuf>,
 }
 
-/// `PORT` or `PORT/udp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Reserved(Protocol, u16);
+/// `ADDRESS=NAME@FINGERPRINT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known(AgentId, Ipv4Addr);
 
-impl FromStr for Reserved {
+impl FromStr for Known {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -178,7 +181,8 @@ fn sidecar(
         names: true,
         dns: arguments.dns.unwrap_or_default(),
         health: one("PEERAGE_HEALTH", get("PEERAGE_HEALTH"))?,
-        reserved: arguments.reserved_ports.into_iter().map(|Reserved(protocol, port)| (protocol, port)).collect(),
+        reserved: arguments.reserved_ports.into_iter().map(|avoid| (avoid.protocol, avoid.port)).collect(),
+        addresses: arguments.addresses.into_iter().map(|Known(id, address)| (id, address)).collect(),
     })
 }
 
@@ -237,9 +241,11 @@ mod tests {
             ["--operator", "a.svc:9443,[fd00::1]:1", "--authority", &fingerprint, "--reserved-ports", "80,53/udp"];
         let arguments = line(&whole).expect("it is right");
         assert_eq!(arguments.operator.len(), 2);
-        assert_eq!(arguments.reserved_ports, [Reserved(Protocol::Tcp, 80), Reserved(Protocol::Udp, 53)]);
+        let reserved: Vec<String> = arguments.reserved_ports.iter().map(ToString::to_string).collect();
+        assert_eq!(reserved, ["80", "53/udp"]);
         assert!(line(&["--operator", "a.svc:9443"]).is_err(), "it would not know whom to believe");
         assert!(line(&["--reserved-ports", "0"]).is_err());
+        assert!(line(&["--addresses", "127.64.9.9"]).is_err(), "whose it is must be said");
         assert!(line(&["--reserved-ports", "80/sctp"]).is_err());
     }
 

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `instance.key` | the instance key, its passport and enrolment, the highest record of the authority that was seen |
 //! | `followed` | whom the agent may talk to, tombstones, denied instances, and when that was heard |
-//! | `lock`, `control.sock` | as outside of clusters |
+//! | `heard` | when an operator last confirmed it, which is more often than anything changes |
+//! | `addresses`, `lock`, `control.sock` | as outside of clusters |
 //!
 //! Both files are CBOR, 0600, replaced whole. One that cannot be read is as good as none: the agent enrols again. What is
 //! lost with it are tombstones, which only a damaged volume can do.
@@ -21,6 +22,7 @@ use crate::state::{Home, Place, StateError, random, read_private, write_atomic};
 
 const INSTANCE: &str = "instance.key";
 const FOLLOWED: &str = "followed";
+const HEARD: &str = "heard";
 
 /// The files, held by this process alone.
 #[derive(Debug)]
@@ -68,7 +70,14 @@ impl Memory {
     }
 
     pub(super) fn followed(&self) -> Followed {
-        self.read(FOLLOWED).unwrap_or_default()
+        let followed: Followed = self.read(FOLLOWED).unwrap_or_default();
+        let confirmed = followed.heard.and_then(|_| self.read::<UnixTime>(HEARD));
+        Followed { heard: followed.heard.max(confirmed), ..followed }
+    }
+
+    /// An operator has confirmed what is followed.
+    pub(super) fn keep_heard(&self, heard: UnixTime) -> Result<(), StateError> {
+        write_atomic(&self.path(HEARD), &cbor::to_vec(&heard))
     }
 
     pub(super) fn keep_instance(&self, instance: &Instance) -> Result<(), StateError> {
@@ -143,6 +152,17 @@ mod tests {
         assert_eq!((again.key.expose(), again.record_seen), (instance.key.expose(), 3));
         let mode = fs::metadata(dir.path().join(INSTANCE)).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_was_confirmed_since_it_was_written_is_as_young_as_that_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = memory(dir.path());
+        first.keep_heard(UnixTime(9)).expect("it writes");
+        assert_eq!(first.followed().heard, None, "nothing is followed that could have been confirmed");
+        first.keep_followed(&Followed { heard: Some(UnixTime(5)), ..Followed::default() }).expect("it writes");
+        drop(first);
+        assert_eq!(memory(dir.path()).followed().heard, Some(UnixTime(9)));
     }
 
     #[test]

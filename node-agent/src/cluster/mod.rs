@@ -17,7 +17,7 @@ mod session;
 mod stream;
 mod tunnel;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,7 @@ use self::node::{Node, Parts};
 use crate::control::ControlSocket;
 use crate::control::Failure;
 use crate::control::view::Event;
+use crate::daemon::addresses;
 pub use crate::daemon::edge::{Dns, InvalidDns};
 use crate::daemon::edge::{Edge, EdgeConfig};
 use crate::daemon::footprint::Footprint;
@@ -81,6 +82,8 @@ pub struct Options {
     pub health: Option<SocketAddr>,
     /// Ports that the pod's containers declare.
     pub reserved: Vec<(Protocol, u16)>,
+    /// Addresses of peers that the pod's hosts file has.
+    pub addresses: Vec<(AgentId, Ipv4Addr)>,
 }
 
 /// Makes tunnels, one after the other.
@@ -112,7 +115,14 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
     let (incoming, opened) = mpsc::channel(INCOMING);
     let (events, link_events) = mpsc::channel(EVENTS);
     let tunnel = Arc::new(tunnel::Tunnel::default());
-    let edge_config = EdgeConfig { proxy: options.proxy, names: options.names, dns: options.dns.clone() };
+    let edge_config = EdgeConfig {
+        proxy: options.proxy,
+        names: options.names,
+        dns: options.dns.clone(),
+        whose: Whose::Pod,
+        addresses: options.addresses.clone(),
+        kept: Some(memory.place().file(addresses::FILE)),
+    };
     let edge = Edge::start(edge_config, Arc::clone(&tunnel) as Arc<dyn crate::tunnel::Dial>, opened).await;
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let mut serving = JoinSet::new();

@@ -30,6 +30,8 @@ use crate::tunnel::{Dial, Incoming, Opened};
 const EVENTS: usize = 256;
 /// Between two first calls to peers that were just learned of, so that a new agent is no burst for its relays.
 const BETWEEN_CALLS: Duration = Duration::from_millis(100);
+/// The part of maxStaleness by which a restart may forget.
+const HEARD_SHARE: u32 = 4;
 /// Longest wait before a first call.
 const LONGEST_CALL: Duration = Duration::from_secs(30);
 
@@ -61,6 +63,8 @@ struct Held {
     passport_until: Option<UnixTime>,
     follow: Follow,
     heard: Option<UnixTime>,
+    /// The latest of them that a restart would know.
+    heard_kept: Option<UnixTime>,
     /// Whether the word of the operator is older than it allows.
     stale: bool,
     /// Whether it is too old to act on, by the operator's own setting.
@@ -102,6 +106,7 @@ impl Node {
             passport_until: None,
             follow,
             heard,
+            heard_kept: heard,
             stale: false,
             closed: false,
             next_end: None,
@@ -265,6 +270,7 @@ impl Node {
                 return;
             }
             held.heard = Some(now);
+            self.keep_heard(&mut held, now);
             held.operator.connected = true;
             held.operator.problem = None;
             std::mem::take(&mut held.closed)
@@ -318,6 +324,19 @@ impl Node {
     fn keep_instance(&self, instance: &Instance) {
         if let Err(error) = self.memory.keep_instance(instance) {
             tracing::error!(%error, "the passport cannot be kept; a container that restarts must enrol again");
+        }
+    }
+
+    /// Writes down that an operator confirmed what we follow, where that has an age that counts: a container that restarts while
+    /// none can be reached must not take it for as old as its last change, and close.
+    fn keep_heard(&self, held: &mut Held, now: UnixTime) {
+        let Some(limit) = held.follow.settings().max_staleness.map(Duration::from_secs) else { return };
+        if held.heard_kept.is_some_and(|kept| kept.plus(limit / HEARD_SHARE) > now && kept <= now) {
+            return;
+        }
+        match self.memory.keep_heard(now) {
+            Ok(()) => held.heard_kept = Some(now),
+            Err(error) => tracing::error!(%error, "when an operator was heard cannot be kept"),
         }
     }
 

@@ -12,6 +12,7 @@ use peerage_model::snapshot::{Peer, Port, Protocol};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::addresses::Kept;
 use crate::address::{AddressBook, Directory, Listed};
 use crate::control::message::Listener;
 use crate::control::view;
@@ -31,6 +32,12 @@ pub struct EdgeConfig {
     pub names: bool,
     /// Who answers for names, and whom it asks about others.
     pub dns: Dns,
+    /// Where this runs.
+    pub whose: Whose,
+    /// Addresses that stand for peers already, because programs were told of them.
+    pub addresses: Vec<(AgentId, Ipv4Addr)>,
+    /// Where it is kept which address stands for whom; nowhere, and addresses are as old as the process.
+    pub kept: Option<PathBuf>,
 }
 
 /// DNS on 127.64.0.1.
@@ -96,6 +103,7 @@ pub struct Edge {
 #[derive(Debug, Default)]
 struct Book {
     addresses: AddressBook,
+    kept: Option<Kept>,
     /// What peers said; it outlives their sessions, so that a program finds the port and the dial finds the peer.
     ports: BTreeMap<AgentId, Vec<Port>>,
     peers: Vec<Listed>,
@@ -126,11 +134,19 @@ impl Edge {
             None => None,
         };
         let proxy = match config.proxy {
-            Some(address) => start_proxy(address, seen, outbound.clone(), &mut tasks, &mut problems).await,
+            Some(address) => {
+                start_proxy(shares.proxy(address), seen, outbound.clone(), &mut tasks, &mut problems).await
+            }
             None => None,
         };
+        let mut book = Book { kept: config.kept.map(Kept::at), ..Book::default() };
+        // What programs were told goes first: nothing can take it back from them.
+        book.addresses.restore(config.addresses);
+        if let Some(kept) = &mut book.kept {
+            kept.restore(&mut book.addresses);
+        }
         Self {
-            book: Mutex::default(),
+            book: Mutex::new(book),
             directory,
             services,
             listening,
@@ -229,6 +245,9 @@ impl Edge {
         };
         let listed: Vec<Listed> = book.peers.iter().map(listed).collect();
         let directory = Arc::new(book.addresses.directory(listed).keeping_off(book.reserved.clone()));
+        if let Some(kept) = &mut book.kept {
+            kept.keep(&book.addresses);
+        }
         self.directory.send_if_modified(|old| {
             let changed = **old != *directory;
             *old = directory;
@@ -305,6 +324,75 @@ async fn start_proxy(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use peerage_model::stream::StreamHeader;
+
+    use crate::tunnel::{DialError, Opened};
+
+    /// Nobody is reached.
+    struct NoTunnel;
+
+    impl Dial for NoTunnel {
+        fn dial<'a>(
+            &'a self,
+            peer: &'a AgentId,
+            _: StreamHeader,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<Opened, DialError>> + Send + 'a>> {
+            Box::pin(std::future::ready(Err(DialError::NotTrusted { peer: peer.clone() })))
+        }
+    }
+
+    async fn edge(config: EdgeConfig) -> Edge {
+        Edge::start(config, Arc::new(NoTunnel), mpsc::channel(1).1).await
+    }
+
+    fn listed(name: &str) -> Listed {
+        let id = AgentId { authority: peerage_model::Fingerprint([7; 32]), name: name.parse().expect("a name") };
+        Listed::new(id, name.parse().expect("a label"), Vec::new())
+    }
+
+    #[tokio::test]
+    async fn a_port_that_a_program_here_needs_is_free_of_peers() {
+        let peer = |number| Port { name: "p".parse().expect("a label"), number, protocol: Protocol::Tcp };
+        let program = std::net::TcpListener::bind("0.0.0.0:0").expect("a free port");
+        let port = program.local_addr().expect("bound").port();
+        drop(program);
+        let edge = edge(EdgeConfig { names: true, dns: Dns::Off, ..EdgeConfig::default() }).await;
+        let db = Listed { ports: vec![peer(port)], ..listed("avoided") };
+        edge.apply_listed(vec![db], &[], [(Protocol::Tcp, port)].into());
+        let mut listening = edge.listening.clone();
+        let heard = listening.wait_for(|listening| !listening.bound.is_empty()).await.expect("it runs").clone();
+        assert_eq!(heard.conflicts[0].reason, ConflictReason::Declared);
+        std::net::TcpListener::bind(("0.0.0.0", port)).expect("a program has it on all addresses");
+    }
+
+    #[test]
+    fn all_connections_together_leave_files_for_names_and_for_people() {
+        let loopback = ([127, 0, 0, 1], 0).into();
+        for files in [1024, 2048, 4096] {
+            let shares = Shares::of(files);
+            let connections = shares.inbound.total + shares.listen.total + shares.proxy(loopback).total;
+            assert!(connections + OTHER_FILES <= files, "{connections} of {files}");
+            assert!(shares.inbound.per_peer < shares.inbound.total, "one peer must not have them all");
+        }
+        assert_eq!(Shares::of(65_536).inbound.total, Limits::default().total);
+    }
+
+    #[tokio::test]
+    async fn a_peer_has_the_address_that_programs_know_it_by_also_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (db, cache) = (listed("db"), listed("cache"));
+        let known = Ipv4Addr::new(127, 64, 9, 9);
+        let config = EdgeConfig { kept: Some(dir.path().join(super::super::addresses::FILE)), ..EdgeConfig::default() };
+        let told = EdgeConfig { addresses: vec![(db.id.clone(), known)], ..config.clone() };
+        let first = edge(told).await;
+        first.apply_listed(vec![db.clone(), cache.clone()], &[], BTreeSet::new());
+        let before = first.directory();
+        drop(first);
+        let again = edge(config).await;
+        again.apply_listed(vec![cache, db.clone()], &[], BTreeSet::new());
+        assert_eq!(again.directory(), before);
+        assert_eq!(before.get(&db.id).map(|entry| entry.address), Some(known));
+    }
 
     #[test]
     fn dns_servers_are_addresses_whose_port_is_53_unless_said() {

@@ -62,6 +62,7 @@ impl Pod {
             dns: cluster::Dns::System,
             health: None,
             reserved: Vec::new(),
+            addresses: Vec::new(),
         };
         let place = Place::find(Some(&state)).expect("a place");
         let socket = place.socket();

@@ -8,7 +8,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use peerage_model::operator::{GoAwayCode, Revision, Settings, ToAgent, ToOperator, Update};
+use peerage_model::operator::{GoAwayCode, Keepalive, Revision, Settings, ToAgent, ToOperator, Update};
 use peerage_model::passport::{LIFETIME, RENEWAL};
 use peerage_model::{Credential, TrustId};
 use tokio::io::AsyncReadExt;
@@ -210,6 +210,25 @@ async fn a_replica_that_is_behind_brings_no_trust_back() {
     let (mut later, _) = operator.resume().await;
     assert_eq!(later.update(full(99, both, own)).await, 1, "also after a restart");
     again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_an_operator_was_heard_is_kept_though_nothing_changes() {
+    let (ours, pod) = (authority(), Pod::new());
+    let operator = Operator::start(&ours).await;
+    let agent = pod.start(&[operator.address()], ours.fingerprint()).await;
+    let (mut connection, _) = operator.enrol(DB).await;
+    connection.update(full(1, vec![], Settings { max_staleness: Some(4), ..Settings::default() })).await;
+    let kept = || std::fs::read(pod.folder.path().join("state/heard")).expect("it is kept from the first on");
+    let first = kept();
+    let confirmed = async {
+        while kept() == first {
+            connection.send(&ToAgent::Keepalive(Keepalive {})).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, confirmed).await.expect("a restart would not know");
+    agent.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 use super::dns;
 use super::patch::{Patch, extended};
 use super::settings::{ContainerKind, DnsMode, Settings};
-use super::sidecar::{CONTAINER, STATE, TOKEN, container, ports_of, volumes};
+use super::sidecar::{CONTAINER, Names, STATE, TOKEN, container, ports_of, volumes};
 use crate::facts::peer::{INJECTED, LEFT_ALONE, OPT_OUT};
+use crate::index::Host;
 
 /// Annotation of a pod that says how its programs find names: `Nameserver` or `HostAliases`.
 pub const DNS: &str = "peerage.dev/dns";
@@ -36,8 +37,8 @@ pub struct Selecting {
     pub name: String,
     /// As whom its pods must run.
     pub service_account: Option<String>,
-    /// Its peers as they are known: an address and what it is called.
-    pub hosts: Vec<(std::net::Ipv4Addr, Vec<String>)>,
+    /// Its peers as they are known.
+    pub hosts: Vec<Host>,
 }
 
 /// What becomes of the pod.
@@ -162,7 +163,7 @@ fn injected(
     obstacles(spec, selecting)?;
     let ports = ports_of(spec);
     let mut patch = Patch::default();
-    let dns = match mode {
+    let names = match mode {
         DnsMode::Nameserver => {
             if ports.iter().any(|(port, _)| *port == DNS_PORT) {
                 return Err(Reason::DnsPort);
@@ -170,13 +171,15 @@ fn injected(
             let behind = dns::behind_agent(spec, namespace, settings.cluster_dns.as_ref())?;
             patch.set(pod, &["spec", "dnsPolicy"], json!("None"));
             patch.set(pod, &["spec", "dnsConfig"], behind.config);
-            behind.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+            let servers: Vec<_> = behind.servers.iter().map(ToString::to_string).collect();
+            Names { dns: servers.join(","), addresses: String::new() }
         }
         DnsMode::HostAliases => {
-            let hosts = selecting.iter().flat_map(|agent| &agent.hosts);
-            let aliases = hosts.map(|(ip, names)| json!({"ip": ip, "hostnames": names}));
+            let hosts: Vec<&Host> = selecting.iter().flat_map(|agent| &agent.hosts).collect();
+            let aliases = hosts.iter().map(|host| json!({"ip": host.address, "hostnames": host.names}));
             patch.set(pod, &["spec", "hostAliases"], extended(&pod["spec"]["hostAliases"], aliases));
-            "off".to_owned()
+            let addresses: Vec<_> = hosts.iter().map(|host| format!("{}={}", host.address, host.id)).collect();
+            Names { dns: "off".to_owned(), addresses: addresses.join(",") }
         }
     };
     let native = match settings.agent.container {
@@ -184,7 +187,7 @@ fn injected(
         ContainerKind::Native => true,
         ContainerKind::Plain => false,
     };
-    let agent = container(settings, native, &ports, &dns);
+    let agent = container(settings, native, &ports, &names);
     let place = if native { Place::Init(0) } else { Place::Beside(spec.containers.len()) };
     place.insert(pod, agent, &mut patch);
     patch.set(pod, &["spec", "volumes"], extended(&pod["spec"]["volumes"], volumes(settings)));
@@ -250,7 +253,8 @@ fn refreshed(pod: &Value, spec: &PodSpec, place: Place, settings: &Settings) -> 
     };
     let Some(dns) = told(there, "PEERAGE_DNS") else { return Decision::Unchanged };
     let native = matches!(place, Place::Init(_));
-    let new = container(settings, native, &ports_of(spec), &dns);
+    let names = Names { dns, addresses: told(there, "PEERAGE_ADDRESSES").unwrap_or_default() };
+    let new = container(settings, native, &ports_of(spec), &names);
     if ["PEERAGE_RESERVED_PORTS", "PEERAGE_HEALTH"].iter().all(|name| told(there, name) == told(&new, name)) {
         return Decision::Unchanged;
     }

@@ -1,5 +1,6 @@
 //! What becomes of pods, applied as the API server applies it.
 
+use peerage_model::{AgentId, Fingerprint};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -9,6 +10,7 @@ use super::settings::tests::settings;
 use super::settings::{ContainerKind, Settings};
 use super::sidecar::CONTAINER;
 use crate::facts::peer::{INJECTED, LEFT_ALONE, OPT_OUT};
+use crate::index::Host;
 
 fn pod(spec: Value) -> Value {
     let mut whole = json!({
@@ -197,10 +199,12 @@ fn a_pod_that_cannot_be_read_is_let_in() {
 
 #[test]
 fn with_host_aliases_the_pods_dns_stays_as_it_was() {
-    let peers = vec![(
-        "127.64.9.9".parse().expect("an address"),
-        vec!["planner".to_owned(), "planner.peer.internal".to_owned()],
-    )];
+    let planner = AgentId { authority: Fingerprint([7; 32]), name: "planner.plans".parse().expect("a name") };
+    let peers = vec![Host {
+        id: planner.clone(),
+        address: "127.64.9.9".parse().expect("an address"),
+        names: vec!["planner".to_owned(), "planner.peer.internal".to_owned()],
+    }];
     let agent = Selecting { name: "db".into(), service_account: None, hosts: peers };
     let before = annotated(
         DNS,
@@ -215,6 +219,12 @@ fn with_host_aliases_the_pods_dns_stays_as_it_was() {
     );
     assert_eq!(after["spec"]["hostAliases"][0], before["spec"]["hostAliases"][0]);
     assert_eq!(env(&after["spec"]["initContainers"][0], "PEERAGE_DNS"), "off");
+    let addresses = format!("127.64.9.9={planner}");
+    assert_eq!(
+        env(&after["spec"]["initContainers"][0], "PEERAGE_ADDRESSES"),
+        &json!(addresses),
+        "the agent has the same ones"
+    );
 }
 
 #[test]

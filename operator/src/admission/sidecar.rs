@@ -62,8 +62,17 @@ fn probed(probe: &Probe) -> Option<u16> {
     }
 }
 
-/// The agent's container, beside containers that need `ports`. `dns` is what it is told as `PEERAGE_DNS`.
-pub(super) fn container(settings: &Settings, native: bool, ports: &BTreeSet<Port>, dns: &str) -> Value {
+/// What the agent is told of how the pod's programs find names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    /// Whom it asks about names that are not ours; `off`: nobody asks it.
+    pub(super) dns: String,
+    /// Whose the addresses in the pod's hosts file are.
+    pub(super) addresses: String,
+}
+
+/// The agent's container, beside containers that need `ports`.
+pub(super) fn container(settings: &Settings, native: bool, ports: &BTreeSet<Port>, names: &Names) -> Value {
     let health = (HEALTH..).find(|port| !ports.contains(&(*port, false))).unwrap_or(HEALTH);
     let reserved: Vec<_> =
         ports.iter().map(|(port, udp)| format!("{port}{}", if *udp { "/udp" } else { "" })).collect();
@@ -74,10 +83,13 @@ pub(super) fn container(settings: &Settings, native: bool, ports: &BTreeSet<Port
         // Not the volume itself, which is open to each user of the pod: a folder in it that only the agent enters.
         json!({"name": "PEERAGE_STATE", "value": format!("{STATE_FOLDER}/agent")}),
         json!({"name": "PEERAGE_HEALTH", "value": format!("[::]:{health}")}),
-        json!({"name": "PEERAGE_DNS", "value": dns}),
+        json!({"name": "PEERAGE_DNS", "value": names.dns}),
     ];
     if !reserved.is_empty() {
         environment.push(json!({"name": "PEERAGE_RESERVED_PORTS", "value": reserved.join(",")}));
+    }
+    if !names.addresses.is_empty() {
+        environment.push(json!({"name": "PEERAGE_ADDRESSES", "value": names.addresses}));
     }
     if let Some(log) = &settings.agent.log {
         environment.push(json!({"name": "PEERAGE_LOG", "value": log}));
@@ -155,7 +167,7 @@ mod tests {
     fn its_own_ports_are_nobodys_hindrance() {
         let agent = json!([{"name": CONTAINER, "ports": [{"containerPort": 9402}]}]);
         assert!(ports(agent).is_empty(), "or it would move at each invocation");
-        let taken = container(&settings(), true, &BTreeSet::from([(9402, false), (9403, false)]), "off");
+        let taken = container(&settings(), true, &BTreeSet::from([(9402, false), (9403, false)]), &Names::default());
         assert_eq!(taken["ports"][0]["containerPort"], 9404);
         assert_eq!(taken["startupProbe"]["httpGet"]["port"], 9404);
     }
@@ -164,7 +176,7 @@ mod tests {
     fn a_cluster_that_gives_out_users_is_not_told_which() {
         let mut settings = settings();
         settings.agent.run_as_user = None;
-        let context = &container(&settings, true, &BTreeSet::new(), "off")["securityContext"];
+        let context = &container(&settings, true, &BTreeSet::new(), &Names::default())["securityContext"];
         assert!(context.get("runAsUser").is_none() && context["runAsNonRoot"] == true);
     }
 }

@@ -22,7 +22,7 @@ use peerage_model::{AgentId, Fingerprint, Label, TrustId, UnixTime};
 pub use dirty::Dirty;
 pub use judge::{PeerLive, TrustLive, Verdict};
 pub use matching::{Labels, Matching, covers};
-pub use pods::{PodAgent, PodSums};
+pub use pods::{Host, PodAgent, PodSums};
 pub use trusts::Refusal;
 
 use crate::facts::{LinkFacts, LinkRecord, PeerFacts, PodFacts, RelayFacts, TrustFacts};

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use peerage_agent::address::{AddressBook, Listed};
+use peerage_model::AgentId;
 
 use super::{Index, Labels, covers};
 use crate::facts::PeerFacts;
@@ -44,6 +45,17 @@ pub struct PodSums {
     pub left_alone: usize,
     /// Why, of the first of them.
     pub why: Option<String>,
+}
+
+/// A peer as a pod's hosts file has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Who it is.
+    pub id: AgentId,
+    /// The address that stands for it.
+    pub address: Ipv4Addr,
+    /// What programs call it.
+    pub names: Vec<String>,
 }
 
 impl Index {
@@ -121,10 +133,10 @@ impl Index {
     }
 
     /// What programs of an agent call the peers that it consents to, and the address that its sidecar will give each: both
-    /// follow from who the peer is, so they are known before the sidecar runs. (It gives another one where two peers' ids
-    /// have one hash in four million, to the younger of them.)
+    /// follow from who the peer is, so they are known before the sidecar runs. It is told them all the same: where two peers'
+    /// ids have one hash, it could not know who came first.
     #[must_use]
-    pub fn hosts_of(&self, agent: &ObjectKey) -> Vec<(Ipv4Addr, Vec<String>)> {
+    pub fn hosts_of(&self, agent: &ObjectKey) -> Vec<Host> {
         let listed = self.candidates(agent).into_iter().filter_map(|peer| {
             let (_, facts) = self.consent(agent, &peer)?;
             Some(Listed::new(peer.clone(), self.alias_of(facts, &peer)?, Vec::new()))
@@ -135,7 +147,12 @@ impl Index {
             names.dedup();
             names
         };
-        directory.entries().map(|entry| (entry.address, names(entry))).collect()
+        let host = |entry: &peerage_agent::address::Entry| Host {
+            id: entry.id.clone(),
+            address: entry.address,
+            names: names(entry),
+        };
+        directory.entries().map(host).collect()
     }
 
     /// Whoever else selects a pod of this agent's, or would as soon as there is one.

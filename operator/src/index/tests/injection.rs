@@ -78,9 +78,9 @@ fn an_operator_that_injects_nothing_calls_no_sidecar_outdated() {
 fn the_hosts_of_an_agent_are_those_that_it_consents_to() {
     let mut world = World::pair();
     let hosts = |world: &World| world.index.hosts_of(&name("reporter.reports"));
-    let [(address, names)] = &hosts(&world)[..] else { panic!("one peer: {:?}", hosts(&world)) };
-    assert!(address.is_loopback());
-    assert_eq!(names[..], ["db", "db.peer.internal", "db.tools.peer.internal"]);
+    let [host] = &hosts(&world)[..] else { panic!("one peer: {:?}", hosts(&world)) };
+    assert!(host.address.is_loopback());
+    assert_eq!(host.names[..], ["db", "db.peer.internal", "db.tools.peer.internal"]);
     let _ = world.index.set_trust(&name("uses-db.reports"), None);
     assert_eq!(hosts(&world), [], "who only consents to us is nobody's name here");
 }
