@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use peerage_agent::listen::Avoid;
 use peerage_agent::portmap;
 use peerage_agent::state::document::{Path, Service};
 use peerage_agent::state::time::parse_span;
@@ -176,6 +177,10 @@ pub struct Up {
     /// A port to offer to peers, as for `peerage expose`; repeat for more
     #[arg(long, value_name = "[NAME=]PORT[:TARGET]")]
     pub expose: Vec<Service>,
+    /// A port that a program here listens on, on all addresses, so that no peer's port may be there; repeat for more [default: those
+    /// said before]
+    #[arg(long, value_name = "PORT[/udp]")]
+    pub avoid: Vec<Avoid>,
     /// Ask the router for a port by PCP, NAT-PMP or UPnP, so that peers reach this machine directly: auto or off
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub port_mapping: portmap::Mode,

@@ -37,6 +37,18 @@ impl Output {
         }
     }
 
+    /// Something that happened in a process that goes on whether or not anybody reads: a reader that has gone, a full disk and a
+    /// terminal that takes nothing at the moment must not end an agent.
+    pub fn event<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
+        let said = match self.json {
+            true => write_line(&serde_json::to_string(value).expect("views have text for keys")),
+            false => write_line(&text(value)),
+        };
+        if let Err(error) = said {
+            tracing::debug!(%error, "an event was not said");
+        }
+    }
+
     /// Several: each an object on its own line, or what `text` makes of all.
     pub fn list<T: Serialize>(self, values: &[T], text: impl FnOnce(&[T]) -> String) {
         match self.json {
@@ -102,13 +114,27 @@ pub fn say_usage(text: &str) {
     line(&json!({ "error": { "code": "usage", "message": message, "hint": "see `peerage help`" } }).to_string());
 }
 
+/// The answer of a command. Whose answer cannot be said has nothing left to do.
 fn line(text: &str) {
-    let mut stdout = io::stdout().lock();
-    let text = text.trim_end_matches('\n');
-    // A reader that has gone (`| head`) wants no more; that is no failure of ours.
-    if !text.is_empty() && writeln!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
-        std::process::exit(0);
+    match write_line(text) {
+        Ok(()) => {}
+        // A reader that has gone (`| head`) wants no more; that is no failure of ours.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: cannot write the answer: {error}");
+            std::process::exit(1);
+        }
     }
+}
+
+fn write_line(text: &str) -> io::Result<()> {
+    let text = text.trim_end_matches('\n');
+    if text.is_empty() {
+        return Ok(());
+    }
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
 }
 
 /// Columns that line up, without a line around them.

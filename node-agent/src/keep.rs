@@ -15,12 +15,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::process::PANICKED;
+
 /// What the flag is called.
 pub const FLAG: &str = "--keep";
 /// What this process calls itself, so that who looks for `peerage-agent` finds the one that works.
 const NAME: &std::ffi::CStr = c"peerage-keep";
-/// What a Rust program exits with when its main thread panics.
-const PANICKED: i32 = 101;
 /// How long the first restart waits, and the longest: names are gone for so long at most, and an agent that dies at once
 /// every time costs a start in so many seconds.
 const WAIT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)];

@@ -15,6 +15,7 @@ pub mod health;
 pub mod keep;
 pub mod listen;
 pub mod portmap;
+pub mod process;
 pub mod proxy;
 pub mod state;
 mod tls;

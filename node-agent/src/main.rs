@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `PEERAGE_STATE` | `--state` |
 //! | `PEERAGE_HOSTNAME` | `--hostname` |
-//! | `PEERAGE_RELAYS`, `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_EXPOSE` | `--relay`, `--endpoint`, `--bind`, `--expose`; commas between several |
+//! | `PEERAGE_RELAYS`, `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_EXPOSE`, `PEERAGE_AVOID` | `--relay`, `--endpoint`, `--bind`, `--expose`, `--avoid`; commas between several |
 //! | `PEERAGE_PORT_MAPPING` | `--port-mapping`, but `off` unless set: a pod's gateway is nobody's home router |
 //! | `PEERAGE_PROXY`, `PEERAGE_HEALTH` | `--proxy`, `--health` |
 //! | `PEERAGE_LOG` | (both) what to log: a level, or `target=level` pairs with commas between; `info` unless set |
@@ -30,10 +30,10 @@ use peerage_agent::control::Failure;
 use peerage_agent::daemon::{self, Options, Stopper, driver};
 use peerage_agent::driver::ProxySettings;
 use peerage_agent::keep;
+use peerage_agent::listen::Avoid;
+use peerage_agent::process;
 use peerage_agent::state::Place;
-use peerage_model::snapshot::Protocol;
-use peerage_model::{Fingerprint, Label};
-use tokio::signal::unix::{SignalKind, signal};
+use peerage_model::{AgentId, Fingerprint, Label};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -80,16 +80,9 @@ impl FromStr for Known {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (number, protocol) = match text.trim().split_once('/') {
-            None => (text.trim(), Protocol::Tcp),
-            Some((number, "tcp")) => (number, Protocol::Tcp),
-            Some((number, "udp")) => (number, Protocol::Udp),
-            Some(_) => return Err(format!("`{text}` is not PORT, PORT/tcp or PORT/udp")),
-        };
-        match number.parse() {
-            Ok(port) if port != 0 => Ok(Self(protocol, port)),
-            Ok(_) | Err(_) => Err(format!("`{number}` is not a port from 1 to 65535")),
-        }
+        let wrong = || format!("`{text}` is not ADDRESS=NAME@FINGERPRINT");
+        let (address, id) = text.trim().split_once('=').ok_or_else(wrong)?;
+        Ok(Self(id.parse().map_err(|_| wrong())?, address.parse().map_err(|_| wrong())?))
     }
 }
 
@@ -111,6 +104,8 @@ fn main() -> ExitCode {
         };
     }
     keep::name_agent();
+    process::end_at_panic();
+    process::allow_files();
     // One thread carries traffic best: driver and copying take turns instead of waking each other (docs/benchmarks).
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
@@ -144,19 +139,14 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     tracing::info!(agent = %daemon.agent().routing_id(), problems = problems.len(), "started");
     tracing::debug!(agent = %daemon.agent(), ?problems, "started");
     stop_by_signal(daemon.stopper())?;
-    daemon.run().await;
-    Ok(())
+    daemon.run().await
 }
 
 fn stop_by_signal(stopper: Stopper) -> Result<(), Failure> {
-    let listen =
-        |kind| signal(kind).map_err(|error| Failure::bad_request(format!("cannot listen for signals: {error}")));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let stop =
+        process::stop_signal().map_err(|error| Failure::bad_request(format!("cannot listen for signals: {error}")))?;
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        stop.await;
         stopper.stop();
     });
     Ok(())
@@ -193,6 +183,7 @@ fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Options, Failure
         relays: several("PEERAGE_RELAYS", get("PEERAGE_RELAYS"))?,
         public: one("PEERAGE_PUBLIC", get("PEERAGE_PUBLIC"))?,
         expose: several("PEERAGE_EXPOSE", get("PEERAGE_EXPOSE"))?,
+        avoid: several("PEERAGE_AVOID", get("PEERAGE_AVOID"))?,
         endpoints: several("PEERAGE_ENDPOINTS", get("PEERAGE_ENDPOINTS"))?,
         bind: several("PEERAGE_BIND", get("PEERAGE_BIND"))?,
         port_mapping: one("PEERAGE_PORT_MAPPING", get("PEERAGE_PORT_MAPPING"))?.unwrap_or_default(),

@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Far above what anything here takes; only a failure waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+const AGENT: &str = env!("CARGO_BIN_EXE_peerage-agent");
+
 struct Kept {
     process: Child,
     health: SocketAddr,
@@ -19,9 +21,13 @@ struct Kept {
 
 impl Kept {
     fn start() -> Self {
+        Self::start_by(&mut Command::new(AGENT))
+    }
+
+    fn start_by(command: &mut Command) -> Self {
         let state = tempfile::tempdir().expect("a folder");
         let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port is free");
-        let process = Command::new(env!("CARGO_BIN_EXE_peerage-agent"))
+        let process = command
             .arg("--keep")
             .env("PEERAGE_STATE", state.path().join("agent"))
             .env("PEERAGE_HEALTH", free.to_string())
@@ -104,6 +110,17 @@ fn an_agent_that_says_why_it_cannot_run_is_not_started_anew() {
     let said = command.arg("--keep").env("PEERAGE_RELAYS", "no relay").output().expect("it runs");
     assert_eq!(said.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&said.stderr).contains("PEERAGE_RELAYS"), "{said:?}");
+}
+
+#[test]
+fn an_agent_asks_for_as_many_files_as_its_user_may_have() {
+    let kept = Kept::start_by(Command::new("sh").args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\"", AGENT]));
+    let agent = kept.agent().expect("it runs");
+    let limits = fs::read_to_string(format!("/proc/{agent}/limits")).expect("it runs");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("it is one of them");
+    let mut numbers = files.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+    let (soft, hard) = (numbers.next().expect("the soft one"), numbers.next().unwrap_or(u64::MAX));
+    assert!(soft > 256 || hard <= 256, "{files}");
 }
 
 #[test]

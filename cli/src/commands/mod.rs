@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod install;
+mod log;
 mod look;
 mod run;
 mod traffic;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use clap::CommandFactory;
 use peerage_agent::control::failure::chain;
 use peerage_agent::control::{Code, Failure};
+use peerage_agent::process;
 use peerage_agent::state::Place;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -84,7 +86,7 @@ fn completions(shell: clap_complete::Shell) -> Done {
 fn relay(options: peerage_relay::Options) -> Done {
     log_to_stderr(tracing::Level::INFO);
     runtime(Threads::Some(usize::from(options.workers)))?.block_on(async {
-        let stop = up::stop_signal()?;
+        let stop = process::stop_signal().map_err(|error| system("listen for signals", &error))?;
         let result = peerage_relay::run(options, stop).await;
         result.map(|()| ExitCode::SUCCESS).map_err(|error| {
             Failure::new(Code::Internal, chain(&error), "`peerage relay --help` lists what can be set")

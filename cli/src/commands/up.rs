@@ -1,8 +1,7 @@
 //! Starting and stopping the agent.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -12,13 +11,14 @@ use peerage_agent::control::view::{Event, Status};
 use peerage_agent::control::{Code, Request, client};
 use peerage_agent::daemon::{self, Options, driver};
 use peerage_agent::driver::ProxySettings;
+use peerage_agent::process;
 use peerage_agent::state::Place;
 use peerage_agent::state::lookup::short;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
 
+use super::log::{self, LOG};
 use super::{Done, Threads, log_to_stderr, runtime, system};
 use crate::args::Up;
 use crate::output::Output;
@@ -35,8 +35,13 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         rustix::process::setsid().map_err(|error| system("leave the terminal", &error.into()))?;
     }
     log_to_stderr(tracing::Level::WARN);
-    let stop = stop_signal()?;
+    process::end_at_panic();
+    process::allow_files();
+    let stop = process::stop_signal().map_err(|error| system("listen for signals", &error))?;
     let state = place.directory().display().to_string();
+    if up.detached {
+        tokio::spawn(log::keep_short(place.clone()));
+    }
     let options = Options {
         hostname: up.hostname,
         relays: up.relay,
@@ -46,6 +51,7 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
             (false, false) => None,
         },
         expose: up.expose,
+        avoid: up.avoid,
         endpoints: up.endpoint,
         bind: up.bind,
         port_mapping: up.port_mapping,
@@ -61,7 +67,7 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         "event": "started", "agent": daemon.agent().to_string(), "state": state, "pid": std::process::id(),
         "dns": dns, "proxy": proxy, "health": daemon.health, "problems": daemon.problems(),
     });
-    output.answer(&started, |_| {
+    output.event(&started, |_| {
         let mut lines = vec![
             format!("agent      {}", short(daemon.agent())),
             format!("authority  {}", daemon.agent().authority),
@@ -80,9 +86,12 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         stopper.stop();
     });
     show(events, output).await;
-    // A panic in the daemon has been reported by its own hook.
-    let _ = running.await;
-    Ok(ExitCode::SUCCESS)
+    match running.await {
+        Ok(ended) => ended.map(|()| ExitCode::SUCCESS),
+        Err(error) => {
+            Err(Failure::new(Code::Internal, format!("the agent broke off: {error}"), "look at what it said before"))
+        }
+    }
 }
 
 /// Says what happens until the daemon stops.
@@ -93,7 +102,7 @@ async fn show(mut events: broadcast::Receiver<Event>, output: Output) {
             Err(broadcast::error::RecvError::Lagged(count)) => Event::Missed { count },
             Err(broadcast::error::RecvError::Closed) => return,
         };
-        output.answer(&event, in_words);
+        output.event(&event, in_words);
         if event == Event::Stopping {
             return;
         }
@@ -134,18 +143,6 @@ fn in_words(event: &Event) -> String {
     }
 }
 
-/// Resolves at SIGTERM or SIGINT.
-pub fn stop_signal() -> Result<impl Future<Output = ()> + Send, Failure> {
-    let listen = |kind| signal(kind).map_err(|error| system("listen for signals", &error));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
 /// Starts the agent in the background, and returns when it answers.
 pub fn detach(place: &Place, output: Output) -> Done {
     let (mut log, from) = open_log(place)?;
@@ -174,7 +171,7 @@ pub fn detach(place: &Place, output: Output) -> Done {
             return Err(Failure::new(
                 Code::TimedOut,
                 format!("the agent did not answer within {} s", PATIENCE.as_secs()),
-                format!("its log is `{}`", place.file("agent.log").display()),
+                format!("its log is `{}`", place.file(LOG).display()),
             ));
         }
         sleep(LOOK);
@@ -182,17 +179,11 @@ pub fn detach(place: &Place, output: Output) -> Done {
 }
 
 fn open_log(place: &Place) -> Result<(File, u64), Failure> {
-    let path = place.file("agent.log");
-    let open = || {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(place.directory())?;
-        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
-        let end = file.seek(SeekFrom::End(0))?;
-        io::Result::Ok((file, end))
-    };
-    open().map_err(|error| {
-        let message = format!("cannot write the log `{}`: {error}", path.display());
-        Failure::new(Code::StateUnusable, message, "name a directory that you may write to, with --state")
-    })
+    // First, as the agent itself would: with the log in it, a directory that was empty and open to others would not be taken.
+    place.prepare()?;
+    let mut file = place.append(LOG)?;
+    let end = file.seek(SeekFrom::End(0)).map_err(|error| system("find the end of the log", &error))?;
+    Ok((file, end))
 }
 
 /// The same command again, with its output in the log.

@@ -103,7 +103,7 @@ async fn status(node: &Node) -> Result<view::Status, Failure> {
         peers: entries.iter().map(|entry| peer(node, entry, &link, now)).collect(),
         requests: 0,
         services: settings.ports.iter().map(service).collect(),
-        dns: node.edge.dns,
+        dns: node.edge.dns(),
         problems: away.into_iter().chain(node.staleness(now)).chain(edge).collect(),
         operator: Some(operator),
     })

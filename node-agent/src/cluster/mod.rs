@@ -40,8 +40,10 @@ use crate::daemon::edge::{Edge, EdgeConfig};
 use crate::daemon::footprint::Footprint;
 use crate::daemon::link::{LinkEvent, Starter};
 use crate::daemon::{Stopper, address_in_use, no_socket, ticks, told};
+use crate::dns;
 use crate::driver::ProxySettings;
 use crate::health::{HealthServer, Metrics, Readiness};
+use crate::listen::Whose;
 use crate::state::Place;
 
 /// How often endings and ages are looked at.
@@ -148,23 +150,23 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
 /// Ready is: DNS answers, and we know whom we may talk to or have waited for it long enough. Never "a relay is reachable":
 /// a pod must not hang on that.
 fn watch_readiness(node: &Arc<Node>, readiness: &Readiness, serving: &mut JoinSet<()>) {
-    let missing = match &node.options.dns {
-        Dns::Off => false,
-        Dns::System => node.edge.dns.is_none(),
-        // The pod's resolv.conf names nobody else, and resolvers ask at port 53 only.
-        Dns::Servers(_) => node.edge.dns.is_none_or(|address| address.port() != 53),
-    };
-    let dns = (node.options.names && missing).then(|| readiness.wait_for("DNS on 127.64.0.1"));
+    // The pod's resolv.conf names nobody else, and resolvers ask at port 53 only.
+    let nobody_else = matches!(node.options.dns, Dns::Servers(_));
+    let answers = move |place: &dns::Place| place.as_ref().is_ok_and(|at| !nobody_else || at.port() == 53);
+    if let Some(mut place) = node.edge.watch_dns() {
+        let dns = readiness.wait_for("DNS on 127.64.0.1");
+        serving.spawn(async move {
+            // An error means that the agent stops.
+            let _ = place.wait_for(answers).await;
+            drop(dns);
+        });
+    }
     let first = readiness.wait_for("the first word of an operator");
     let mut loaded = node.loaded.subscribe();
     serving.spawn(async move {
         // Passing time and hearing have the same effect; an error means that the agent stops.
         let _ = tokio::time::timeout(PATIENCE, loaded.wait_for(|loaded| *loaded)).await;
         drop(first);
-        if let Some(dns) = dns {
-            std::future::pending::<()>().await;
-            drop(dns);
-        }
     });
 }
 
@@ -184,7 +186,7 @@ impl Cluster {
     /// Where its DNS and its proxy answer.
     #[must_use]
     pub fn edges(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
-        (self.node.edge.dns, self.node.edge.proxy)
+        (self.node.edge.dns(), self.node.edge.proxy)
     }
 
     /// For stopping it from elsewhere.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::node::Node;
 use crate::daemon::link::LinkStatus;
+use crate::listen::Whose;
 
 /// Between two reports.
 const EVERY: Duration = Duration::from_secs(5);
@@ -101,7 +102,7 @@ fn state(node: &Node, status: &LinkStatus) -> State {
         port: conflict.asked.address.port(),
         protocol: conflict.asked.protocol,
         instead: conflict.actual.map(|actual| actual.port()),
-        why: clipped(&format!("{}; {}", conflict.reason, conflict.remedy())),
+        why: clipped(&format!("{}; {}", conflict.reason, conflict.remedy(Whose::Pod))),
     });
     State {
         nat: (!nat.word.is_empty() && nat.word.len() <= MAX_WORD).then_some(nat),

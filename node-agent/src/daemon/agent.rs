@@ -149,7 +149,8 @@ impl Agent {
     fn apply(&self, store: &Store, now: UnixTime) {
         let Compiled { snapshot, problems } =
             trust::compile(&store.authorities(), &self.us, store.document(), store.invites(), now);
-        self.edge.apply(&snapshot.peers, &store.document().services);
+        let document = store.document();
+        self.edge.apply(&snapshot.peers, &document.services, &document.avoid);
         self.metrics.peers.set(i64::try_from(snapshot.peers.len()).unwrap_or(i64::MAX));
         self.contacts().retain(|peer, contact| contact.sessions > 0 || snapshot.peers.iter().any(|p| p.id == *peer));
         self.link.apply(snapshot);

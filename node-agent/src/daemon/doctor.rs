@@ -1,14 +1,17 @@
 //! What may be wrong with this machine, and what to do about it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use peerage_model::UnixTime;
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::agent::Agent;
 use super::link::LinkStatus;
 use crate::control::view::{Finding, Severity};
+use crate::listen::{Avoid, Listening};
 use crate::portmap::Mapping;
 use crate::state::time;
 
@@ -29,6 +32,7 @@ pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     findings.push(low_ports());
     findings.push(names(agent));
     findings.extend(run_without_root());
+    findings.extend(held_ports(&agent.edge.listening()));
     findings.extend(agent.problems().into_iter().map(|problem| {
         let severity = if problem.expected { Severity::Note } else { Severity::Problem };
         finding("problem", severity, problem.text, "")
@@ -177,25 +181,26 @@ fn packets(link: &LinkStatus) -> Option<Finding> {
 
 fn low_ports() -> Finding {
     let start = read_number("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or(1024);
-    if start <= 53 || rustix::process::geteuid().is_root() {
+    let capable = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_BIND_SERVICE));
+    if start <= 53 || capable {
         return good("low_ports", "ports below 1024 can be bound here");
     }
     finding(
         "low_ports",
         Severity::Note,
         format!("ports below {start} are reserved to root, so names and low ports work inside `peerage run` only"),
-        "run `sudo peerage install` once, or start programs by `peerage run -- COMMAND`",
+        "start programs by `peerage run -- COMMAND`, or run the agent of the whole machine: `sudo peerage install`",
     )
 }
 
 fn names(agent: &Agent) -> Finding {
-    match agent.edge.dns {
+    match agent.edge.dns() {
         Some(address) if address.port() == 53 => good("dns", format!("names of peers are answered at {address}")),
         Some(address) => finding(
             "dns",
             Severity::Note,
             format!("names of peers are answered at {address}, where no program looks by itself"),
-            "run `sudo peerage install` once, or start programs by `peerage run -- COMMAND`",
+            "start programs by `peerage run -- COMMAND`, or run the agent of the whole machine: `sudo peerage install`",
         ),
         None => finding(
             "dns",
@@ -204,6 +209,29 @@ fn names(agent: &Agent) -> Finding {
             "start programs by `peerage run -- COMMAND`, or use `peerage connect`",
         ),
     }
+}
+
+/// Most ports that are named one by one.
+const NAMED_PORTS: usize = 20;
+
+/// Ports of peers at which we listen. A program that wants one of them on all addresses does not start, and says only that it is
+/// in use.
+fn held_ports(listening: &Listening) -> Option<Finding> {
+    let asked = listening.bound.iter().filter(|(endpoint, actual)| endpoint.address == **actual);
+    let ports: BTreeSet<Avoid> =
+        asked.map(|(endpoint, _)| Avoid { protocol: endpoint.protocol, port: endpoint.address.port() }).collect();
+    let mut texts: Vec<String> = ports.iter().take(NAMED_PORTS).map(ToString::to_string).collect();
+    if ports.len() > NAMED_PORTS {
+        texts.push(format!("and {} more", ports.len() - NAMED_PORTS));
+    }
+    (!texts.is_empty()).then(|| {
+        finding(
+            "ports",
+            Severity::Note,
+            format!("ports of peers that listen here: {}", texts.join(", ")),
+            "a program that is to listen on one of them, on all addresses, needs it named: `peerage up --avoid PORT`",
+        )
+    })
 }
 
 /// What `peerage run` needs of the kernel (docs/decisions: run without root).

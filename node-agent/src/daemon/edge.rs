@@ -4,7 +4,8 @@
 //! that status tells of, never a reason not to run: tunnels and `peerage connect` work without it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use peerage_model::AgentId;
@@ -18,7 +19,8 @@ use crate::control::message::Listener;
 use crate::control::view;
 use crate::dns;
 use crate::forward::{Inbound, Limits, Outbound, Services, Stats};
-use crate::listen::{self, ConflictReason, Listening};
+use crate::listen::{self, Avoid, ConflictReason, Listening, Whose};
+use crate::process;
 use crate::proxy;
 use crate::state::document::Service;
 use crate::tunnel::{Dial, Incoming};
@@ -92,11 +94,12 @@ pub struct Edge {
     pub stats: Arc<Stats>,
     /// Dials for local programs.
     pub outbound: Outbound,
-    /// Where DNS answers.
-    pub dns: Option<SocketAddr>,
+    /// Where DNS answers, if it is ours to answer.
+    dns: Option<watch::Receiver<dns::Place>>,
     /// Where the proxy listens.
     pub proxy: Option<SocketAddr>,
     problems: Vec<String>,
+    whose: Whose,
     _tasks: JoinSet<()>,
 }
 
@@ -119,10 +122,11 @@ impl Edge {
         let stats = Arc::new(Stats::default());
         let outbound = Outbound::new(dial, Arc::clone(&stats));
         let (mut tasks, mut problems) = (JoinSet::new(), Vec::new());
-        let inbound = Inbound::new(offered, seen.clone(), Limits::default(), Arc::clone(&stats));
+        let shares = Shares::of(process::files());
+        let inbound = Inbound::new(offered, seen.clone(), shares.inbound, Arc::clone(&stats));
         tasks.spawn(inbound.run(incoming));
         if config.names {
-            tasks.spawn(listen::run(seen.clone(), outbound.clone(), listen::Config::default(), report));
+            tasks.spawn(listen::run(seen.clone(), outbound.clone(), shares.listen.clone(), report));
         }
         let upstreams = match config.dns {
             Dns::System => Some(dns::Upstreams::from_file("/etc/resolv.conf")),
@@ -130,7 +134,12 @@ impl Edge {
             Dns::Off => None,
         };
         let dns = match upstreams.filter(|_| config.names) {
-            Some(upstreams) => start_dns(upstreams, seen.clone(), &mut tasks, &mut problems).await,
+            Some(upstreams) => {
+                let server = dns::Server::bind(dns::Config::new(upstreams), seen.clone()).await;
+                let place = server.place();
+                tasks.spawn(server.run());
+                Some(place)
+            }
             None => None,
         };
         let proxy = match config.proxy {
@@ -155,14 +164,16 @@ impl Edge {
             dns,
             proxy,
             problems,
+            whose: config.whose,
             _tasks: tasks,
         }
     }
 
     /// Acts on whom we trust and what we offer.
-    pub fn apply(&self, peers: &[Peer], offered: &[Service]) {
+    pub fn apply(&self, peers: &[Peer], offered: &[Service], avoid: &[Avoid]) {
         let listed = peers.iter().map(|peer| Listed::new(peer.id.clone(), peer.alias.clone(), peer.ports.clone()));
-        self.apply_listed(listed.collect(), offered, BTreeSet::new());
+        let reserved = avoid.iter().map(|avoid| (avoid.protocol, avoid.port)).collect();
+        self.apply_listed(listed.collect(), offered, reserved);
     }
 
     /// The same where more is known: which cluster a peer is in, other numbers for its ports, and ports that the programs
@@ -202,16 +213,30 @@ impl Edge {
         Arc::clone(&self.listening.borrow())
     }
 
+    /// Where DNS answers at the moment.
+    pub fn dns(&self) -> Option<SocketAddr> {
+        self.dns.as_ref()?.borrow().as_ref().ok().copied()
+    }
+
+    /// Tells when [`Self::dns`] changes; `None`: there is no DNS of ours.
+    pub fn watch_dns(&self) -> Option<watch::Receiver<dns::Place>> {
+        self.dns.clone()
+    }
+
     /// What stands in the way of programs that want to reach peers.
     pub fn problems(&self) -> Vec<Problem> {
         let listening = Arc::clone(&self.listening.borrow());
         let conflicts = listening.conflicts.iter().map(|conflict| Problem {
-            text: format!("{conflict}: {}", conflict.remedy()),
+            text: format!("{conflict}: {}", conflict.remedy(self.whose)),
             // Without root this is how it always is, and `peerage run` is made for it.
             expected: conflict.reason == ConflictReason::Reserved,
         });
         let own = self.problems.iter().map(|text| Problem { text: text.clone(), expected: false });
-        own.chain(conflicts).collect()
+        let dns = self.dns.as_ref().and_then(|place| place.borrow().as_ref().err().cloned()).map(|error| Problem {
+            text: format!("names of peers cannot be answered by DNS: {error}; `peerage run` finds them anyway"),
+            expected: false,
+        });
+        own.chain(dns).chain(conflicts).collect()
     }
 
     /// Names and redirects of this moment.
@@ -230,12 +255,12 @@ impl Edge {
             protocol: view::transport(endpoint.protocol),
             bound,
         });
-        view::Names { hosts: hosts.collect(), redirects: redirects.collect(), dns: self.dns }
+        view::Names { hosts: hosts.collect(), redirects: redirects.collect(), dns: self.dns() }
     }
 
     /// Tells when [`Self::names`] may have changed.
     pub fn watch_names(&self) -> NamesWatch {
-        NamesWatch { directory: self.directory.subscribe(), listening: self.listening.clone() }
+        NamesWatch { directory: self.directory.subscribe(), listening: self.listening.clone(), dns: self.dns.clone() }
     }
 
     fn publish(&self, book: &mut Book) {
@@ -265,6 +290,7 @@ impl Edge {
 pub struct NamesWatch {
     directory: watch::Receiver<Arc<Directory>>,
     listening: watch::Receiver<Arc<Listening>>,
+    dns: Option<watch::Receiver<dns::Place>>,
 }
 
 impl NamesWatch {
@@ -274,40 +300,65 @@ impl NamesWatch {
             result = self.directory.changed() => result.is_ok(),
             // Without listeners there are no redirects that could change.
             Ok(()) = self.listening.changed() => true,
+            () = changed(self.dns.as_mut()) => true,
         }
     }
 }
 
-async fn start_dns(
-    upstreams: dns::Upstreams,
-    seen: watch::Receiver<Arc<Directory>>,
-    tasks: &mut JoinSet<()>,
-    problems: &mut Vec<String>,
-) -> Option<SocketAddr> {
-    let config = dns::Config::new(upstreams);
-    match dns::Server::bind(config, seen).await {
-        Ok(server) => {
-            let address = server.local_addr();
-            tasks.spawn(server.run());
-            Some(address)
+/// Files that are not connections': listeners, the tunnel's sockets, questions that DNS has passed on (256), its clients over TCP
+/// (64), the control socket and the state. Without them names fail, and nobody could revoke.
+const OTHER_FILES: usize = 512;
+/// However few files there are, a few connections are tried.
+const FEWEST: usize = 16;
+
+/// How many connections each part may have, so that all of them together leave files for the rest.
+#[derive(Clone, Debug)]
+struct Shares {
+    inbound: Limits,
+    listen: listen::Config,
+    proxy: Option<usize>,
+}
+
+impl Shares {
+    /// The usual limits, or as much less as `files` is too few for them.
+    fn of(files: usize) -> Self {
+        let (mut inbound, mut listen) = (Limits::default(), listen::Config::default());
+        let proxy = proxy::Config::new(([127, 0, 0, 1], 0).into()).total;
+        let (wanted, room) = (inbound.total + listen.total + proxy, files.saturating_sub(OTHER_FILES));
+        if wanted <= room {
+            return Self { inbound, listen, proxy: None };
         }
-        Err(error) => {
-            problems
-                .push(format!("names of peers cannot be answered by DNS: {error}; `peerage run` finds them anyway"));
-            None
-        }
+        let share = |most: usize| (most * room / wanted).max(FEWEST);
+        (inbound.total, inbound.per_peer) = (share(inbound.total), share(inbound.per_peer));
+        (listen.total, listen.per_listener) = (share(listen.total), share(listen.per_listener));
+        Self { inbound, listen, proxy: Some(share(proxy)) }
+    }
+
+    fn proxy(&self, address: SocketAddr) -> proxy::Config {
+        let usual = proxy::Config::new(address);
+        proxy::Config { total: self.proxy.unwrap_or(usual.total), ..usual }
+    }
+}
+
+/// Resolves when there is something to watch and it has changed.
+async fn changed(place: Option<&mut watch::Receiver<dns::Place>>) {
+    let Some(place) = place else { return std::future::pending().await };
+    if place.changed().await.is_err() {
+        // The server has ended with the edge, whose other parts say so.
+        std::future::pending().await
     }
 }
 
 async fn start_proxy(
-    address: SocketAddr,
+    config: proxy::Config,
     seen: watch::Receiver<Arc<Directory>>,
     outbound: Outbound,
     tasks: &mut JoinSet<()>,
     problems: &mut Vec<String>,
 ) -> Option<SocketAddr> {
+    let address = config.address;
     let bound = async {
-        let server = proxy::Server::bind(proxy::Config::new(address), seen, outbound).await?;
+        let server = proxy::Server::bind(config, seen, outbound).await?;
         let local = server.local_addr()?;
         tasks.spawn(server.run());
         std::io::Result::Ok(local)

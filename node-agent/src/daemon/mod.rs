@@ -4,6 +4,7 @@
 //! [`Daemon::run`] then hears events until it is told to stop, and [`Daemon`] drains on its way out. `peerage up` and
 //! `peerage-agent` are both this.
 
+pub(crate) mod addresses;
 pub(crate) mod agent;
 mod doctor;
 pub mod driver;
@@ -35,6 +36,7 @@ use crate::control::view::Event;
 use crate::control::{Code, ControlSocket, Failure};
 use crate::driver::ProxySettings;
 use crate::health::{HealthServer, Metrics, Pending, Readiness};
+use crate::listen::Avoid;
 use crate::state::document::Service;
 use crate::state::{Place, Store, UpdateError, random, time};
 use crate::{portmap, trust};
@@ -58,6 +60,8 @@ pub struct Options {
     pub expose: Vec<Service>,
     /// Where it is reachable, as its owner says.
     pub endpoints: Vec<SocketAddr>,
+    /// Ports that programs here need on all addresses; those of before unless said.
+    pub avoid: Vec<Avoid>,
     /// Where it sends from; any address and port unless said.
     pub bind: Vec<SocketAddr>,
     /// Whether the router is asked for a port.
@@ -130,7 +134,12 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
         predecessors,
     })
     .map_err(|error| no_tunnel(&error))?;
-    let edge_config = EdgeConfig { proxy: options.proxy, names: options.names, ..EdgeConfig::default() };
+    let edge_config = EdgeConfig {
+        proxy: options.proxy,
+        names: options.names,
+        kept: Some(store.place().file(addresses::FILE)),
+        ..EdgeConfig::default()
+    };
     let edge = Edge::start(edge_config, Arc::clone(&link) as Arc<dyn crate::tunnel::Dial>, incoming).await;
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let mut serving = JoinSet::new();
@@ -173,6 +182,9 @@ fn settle(store: &mut Store, options: &Options) -> Result<AgentId, Failure> {
             document.relays = options.relays;
         }
         document.public = options.public.unwrap_or(document.public);
+        if !options.avoid.is_empty() {
+            document.avoid = options.avoid;
+        }
         options.expose.iter().try_for_each(|service| document.expose(service))?;
         document.sweep(time::now());
         Ok::<(), UpdateError>(())
@@ -219,7 +231,7 @@ impl Daemon {
     /// Where its DNS and its proxy answer.
     #[must_use]
     pub fn edges(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
-        (self.agent.edge.dns, self.agent.edge.proxy)
+        (self.agent.edge.dns(), self.agent.edge.proxy)
     }
 
     /// For stopping it from elsewhere.
@@ -229,18 +241,21 @@ impl Daemon {
     }
 
     /// Runs until told to stop, then tells the peers and ends.
-    pub async fn run(mut self) {
+    ///
+    /// # Errors
+    /// [`Failure`] when it ended without having been told to.
+    pub async fn run(mut self) -> Result<(), Failure> {
         let mut stop = self.agent.stop.subscribe();
         let mut sweep = ticks(SWEEP);
         let mut footprint = Footprint::new();
         let mut post = ticks(mailbox::AGAIN);
-        loop {
+        let ended = loop {
             tokio::select! {
-                () = told(&mut stop) => break,
+                () = told(&mut stop) => break Ok(()),
                 event = self.link_events.recv() => match event {
                     Some(event) => self.hear(event).await,
                     // The tunnel is gone; without it we are nothing.
-                    None => break,
+                    None => break Err(tunnel_is_gone()),
                 },
                 _ = sweep.tick() => {
                     self.agent.renew_passport_if_due(time::now());
@@ -249,8 +264,9 @@ impl Daemon {
                 }
                 _ = post.tick() => self.agent.post_again(),
             }
-        }
+        };
         self.drain().await;
+        ended
     }
 
     async fn hear(&mut self, event: LinkEvent) {
@@ -303,6 +319,14 @@ pub(crate) fn no_tunnel(error: &io::Error) -> Failure {
             "check that this process may open UDP sockets",
         ),
     }
+}
+
+fn tunnel_is_gone() -> Failure {
+    Failure::new(
+        Code::Internal,
+        "the tunnel ended by itself",
+        "start the agent again; its log says what happened before",
+    )
 }
 
 pub(crate) fn address_in_use(what: &str, address: SocketAddr, error: &io::Error) -> Failure {

@@ -36,7 +36,7 @@ pub(super) async fn status(agent: &Agent) -> view::Status {
         peers,
         requests: document.requests.len(),
         services: document.services,
-        dns: agent.edge.dns,
+        dns: agent.edge.dns(),
         problems: agent.problems().into_iter().map(|problem| problem.text).collect(),
         operator: None,
     }

@@ -138,7 +138,7 @@ struct Running {
     link: Arc<FakeLink>,
     us: AgentId,
     stopper: Stopper,
-    running: tokio::task::JoinHandle<()>,
+    running: tokio::task::JoinHandle<Result<(), Failure>>,
     _dir: tempfile::TempDir,
 }
 
@@ -543,7 +543,7 @@ async fn a_name_that_others_know_does_not_change() {
     let first = daemon("db").await;
     first.invite().await;
     first.stopper.stop();
-    first.running.await.expect("it ends");
+    first.running.await.expect("it ends").expect("it was told to");
     let failure = start(first.place.clone(), options("other"), fake().1).await.expect_err("a ticket names `db`");
     assert_eq!(failure.code, Code::HostnameFixed);
     let again = start(first.place, Options::default(), fake().1).await.expect("unsaid stays as it was");
@@ -554,7 +554,7 @@ async fn a_name_that_others_know_does_not_change() {
 async fn down_ends_the_daemon_and_its_socket() {
     let running = daemon("db").await;
     let _: Value = running.ask(Request::Down).await.expect("it answers");
-    running.running.await.expect("it ends");
+    running.running.await.expect("it ends").expect("it was told to");
     let failure = client::call::<Value>(&running.place, &Request::Status).await.expect_err("it is gone");
     assert_eq!(failure.code, Code::NotRunning);
 }

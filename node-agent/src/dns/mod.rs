@@ -16,7 +16,7 @@ mod upstream;
 pub use local::{Decision, decide};
 pub use question::Question;
 pub use resolv::{ResolvConf, Upstreams};
-pub use server::{Config, Server};
+pub use server::{Config, Place, Server};
 
 /// Seconds that an answer of ours may be cached, positive or negative: trust can end at any time, and asking again
 /// costs a loopback round trip.

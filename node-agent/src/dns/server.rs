@@ -40,67 +40,120 @@ pub struct Config {
     pub patience: Duration,
     /// Questions that may wait for an upstream at a time; more are answered with SERVFAIL at once. Each holds a socket.
     pub max_waiting: usize,
+    /// How often the port asked for is tried while another has to do.
+    pub again: Duration,
 }
 
 impl Config {
     /// 127.64.0.1:53; two seconds per upstream, so that two fit into the five that programs wait; 256 questions waiting.
     #[must_use]
     pub fn new(upstreams: Upstreams) -> Self {
-        Self { address: DNS_ADDRESS, port: 53, upstreams, patience: Duration::from_secs(2), max_waiting: 256 }
+        Self {
+            address: DNS_ADDRESS,
+            port: 53,
+            upstreams,
+            patience: Duration::from_secs(2),
+            max_waiting: 256,
+            again: Duration::from_secs(30),
+        }
     }
 }
 
-/// A DNS server that has its sockets.
+/// Where a server answers, or why it does not.
+pub type Place = Result<SocketAddr, String>;
+
+/// A DNS server, with the sockets that it could have so far.
 #[derive(Debug)]
 pub struct Server {
-    udp: UdpSocket,
+    sockets: Option<Sockets>,
+    place: watch::Sender<Place>,
+    config: Arc<Config>,
+    directory: watch::Receiver<Arc<Directory>>,
+    waiting: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Sockets {
+    udp: Arc<UdpSocket>,
     tcp: TcpListener,
-    shared: Arc<Shared>,
+    local: SocketAddr,
 }
 
 #[derive(Debug)]
 struct Shared {
     directory: watch::Receiver<Arc<Directory>>,
-    config: Config,
+    config: Arc<Config>,
     local: SocketAddr,
     waiting: Arc<Semaphore>,
 }
 
 impl Server {
-    /// Takes the port asked for, UDP and TCP, or a free one where that is taken or reserved to root; compare
-    /// [`Server::local_addr`].
-    ///
-    /// # Errors
-    /// When the address does not exist here, or no port can be had.
-    pub async fn bind(config: Config, directory: watch::Receiver<Arc<Directory>>) -> io::Result<Self> {
-        let (udp, tcp) = bind_both(config.address, config.port).await?;
-        let local = udp.local_addr()?;
+    /// Takes the port asked for, UDP and TCP, or a free one where that is taken or reserved to root. [`Self::run`] moves to
+    /// the one asked for as soon as it can be had: programs look at port 53 only.
+    pub async fn bind(config: Config, directory: watch::Receiver<Arc<Directory>>) -> Self {
+        let sockets = bind_both(config.address, config.port).await;
+        let place = watch::Sender::new(match &sockets {
+            Ok(sockets) => Ok(sockets.local),
+            Err(error) => Err(error.to_string()),
+        });
         let waiting = Arc::new(Semaphore::new(config.max_waiting));
-        Ok(Self { udp, tcp, shared: Arc::new(Shared { directory, config, local, waiting }) })
+        Self { sockets: sockets.ok(), place, config: Arc::new(config), directory, waiting }
     }
 
-    /// Where it listens, UDP and TCP.
+    /// Where it listens, UDP and TCP; this may change.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.shared.local
+    pub fn place(&self) -> watch::Receiver<Place> {
+        self.place.subscribe()
     }
 
     /// Serves until dropped.
-    pub async fn run(self) {
-        tokio::join!(serve_udp(Arc::new(self.udp), self.shared.clone()), serve_tcp(self.tcp, self.shared));
+    pub async fn run(mut self) {
+        loop {
+            let there = self.sockets.as_ref().map(|sockets| sockets.local);
+            let wanted = asked_for(&self.config, there);
+            let sockets = match &self.sockets {
+                None => wanted.await,
+                Some(Sockets { udp, tcp, local }) => {
+                    let shared = Arc::new(self.shared(*local));
+                    let serving =
+                        async { tokio::join!(serve_udp(udp.clone(), shared.clone()), serve_tcp(tcp, shared)) };
+                    tokio::select! {
+                        _ = serving => return,
+                        sockets = wanted => sockets,
+                    }
+                }
+            };
+            tracing::info!(at = %sockets.local, "DNS answers here");
+            drop(self.place.send_replace(Ok(sockets.local)));
+            self.sockets = Some(sockets);
+        }
+    }
+
+    fn shared(&self, local: SocketAddr) -> Shared {
+        let (directory, config, waiting) = (self.directory.clone(), self.config.clone(), self.waiting.clone());
+        Shared { directory, config, local, waiting }
     }
 }
 
-async fn bind_both(address: Ipv4Addr, port: u16) -> io::Result<(UdpSocket, TcpListener)> {
+/// Resolves once the port asked for can be had, where the server is not there already.
+async fn asked_for(config: &Config, there: Option<SocketAddr>) -> Sockets {
+    if there.is_some_and(|there| config.port == 0 || there.port() == config.port) {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(config.again).await;
+        match bind_at(config.address, config.port).await {
+            Ok(sockets) => return sockets,
+            Err(error) => tracing::trace!(port = config.port, %error, "the port is still not to be had"),
+        }
+    }
+}
+
+async fn bind_both(address: Ipv4Addr, port: u16) -> io::Result<Sockets> {
     let mut wanted = port;
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..PORT_TRIES {
-        let attempt = async {
-            let udp = UdpSocket::bind((address, wanted)).await?;
-            let tcp = TcpListener::bind(udp.local_addr()?).await?;
-            io::Result::Ok((udp, tcp))
-        };
-        match attempt.await {
+        match bind_at(address, wanted).await {
             Ok(both) => return Ok(both),
             Err(error) if [io::ErrorKind::PermissionDenied, io::ErrorKind::AddrInUse].contains(&error.kind()) => {
                 tracing::debug!(port = wanted, %error, "DNS takes another port");
@@ -111,6 +164,13 @@ async fn bind_both(address: Ipv4Addr, port: u16) -> io::Result<(UdpSocket, TcpLi
         wanted = 0;
     }
     Err(last)
+}
+
+async fn bind_at(address: Ipv4Addr, port: u16) -> io::Result<Sockets> {
+    let udp = UdpSocket::bind((address, port)).await?;
+    let local = udp.local_addr()?;
+    let tcp = TcpListener::bind(local).await?;
+    Ok(Sockets { udp: Arc::new(udp), tcp, local })
 }
 
 async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
@@ -146,7 +206,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
+async fn serve_tcp(listener: &TcpListener, shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
     let clients = Arc::new(Semaphore::new(MAX_TCP_CLIENTS));
     loop {

@@ -6,11 +6,13 @@
 //! same address takes its place, and [`Listening`] says so, for `peerage run` (which can redirect) and for people.
 
 mod accept;
+mod avoid;
 mod backoff;
 mod reconcile;
 mod report;
 
 pub use accept::Room;
+pub use avoid::{Avoid, InvalidAvoid};
 pub use backoff::Backoff;
 pub use reconcile::{Config, Endpoint, Target, plan, run};
-pub use report::{ConflictReason, Listening, PortConflict};
+pub use report::{ConflictReason, Listening, PortConflict, Whose};

@@ -42,7 +42,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// 512 per listener and 1024 in all: the usual limit of file descriptors is 1024 or more, and each takes one.
+    /// 512 per listener and 1024 in all. Each takes a file: where there are few, the daemon gives less.
     fn default() -> Self {
         Self { avoid: BTreeSet::new(), per_listener: 512, total: 1024 }
     }

@@ -37,10 +37,20 @@ pub enum ConflictReason {
     Reserved,
     /// Another program listens on it, on all addresses.
     InUse,
-    /// A program of this pod will listen on it, so we keep out of its way.
+    /// A program here will listen on it, as its owner says, so we keep out of its way.
     Declared,
     /// Something else; the operating system's words.
     Other(String),
+}
+
+/// Where an agent runs, and so what its owner can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Whose {
+    /// Beside the programs of a pod, whose objects say what they need.
+    Pod,
+    /// On a machine.
+    #[default]
+    Machine,
 }
 
 impl Listening {
@@ -53,9 +63,9 @@ impl Listening {
 }
 
 impl PortConflict {
-    /// What to do about it.
+    /// What to do about it, where the agent is `whose`.
     #[must_use]
-    pub fn remedy(&self) -> String {
+    pub fn remedy(&self, whose: Whose) -> String {
         let port = self.asked.address.port();
         let instead = match self.actual {
             Some(actual) => format!("; until then it is at {actual}"),
@@ -63,16 +73,28 @@ impl PortConflict {
         };
         match &self.reason {
             ConflictReason::Reserved => format!(
-                "allow low ports (`peerage install`, or sysctl net.ipv4.ip_unprivileged_port_start=0), or start the \
-                 program by `peerage run`{instead}"
+                "start the program by `peerage run`, or allow low ports (the agent of the whole machine, by `peerage install`, may \
+                 have them; the sysctl net.ipv4.ip_unprivileged_port_start=0 gives them to every user){instead}"
             ),
-            ConflictReason::InUse => format!(
-                "let the program that listens on port {port} of all addresses listen on 127.0.0.1 only, or give this \
-                 peer's port another `localPort`{instead}"
-            ),
-            ConflictReason::Declared => {
-                format!("a program of this pod uses port {port}; give this peer's port another `localPort`{instead}")
+            ConflictReason::InUse => {
+                let other = match whose {
+                    Whose::Pod => "give this peer's port another `localPort`",
+                    Whose::Machine => "start the program that calls the peer by `peerage run`",
+                };
+                format!(
+                    "let the program that listens on port {port} of all addresses listen on 127.0.0.1 only, or {other}{instead}"
+                )
             }
+            ConflictReason::Declared => match whose {
+                Whose::Pod => {
+                    format!(
+                        "a program of this pod uses port {port}; give this peer's port another `localPort`{instead}"
+                    )
+                }
+                Whose::Machine => format!(
+                    "that is what --avoid says; start the program that calls the peer by `peerage run`{instead}"
+                ),
+            },
             ConflictReason::Other(_) => format!("see the reason; it is tried again by itself{instead}"),
         }
     }
@@ -90,8 +112,27 @@ impl fmt::Display for ConflictReason {
         f.write_str(match self {
             Self::Reserved => "ports this low are reserved to root",
             Self::InUse => "another program listens on it",
-            Self::Declared => "a program of this pod uses it",
+            Self::Declared => "it is kept free for a program here",
             Self::Other(text) => text,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peerage_model::Fingerprint;
+    use peerage_model::snapshot::Protocol;
+
+    #[test]
+    fn what_is_to_be_done_about_a_port_can_be_done_there() {
+        let peer = AgentId { authority: Fingerprint([7; 32]), name: "db".parse().expect("a name") };
+        let asked = Endpoint { protocol: Protocol::Tcp, address: ([127, 64, 9, 9], 8080).into() };
+        for reason in [ConflictReason::InUse, ConflictReason::Declared] {
+            let conflict = PortConflict { peer: peer.clone(), asked, actual: None, reason };
+            assert!(conflict.remedy(Whose::Pod).contains("localPort"));
+            let remedy = conflict.remedy(Whose::Machine);
+            assert!(!remedy.contains("localPort") && remedy.contains("peerage run"), "{remedy}");
+        }
     }
 }

@@ -9,6 +9,8 @@ use peerage_model::snapshot::{PathMode, Port, Protocol};
 use peerage_model::{AgentId, AgentName, AuthorityRecord, Fingerprint, InstanceId, Label, TrustId, UnixTime};
 use serde::{Deserialize, Serialize};
 
+use crate::listen::Avoid;
+
 use super::encoding::{optional_text, optional_time, records, text, texts, time};
 
 /// The format this version writes.
@@ -31,6 +33,9 @@ pub struct Document {
     pub public: bool,
     /// What it offers.
     pub services: Vec<Service>,
+    /// Ports that programs here need on all addresses.
+    #[serde(default, with = "texts", skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<Avoid>,
     /// Whom it trusts.
     pub trusts: Vec<Trust>,
     /// Who asks for its trust.
@@ -56,6 +61,7 @@ impl Default for Document {
             relays: Vec::new(),
             public: false,
             services: Vec::new(),
+            avoid: Vec::new(),
             trusts: Vec::new(),
             requests: Vec::new(),
             sent: Vec::new(),

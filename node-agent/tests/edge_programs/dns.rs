@@ -21,10 +21,27 @@ async fn server(upstreams: impl IntoIterator<Item = SocketAddr>) -> SocketAddr {
     let mut config = Config::new(Upstreams::fixed(upstreams));
     (config.address, config.port) = (Ipv4Addr::LOCALHOST, 0);
     config.patience = Duration::from_millis(300);
-    let server = Server::bind(config, fixed(directory)).await.expect("a free port");
-    let at = server.local_addr();
+    let server = Server::bind(config, fixed(directory)).await;
+    let at = server.place().borrow().clone().expect("a free port");
     tokio::spawn(server.run());
     at
+}
+
+#[tokio::test]
+async fn a_port_that_was_taken_at_first_is_answered_at_once_it_is_free() {
+    let taken = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+    let wanted = taken.local_addr().expect("bound");
+    let mut config = Config::new(Upstreams::fixed([]));
+    (config.address, config.port, config.again) = (Ipv4Addr::LOCALHOST, wanted.port(), Duration::from_millis(10));
+    let server = Server::bind(config, fixed(AddressBook::new().directory([listed("db", &[])]))).await;
+    let mut place = server.place();
+    let first = place.borrow_and_update().clone().expect("another port is free");
+    assert_ne!(first, wanted);
+    tokio::spawn(server.run());
+    assert_eq!(ask_udp(first, &query("db")).await.metadata.response_code, ResponseCode::NoError);
+    drop(taken);
+    place.wait_for(|place| *place == Ok(wanted)).await.expect("it runs");
+    assert_eq!(ask_udp(wanted, &query("db")).await.metadata.response_code, ResponseCode::NoError);
 }
 
 fn query(name: &str) -> Message {
@@ -199,8 +216,8 @@ async fn a_taken_port_is_replaced_by_a_free_one_that_serves_both_transports() {
     let taken = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
     let mut config = Config::new(Upstreams::fixed([]));
     (config.address, config.port) = (Ipv4Addr::LOCALHOST, taken.local_addr().expect("bound").port());
-    let server = Server::bind(config, fixed(AddressBook::new().directory([]))).await.expect("another port");
-    let at = server.local_addr();
+    let server = Server::bind(config, fixed(AddressBook::new().directory([]))).await;
+    let at = server.place().borrow().clone().expect("another port");
     assert_ne!(at.port(), taken.local_addr().expect("bound").port());
     tokio::spawn(server.run());
     TcpStream::connect(at).await.expect("TCP is there, too");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use peerage_agent::forward::{Limits, Services};
-use peerage_agent::listen::{self, ConflictReason, Endpoint};
+use peerage_agent::listen::{self, ConflictReason, Endpoint, Whose};
 use peerage_model::snapshot::Protocol::{Tcp, Udp};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -38,7 +38,7 @@ fn a_port_reserved_to_root_is_served_elsewhere_and_reported_with_a_remedy() {
         let listening = world.listening.borrow().clone();
         assert_eq!(listening.conflicts.len(), 2);
         assert!(listening.conflicts.iter().all(|c| c.reason == ConflictReason::Reserved));
-        assert!(listening.conflicts[0].remedy().contains("ip_unprivileged_port_start"));
+        assert!(listening.conflicts[0].remedy(Whose::Machine).contains("ip_unprivileged_port_start"));
         let asked = Endpoint { protocol: Tcp, address: world.at(80) };
         let actual = listening.redirects()[&asked];
         assert_eq!(actual.ip(), world.address);
@@ -55,7 +55,7 @@ async fn a_port_that_a_program_has_on_all_addresses_is_served_elsewhere() {
     let listening = world.listening.borrow().clone();
     assert_eq!(listening.conflicts[0].reason, ConflictReason::InUse);
     assert_eq!(listening.conflicts[0].asked.address, world.at(port));
-    assert!(listening.conflicts[0].remedy().contains("localPort"));
+    assert!(listening.conflicts[0].remedy(Whose::Pod).contains("localPort"));
     assert_eq!(listening.redirects().len(), 1);
 }
 
