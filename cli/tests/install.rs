@@ -7,8 +7,15 @@ const STORY: &str = r#"
 export PATH="$PATH:/usr/sbin:/sbin"
 mount -t tmpfs none /etc
 mount -t tmpfs none /usr/local/lib
+# What a version before left behind.
+mkdir /etc/sysctl.d
+echo "net.ipv4.ip_unprivileged_port_start = 0" > /etc/sysctl.d/60-peerage.conf
+sysctl -q -p /etc/sysctl.d/60-peerage.conf
+# A careful administrator's.
+umask 077
 "$1" install
 echo "low ports from $(sysctl -n net.ipv4.ip_unprivileged_port_start)"
+echo "modes $(cd /etc && stat -c %a systemd/resolved.conf.d systemd/resolved.conf.d/peerage.conf systemd/system/peerage.service | tr '\n' ' ')"
 systemd-analyze verify /etc/systemd/system/peerage.service && echo "the unit is right"
 systemctl enable -q peerage
 echo "again:" && "$1" install && echo "nothing more"
@@ -30,9 +37,11 @@ fn what_is_installed_works_is_installed_once_and_goes_without_a_trace() {
     for line in [
         "wrote      /usr/local/lib/peerage/peerage\n",
         "wrote      /etc/systemd/system/peerage.service\n",
-        "low ports from 0\n",
+        "removed    /etc/sysctl.d/60-peerage.conf\n",
+        "low ports from 1024\n",
+        "modes 755 644 644 \n",
         "the unit is right\n",
-        "again:\nran        sysctl -q -p /etc/sysctl.d/60-peerage.conf\n",
+        "again:\nnothing more\n",
         "removed    /etc/systemd/system/peerage.service\n",
     ] {
         assert!(said.contains(line), "{line:?} is missing:\n{said}{complained}");

@@ -1,10 +1,13 @@
 //! `peerage install`: what needs root, once, so that nothing else does.
 //!
-//! A systemd unit for the agent (its own user, no capability), a sysctl that lets it bind low ports and DNS' port 53, and
-//! names of peers for every program of the machine. Each file is ours alone and written only where it differs, so doing
-//! it again changes nothing, and `--uninstall` takes back exactly that. A program that lies where the unit cannot see it (a home
-//! directory, /tmp) is copied. `/etc/resolv.conf` is not touched: where
-//! systemd-resolved does not run, the text says what to add.
+//! A systemd unit for the agent (its own user, and of all capabilities the one for low ports), and names of peers for every
+//! program of the machine. Each file is ours alone and written only where it differs, so doing it again changes nothing, and
+//! `--uninstall` takes back exactly that. A program that lies where the unit cannot see it (a home directory, /tmp) is copied.
+//! `/etc/resolv.conf` is not touched: where systemd-resolved does not run, the text says what to add.
+//!
+//! Low ports stay root's, but for this unit. The whole machine asks port 53 of 127.64.0.1 for names from here on: were it anybody's
+//! (as by `net.ipv4.ip_unprivileged_port_start`, which earlier versions set), any local user could take it while the agent does
+//! not run, and answer for every name there is.
 
 use std::fs;
 use std::io;
@@ -20,6 +23,7 @@ use crate::args::Install;
 use crate::output::Output;
 
 const UNIT: &str = "/etc/systemd/system/peerage.service";
+/// What earlier versions wrote.
 const SYSCTL: &str = "/etc/sysctl.d/60-peerage.conf";
 const RESOLVED: &str = "/etc/systemd/resolved.conf.d/peerage.conf";
 
@@ -31,14 +35,17 @@ const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
 /// `peer.internal` is a search domain too, so that `db` alone is tried as `db.peer.internal`.
 const RESOLVED_TEXT: &str =
     "# Made by `peerage install`.\n[Resolve]\nDNS=127.64.0.1\nDomains=peer.internal ~peer.internal\n";
-const SYSCTL_TEXT: &str = "# Made by `peerage install`: the agent answers DNS and listens for peers without privileges.\n\
-                           net.ipv4.ip_unprivileged_port_start = 0\n";
+/// Back to what the kernel begins with.
+const LOW_PORTS: &str = "net.ipv4.ip_unprivileged_port_start=1024";
 
 /// A step, in the order in which it is done.
 enum Step {
     File {
         path: &'static str,
         text: String,
+    },
+    Remove {
+        path: &'static str,
     },
     /// Copies `from`, the running program, to [`PROGRAM`].
     Program {
@@ -63,7 +70,7 @@ pub fn install(options: &Install, output: Output) -> Done {
     }
     let mut failed = Vec::new();
     for step in &steps {
-        let done = if options.dry_run { step.describe(options.uninstall) } else { step.perform(options.uninstall)? };
+        let done = if options.dry_run { step.describe() } else { step.perform()? };
         if let Some((what, text)) = done {
             if what == FAILED {
                 failed.push(text.clone());
@@ -90,13 +97,16 @@ pub fn install(options: &Install, output: Output) -> Done {
 /// What a step says that did not work.
 const FAILED: &str = "failed";
 
+/// Takes back what earlier versions gave to every user.
+const RESERVE_LOW_PORTS: &[&str] = &["sysctl", "-q", "-w", LOW_PORTS];
+
 fn plan(program: &Path) -> Vec<Step> {
     let hidden = HIDDEN.iter().any(|place| program.starts_with(place));
     let copy = hidden.then(|| Step::Program { from: program.to_owned() });
     let program = if hidden { Path::new(PROGRAM) } else { program };
     let files = [
-        Step::File { path: SYSCTL, text: SYSCTL_TEXT.into() },
-        Step::Run { command: &["sysctl", "-q", "-p", SYSCTL], only_if: &[] },
+        Step::Run { command: RESERVE_LOW_PORTS, only_if: &[SYSCTL] },
+        Step::Remove { path: SYSCTL },
         Step::File { path: UNIT, text: unit(program) },
         Step::Run { command: &["systemctl", "daemon-reload"], only_if: &["/run/systemd/system"] },
         Step::File { path: RESOLVED, text: RESOLVED_TEXT.into() },
@@ -106,7 +116,7 @@ fn plan(program: &Path) -> Vec<Step> {
 }
 
 fn removal() -> Vec<Step> {
-    let file = |path| Step::File { path, text: String::new() };
+    let file = |path| Step::Remove { path };
     vec![
         Step::Run { command: &["systemctl", "stop", "peerage"], only_if: &[UNIT, "/run/systemd/system"] },
         Step::Run { command: &["systemctl", "disable", "-q", "peerage"], only_if: &[UNIT] },
@@ -114,6 +124,7 @@ fn removal() -> Vec<Step> {
         Step::Run { command: &["systemctl", "daemon-reload"], only_if: &["/run/systemd/system"] },
         file(RESOLVED),
         Step::Run { command: &["systemctl", "try-restart", "systemd-resolved"], only_if: &["/run/systemd/resolve"] },
+        Step::Run { command: RESERVE_LOW_PORTS, only_if: &[SYSCTL] },
         file(SYSCTL),
         file(PROGRAM),
     ]
@@ -136,7 +147,8 @@ fn unit(program: &Path) -> String {
          StateDirectoryMode=0700\n\
          Restart=on-failure\n\
          RestartSec=2\n\
-         CapabilityBoundingSet=\n\
+         AmbientCapabilities=CAP_NET_BIND_SERVICE\n\
+         CapabilityBoundingSet=CAP_NET_BIND_SERVICE\n\
          NoNewPrivileges=yes\n\
          ProtectSystem=strict\n\
          ProtectHome=yes\n\
@@ -165,9 +177,9 @@ fn unit(program: &Path) -> String {
 }
 
 impl Step {
-    fn describe(&self, uninstall: bool) -> Option<(&'static str, String)> {
+    fn describe(&self) -> Option<(&'static str, String)> {
         match self {
-            Self::File { path, .. } if uninstall => Path::new(path).exists().then(|| ("would remove", (*path).into())),
+            Self::Remove { path } => Path::new(path).exists().then(|| ("would remove", (*path).into())),
             Self::File { path, text } => Some(("would write", format!("{path}\n{text}"))),
             Self::Program { from } => Some(("would copy", format!("{} to {PROGRAM}", from.display()))),
             Self::Run { command, only_if } => applies(only_if).then(|| ("would run", command.join(" "))),
@@ -175,9 +187,9 @@ impl Step {
     }
 
     /// What was done, if anything had to be.
-    fn perform(&self, uninstall: bool) -> Result<Option<(&'static str, String)>, Failure> {
+    fn perform(&self) -> Result<Option<(&'static str, String)>, Failure> {
         match self {
-            Self::File { path, .. } if uninstall => match fs::remove_file(path) {
+            Self::Remove { path } => match fs::remove_file(path) {
                 Ok(()) => Ok(Some(("removed", (*path).into()))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(system(&format!("remove `{path}`"), &error)),
@@ -210,31 +222,52 @@ fn applies(only_if: &[&str]) -> bool {
     only_if.iter().all(|path| Path::new(path).exists())
 }
 
+/// For everybody to read, like all configuration.
+const FILE: u32 = 0o644;
+const EXECUTABLE: u32 = 0o755;
+
 fn write_where_it_differs(path: &Path, text: &str) -> io::Result<bool> {
-    if fs::read_to_string(path).is_ok_and(|there| there == text) {
-        return Ok(false);
+    let is_there = fs::read_to_string(path).is_ok_and(|there| there == text) && mode_of(path)? == FILE;
+    if !is_there {
+        replace(path, text.as_bytes(), FILE)?;
     }
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    fs::write(path, text)?;
-    Ok(true)
+    Ok(!is_there)
 }
 
-/// Whole or not at all, since the old one may be running.
 fn copy_where_it_differs(from: &Path, to: &Path) -> io::Result<bool> {
     let program = fs::read(from)?;
-    if fs::read(to).is_ok_and(|there| there == program) {
-        return Ok(false);
+    let is_there = fs::read(to).is_ok_and(|there| there == program) && mode_of(to)? == EXECUTABLE;
+    if !is_there {
+        replace(to, &program, EXECUTABLE)?;
     }
-    if let Some(directory) = to.parent() {
-        fs::create_dir_all(directory)?;
+    Ok(!is_there)
+}
+
+fn mode_of(path: &Path) -> io::Result<u32> {
+    Ok(fs::metadata(path)?.permissions().mode() & 0o7777)
+}
+
+/// Whole or not at all, since what is there may be read or running; and with this mode, whatever the umask of who installs.
+fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        make_open_directory(directory)?;
     }
-    let fresh = to.with_extension("new");
-    fs::write(&fresh, program)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
-    fs::rename(&fresh, to)?;
-    Ok(true)
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, content)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(mode))?;
+    fs::rename(&fresh, path)
+}
+
+/// Also for others to enter, where it is ours to make: resolved does not run as root.
+fn make_open_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = directory.parent() {
+        make_open_directory(above)?;
+    }
+    fs::create_dir(directory)?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
 }
 
 #[cfg(test)]
@@ -248,6 +281,8 @@ mod tests {
         assert!(write_where_it_differs(&path, "x").expect("it writes"));
         assert!(!write_where_it_differs(&path, "x").expect("it looks"));
         assert!(write_where_it_differs(&path, "y").expect("it writes"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        assert!(write_where_it_differs(&path, "y").expect("it writes"), "nobody else could read it");
     }
 
     #[test]
@@ -262,9 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn the_unit_runs_the_agent_without_a_capability() {
+    fn the_unit_runs_the_agent_with_no_capability_but_that_for_low_ports() {
         let unit = unit(Path::new("/usr/local/bin/peerage"));
         assert!(unit.contains("ExecStart=/usr/local/bin/peerage --state /var/lib/peerage up\n"));
-        assert!(unit.contains("CapabilityBoundingSet=\n"));
+        for set in ["AmbientCapabilities", "CapabilityBoundingSet"] {
+            assert!(unit.contains(&format!("{set}=CAP_NET_BIND_SERVICE\n")));
+        }
     }
 }
