@@ -24,6 +24,10 @@ const MESSAGES: usize = 4;
 /// Largest GRO batch: the largest UDP payload there is.
 const MESSAGE: usize = 65_535;
 
+/// Datagrams of a batch that share an allocation. One that waits, for a gap before it or for a program that does not read, keeps
+/// its neighbours in memory, and QUIC counts its own bytes only: a batch as a whole would make 64 KiB of each.
+const NEIGHBOURS: usize = 4;
+
 /// Most bytes in one send: an IPv4 packet's, without its and UDP's header.
 const LARGEST_SEND: usize = 65_507;
 /// Largest datagram that we send: what MTU discovery looks for on Ethernet, behind a relay's header.
@@ -35,7 +39,8 @@ pub(super) struct Received {
     pub(super) link: Link,
     pub(super) from: SocketAddr,
     pub(super) ecn: Option<quinn_udp::EcnCodepoint>,
-    pub(super) data: BytesMut,
+    /// Its bytes, in pieces of at most [`NEIGHBOURS`] datagrams.
+    pub(super) pieces: Vec<BytesMut>,
     pub(super) stride: usize,
 }
 
@@ -239,7 +244,7 @@ impl Bound {
                             link,
                             from: meta.addr,
                             ecn: meta.ecn,
-                            data: BytesMut::from(&slice[..meta.len]),
+                            pieces: pieces(&slice[..meta.len], meta.stride),
                             stride: meta.stride,
                         });
                     }
@@ -253,6 +258,10 @@ impl Bound {
             }
         }
     }
+}
+
+fn pieces(batch: &[u8], stride: usize) -> Vec<BytesMut> {
+    batch.chunks(stride.max(1) * NEIGHBOURS).map(BytesMut::from).collect()
 }
 
 #[cfg(test)]
@@ -319,11 +328,15 @@ mod tests {
         sender.try_send(Link::Main, &transmit).expect("an empty socket takes it");
         let mut received = Vec::new();
         let all = async {
-            while received.iter().map(|r: &Received| r.data.len()).sum::<usize>() < batch.len() {
+            while received.iter().flat_map(|r: &Received| &r.pieces).map(|piece| piece.len()).sum::<usize>()
+                < batch.len()
+            {
                 poll_fn(|cx| receiver.poll_receive(cx, &mut received)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(10), all).await.expect("every datagram arrives");
         assert!(received.iter().all(|r| r.stride == LARGEST_DATAGRAM), "{received:?}");
+        let largest = received.iter().flat_map(|r| &r.pieces).map(|piece| piece.capacity()).max();
+        assert_eq!(largest, Some(NEIGHBOURS * LARGEST_DATAGRAM), "what one datagram keeps in memory");
     }
 }

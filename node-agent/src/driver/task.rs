@@ -204,7 +204,7 @@ impl Task {
         let mut inner = self.shared.lock();
         for batch in self.received.drain(..) {
             let ecn = batch.ecn.and_then(|ecn| peerage_engine::EcnCodepoint::from_bits(ecn as u8));
-            inner.node.handle_datagrams(now(), batch.link, batch.from, ecn, batch.data, batch.stride);
+            inner.node.handle_datagrams(now(), batch.link, batch.from, ecn, batch.pieces, batch.stride);
         }
     }
 
@@ -212,11 +212,7 @@ impl Task {
         let mut inner = self.shared.lock();
         match report {
             Report::Opened(stream) => inner.node.relay_stream_opened(now(), stream),
-            Report::Frames(stream, frames) => {
-                for frame in frames {
-                    inner.node.handle_relay_frame(now(), stream, frame);
-                }
-            }
+            Report::Frames(stream, frames) => inner.node.handle_relay_frames(now(), stream, frames),
             Report::Closed(stream, why) => {
                 self.streams.close(stream);
                 inner.node.relay_stream_closed(now(), stream, why);

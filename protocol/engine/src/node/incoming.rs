@@ -11,7 +11,7 @@ use quinn_proto::{Dir, StreamId};
 use tracing::debug;
 
 use super::event::{AskError, AskKey, CloseCode, DownReason, Event, Now, SessionKey, StreamError, StreamKey};
-use super::io::{FLOW_LEN, flow_of};
+use super::io::{FLOW_LEN, stream_of};
 use super::pair::{PairKey, Purpose};
 use super::session::{Phase, Session};
 use super::stream::{self, Place, Stream};
@@ -242,8 +242,7 @@ impl Node {
             }
             let flow = packet.split_to(FLOW_LEN);
             // A packet may overtake the stream that opens its flow; UDP users expect losses.
-            let found = up.streams.iter().find(|(id, _)| flow_of(**id)[..] == flow[..]).map(|(_, key)| *key);
-            let Some(stream_key) = found else { continue };
+            let Some(stream_key) = stream_of(&up.streams, &flow) else { continue };
             if let Some(stream) = self.streams.get_mut(&stream_key).filter(|s| s.header.kind == StreamKind::Udp) {
                 // Its own copy: a packet that waits must not keep the whole batch it came in.
                 stream.push_packet(Bytes::copy_from_slice(&packet));

@@ -33,6 +33,9 @@ pub(super) enum Via {
     Relay(RelayKey, EndpointId),
 }
 
+/// The session that a packet was for, and how it came.
+pub(super) type Touched = Option<(SessionKey, Via)>;
+
 /// What the bytes before decryption say about a packet.
 enum Opening {
     /// Its destination is a connection id of ours.
@@ -42,47 +45,45 @@ enum Opening {
 }
 
 impl Node {
-    /// Takes one datagram, or several of one sender that arrived together by `link` (GRO): all of length `stride` but
-    /// the last. What is not ours is dropped without an answer.
+    /// Takes one datagram, or several of one sender that arrived together by `link` (GRO), in pieces of whole datagrams: all of
+    /// length `stride` but the last. A packet that has to wait keeps its piece in memory. What is not ours is dropped
+    /// without an answer.
     pub fn handle_datagrams(
         &mut self,
         now: Now,
         link: Link,
         from: SocketAddr,
         ecn: Option<EcnCodepoint>,
-        mut data: BytesMut,
+        pieces: impl IntoIterator<Item = BytesMut>,
         stride: usize,
     ) {
         self.tick(now);
         let from = DirectPath { link, remote: stun::canonical(from) };
         let mut touched = None;
-        while !data.is_empty() {
-            let datagram = data.split_to(stride.clamp(1, data.len()));
-            let session = self.handle_one(now, from, ecn, datagram);
-            if let (Some((old, via)), true) = (touched, session != touched) {
-                self.after_packets(old, via, now);
+        for mut piece in pieces {
+            while !piece.is_empty() {
+                let datagram = piece.split_to(stride.clamp(1, piece.len()));
+                let session = self.handle_one(now, from, ecn, datagram);
+                self.moved_on(&mut touched, session, now);
             }
-            touched = session;
         }
-        if let Some((key, via)) = touched {
+        self.moved_on(&mut touched, None, now);
+    }
+
+    /// Packets that come together are mostly of one session: what follows from them is done when the next is of another.
+    pub(super) fn moved_on(&mut self, touched: &mut Touched, next: Touched, now: Now) {
+        if let (Some((key, via)), true) = (*touched, next != *touched) {
             self.after_packets(key, via, now);
         }
+        *touched = next;
     }
 
     /// A packet that came by a relay's stream.
-    pub(super) fn take_relayed(&mut self, relay: RelayKey, sender: EndpointId, packet: BytesMut, now: Now) {
-        if let Some((key, via)) = self.on_quic(packet, None, Via::Relay(relay, sender), now) {
-            self.after_packets(key, via, now);
-        }
+    pub(super) fn take_relayed(&mut self, relay: RelayKey, sender: EndpointId, packet: BytesMut, now: Now) -> Touched {
+        self.on_quic(packet, None, Via::Relay(relay, sender), now)
     }
 
-    fn handle_one(
-        &mut self,
-        now: Now,
-        from: DirectPath,
-        ecn: Option<EcnCodepoint>,
-        datagram: BytesMut,
-    ) -> Option<(SessionKey, Via)> {
+    fn handle_one(&mut self, now: Now, from: DirectPath, ecn: Option<EcnCodepoint>, datagram: BytesMut) -> Touched {
         match datagram.first()? {
             0..=3 => {
                 self.on_stun(from, &datagram, now);
@@ -119,13 +120,7 @@ impl Node {
         self.on_check(from, datagram, now);
     }
 
-    fn on_quic(
-        &mut self,
-        packet: BytesMut,
-        ecn: Option<EcnCodepoint>,
-        via: Via,
-        now: Now,
-    ) -> Option<(SessionKey, Via)> {
+    fn on_quic(&mut self, packet: BytesMut, ecn: Option<EcnCodepoint>, via: Via, now: Now) -> Touched {
         let opening = self.opening(&packet, now)?;
         let mut response = Vec::new();
         let event = self.endpoint.handle(now.mono, VIRTUAL_REMOTE, None, ecn, packet, &mut response)?;
@@ -275,7 +270,10 @@ impl Node {
 
     /// The times of an input, for everything that goes by them.
     pub(super) fn tick(&mut self, now: Now) {
-        if let Some(late) = stood_still(self.poll_timeout(), self.last.mono, now.mono) {
+        // Deadlines are many to look through, and an input that follows another closely tells of no stop.
+        if now.mono.saturating_duration_since(self.last.mono) >= STOOD_STILL
+            && let Some(late) = stood_still(self.poll_timeout(), self.last.mono, now.mono)
+        {
             self.resumed(Away::Stopped(late), now);
         }
         self.notice_wall_jump(now);

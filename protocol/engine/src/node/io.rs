@@ -1,11 +1,12 @@
 //! The node's streams, as its driver uses them.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use peerage_model::AgentId;
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
-use quinn_proto::{SendDatagramError, StreamId};
+use quinn_proto::{SendDatagramError, StreamId, VarInt};
 
 use super::again::Again;
 use super::event::{DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
@@ -415,8 +416,35 @@ impl Node {
     }
 }
 
+/// The open stream that packets with this mark belong to. A mark comes again after 2^30 streams, when the first is long over;
+/// so the high bits are those of the newest stream, or (of the other end's streams, of which there are fewer) lower ones.
+pub(super) fn stream_of(streams: &BTreeMap<StreamId, StreamKey>, flow: &[u8]) -> Option<StreamKey> {
+    let low = u32::from_be_bytes(flow.try_into().ok()?);
+    let newest = u64::from(*streams.last_key_value()?.0) >> 32;
+    let ids = (0..=newest).rev().filter_map(|high| VarInt::from_u64(high << 32 | u64::from(low)).ok());
+    ids.map(StreamId::from).find_map(|id| streams.get(&id).copied())
+}
+
 /// How a flow is marked in front of its packets.
 pub(super) fn flow_of(id: StreamId) -> [u8; FLOW_LEN] {
     let id = u64::from(id).to_be_bytes();
     [id[4], id[5], id[6], id[7]]
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn_proto::{Dir, Side};
+
+    use super::*;
+
+    #[test]
+    fn a_packet_finds_the_stream_of_either_end_that_its_mark_names() {
+        let opened = [(Side::Client, 7), (Side::Server, 7), (Side::Client, (1 << 30) + 8)];
+        let ids = opened.map(|(side, index)| StreamId::new(side, Dir::Bi, index));
+        let streams = (1..).map(StreamKey).zip(ids).map(|(key, id)| (id, key)).collect();
+        assert_eq!(ids.map(|id| stream_of(&streams, &flow_of(id))), [1, 2, 3].map(|n| Some(StreamKey(n))));
+        assert_eq!(stream_of(&streams, &flow_of(StreamId::new(Side::Client, Dir::Bi, 8))), Some(StreamKey(3)));
+        assert_eq!(stream_of(&streams, &flow_of(StreamId::new(Side::Client, Dir::Bi, 9))), None);
+        assert_eq!(stream_of(&BTreeMap::new(), &[0; FLOW_LEN]), None);
+    }
 }

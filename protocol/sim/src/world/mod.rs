@@ -505,7 +505,7 @@ impl Sim {
         }
         let (Some(link), false) = (link, *cut_off) else { return };
         let length = packet.bytes.len();
-        node.handle_datagrams(moment, link, packet.from, None, BytesMut::from(&packet.bytes[..]), length);
+        node.handle_datagrams(moment, link, packet.from, None, [BytesMut::from(&packet.bytes[..])], length);
         self.drain(agent);
     }
 

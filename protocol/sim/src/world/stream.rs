@@ -120,7 +120,7 @@ impl Sim {
         }
         let moment = self.clock.for_agent(self.agents[agent].skew);
         if let Some(node) = self.agents[agent].node.as_mut() {
-            node.handle_relay_frame(moment, name, BytesMut::from(&bytes[..]));
+            node.handle_relay_frames(moment, name, [BytesMut::from(&bytes[..])]);
             self.drain(agent);
         }
     }

@@ -383,14 +383,22 @@ impl Node {
         self.settle_relays(now);
     }
 
-    /// Takes one relay frame that came by a stream.
-    pub fn handle_relay_frame(&mut self, now: Now, stream: RelayStream, frame: BytesMut) {
+    /// Takes relay frames that came together by a stream.
+    pub fn handle_relay_frames(&mut self, now: Now, stream: RelayStream, frames: impl IntoIterator<Item = BytesMut>) {
         self.tick(now);
-        match self.relays.handle_frame(stream, frame, now.mono) {
-            Some(FromRelay::Packet { relay, sender, packet }) => self.take_relayed(relay, sender, packet, now),
-            Some(FromRelay::Changed) => self.settle_relays(now),
-            None => {}
+        let mut touched = None;
+        for frame in frames {
+            let session = match self.relays.handle_frame(stream, frame, now.mono) {
+                Some(FromRelay::Packet { relay, sender, packet }) => self.take_relayed(relay, sender, packet, now),
+                Some(FromRelay::Changed) => {
+                    self.settle_relays(now);
+                    None
+                }
+                None => None,
+            };
+            self.moved_on(&mut touched, session, now);
         }
+        self.moved_on(&mut touched, None, now);
     }
 
     pub(super) fn on_relay_stream_event(&mut self, key: RelayKey, event: RelayEvent, now: Now) {
