@@ -34,12 +34,15 @@ const SEND_WINDOW: u64 = 32 << 20;
 /// Streams a peer may have open towards us at a time; what is above is told `Busy` by its own side. quinn-proto makes room for
 /// all of them at once, some 90 bytes each, also while a handshake runs.
 const MAX_STREAMS: u32 = 512;
+/// A stream of the peer's whose header is not whole after this is reset: it has passed no policy, and its place counts.
+/// An opener sends the header with its first packet, so only retransmissions of that take time.
+pub(super) const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 /// The control stream and room for another.
 const MAX_UNI_STREAMS: u32 = 2;
 /// What an asker may have under way: a request whole, and nothing else.
 const REQUEST_WINDOW: u32 = 4 << 10;
 /// UDP packets waiting in each direction, in bytes.
-const DATAGRAM_BUFFER: usize = 1 << 20;
+pub(super) const DATAGRAM_BUFFER: usize = 1 << 20;
 /// Early bytes a stream takes before its session is up.
 pub(super) const EARLY_BUFFER: usize = 64 << 10;
 /// UDP packets kept for a reader that is slow; the oldest is dropped first.

@@ -10,10 +10,11 @@ use peerage_policy::{Verdict, check_inbound};
 use quinn_proto::{Dir, StreamId};
 use tracing::debug;
 
+use super::config::{DATAGRAM_BUFFER, HEADER_PATIENCE};
 use super::event::{AskError, AskKey, CloseCode, DownReason, Event, Now, SessionKey, StreamError, StreamKey};
 use super::io::{FLOW_LEN, stream_of};
 use super::pair::{PairKey, Purpose};
-use super::session::{Phase, Session};
+use super::session::{Arriving, Phase, Session};
 use super::stream::{self, Place, Stream};
 use super::{Node, Timer};
 
@@ -24,7 +25,7 @@ impl Node {
             let Some(id) = connection.streams().accept(Dir::Bi) else {
                 return;
             };
-            up.arriving.insert(id, Vec::new());
+            up.arriving.insert(id, Arriving { header: Vec::new(), until: now.mono + HEADER_PATIENCE });
             up.drain.accepted();
             self.on_readable(key, id, now);
         }
@@ -73,24 +74,32 @@ impl Node {
             return;
         };
         let Some(partial) = arriving.get_mut(&id) else { return };
-        partial.extend_from_slice(&bytes);
-        let complete = ended || partial.len() >= wanted;
+        partial.header.extend_from_slice(&bytes);
+        let complete = ended || partial.header.len() >= wanted;
         if !complete {
             return;
         }
-        let whole = arriving.remove(&id).unwrap_or_default();
+        let whole = arriving.remove(&id).map(|arrived| arrived.header).unwrap_or_default();
         match asking {
             true => self.on_request(key, id, &whole, now),
             false => self.on_header(key, id, &whole, now),
         }
     }
 
-    /// A stream that was taken back before its header was whole gives its place back.
+    /// A stream whose header does not become whole gives its place back.
     fn cancelled(&mut self, key: SessionKey, id: StreamId) {
         if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
             up.arriving.remove(&id);
         }
         self.discard(key, id);
+    }
+
+    /// Resets the streams that had their time and have not said what they are for.
+    pub(super) fn expire_headers(&mut self, key: SessionKey, now: Now) {
+        let arriving = self.sessions.get(&key).and_then(Session::up).map(|up| &up.arriving);
+        let due = arriving.into_iter().flatten().filter(|(_, arriving)| arriving.until <= now.mono);
+        let due: Vec<_> = due.map(|(id, _)| *id).collect();
+        due.into_iter().for_each(|id| self.cancelled(key, id));
     }
 
     fn on_header(&mut self, key: SessionKey, id: StreamId, bytes: &[u8], now: Now) {

@@ -379,6 +379,7 @@ impl Node {
                 if doubted {
                     self.doubt_on(key, now);
                 }
+                self.expire_headers(key, now);
             }
         }
         self.settle(key, now);
@@ -415,10 +416,10 @@ impl Node {
                 let ping = session.ping_interval().map(|_| up.next_ping);
                 let refused = (!up.confirmed).then_some(session.born + HANDSHAKE_TIMEOUT);
                 let doubt = up.suspect.map(|suspicion| suspicion.next);
-                [up.path.poll_timeout(), ping, up.expires, up.drain.next(), doubt, refused]
+                [up.path.poll_timeout(), ping, up.expires, up.drain.next(), doubt, refused, session.header_due()]
             }
-            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None, None],
-            Phase::Closing => [None; 6],
+            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None, None, None],
+            Phase::Closing => [None; 7],
         };
         let at = ours.into_iter().chain([quic]).flatten().min();
         self.timers.set(&Timer::Session(key), at);

@@ -90,7 +90,7 @@ pub(super) struct Up {
     pub(super) control_in: Option<ControlIn>,
     pub(super) streams: BTreeMap<StreamId, StreamKey>,
     /// Streams whose header is not complete.
-    pub(super) arriving: BTreeMap<StreamId, Vec<u8>>,
+    pub(super) arriving: BTreeMap<StreamId, Arriving>,
     /// Which process is on the other end, as its hello said.
     pub(super) run: Option<RunId>,
     /// What its last hello said.
@@ -109,6 +109,14 @@ pub(super) struct Up {
     pub(super) next_ping: Instant,
     /// When trust or passport end, as far as the wall clock said.
     pub(super) expires: Option<Instant>,
+}
+
+/// A stream of the peer's that has not said yet what it is for.
+#[derive(Debug)]
+pub(super) struct Arriving {
+    pub(super) header: Vec<u8>,
+    /// When it has had its time.
+    pub(super) until: Instant,
 }
 
 /// A session in doubt.
@@ -184,6 +192,11 @@ impl Session {
     /// Whether the peer has shown that it takes us.
     pub(super) fn handshake_is_confirmed(&self) -> bool {
         !self.initiator || self.connection.stats().frame_rx.handshake_done > 0
+    }
+
+    /// When the first of the streams without a header has had its time: the oldest, since all have the same.
+    pub(super) fn header_due(&self) -> Option<Instant> {
+        self.up()?.arriving.values().next().map(|arriving| arriving.until)
     }
 
     /// Whether its relayed packets go by one relay, which is not this one.

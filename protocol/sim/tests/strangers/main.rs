@@ -470,15 +470,37 @@ fn an_invitation_that_is_closed_ends_the_sessions_of_those_who_have_not_asked() 
     assert!(dialer.open().is_empty());
 }
 
-#[test]
-fn knocks_with_nothing_behind_them_take_no_place_from_who_dials() {
-    let mut sim = quiet_pair();
+/// Who is trusted by `b`, as `a` is, and keeps no rule.
+fn trusted_dialer(sim: &mut Sim) -> Dialer {
     sim.trust("a", "b");
     sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
     let character = sim.character("a");
     let secrets = character.snapshot.peers[0].secrets.clone();
     let pairing = Pairing::new(&secrets, &sim.id("a").binding(), &sim.id("b").binding()).expect("short ids");
-    let mut dialer = Dialer::arrive(&mut sim, &character, "b", pairing);
+    Dialer::arrive(sim, &character, "b", pairing)
+}
+
+#[test]
+fn a_stream_that_does_not_say_what_it_is_for_is_reset_after_ten_seconds() {
+    let mut sim = quiet_pair();
+    let mut dialer = trusted_dialer(&mut sim);
+    dialer.dial(&mut sim);
+    dialer.live(&mut sim, ms(300));
+    let [connection] = &mut dialer.open()[..] else { panic!("one session") };
+    let half = connection.streams().open(Dir::Bi).expect("streams may be opened");
+    connection.send_stream(half).write(&[1, 1]).expect("there is room");
+    dialer.live(&mut sim, secs(9));
+    let [connection] = &mut dialer.open()[..] else { panic!("the session goes on") };
+    assert_eq!(connection.send_stream(half).stopped(), Ok(None), "it has its time");
+    dialer.live(&mut sim, secs(2));
+    let [connection] = &mut dialer.open()[..] else { panic!("the session goes on") };
+    assert_eq!(connection.send_stream(half).stopped(), Ok(Some(0_u32.into())));
+}
+
+#[test]
+fn knocks_with_nothing_behind_them_take_no_place_from_who_dials() {
+    let mut sim = quiet_pair();
+    let mut dialer = trusted_dialer(&mut sim);
     for _ in 0..20 {
         dialer.knock_only(&mut sim);
     }
