@@ -238,6 +238,23 @@ fn turning_to_direct_only_ends_the_streams_that_go_by_relay() {
 }
 
 #[test]
+fn turning_to_direct_only_drops_the_packets_that_wait_for_the_relay() {
+    let mut sim = Sim::seeded_pair(1, NatKind::symmetric_random(), NatKind::symmetric_random());
+    sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+    let flow = sim.open_flow("a", "b");
+    sim.run_for(secs(1));
+    let bottleneck = Some(Bottleneck { bits_per_second: 1_000_000, queue_bytes: 50_000 });
+    sim.set_line("a", &LinkConfig { delay: ms(20), bottleneck, ..LinkConfig::default() });
+    (0..900).for_each(|_| sim.send_packet(flow, &[7; 1000]));
+    sim.set_path_mode("a", "b", PathMode::DirectOnly);
+    sim.run_for(secs(1));
+    let before = sim.bytes_relayed();
+    sim.run_for(secs(5));
+    // What is relayed all the same is a new session and its search for a direct path.
+    assert!(sim.bytes_relayed() - before < 100_000, "{} bytes went on", sim.bytes_relayed() - before);
+}
+
+#[test]
 fn neighbours_behind_one_router_meet_inside() {
     let mut sim = Sim::new(1);
     sim.add_relay("r1");

@@ -283,7 +283,7 @@ impl Node {
     }
 
     /// Ends the streams of a session that may carry no data, as its owner has just decided.
-    pub(super) fn end_streams_without_way(&mut self, key: SessionKey) {
+    pub(super) fn end_streams_without_way(&mut self, key: SessionKey, now: Now) {
         let Some(up) = self.sessions.get(&key).and_then(Session::up).filter(|up| !up.path.carries_data()) else {
             return;
         };
@@ -291,6 +291,11 @@ impl Node {
         let why = DownReason::Failed("there is no direct path, and policy forbids the relay".to_owned());
         for (id, stream_key) in streams {
             self.end_stream(key, id, stream_key, CloseCode::Drained, why.clone());
+        }
+        // Packets of flows that wait for their turn cannot be taken back, and would leave by the relay after all.
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        if session.connection.datagrams().send_buffer_space() < DATAGRAM_BUFFER {
+            self.close(key, CloseCode::Drained, why, now.mono);
         }
     }
 

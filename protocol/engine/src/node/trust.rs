@@ -139,7 +139,7 @@ impl Node {
         self.recheck_streams(key, now);
         if let (Some(mode), Some(up)) = (mode, self.sessions.get_mut(&key).and_then(Session::up_mut)) {
             up.path.set_mode(now.mono, mode);
-            self.end_streams_without_way(key);
+            self.end_streams_without_way(key, now);
         }
         if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
             // Looked at when it comes: the trust's end may have moved either way.
