@@ -1,4 +1,8 @@
 //! The driver's loop.
+//!
+//! Each turn takes from one source and sends for a while. None of them can keep the others waiting: UDP lets another one go first
+//! after each of its turns, what is due is looked at in every turn, and sending ends after some batches, so that the programs'
+//! streams, which run beside this task, read and write meanwhile.
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -12,6 +16,7 @@ use peerage_engine::path::Link;
 use peerage_model::relay::RelayInfo;
 use peerage_model::stream::StreamStatus;
 use tokio::sync::{mpsc, watch};
+use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep_until};
 use tracing::debug;
 
@@ -27,6 +32,8 @@ use crate::tunnel::Incoming;
 
 /// Receive calls before sending gets its turn, so that acknowledgements are not held up by a flood.
 const RECEIVES_A_TURN: usize = 8;
+/// Batches sent before the others have their turn: with the largest ones some 2 MB, or a millisecond.
+const SENDS_A_TURN: usize = 32;
 /// How long the goodbyes may take.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
@@ -63,6 +70,15 @@ enum Wake {
     Stop,
 }
 
+/// What a turn of sending left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Nothing, or what the socket has no room for.
+    Nothing,
+    /// There may be more.
+    More,
+}
+
 impl Task {
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -95,25 +111,23 @@ impl Task {
     /// Runs until told to stop.
     pub(super) async fn run(mut self) {
         let mut network = NetworkWatch::new();
+        let mut others_first = false;
         loop {
-            self.drain();
+            let left = self.drain();
             let deadline = self.shared.lock().node.poll_timeout();
-            match self.wait(deadline, &mut network).await {
-                Wake::Received => {
-                    self.take_received();
-                    // A flood must hold up neither what waits to be sent nor what is due.
-                    self.send_unsent();
-                    if deadline.is_some_and(|at| at <= Instant::now()) {
-                        self.shared.lock().node.handle_timeout(now());
-                    }
-                }
-                Wake::Writable => self.send_unsent(),
-                Wake::Nudged => {}
-                Wake::Timeout => self.shared.lock().node.handle_timeout(now()),
+            let wake = self.wait(deadline, left, others_first, &mut network).await;
+            others_first = matches!(wake, Wake::Received);
+            match wake {
+                Wake::Received => self.take_received(),
+                Wake::Writable | Wake::Nudged | Wake::Timeout => {}
                 Wake::Resolved((relay, found)) => self.shared.lock().node.relay_resolved(now(), &relay, &found),
                 Wake::Network(change) => self.look_at_network(change),
                 Wake::Stream(report) => self.take_report(report),
                 Wake::Stop => break,
+            }
+            self.send_unsent();
+            if deadline.is_some_and(|at| at <= Instant::now()) {
+                self.shared.lock().node.handle_timeout(now());
             }
         }
         self.say_goodbye().await;
@@ -122,31 +136,47 @@ impl Task {
         }
     }
 
-    async fn wait(&mut self, deadline: Option<Instant>, network: &mut NetworkWatch) -> Wake {
+    async fn wait(
+        &mut self,
+        deadline: Option<Instant>,
+        left: Left,
+        others_first: bool,
+        network: &mut NetworkWatch,
+    ) -> Wake {
         let far = Instant::now() + Duration::from_secs(3600);
         let timer = sleep_until(deadline.unwrap_or(far).into());
         tokio::pin!(timer);
         let Self { shared, sockets, streams, received, unsent, stopping, resolved, events, untold, .. } = self;
-        let nudged = shared.nudge.notified();
-        tokio::pin!(nudged);
-        tokio::select! {
-            biased;
-            _ = stopping.wait_for(|stop| *stop) => Wake::Stop,
-            wake = poll_fn(|cx| poll_io(cx, sockets, received, unsent.as_ref(), timer.as_mut())) => wake,
-            () = &mut nudged => Wake::Nudged,
-            // There is room for another word, or nobody to hear it.
-            _ = events.reserve(), if !untold.is_empty() => Wake::Nudged,
-            Some(found) = resolved.1.recv() => Wake::Resolved(found),
-            change = network.changed() => Wake::Network(change),
-            report = streams.report() => Wake::Stream(report),
+        let io = poll_fn(|cx| poll_io(cx, sockets, received, unsent.as_ref(), timer.as_mut()));
+        // The rarest first: what comes all the time must not hide it.
+        let others = async {
+            tokio::select! {
+                biased;
+                Some(found) = resolved.1.recv() => Wake::Resolved(found),
+                change = network.changed() => Wake::Network(change),
+                report = streams.report() => Wake::Stream(report),
+                // There is room for another word, or nobody to hear it.
+                _ = events.reserve(), if !untold.is_empty() => Wake::Nudged,
+                () = shared.nudge.notified() => Wake::Nudged,
+                // Not at once: the programs' streams have their turn first.
+                () = yield_now(), if left == Left::More => Wake::Nudged,
+            }
+        };
+        tokio::pin!(others);
+        let stop = stopping.wait_for(|stop| *stop);
+        match others_first {
+            true => tokio::select! { biased; _ = stop => Wake::Stop, wake = others => wake, wake = io => wake },
+            false => tokio::select! { biased; _ = stop => Wake::Stop, wake = io => wake, wake = others => wake },
         }
     }
 
-    /// Sends everything and tells everything, until the node is quiet or the socket is full.
-    fn drain(&mut self) {
+    /// Sends and tells, until the node is quiet, the socket is full or the turn is over.
+    fn drain(&mut self) -> Left {
+        let mut turn = SENDS_A_TURN;
         // What is told may be answered at once (sockets that were wished for are open), and give more to send.
-        while self.tell() | self.send_all() && self.unsent.is_none() {}
+        while self.tell() | self.send_all(&mut turn) && self.unsent.is_none() && turn > 0 {}
         self.tell_daemon();
+        if turn == 0 && self.unsent.is_none() { Left::More } else { Left::Nothing }
     }
 
     /// Tells the daemon as much as it takes.
@@ -165,13 +195,14 @@ impl Task {
         }
     }
 
-    /// Sends what there is, until the socket is full. Returns whether there was anything.
-    fn send_all(&mut self) -> bool {
+    /// Sends what there is, until the socket is full or so many batches went. Returns whether there was anything.
+    fn send_all(&mut self, turn: &mut usize) -> bool {
         let mut any = false;
-        while self.unsent.is_none() {
+        while self.unsent.is_none() && *turn > 0 {
             let transmit = self.shared.lock().node.poll_transmit(now(), self.sockets.max_datagrams(), &mut self.buffer);
             let Some(transmit) = transmit else { break };
             any = true;
+            *turn -= 1;
             self.unsent = Some(transmit);
             self.send_unsent();
         }
@@ -306,8 +337,13 @@ impl Task {
         self.shared.lock().node.shutdown(now());
         let last = tokio::time::timeout(LAST_WORDS, async {
             loop {
-                self.drain();
-                let Some(unsent) = self.unsent else { break };
+                let left = self.drain();
+                let Some(unsent) = self.unsent else {
+                    match left {
+                        Left::More => continue,
+                        Left::Nothing => break,
+                    }
+                };
                 poll_fn(|cx| self.sockets.poll_writable(cx, unsent.link, &unsent.destination)).await;
                 self.send_unsent();
             }
@@ -319,6 +355,7 @@ impl Task {
     }
 }
 
+/// One step of the sockets: what came, what may go, or what is due.
 fn poll_io(
     cx: &mut Context<'_>,
     sockets: &mut Sockets,
@@ -371,4 +408,73 @@ fn resolve(relay: RelayInfo, found: mpsc::Sender<Resolved>) {
         // The driver may have stopped.
         let _ = found.send((relay, addresses)).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use peerage_engine::node::{Node, NodeConfig};
+    use peerage_model::{AgreementSecret, Authority, Credential, UnixTime};
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    /// The task of an agent that knows nobody, and what would stop it.
+    fn task() -> (Task, watch::Sender<bool>) {
+        let authority = Authority::new(&Zeroizing::new([1; 96]), now().wall);
+        let agent = authority.agent("alone".parse().expect("a name"));
+        let instance = AgreementSecret::from_bytes([2; 32]);
+        let passport = authority.issue(&agent, instance.public(), UnixTime(0), UnixTime(1));
+        let credential = Credential::join(authority.record(), passport);
+        let config = NodeConfig { agent, instance, credential, fixed: Vec::new(), memory: 0, seed: [3; 32] };
+        let shared = Arc::new(Shared::new(Node::new(config, now()).expect("a credential")));
+        let sockets = Sockets::bind(&[LOOPBACK]).expect("loopback can be bound");
+        let streams = RelayStreams::new(Default::default()).expect("TLS can be set up");
+        let (stop, stopping) = watch::channel(false);
+        let task = Task::new(shared, sockets, streams, mpsc::channel(1).0, mpsc::channel(1).0, stopping, None);
+        (task, stop)
+    }
+
+    /// Fills the socket with more than the test takes, and waits until the runtime knows.
+    async fn flood(task: &mut Task) {
+        let to = SocketAddr::new(LOOPBACK.ip(), task.sockets.port_v4().expect("it is bound").get());
+        let sender = std::net::UdpSocket::bind(LOOPBACK).expect("loopback can be bound");
+        for _ in 0..500 {
+            sender.send_to(&[255], to).expect("loopback takes it");
+        }
+        poll_fn(|cx| task.sockets.poll_receive(cx, &mut task.received)).await;
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_datagrams_leaves_every_second_turn_to_the_others() {
+        let (mut task, _stop) = task();
+        let mut network = NetworkWatch::new();
+        flood(&mut task).await;
+        for _ in 0..3 {
+            task.shared.nudge.notify_one();
+            let first = task.wait(None, Left::Nothing, false, &mut network).await;
+            assert!(matches!(first, Wake::Received), "the sockets are full");
+            task.received.clear();
+            let second = task.wait(None, Left::Nothing, true, &mut network).await;
+            assert!(matches!(second, Wake::Nudged | Wake::Network(_)));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_left_to_send_waits_until_other_tasks_have_run() {
+        let (mut task, _stop) = task();
+        let mut network = NetworkWatch::new();
+        let ran = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let other = tokio::spawn({
+            let ran = Arc::clone(&ran);
+            async move { ran.store(true, std::sync::atomic::Ordering::Relaxed) }
+        });
+        let wake = task.wait(None, Left::More, false, &mut network).await;
+        assert!(matches!(wake, Wake::Nudged | Wake::Network(_)));
+        assert!(ran.load(std::sync::atomic::Ordering::Relaxed));
+        other.await.expect("it ran");
+    }
 }

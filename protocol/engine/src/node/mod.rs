@@ -6,7 +6,7 @@
 //!
 //! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `rivals`
 //! chooses between several with one peer; `again` moves streams on that a gone process did not take; `input`
-//! and `output` are the packet paths; `io` and `incoming` are streams; `paths` carries out what each session's path
+//! and `output` are the packet paths, in which every session gets its turn (`ready`); `io` and `incoming` are streams; `paths` carries out what each session's path
 //! agent decides; `relays` keeps the relay clients, and `failover` finds another
 //! when one is gone.
 
@@ -28,6 +28,7 @@ mod outside;
 mod owed;
 mod pair;
 mod paths;
+mod ready;
 mod relays;
 mod rivals;
 mod session;
@@ -59,6 +60,7 @@ use self::output::Batch;
 use self::outside::Outside;
 use self::pair::{Pair, PairKey};
 use self::paths::CheckBudget;
+use self::ready::Ready;
 use self::relays::Relays;
 use self::session::Session;
 use self::sockets::Extras;
@@ -130,7 +132,7 @@ pub struct Node {
     last: Now,
     timers: Timers<Timer>,
     /// Sessions that may have something to send.
-    ready: BTreeSet<SessionKey>,
+    ready: Ready<SessionKey>,
     out: VecDeque<CheckTransmit>,
     batches: VecDeque<Batch>,
     scratch: Vec<u8>,
@@ -192,7 +194,7 @@ impl Node {
             outside: Outside::default(),
             last: now,
             timers: Timers::new(),
-            ready: BTreeSet::new(),
+            ready: Ready::new(),
             out: VecDeque::new(),
             batches: VecDeque::new(),
             scratch: Vec::new(),

@@ -50,7 +50,7 @@ impl Node {
             buffer.extend_from_slice(&batch.bytes);
             return Some(batch.transmit);
         }
-        while let Some(key) = self.ready.first().copied() {
+        while let Some(key) = self.ready.next() {
             if let Some(transmit) = self.transmit_session(key, now, max_datagrams, buffer) {
                 return Some(transmit);
             }
