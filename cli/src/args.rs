@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use peerage_agent::driver::TunnelMemory;
 use peerage_agent::listen::Avoid;
 use peerage_agent::portmap;
 use peerage_agent::state::document::{Path, Service};
@@ -184,6 +185,9 @@ pub struct Up {
     /// Ask the router for a port by PCP, NAT-PMP or UPnP, so that peers reach this machine directly: auto or off
     #[arg(long, value_name = "MODE", default_value = "auto")]
     pub port_mapping: portmap::Mode,
+    /// What streams may hold that nobody has read yet, like 64Mi [default: 384Mi, or half of the control group's limit if less]
+    #[arg(long, value_name = "AMOUNT")]
+    pub tunnel_memory: Option<TunnelMemory>,
     /// Local SOCKS5 and HTTP proxy that leads to peers
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub proxy: Option<SocketAddr>,

@@ -10,9 +10,11 @@
 //! | `PEERAGE_RELAYS`, `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_EXPOSE`, `PEERAGE_AVOID` | `--relay`, `--endpoint`, `--bind`, `--expose`, `--avoid`; commas between several |
 //! | `PEERAGE_PORT_MAPPING` | `--port-mapping`, but `off` unless set: a pod's gateway is nobody's home router |
 //! | `PEERAGE_PROXY`, `PEERAGE_HEALTH` | `--proxy`, `--health` |
+//! | `PEERAGE_TUNNEL_MEMORY` | `--tunnel-memory` |
 //! | `PEERAGE_LOG` | (both) what to log: a level, or `target=level` pairs with commas between; `info` unless set |
 //!
-//! A sidecar reads `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_PROXY` and `PEERAGE_HEALTH` of these, too, and `PEERAGE_DNS`.
+//! A sidecar reads `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_PROXY`, `PEERAGE_HEALTH` and `PEERAGE_TUNNEL_MEMORY` of these,
+//! too, and `PEERAGE_DNS`.
 //!
 //! Logs are JSON on stderr. Exit status 0 after SIGTERM, 1 with the failure as JSON when it cannot run.
 
@@ -167,6 +169,7 @@ fn sidecar(
         bind: addresses("PEERAGE_BIND")?,
         endpoints: addresses("PEERAGE_ENDPOINTS")?,
         relay_proxy: ProxySettings::from_env(&variable),
+        memory: one("PEERAGE_TUNNEL_MEMORY", get("PEERAGE_TUNNEL_MEMORY"))?.unwrap_or_default(),
         proxy: one("PEERAGE_PROXY", get("PEERAGE_PROXY"))?,
         names: true,
         dns: arguments.dns.unwrap_or_default(),
@@ -188,6 +191,7 @@ fn options(variable: impl Fn(&str) -> Option<String>) -> Result<Options, Failure
         bind: several("PEERAGE_BIND", get("PEERAGE_BIND"))?,
         port_mapping: one("PEERAGE_PORT_MAPPING", get("PEERAGE_PORT_MAPPING"))?.unwrap_or_default(),
         relay_proxy: ProxySettings::from_env(&variable),
+        memory: one("PEERAGE_TUNNEL_MEMORY", get("PEERAGE_TUNNEL_MEMORY"))?.unwrap_or_default(),
         proxy: one("PEERAGE_PROXY", get("PEERAGE_PROXY"))?,
         names: true,
         health: one("PEERAGE_HEALTH", get("PEERAGE_HEALTH"))?,

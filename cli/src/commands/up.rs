@@ -56,6 +56,7 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         bind: up.bind,
         port_mapping: up.port_mapping,
         relay_proxy: ProxySettings::from_env(|name| std::env::var(name).ok()),
+        memory: up.tunnel_memory.unwrap_or_default(),
         proxy: up.proxy,
         names: true,
         health: up.health,

@@ -41,7 +41,7 @@ use crate::daemon::footprint::Footprint;
 use crate::daemon::link::{LinkEvent, Starter};
 use crate::daemon::{Stopper, address_in_use, no_socket, ticks, told};
 use crate::dns;
-use crate::driver::ProxySettings;
+use crate::driver::{ProxySettings, TunnelMemory};
 use crate::health::{HealthServer, Metrics, Readiness};
 use crate::listen::Whose;
 use crate::state::Place;
@@ -74,6 +74,8 @@ pub struct Options {
     pub endpoints: Vec<SocketAddr>,
     /// The HTTP proxy, if any, to TCP ports of relays.
     pub relay_proxy: ProxySettings,
+    /// What streams may hold.
+    pub memory: TunnelMemory,
     /// Where the HTTP and SOCKS proxy listens; nowhere unless said.
     pub proxy: Option<SocketAddr>,
     /// Whether programs find peers by name and address.

@@ -214,6 +214,7 @@ impl Node {
             // A pod's gateway is nobody's home router.
             port_mapping: portmap::Mode::Off,
             relay_proxy: self.options.relay_proxy.clone(),
+            memory: self.options.memory,
             snapshot,
             public: false,
             predecessors: Vec::new(),

@@ -38,6 +38,7 @@ fn start(config: LinkConfig) -> std::io::Result<Started> {
         port_mapping: config.port_mapping,
         snapshot: config.snapshot,
         proxy: config.relay_proxy,
+        memory: config.memory,
         seed: *random::<32>(),
     };
     let (handle, mut driver_events, incoming) = driver::start(config)?;

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::control::Failure;
 use crate::control::view;
-use crate::driver::ProxySettings;
+use crate::driver::{ProxySettings, TunnelMemory};
 use crate::portmap;
 use crate::tunnel::{Dial, Incoming};
 
@@ -42,6 +42,8 @@ pub struct LinkConfig {
     pub port_mapping: portmap::Mode,
     /// How TCP ports of relays are reached where UDP is blocked.
     pub relay_proxy: ProxySettings,
+    /// What streams may hold.
+    pub memory: TunnelMemory,
     /// Whom we trust at first.
     pub snapshot: Snapshot,
     /// Whether we have a mailbox at our relays.

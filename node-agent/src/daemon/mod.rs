@@ -34,7 +34,7 @@ use self::footprint::Footprint;
 use self::link::{LinkConfig, LinkEvent, Starter};
 use crate::control::view::Event;
 use crate::control::{Code, ControlSocket, Failure};
-use crate::driver::ProxySettings;
+use crate::driver::{ProxySettings, TunnelMemory};
 use crate::health::{HealthServer, Metrics, Pending, Readiness};
 use crate::listen::Avoid;
 use crate::state::document::Service;
@@ -68,6 +68,8 @@ pub struct Options {
     pub port_mapping: portmap::Mode,
     /// The HTTP proxy, if any, through which TCP ports of relays are reached where UDP is blocked.
     pub relay_proxy: ProxySettings,
+    /// What streams may hold.
+    pub memory: TunnelMemory,
     /// Where the proxy listens; nowhere unless said.
     pub proxy: Option<SocketAddr>,
     /// Whether programs here find peers by name and address.
@@ -129,6 +131,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
         fixed_endpoints: options.endpoints,
         port_mapping: options.port_mapping,
         relay_proxy: options.relay_proxy,
+        memory: options.memory,
         snapshot,
         public: store.document().public,
         predecessors,

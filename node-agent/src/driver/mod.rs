@@ -6,6 +6,7 @@
 
 mod addresses;
 mod event;
+mod memory;
 mod network;
 mod relay_stream;
 mod shared;
@@ -33,6 +34,7 @@ use peerage_model::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use event::DriverEvent;
+pub use memory::{NoAmount, TunnelMemory};
 pub use relay_stream::ProxySettings;
 pub use status::{DriverStatus, RelayState, SessionState};
 
@@ -68,6 +70,8 @@ pub struct DriverConfig {
     pub snapshot: Snapshot,
     /// How TCP ports of relays are reached where UDP is blocked.
     pub proxy: ProxySettings,
+    /// What streams may hold.
+    pub memory: TunnelMemory,
     /// 32 bytes from the operating system, used for nothing else.
     pub seed: [u8; 32],
 }
@@ -97,6 +101,7 @@ pub fn start(
         instance: config.instance,
         credential: config.credential,
         fixed: config.fixed_endpoints,
+        memory: config.memory.bytes(),
         seed: config.seed,
     };
     let start = now();

@@ -57,6 +57,7 @@ impl Pod {
             bind: vec!["127.0.0.1:0".parse().expect("an address")],
             endpoints: Vec::new(),
             relay_proxy: ProxySettings::default(),
+            memory: Default::default(),
             proxy: None,
             names: true,
             dns: cluster::Dns::System,

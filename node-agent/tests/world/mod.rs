@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use peerage_agent::driver::{DriverConfig, DriverEvent, DriverHandle, ProxySettings, start};
+use peerage_agent::driver::{DriverConfig, DriverEvent, DriverHandle, ProxySettings, TunnelMemory, start};
 use peerage_agent::tunnel::{Incoming, Opened, TunnelStream};
 use peerage_model::passport::{BACKDATED, LIFETIME};
 use peerage_model::relay::RelayInfo;
@@ -110,6 +110,7 @@ impl Person {
         let bind: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let config = DriverConfig {
             proxy,
+            memory: TunnelMemory::default(),
             agent: self.id.clone(),
             instance,
             credential: Credential::join(self.authority.record(), passport),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use peerage_engine::node::Event;
+use peerage_engine::node::{DEFAULT_MEMORY, Event};
 use peerage_sim::link::{Bottleneck, LinkConfig};
 use peerage_sim::nat::NatKind;
 use peerage_sim::{Outcome, Sim, ms, secs};
@@ -221,4 +221,63 @@ fn a_relay_whose_key_its_owner_corrects_is_used_at_once() {
     sim.set_relays("a", list);
     sim.run_for(secs(1));
     assert!(sim.saw("a", |e| matches!(e, Event::RelayUp { .. })));
+}
+
+/// Datagrams in one batch of the simulator's driver.
+const BATCH: usize = 10;
+
+#[test]
+fn a_request_to_one_peer_does_not_wait_behind_the_upload_to_another() {
+    let mut sim = Sim::new(1);
+    sim.add_relay("r1");
+    for name in ["a", "b", "c"] {
+        sim.add_agent(name, NatKind::home_router());
+    }
+    // The upload's session is the older one.
+    for peer in ["b", "c"] {
+        sim.trust("a", peer);
+        sim.run_until(secs(10), |sim| sim.both_direct("a", peer)).expect("home routers are punched");
+    }
+    let bulk = sim.open("a", "b");
+    sim.write(bulk, &vec![7; 1 << 20]);
+    sim.run_for(secs(1));
+    sim.hold_back("a", true);
+    sim.write(bulk, &vec![7; 1 << 20]);
+    sim.run_for(ms(200));
+    let request = sim.request("a", "c", b"hello");
+    let (tape, own, to_c) = (sim.record(), sim.public_address("a"), sim.public_address("c"));
+    sim.hold_back("a", false);
+    sim.run_for(secs(1));
+    let sent = tape.only(|p| p.from.ip() == own.ip());
+    let before = sent.iter().position(|p| p.to.ip() == to_c.ip()).expect("the request went");
+    assert!(sent.len() > 10 * BATCH, "{} datagrams are no upload", sent.len());
+    assert!(before <= BATCH, "{before} datagrams went first");
+    assert_eq!(sim.outcome(request), &Outcome::Finished);
+}
+
+#[test]
+fn peers_whose_words_nobody_reads_fill_no_more_memory_than_the_owner_allows() {
+    const ALLOWED: u64 = 12 << 20;
+    let mut sim = Sim::new(1);
+    sim.add_relay("r1");
+    sim.limit_memory(ALLOWED);
+    sim.add_agent("hub", NatKind::none());
+    sim.limit_memory(DEFAULT_MEMORY);
+    let peers: Vec<_> = (0..8).map(|n| format!("p{n}")).collect();
+    for peer in &peers {
+        sim.add_agent(peer, NatKind::none());
+        sim.trust("hub", peer);
+        sim.run_until(secs(10), |sim| sim.both_direct("hub", peer)).expect("nothing is between them");
+    }
+    sim.programs_hang("hub");
+    let (tape, hub) = (sim.record(), sim.address("hub"));
+    for peer in &peers {
+        for _ in 0..3 {
+            let bulk = sim.open(peer, "hub");
+            sim.write(bulk, &vec![7; 2 << 20]);
+        }
+    }
+    sim.run_for(secs(10));
+    let arrived: usize = tape.only(|p| p.to == hub).iter().map(|p| p.bytes.len()).sum();
+    assert!(u64::try_from(arrived).is_ok_and(|arrived| arrived < ALLOWED), "{arrived} bytes");
 }

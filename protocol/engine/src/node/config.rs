@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quinn_proto::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use super::memory::Share;
 use super::pair::PairKey;
 use crate::congestion::OfOneConnection;
 
@@ -25,12 +26,9 @@ pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(25);
 /// The same while an asker waits for its receipt: the inviter may have been restarted, and then another try is due.
 pub(super) const ASK_PING_INTERVAL: Duration = Duration::from_secs(2);
-/// One stream's receive window: 8 MB carries 640 Mb/s at 100 ms. quinn's default of 1.25 MB carries 100.
-const STREAM_WINDOW: u32 = 8 << 20;
-/// All streams of a session together: eight that nobody reads leave the others their way.
-const SESSION_WINDOW: u32 = 64 << 20;
-/// Unacknowledged data kept for sending.
-const SEND_WINDOW: u64 = 32 << 20;
+/// What the streams of all sessions may hold together, where the owner says nothing else: the first session has all that one has
+/// use for.
+pub const DEFAULT_MEMORY: u64 = 384 << 20;
 /// Streams a peer may have open towards us at a time; what is above is told `Busy` by its own side. quinn-proto makes room for
 /// all of them at once, some 90 bytes each, also while a handshake runs.
 const MAX_STREAMS: u32 = 512;
@@ -39,8 +37,6 @@ const MAX_STREAMS: u32 = 512;
 pub(super) const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 /// The control stream and room for another.
 const MAX_UNI_STREAMS: u32 = 2;
-/// What an asker may have under way: a request whole, and nothing else.
-const REQUEST_WINDOW: u32 = 4 << 10;
 /// UDP packets waiting in each direction, in bytes.
 pub(super) const DATAGRAM_BUFFER: usize = 1 << 20;
 /// Early bytes a stream takes before its session is up.
@@ -51,14 +47,17 @@ pub(super) const MAX_PACKETS: usize = 256;
 /// forgets a UDP mapping (docs/spec/paths.md).
 pub(super) const PATH_KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// The QUIC transport parameters and limits of one session of this pair. Sessions do not share them: what is under way on
+/// The QUIC transport parameters and limits of one session of this pair, which may hold `share`. Sessions do not share them: what is under way on
 /// a session is counted in its congestion control.
-pub(super) fn transport(pair: &PairKey) -> Arc<TransportConfig> {
+pub(super) fn transport(pair: &PairKey, share: Share) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("two minutes fit a VarInt")))
         .initial_rtt(INITIAL_RTT)
         .congestion_controller_factory(Arc::new(OfOneConnection::default()))
+        .stream_receive_window(share.stream_receive_window())
+        .receive_window(share.receive_window())
+        .send_window(share.send_window())
         .allow_spin(false);
     match pair {
         PairKey::Peer(_) => of_a_trusted_peer(&mut config),
@@ -72,9 +71,6 @@ fn of_a_trusted_peer(config: &mut TransportConfig) {
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_UNI_STREAMS))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(SESSION_WINDOW))
-        .send_window(SEND_WINDOW)
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER);
@@ -85,9 +81,6 @@ fn of_a_request(config: &mut TransportConfig, streams: u32) {
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(REQUEST_WINDOW))
-        .receive_window(VarInt::from_u32(REQUEST_WINDOW))
-        .send_window(REQUEST_WINDOW.into())
         .mtu_discovery_config(None)
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0);

@@ -42,7 +42,8 @@ impl Node {
         let knock = Knock::new(direction, now.wall, &mut self.random);
         let judge = self.judge.expecting(pair.expected());
         let noise = NoiseClient::new(&pair.outbound, 0, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        let config = client_config(noise, knock, transport(pair_key));
+        let share = self.memory.offer(pair_key);
+        let config = client_config(noise, knock, transport(pair_key, share));
         let (handle, connection) = match self.endpoint.connect(now.mono, config, VIRTUAL_REMOTE, "peerage") {
             Ok(connected) => connected,
             Err(error) => {
@@ -53,7 +54,7 @@ impl Node {
         let key = self.new_session_key(handle);
         let route = RelayRoute::Racing { relays: via, destination };
         let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route, now.mono);
-        self.sessions.insert(key, session);
+        self.begin_session(key, session, share);
         self.ready.insert(key);
         Some(key)
     }

@@ -14,6 +14,7 @@ use super::again::Untaken;
 use super::config::{PING_INTERVAL, transport};
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
+use super::memory::Share;
 use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, MAX_PER_INVITE, PairKey};
 use super::rivals::{Drain, MAX_PER_PEER};
 use super::session::{Phase, RelayRoute, Session, Since, Up};
@@ -27,7 +28,7 @@ impl Node {
     pub(super) fn accept(&mut self, incoming: QuicIncoming, first_id: [u8; KNOCK_LEN], route: RelayRoute, now: Now) {
         let matched = self.knocks().check(&first_id, now.wall);
         let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret, now.wall)?, m)));
-        let Some((config, matched)) = admitted else {
+        let Some(((config, share), matched)) = admitted else {
             self.endpoint.ignore(incoming);
             return;
         };
@@ -44,7 +45,8 @@ impl Node {
         self.knocks().mark_used(&matched);
         let key = self.new_session_key(handle);
         let pair_key = matched.pair.clone();
-        self.sessions.insert(key, Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono));
+        let session = Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono);
+        self.begin_session(key, session, share);
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.pending.push(key);
         }
@@ -57,7 +59,7 @@ impl Node {
         pair_key: &PairKey,
         secret: usize,
         wall: UnixTime,
-    ) -> Option<Arc<quinn_proto::ServerConfig>> {
+    ) -> Option<(Arc<quinn_proto::ServerConfig>, Share)> {
         // An ended trust or invitation must not even show that we are here.
         let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(wall))?;
         let most = if pair.peer().is_some() { MAX_PER_PEER } else { MAX_PER_INVITE };
@@ -68,7 +70,14 @@ impl Node {
         let judge = self.judge.expecting(pair.expected());
         let inbound = pair.inbound.as_ref()?;
         let noise = NoiseServer::new(inbound, secret, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        Some(Arc::new(server_config(noise, transport(pair_key))))
+        let share = self.memory.offer(pair_key);
+        Some((Arc::new(server_config(noise, transport(pair_key, share))), share))
+    }
+
+    /// A session is there from now on, and holds its share.
+    pub(super) fn begin_session(&mut self, key: SessionKey, session: Session, share: Share) {
+        self.memory.grant(key, share);
+        self.sessions.insert(key, session);
     }
 
     /// Lets everything follow from an input to a session: events, endpoint events, control messages, timers.
@@ -463,6 +472,7 @@ impl Node {
     fn forget_session(&mut self, key: SessionKey) {
         self.unanswered.retain(|_, (session, _)| *session != key);
         if let Some(session) = self.sessions.remove(&key) {
+            self.memory.give_back(key);
             self.by_handle.remove(&session.handle.0);
             self.first_ids.remove(&session.first_id);
             if let Some(pair) = self.pairs.get_mut(&session.pair) {

@@ -23,6 +23,7 @@ mod judge;
 mod life;
 mod lifetime;
 mod mailbox;
+mod memory;
 mod output;
 mod outside;
 mod owed;
@@ -49,6 +50,7 @@ use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
 use quinn_proto::{Endpoint, StreamId};
 
+pub use config::DEFAULT_MEMORY;
 pub use event::{AskError, AskKey, DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 pub use mailbox::ErrandKey;
 pub use output::Transmit;
@@ -56,6 +58,7 @@ pub use status::{NodeStatus, PeerDial, RelayStatus, RelayWay, SessionStatus};
 
 use self::judge::Judge;
 use self::mailbox::Errand;
+use self::memory::Memory;
 use self::output::Batch;
 use self::outside::Outside;
 use self::pair::{Pair, PairKey};
@@ -86,6 +89,9 @@ pub struct NodeConfig {
     pub credential: Vec<u8>,
     /// Addresses that our owner says can be reached from outside.
     pub fixed: Vec<SocketAddr>,
+    /// Bytes that the streams of all sessions may hold together: what was not read here, and what peers have not acknowledged. The
+    /// smallest windows of a session are granted beyond it.
+    pub memory: u64,
     /// 32 bytes from the operating system, used for nothing else, never twice. Tests fix them.
     pub seed: [u8; 32],
 }
@@ -113,6 +119,7 @@ pub struct Node {
     sessions: BTreeMap<SessionKey, Session>,
     by_handle: BTreeMap<usize, SessionKey>,
     next_session: u64,
+    memory: Memory,
     first_ids: BTreeMap<[u8; KNOCK_LEN], SessionKey>,
     streams: BTreeMap<StreamKey, Stream>,
     next_stream: u64,
@@ -179,6 +186,7 @@ impl Node {
             sessions: BTreeMap::new(),
             by_handle: BTreeMap::new(),
             next_session: 0,
+            memory: Memory::new(config.memory),
             first_ids: BTreeMap::new(),
             streams: BTreeMap::new(),
             next_stream: 0,

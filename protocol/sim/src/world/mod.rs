@@ -67,6 +67,8 @@ pub struct Sim {
     tamper: Option<Tamper>,
     tape: Option<Tape>,
     direct_blocked: bool,
+    /// What agents that start may hold for streams.
+    memory: u64,
     /// Whether allowlists name relays by name, so that they are reached over either address family.
     names_relays: bool,
     trace: Vec<String>,
@@ -95,6 +97,10 @@ struct Agent {
     skew: i64,
     events: Vec<(Duration, Event)>,
     cut_off: bool,
+    /// Whether its programs take part in their streams.
+    reads: bool,
+    /// Whether its driver has not come to sending.
+    held_back: bool,
     /// While its process is stopped: what waits in its socket.
     stopped: Option<Vec<(SocketAddr, Packet)>>,
     /// Whether trust requests can be kept; a full disk cannot.
@@ -105,6 +111,11 @@ struct Agent {
 }
 
 impl Agent {
+    /// Whether its timers run.
+    fn runs(&self) -> bool {
+        self.stopped.is_none() && !self.held_back
+    }
+
     /// The socket that is bound to this address.
     fn link_of(&self, address: SocketAddr) -> Option<Link> {
         if self.addresses.all().any(|own| own == address) {
@@ -193,7 +204,7 @@ impl Sim {
     }
 
     fn next_moment(&self) -> Option<Instant> {
-        let running = self.agents.iter().filter(|a| a.stopped.is_none());
+        let running = self.agents.iter().filter(|a| a.runs());
         let nodes = running.filter_map(|a| a.node.as_ref()?.poll_timeout());
         let relays = self.relays.iter().filter_map(|r| r.relay.as_ref()?.poll_timeout());
         nodes.chain(relays).chain(self.queue.next()).min()
@@ -209,7 +220,8 @@ impl Sim {
         for agent in 0..self.agents.len() {
             let moment = self.clock.for_agent(self.agents[agent].skew);
             let host = &mut self.agents[agent];
-            let node = host.node.as_mut().filter(|_| host.stopped.is_none());
+            let runs = host.runs();
+            let node = host.node.as_mut().filter(|_| runs);
             if let Some(node) = node.filter(|node| node.poll_timeout().is_some_and(|at| at <= now)) {
                 node.handle_timeout(moment);
                 self.drain(agent);
@@ -237,6 +249,9 @@ impl Sim {
 
     /// Sends everything a node has to send and acts on everything it has to say.
     fn drain(&mut self, agent: usize) {
+        if self.agents[agent].held_back {
+            return;
+        }
         let mut buffer = Vec::new();
         loop {
             let moment = self.clock.for_agent(self.agents[agent].skew);
@@ -351,6 +366,9 @@ impl Sim {
     }
 
     fn pump(&mut self, agent: usize, key: StreamKey) {
+        if !self.agents[agent].reads {
+            return;
+        }
         let elapsed = self.clock.elapsed();
         let ids: Vec<_> = self.agents.iter().map(|a| self.owners[&a.name].id.clone()).collect();
         let Agent { node, name, .. } = &mut self.agents[agent];

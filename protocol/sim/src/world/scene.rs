@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use peerage_engine::node::{Node, NodeConfig};
+use peerage_engine::node::{DEFAULT_MEMORY, Node, NodeConfig};
 use peerage_model::id::sha256;
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{BirthdayMode, DeniedInstance, PathMode, Snapshot};
@@ -60,6 +60,7 @@ impl Sim {
             tamper: None,
             tape: None,
             direct_blocked: false,
+            memory: DEFAULT_MEMORY,
             names_relays: false,
             trace: Vec::new(),
             digest: [0; 32],
@@ -435,6 +436,7 @@ impl Sim {
             instance: character.instance,
             credential: character.credential,
             fixed: Vec::new(),
+            memory: self.memory,
             seed: sha256(&[b"node", &self.seed.to_be_bytes(), &(number as u64).to_be_bytes()]),
         };
         let mut node = Node::new(config, moment).expect("a credential of the simulator is short enough");
@@ -458,6 +460,8 @@ impl Sim {
             undecided: Vec::new(),
             events: Vec::new(),
             cut_off: false,
+            held_back: false,
+            reads: true,
             stopped: None,
         });
         self.drain(number);

@@ -190,6 +190,24 @@ impl Sim {
         self.agents[number].cut_off = cut_off;
     }
 
+    /// What the streams of agents that start from now on may hold, in bytes.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.memory = bytes;
+    }
+
+    /// An agent's programs neither read nor write any more.
+    pub fn programs_hang(&mut self, label: &str) {
+        let number = self.number(label);
+        self.agents[number].reads = false;
+    }
+
+    /// Whether an agent's driver is busy elsewhere: what it has to send and to tell waits until it is not.
+    pub fn hold_back(&mut self, label: &str, held_back: bool) {
+        let number = self.number(label);
+        self.agents[number].held_back = held_back;
+        self.drain(number);
+    }
+
     /// An agent's process is stopped: no timer of its runs, and packets wait in its socket.
     pub fn stop(&mut self, label: &str) {
         let number = self.number(label);

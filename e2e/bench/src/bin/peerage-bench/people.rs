@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use peerage_agent::driver::{DriverConfig, ProxySettings};
+use peerage_agent::driver::{DriverConfig, ProxySettings, TunnelMemory};
 use peerage_model::passport::{BACKDATED, LIFETIME};
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{PathMode, Peer, Port, Protocol};
@@ -58,6 +58,7 @@ impl Person {
         let (instance, credential) = self.instance();
         DriverConfig {
             proxy: ProxySettings::default(),
+            memory: TunnelMemory::default(),
             agent: self.id.clone(),
             instance,
             credential,
