@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use peerage_engine::relay::{ClientConfig, RelayClient, Role};
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{self, Destination, EndpointId, Frame, Tag, keys};
-use peerage_model::{AgreementSecret, Credential, InstanceId, RoutingId};
+use peerage_model::{AgreementKey, AgreementSecret, Credential, InstanceId, RoutingId};
 use peerage_relay_proto::{Access, Config, Decision, Ingress, Limits, Place, Relay, StreamId};
 use zeroize::Zeroizing;
 
@@ -154,8 +154,11 @@ impl World {
         let nonce = [1; 8];
         let (_, _, route) = agent(feed.u8());
         match feed.u8() % 5 {
-            0 => mailbox::lookup(tag, nonce, NameKey(feed.array())).to_vec(),
-            1 => mailbox::lookup(tag, nonce, NameKey::of(&"agent-1".parse().expect("a name"))).to_vec(),
+            0 => mailbox::lookup(tag, nonce, NameKey(feed.array()), &AgreementKey(feed.array())).to_vec(),
+            1 => {
+                let name = NameKey::of(&"agent-1".parse().expect("a name"));
+                mailbox::lookup(tag, nonce, name, &AgreementKey([9; 32])).to_vec()
+            }
             2 => mailbox::post(tag, nonce, *route, &[feed.u8(); SEALED]),
             3 => {
                 let done = match self.answers.get(&from).map(|answer| Frame::parse(answer)) {

@@ -50,8 +50,8 @@ pub fn relay_frame(data: &[u8]) {
             frame::alive(tag, *nonce, *lifetime, *draining, *mail).to_vec()
         }
         Frame::Drain { grace, mac } => frame::drain(tag, *grace, |_| **mac).to_vec(),
-        Frame::Lookup { nonce, name } => mailbox::lookup(tag, *nonce, *name).to_vec(),
-        Frame::Records { nonce, records } => mailbox::records(tag, *nonce, records.iter()),
+        Frame::Lookup { nonce, name, e } => mailbox::lookup(tag, *nonce, *name, e).to_vec(),
+        Frame::Records { nonce, records, mac } => mailbox::records(tag, *nonce, records.iter(), |_| **mac),
         Frame::Post { nonce, to, sealed } => mailbox::post(tag, *nonce, *to, sealed),
         Frame::Posted { nonce } => mailbox::posted(tag, *nonce).to_vec(),
         Frame::Check { nonce, done, mac } => mailbox::check(tag, *nonce, *done, |_| **mac).to_vec(),

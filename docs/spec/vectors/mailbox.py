@@ -51,22 +51,25 @@ def decoy(relay_key, name):
     return key, signed(b"authority record", cbor(body), a.root)
 
 
-def frames(route, name_key, sealed, record):
+def frames(route, name_key, sealed, record, relay_key, e_secret):
+    e, relay = X25519PrivateKey.from_private_bytes(e_secret), X25519PrivateKey.from_private_bytes(relay_key)
+    public, theirs = raw(e.public_key()), raw(relay.public_key())
+    answer = hkdf(b"", e.exchange(relay.public_key()), b"peerage mailbox look-up v1" + theirs + public)
     tag, nonce, mail = bytes(range(0xA1, 0xA7)), bytes(range(0x11, 0x19)), bytes(range(0x21, 0x29))
     session = bytes([0x42]) * 32
 
-    def frame(kind, body, authentic=False):
+    def frame(kind, body, key=None):
         whole = bytes([4, kind]) + tag + nonce + body
-        return whole + prf(session, whole)[:16] if authentic else whole
+        return whole + prf(key, whole)[:16] if key else whole
 
     return {
-        "lookup": frame(16, name_key + bytes(32)),
-        "records": frame(17, (len(record).to_bytes(2, "big") + record) * 2),
+        "lookup": frame(16, name_key + public),
+        "records": frame(17, (len(record).to_bytes(2, "big") + record) * 2, answer),
         "post": frame(18, route + sealed),
         "posted": frame(19, b""),
-        "check": frame(20, mail, True),
-        "mail": frame(21, mail + sealed, True),
-        "mail_none": frame(21, bytes(8), True),
+        "check": frame(20, mail, session),
+        "mail": frame(21, mail + sealed, session),
+        "mail_none": frame(21, bytes(8), session),
     }
 
 
@@ -75,7 +78,8 @@ def main():
     relays = [{0: bytes([5]) * 32, 1: "relay.example", 2: 3478}]
     e = bytes([9]) * 32
     route, sealed = seal(asker, owner, e, relays, "to read reports")
-    name_key, record = decoy(bytes([7]) * 32, b"db")
+    relay_key = bytes([7]) * 32
+    name_key, record = decoy(relay_key, b"db")
     out = {
         "about": "docs/spec/mailbox.md; written by mailbox.py",
         "now": NOW,
@@ -84,10 +88,10 @@ def main():
         "routing_id": route.hex(),
         "e_secret": e.hex(),
         "sealed": sealed.hex(),
-        "relay_secret": (bytes([7]) * 32).hex(),
+        "relay_secret": relay_key.hex(),
         "name_key": name_key.hex(),
         "decoy": record.hex(),
-        "frames": {name: frame.hex() for name, frame in frames(route, name_key, sealed, record).items()},
+        "frames": {name: frame.hex() for name, frame in frames(route, name_key, sealed, record, relay_key, e).items()},
     }
     (HERE / "mailbox.json").write_text(json.dumps(out, indent=1) + "\n")
 

@@ -379,8 +379,8 @@ mod tests {
 
     #[test]
     fn sealing_decoys_and_frames_match_the_vectors() {
-        use crate::relay::frame::mailbox::{MailId, check, lookup, mail, post, posted, records};
-        use crate::relay::frame::{Frame, Tag, keys::MacKey};
+        use crate::relay::frame::mailbox::{MailId, answer_key, check, lookup, mail, post, posted, records};
+        use crate::relay::frame::{Frame, MAC, Tag, keys::MacKey};
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/spec/vectors/mailbox.json");
         let text = std::fs::read_to_string(path).expect("the vectors are part of the repository");
         let v: serde_json::Value = serde_json::from_str(&text).expect("the vectors are JSON");
@@ -406,9 +406,12 @@ mod tests {
         );
         let session = MacKey::new(Zeroizing::new([0x42; 32]));
         let route = agent(&owner, "db").routing_id();
+        let e = AgreementSecret::from_bytes(bytes(&v["e_secret"]).try_into().expect("32 bytes"));
+        let es = relay_key.agree(&e.public()).expect("good keys");
+        let answer = answer_key(&es, &relay_key.public(), &e.public());
         let frames = [
-            ("lookup", lookup(tag, nonce, name).to_vec()),
-            ("records", records(tag, nonce, [decoy.as_bytes(); 2])),
+            ("lookup", lookup(tag, nonce, name, &e.public()).to_vec()),
+            ("records", records(tag, nonce, [decoy.as_bytes(); 2], |body| answer.mac(body))),
             ("post", post(tag, nonce, route, &made)),
             ("posted", posted(tag, nonce).to_vec()),
             ("check", check(tag, nonce, id, |body| session.mac(body)).to_vec()),
@@ -420,7 +423,7 @@ mod tests {
             let (read, _) = Frame::parse(&frame).expect("it is a frame");
             assert_eq!(read, tag);
             for length in 0..frame.len() {
-                let whole_records = name == "records" && length == 8 + 8 + 2 + decoy.as_bytes().len();
+                let whole_records = name == "records" && length == 8 + 8 + 2 + decoy.as_bytes().len() + MAC;
                 assert_eq!(Frame::parse(&frame[..length]).is_ok(), whole_records, "{name} cut to {length}");
             }
             let longer = [&frame[..], &[0]].concat();

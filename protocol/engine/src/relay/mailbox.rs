@@ -6,10 +6,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use peerage_model::RoutingId;
+use peerage_model::keys::WeakKey;
 use peerage_model::relay::frame::keys::MacKey;
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{Frame, Tag};
+use peerage_model::{AgreementKey, AgreementSecret, RoutingId};
 
 use super::schedule::Schedule;
 use crate::noise::SeededRandom;
@@ -21,7 +22,7 @@ const CHECKS: u32 = 5;
 /// Questions at one relay at a time; people ask them.
 const QUESTIONS: usize = 16;
 
-/// What is asked.
+/// What is asked. Somebody on the way could answer with an authority of its own, so the answer to a look-up is authenticated.
 #[derive(Clone, Debug)]
 pub enum Question {
     /// Whose agents have this name.
@@ -58,8 +59,37 @@ pub enum MailEvent {
 struct Asked {
     token: u64,
     nonce: [u8; 8],
-    question: Question,
+    asking: Asking,
     schedule: Schedule,
+}
+
+/// A question as it is sent.
+#[derive(Debug)]
+enum Asking {
+    /// With the key that was made for it, and what its answer is checked with.
+    LookUp {
+        name: NameKey,
+        e: AgreementKey,
+        answer: MacKey,
+    },
+    Post {
+        to: RoutingId,
+        sealed: Box<[u8; SEALED]>,
+    },
+}
+
+impl Asking {
+    /// Fails where no answer of that relay could be checked.
+    fn new(question: Question, relay: &AgreementKey, random: &mut SeededRandom) -> Result<Self, WeakKey> {
+        Ok(match question {
+            Question::LookUp(name) => {
+                let secret = AgreementSecret::from_bytes(random.bytes());
+                let e = secret.public();
+                Self::LookUp { name, e, answer: mailbox::answer_key(&*secret.agree(relay)?, relay, &e) }
+            }
+            Question::Post(to, sealed) => Self::Post { to, sealed },
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -128,9 +158,19 @@ impl Mailbox {
         self.open
     }
 
-    pub(super) fn ask(&mut self, token: u64, question: Question, now: Instant, random: &mut SeededRandom) {
-        if self.asked.len() < QUESTIONS {
-            self.asked.push(Asked { token, nonce: random.bytes(), question, schedule: Schedule::new(now) });
+    /// Asks, at the relay that has this key.
+    pub(super) fn ask(
+        &mut self,
+        token: u64,
+        question: Question,
+        relay: &AgreementKey,
+        now: Instant,
+        random: &mut SeededRandom,
+    ) {
+        if self.asked.len() < QUESTIONS
+            && let Ok(asking) = Asking::new(question, relay, random)
+        {
+            self.asked.push(Asked { token, nonce: random.bytes(), asking, schedule: Schedule::new(now) });
         }
     }
 
@@ -147,14 +187,16 @@ impl Mailbox {
     /// An answer under our tag. `session` authenticates what is for our mailbox.
     pub(super) fn on_frame(&mut self, frame: &Frame<'_>, session: Option<&MacKey>, datagram: &[u8], now: Instant) {
         match frame {
-            Frame::Records { nonce, records } => {
-                if let Some(token) = self.answered(nonce, |question| matches!(question, Question::LookUp(_))) {
+            Frame::Records { nonce, records, .. } => {
+                let true_answer =
+                    |asking: &Asking| matches!(asking, Asking::LookUp { answer, .. } if answer.verifies(datagram));
+                if let Some(token) = self.answered(nonce, true_answer) {
                     let records = records.iter().map(<[u8]>::to_vec).collect();
                     self.events.push_back(MailEvent::Found { token, records });
                 }
             }
             Frame::Posted { nonce } => {
-                if let Some(token) = self.answered(nonce, |question| matches!(question, Question::Post(..))) {
+                if let Some(token) = self.answered(nonce, |asking| matches!(asking, Asking::Post { .. })) {
                     self.events.push_back(MailEvent::Posted { token });
                 }
             }
@@ -176,8 +218,8 @@ impl Mailbox {
         }
     }
 
-    fn answered(&mut self, nonce: &[u8; 8], fits: impl Fn(&Question) -> bool) -> Option<u64> {
-        let at = self.asked.iter().position(|asked| asked.nonce == *nonce && fits(&asked.question))?;
+    fn answered(&mut self, nonce: &[u8; 8], fits: impl Fn(&Asking) -> bool) -> Option<u64> {
+        let at = self.asked.iter().position(|asked| asked.nonce == *nonce && fits(&asked.asking))?;
         Some(self.asked.swap_remove(at).token)
     }
 
@@ -191,9 +233,9 @@ impl Mailbox {
     ) {
         for asked in self.asked.iter_mut().filter(|asked| asked.schedule.due(now)) {
             asked.schedule.sent(now, true, random.bytes());
-            self.transmits.push_back(match &asked.question {
-                Question::LookUp(name) => mailbox::lookup(tag, asked.nonce, *name).to_vec(),
-                Question::Post(to, sealed) => mailbox::post(tag, asked.nonce, *to, sealed),
+            self.transmits.push_back(match &asked.asking {
+                Asking::LookUp { name, e, .. } => mailbox::lookup(tag, asked.nonce, *name, e).to_vec(),
+                Asking::Post { to, sealed } => mailbox::post(tag, asked.nonce, *to, sealed),
             });
         }
         let Some(session) = session else { return };

@@ -258,7 +258,7 @@ impl RelayClient {
 
     /// Asks the relay something, again and again until it is answered or given up. `token` comes back with the answer.
     pub fn ask(&mut self, token: u64, question: Question, now: Instant) {
-        self.mailbox.ask(token, question, now, &mut self.random);
+        self.mailbox.ask(token, question, &self.relay, now, &mut self.random);
         self.see_to_mail(now);
     }
 

@@ -48,6 +48,11 @@ impl Relay {
         answer.to_vec()
     }
 
+    fn records(&self, nonce: [u8; 8], e: &AgreementKey, records: &[&[u8]]) -> Vec<u8> {
+        let key = mailbox::answer_key(&self.key.agree(e).expect("good keys"), &self.key.public(), e);
+        mailbox::records(ENDPOINT_TAG, nonce, records.iter().copied(), |body| key.mac(body))
+    }
+
     fn refused(&self, bind: &[u8], reason: Refusal) -> Vec<u8> {
         let Ok((tag, Frame::Bind { cookie, e, .. })) = Frame::parse(bind) else { panic!("BIND") };
         let relay = self.key.public();
@@ -548,20 +553,36 @@ fn an_agent_that_is_not_public_never_looks() {
 
 #[test]
 fn a_question_is_repeated_until_it_is_answered_and_answered_once() {
-    let (_, mut client, now) = bound_pair();
+    let (relay, mut client, now) = bound_pair();
     client.ask(7, Question::LookUp(NameKey([1; 16])), now);
     let first = sent(&mut client);
     let again = run(&mut client, now + Duration::from_secs(1));
     assert!(again.len() == 2 && again.iter().all(|frame| *frame == first), "the same bytes: {}", again.len());
-    let Ok((_, Frame::Lookup { nonce, name: NameKey([1, ..]) })) = Frame::parse(&first) else { panic!("LOOKUP") };
+    let Ok((_, Frame::Lookup { nonce, name: NameKey([1, ..]), e })) = Frame::parse(&first) else { panic!("LOOKUP") };
     client.handle_datagram(now, &mailbox::posted(ENDPOINT_TAG, nonce));
     assert_eq!(client.poll_mail(), None, "the answer to another kind of question");
-    let answer = mailbox::records(ENDPOINT_TAG, nonce, [&[5; 200][..], &[6; 100]]);
+    let answer = relay.records(nonce, &e, &[&[5; 200], &[6; 100]]);
     client.handle_datagram(now, &answer);
     client.handle_datagram(now, &answer);
     assert_eq!(client.poll_mail(), Some(MailEvent::Found { token: 7, records: vec![vec![5; 200], vec![6; 100]] }));
     assert_eq!(client.poll_mail(), None);
     assert!(run(&mut client, now + Duration::from_secs(20)).is_empty());
+}
+
+#[test]
+fn an_authority_that_somebody_on_the_way_names_is_not_believed() {
+    let (relay, mut client, now) = bound_pair();
+    client.ask(7, Question::LookUp(NameKey([1; 16])), now);
+    let Ok((_, Frame::Lookup { nonce, e, .. })) = Frame::parse(&sent(&mut client)) else { panic!("LOOKUP") };
+    client.handle_datagram(now, &mailbox::records(ENDPOINT_TAG, nonce, [&[5; 200][..]], |_| [0; 16]));
+    let mut other = Relay::new(1);
+    other.key = AgreementSecret::from_bytes([66; 32]);
+    client.handle_datagram(now, &other.records(nonce, &e, &[&[5; 200]]));
+    let to_another_question = relay.records(nonce, &AgreementSecret::from_bytes([67; 32]).public(), &[&[5; 200]]);
+    client.handle_datagram(now, &to_another_question);
+    assert_eq!(client.poll_mail(), None);
+    client.handle_datagram(now, &relay.records(nonce, &e, &[&[6; 200]]));
+    assert_eq!(client.poll_mail(), Some(MailEvent::Found { token: 7, records: vec![vec![6; 200]] }));
 }
 
 #[test]

@@ -367,6 +367,8 @@ pub enum Frame<'a> {
         nonce: [u8; 8],
         /// The name.
         name: NameKey,
+        /// Whom the answer is for.
+        e: AgreementKey,
     },
     /// Answers it.
     Records {
@@ -374,6 +376,8 @@ pub enum Frame<'a> {
         nonce: [u8; 8],
         /// Of authorities.
         records: Records<'a>,
+        /// Over the frame before it, by [`mailbox::answer_key`].
+        mac: &'a [u8; MAC],
     },
     /// Leaves a request in a mailbox.
     Post {
@@ -462,11 +466,7 @@ impl<'a> Frame<'a> {
             12 => Self::To { destination: Destination::Route(RoutingId(*r.array()?)), packet: r.packet()? },
             13 => Self::To { destination: Destination::Endpoint(EndpointId(*r.array()?)), packet: r.packet()? },
             14 => Self::From { source: EndpointId(*r.array()?), packet: r.packet()? },
-            16 => {
-                let (nonce, name) = (*r.array()?, NameKey(*r.array()?));
-                r.padding(mailbox::LOOKUP - HEADER - 24)?;
-                Self::Lookup { nonce, name }
-            }
+            16 => Self::Lookup { nonce: *r.array()?, name: NameKey(*r.array()?), e: AgreementKey(*r.array()?) },
             17 => Self::records(&mut r)?,
             18 => Self::Post { nonce: *r.array()?, to: RoutingId(*r.array()?), sealed: r.array()? },
             19 => Self::Posted { nonce: *r.array()? },

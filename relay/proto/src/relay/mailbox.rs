@@ -2,9 +2,9 @@
 //!
 //! Who speaks is known by place and tag, as for packets; what it may do is charged before it is looked where it goes.
 
-use peerage_model::RoutingId;
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{self, COOKIE, EndpointId, Tag};
+use peerage_model::{AgreementKey, RoutingId};
 
 use super::{Decision, Ingress, LIFETIME_SECS, Notice, Relay, Reply};
 use crate::counters::DropReason;
@@ -15,7 +15,14 @@ use crate::table::Source;
 const NOTICES: usize = 256;
 
 impl Relay {
-    pub(super) fn look_up(&mut self, ingress: &Ingress, tag: Tag, nonce: [u8; 8], name: NameKey) -> Decision {
+    pub(super) fn look_up(
+        &mut self,
+        ingress: &Ingress,
+        tag: Tag,
+        nonce: [u8; 8],
+        name: NameKey,
+        e: &AgreementKey,
+    ) -> Decision {
         if let Err(answer) = self.resident(ingress, tag, mailbox::LOOKUP) {
             return answer;
         }
@@ -23,8 +30,12 @@ impl Relay {
         if self.is_draining() || !self.mailboxes.admit_lookup(&self.boot_key, from, ingress.now) {
             return self.drop_for(DropReason::Quota);
         }
+        let Ok(es) = self.key.agree(e) else { return self.drop_for(DropReason::BadHandshake) };
+        let key = mailbox::answer_key(&es, &self.public, e);
         self.counters.lookups += 1;
-        let answer = self.mailboxes.look_up(name, |records| mailbox::records(tag, nonce, records.iter().copied()));
+        let answer = self
+            .mailboxes
+            .look_up(name, |records| mailbox::records(tag, nonce, records.iter().copied(), |body| key.mac(body)));
         Decision::Reply(Reply::new(&answer))
     }
 

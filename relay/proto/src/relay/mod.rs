@@ -340,7 +340,7 @@ impl Relay {
             Frame::Move { cookie, id, counter, mac: _ } => self.relocate(ingress, tag, cookie, id, counter, datagram),
             Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
             Frame::Unbind { id, mac: _ } => self.unbind(tag, id, datagram),
-            Frame::Lookup { nonce, name } => self.look_up(ingress, tag, nonce, name),
+            Frame::Lookup { nonce, name, e } => self.look_up(ingress, tag, nonce, name, &e),
             Frame::Post { nonce, to, sealed } => self.post(ingress, tag, nonce, to, sealed),
             Frame::Check { nonce, done, mac: _ } => self.check(ingress, tag, nonce, done, datagram),
             // Packets are dealt with by `forward`; the rest is what only relays send, and answering it could loop.

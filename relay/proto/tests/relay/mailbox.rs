@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::{Agent, Client, Out, World, addr, agent, authority};
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{self, Frame};
-use peerage_model::{AgentId, AuthorityRecord, RoutingId};
+use peerage_model::{AgentId, AgreementKey, AgreementSecret, AuthorityRecord, RoutingId};
 use peerage_relay_proto::{Access, DropReason, Limits};
 
 const HOME: &str = "192.0.2.7:4000";
@@ -37,13 +37,20 @@ fn key(name: &str) -> NameKey {
     NameKey::of(&name.parse().expect("a name"))
 }
 
+/// The key that an asker makes for its question.
+fn asking() -> AgreementSecret {
+    AgreementSecret::from_bytes([78; 32])
+}
+
 fn try_look_up(world: &mut World, asker: &Client, name: &str) -> Out {
-    world.send(asker.address, &mailbox::lookup(asker.tag, [5; 8], key(name)))
+    world.send(asker.address, &mailbox::lookup(asker.tag, [5; 8], key(name), &asking().public()))
 }
 
 fn records_in(out: Out) -> Vec<Vec<u8>> {
     match Frame::parse(&out.expect_reply()) {
-        Ok((_, Frame::Records { nonce, records })) if nonce == [5; 8] => records.iter().map(<[u8]>::to_vec).collect(),
+        Ok((_, Frame::Records { nonce, records, .. })) if nonce == [5; 8] => {
+            records.iter().map(<[u8]>::to_vec).collect()
+        }
         other => panic!("RECORDS, not {other:?}"),
     }
 }
@@ -448,15 +455,28 @@ fn who_is_not_known_is_challenged_and_a_wrong_tag_gets_nothing() {
     let mut world = World::open();
     let stranger = addr("198.51.100.77:1");
     let tag = frame::Tag([3; 6]);
-    for frame in
-        [mailbox::lookup(tag, [1; 8], key("db")).to_vec(), mailbox::post(tag, [1; 8], RoutingId([1; 16]), &sealed(1))]
-    {
+    for frame in [
+        mailbox::lookup(tag, [1; 8], key("db"), &asking().public()).to_vec(),
+        mailbox::post(tag, [1; 8], RoutingId([1; 16]), &sealed(1)),
+    ] {
         assert_eq!(world.send(stranger, &frame).reply_len(), frame::COOKIE);
     }
     let asker = world.visit("198.51.100.9:5000");
-    let forged = mailbox::lookup(tag, [1; 8], key("db"));
+    let forged = mailbox::lookup(tag, [1; 8], key("db"), &asking().public());
     assert_eq!(world.send(asker.address, &forged), Out::Nothing);
     assert_eq!(world.relay.counters().dropped(DropReason::WrongTag), 1);
+}
+
+#[test]
+fn an_answer_is_authenticated_for_who_asked() {
+    let mut world = World::open();
+    let asker = world.visit("198.51.100.9:5000");
+    let answer = try_look_up(&mut world, &asker, "db").expect_reply();
+    let (relay, e) = (world.relay_key(), asking().public());
+    let answers = mailbox::answer_key(&asking().agree(&relay).expect("good keys"), &relay, &e);
+    assert!(answers.verifies(&answer));
+    let unusable = mailbox::lookup(asker.tag, [5; 8], key("db"), &AgreementKey([0; 32]));
+    assert_eq!(world.send(asker.address, &unusable), Out::Nothing);
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The frames of mailboxes (`docs/spec/mailbox.md` section 2).
 
+use super::keys::MacKey;
 use super::{Frame, HEADER, MAC, NotAFrame, Reader, Tag, Type, write};
 use crate::id::sha256;
+use crate::keys::AgreementKey;
 use crate::name::AgentName;
+use crate::pair::hkdf;
 
 /// Bytes of a sealed request: its ephemeral key, the padded text and its AEAD tag.
 pub const SEALED: usize = 1024;
@@ -62,17 +65,17 @@ impl<'a> Records<'a> {
 impl<'a> Frame<'a> {
     pub(super) fn records(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
         let nonce = *r.array()?;
-        let all = r.0;
-        let mut count = 0;
-        while !r.0.is_empty() {
-            let length = usize::from(r.u16()?);
-            r.take(length)?;
+        let all = r.take(r.0.len().checked_sub(MAC).ok_or(NotAFrame)?)?;
+        let (mut rest, mut count) = (Reader(all), 0);
+        while !rest.0.is_empty() {
+            let length = usize::from(rest.u16()?);
+            rest.take(length)?;
             count += 1;
             if !(1..=MAX_RECORD).contains(&length) || count > MAX_RECORDS {
                 return Err(NotAFrame);
             }
         }
-        if count == 0 { Err(NotAFrame) } else { Ok(Self::Records { nonce, records: Records(all) }) }
+        if count == 0 { Err(NotAFrame) } else { Ok(Self::Records { nonce, records: Records(all), mac: r.array()? }) }
     }
 
     pub(super) fn mail(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
@@ -86,19 +89,32 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// LOOKUP.
+/// Authenticates RECORDS; `es` = DH(e, relay's key).
 #[must_use]
-pub fn lookup(tag: Tag, nonce: [u8; 8], name: NameKey) -> [u8; LOOKUP] {
+pub fn answer_key(es: &[u8; 32], relay: &AgreementKey, e: &AgreementKey) -> MacKey {
+    MacKey::new(hkdf(&[], es, &[b"peerage mailbox look-up v1", &relay.0, &e.0]))
+}
+
+/// LOOKUP. `e` must be fresh for each question.
+#[must_use]
+pub fn lookup(tag: Tag, nonce: [u8; 8], name: NameKey, e: &AgreementKey) -> [u8; LOOKUP] {
     let mut out = [0; LOOKUP];
     write::header(&mut out, Type::Lookup, tag);
     out[8..16].copy_from_slice(&nonce);
     out[16..32].copy_from_slice(&name.0);
+    out[32..].copy_from_slice(&e.0);
     out
 }
 
-/// RECORDS. What is more than [`MAX_RECORDS`], or longer than [`MAX_RECORD`], is left out.
+/// RECORDS, its MAC by `mac` over what is before it. What is more than [`MAX_RECORDS`], or longer than [`MAX_RECORD`], is left
+/// out.
 #[must_use]
-pub fn records<'a>(tag: Tag, nonce: [u8; 8], records: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+pub fn records<'a>(
+    tag: Tag,
+    nonce: [u8; 8],
+    records: impl IntoIterator<Item = &'a [u8]>,
+    mac: impl FnOnce(&[u8]) -> [u8; MAC],
+) -> Vec<u8> {
     let mut out = vec![0; HEADER];
     write::header(&mut out, Type::Records, tag);
     out.extend_from_slice(&nonce);
@@ -107,6 +123,8 @@ pub fn records<'a>(tag: Tag, nonce: [u8; 8], records: impl IntoIterator<Item = &
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(record);
     }
+    let mac = mac(&out);
+    out.extend_from_slice(&mac);
     out
 }
 
