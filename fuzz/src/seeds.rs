@@ -206,6 +206,7 @@ fn control() -> Vec<Vec<u8>> {
             version: Some("1".into()),
             succeeds: Vec::new(),
             run: None,
+            time: None,
         }),
         ControlMessage::Candidates(Candidates {
             generation: 3,

@@ -17,6 +17,8 @@ use crate::state::time;
 
 /// A file written this far in the future shows a clock that went back: more than filesystems round.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
+/// A difference between clocks that is worth a word: a hello that was sent again may be some seconds old.
+const CLOCKS_DIFFER: u64 = 30;
 /// The smallest packet every IPv6 path carries is 1280 bytes; QUIC needs 1200 of payload (RFC 9000 section 14).
 const SMALL_PACKET: u16 = 1200;
 
@@ -28,6 +30,7 @@ pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     findings.push(nat(&link));
     findings.extend(mapping(&link));
     findings.push(clock(&directory, time::now()));
+    findings.extend(clocks_of_peers(link.sessions.iter().filter_map(|session| session.clock_ahead)));
     findings.extend(packets(&link));
     findings.push(low_ports());
     findings.push(names(agent));
@@ -166,6 +169,24 @@ fn clock(directory: &Path, now: UnixTime) -> Finding {
     good("clock", format!("it is {}", time::rfc3339(now)))
 }
 
+/// What peers' clocks say of ours: the middle one, so that of three peers one that is wrong, or lies, says nothing.
+fn clocks_of_peers(ahead: impl Iterator<Item = i64>) -> Option<Finding> {
+    let mut ahead: Vec<_> = ahead.collect();
+    ahead.sort_unstable();
+    let middle = *ahead.get(ahead.len() / 2)?;
+    let seconds = middle.unsigned_abs();
+    if seconds < CLOCKS_DIFFER {
+        return Some(good("peer_clocks", "the clocks of peers agree with this one"));
+    }
+    let direction = if middle > 0 { "ahead of" } else { "behind" };
+    Some(finding(
+        "peer_clocks",
+        Severity::Note,
+        format!("peers say that their clocks are {seconds} s {direction} this one"),
+        "compare `date` here and there: more than 5 minutes of difference end sessions",
+    ))
+}
+
 fn packets(link: &LinkStatus) -> Option<Finding> {
     let smallest = link.sessions.iter().filter_map(|session| session.mtu).min()?;
     Some(match smallest <= SMALL_PACKET {
@@ -260,4 +281,23 @@ fn run_without_root() -> Vec<Finding> {
 
 fn read_number(path: &str) -> Option<u32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(ahead: &[i64]) -> Option<(Severity, String)> {
+        clocks_of_peers(ahead.iter().copied()).map(|finding| (finding.severity, finding.found))
+    }
+
+    #[test]
+    fn clocks_that_differ_are_told_and_one_wrong_peer_of_three_is_not() {
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&[1, i64::MIN, -3]).map(|(severity, _)| severity), Some(Severity::Good));
+        let ahead = (Severity::Note, "peers say that their clocks are 95 s ahead of this one".to_owned());
+        assert_eq!(told(&[95, 95, 0]), Some(ahead));
+        let behind = (Severity::Note, "peers say that their clocks are 31 s behind this one".to_owned());
+        assert_eq!(told(&[-31]), Some(behind));
+    }
 }

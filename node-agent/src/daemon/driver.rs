@@ -138,6 +138,7 @@ fn session(state: SessionState) -> Option<LinkSession> {
         bytes_out: state.bytes_sent,
         streams: state.streams as u64,
         mtu: Some(state.mtu),
+        clock_ahead: state.clock_ahead,
     })
 }
 

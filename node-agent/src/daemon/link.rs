@@ -220,4 +220,6 @@ pub struct LinkSession {
     pub streams: u64,
     /// Largest packet in use, in bytes.
     pub mtu: Option<u16>,
+    /// How many seconds the peer's clock is ahead of ours, as it said.
+    pub clock_ahead: Option<i64>,
 }

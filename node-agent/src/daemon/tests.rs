@@ -113,6 +113,7 @@ impl Link for FakeLink {
 
     fn status(&self) -> Boxed<'_, LinkStatus> {
         let session = |peer: &AgentId| LinkSession {
+            clock_ahead: None,
             peer: peer.clone(),
             instance: InstanceId([1; 8]),
             path: "direct".into(),

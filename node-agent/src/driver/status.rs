@@ -72,6 +72,8 @@ pub struct SessionState {
     pub packets_lost: u64,
     /// Largest UDP payload in use, in bytes.
     pub mtu: u16,
+    /// How many seconds the peer's clock is ahead of ours, as it said.
+    pub clock_ahead: Option<i64>,
 }
 
 pub(super) fn describe(node: &NodeStatus, mapping: Mapping) -> DriverStatus {
@@ -116,5 +118,6 @@ fn session(session: &SessionStatus) -> SessionState {
         packets_sent: session.packets.0,
         packets_lost: session.packets.1,
         mtu: session.mtu,
+        clock_ahead: session.clock_ahead,
     }
 }

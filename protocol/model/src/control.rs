@@ -11,6 +11,7 @@ use crate::InstanceId;
 use crate::cbor;
 use crate::name::Label;
 use crate::snapshot::Port;
+use crate::time::UnixTime;
 
 /// Longest encoded message. The largest, a full candidate list, has about 500 bytes.
 pub const MAX_MESSAGE: usize = 4096;
@@ -75,6 +76,9 @@ pub struct Hello {
     /// Which run of its instance the sender is. A process that restarts with the key it kept is another one.
     #[n(3)]
     pub run: Option<RunId>,
+    /// The sender's clock when it said this. Shows people that clocks differ, and decides nothing.
+    #[n(4)]
+    pub time: Option<UnixTime>,
 }
 
 /// One process of an instance: drawn when it starts.

@@ -281,3 +281,14 @@ fn peers_whose_words_nobody_reads_fill_no_more_memory_than_the_owner_allows() {
     let arrived: usize = tape.only(|p| p.to == hub).iter().map(|p| p.bytes.len()).sum();
     assert!(u64::try_from(arrived).is_ok_and(|arrived| arrived < ALLOWED), "{arrived} bytes");
 }
+
+#[test]
+fn peers_see_how_far_their_clocks_are_apart() {
+    let mut sim = Sim::strangers(1, NatKind::home_router(), NatKind::home_router());
+    sim.set_clock("b", 120);
+    sim.trust("a", "b");
+    sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("two minutes are no obstacle");
+    sim.run_for(secs(1));
+    let seen = |label, peer| sim.sessions(label, peer)[0].clock_ahead;
+    assert_eq!((seen("a", "b"), seen("b", "a")), (Some(120), Some(-120)));
+}

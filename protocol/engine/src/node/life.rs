@@ -207,6 +207,7 @@ impl Node {
             run: None,
             peer_ports: None,
             said_hello: None,
+            clock_ahead: None,
             since: Since { mono: now.mono, wall: now.wall },
             confirmed,
             drain: Drain::default(),
@@ -235,11 +236,12 @@ impl Node {
         };
         let ports = peerage_policy::open_to(peer, &self.ports);
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        let hello = Hello { ports, version, succeeds: self.predecessors.clone(), run: Some(self.run) };
+        let time = self.last.wall;
+        let hello = Hello { ports, version, succeeds: self.predecessors.clone(), run: Some(self.run), time: None };
         let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
         if up.said_hello.as_ref() != Some(&hello) {
             up.said_hello = Some(hello.clone());
-            self.say(key, &ControlMessage::Hello(hello));
+            self.say(key, &ControlMessage::Hello(Hello { time: Some(time), ..hello }));
         }
     }
 
@@ -302,6 +304,7 @@ impl Node {
                 let news = up.peer_ports.as_ref() != Some(&hello.ports);
                 up.peer_ports = Some(hello.ports.clone());
                 up.run = hello.run;
+                up.clock_ahead = hello.time.and_then(|theirs| ahead(theirs, now.wall));
                 let own = up.credential.instance();
                 self.doubt_predecessors(&peer, &hello.succeeds, own);
                 if let Some(run) = hello.run {
@@ -504,6 +507,11 @@ impl Node {
         self.by_handle.insert(handle.0, key);
         key
     }
+}
+
+/// How many seconds a clock is ahead of another.
+fn ahead(theirs: UnixTime, ours: UnixTime) -> Option<i64> {
+    i64::try_from(i128::from(theirs.0) - i128::from(ours.0)).ok()
 }
 
 /// When the wall clock will say `ends`, as far as one looks ahead: a day, after which it is looked at again. A peer's

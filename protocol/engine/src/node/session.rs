@@ -95,8 +95,10 @@ pub(super) struct Up {
     pub(super) run: Option<RunId>,
     /// What its last hello said.
     pub(super) peer_ports: Option<Vec<Port>>,
-    /// What ours said.
+    /// What ours said, but for the time.
     pub(super) said_hello: Option<Hello>,
+    /// How many seconds the peer's clock was ahead of ours at its last hello, as it says.
+    pub(super) clock_ahead: Option<i64>,
     pub(super) since: Since,
     /// The peer has shown that it takes us. A client has its keys before the server has judged it, and a server that
     /// refuses is silent.

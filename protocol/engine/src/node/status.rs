@@ -89,6 +89,8 @@ pub struct SessionStatus {
     pub packets: (u64, u64),
     /// Largest UDP payload in use.
     pub mtu: u16,
+    /// How many seconds the peer's clock is ahead of ours, as it said; it may say anything.
+    pub clock_ahead: Option<i64>,
 }
 
 /// How dialling a peer goes.
@@ -132,6 +134,7 @@ impl Node {
             bytes: (stats.udp_tx.bytes, stats.udp_rx.bytes),
             packets: (stats.path.sent_packets, stats.path.lost_packets),
             mtu: stats.path.current_mtu,
+            clock_ahead: up.clock_ahead,
         })
     }
 }
