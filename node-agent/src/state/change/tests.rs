@@ -1,10 +1,13 @@
 //! Each rule of consent, without a disk.
 
+use peerage_model::control::MAX_REASON;
 use peerage_model::ticket::InviteSecret;
-use peerage_model::{Authority, Fingerprint};
+use peerage_model::{Authority, Fingerprint, Ticket};
 use zeroize::Zeroizing;
 
+use super::records::learn_record;
 use super::*;
+use crate::state::document::{Received, Service};
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
 
