@@ -2,6 +2,27 @@
 //!
 //! Listeners, proxies and the control socket dial through [`Dial`]; streams that peers open arrive as [`Incoming`].
 //! The driver implements both over the engine; tests implement them over memory. Nothing here holds a key.
+//!
+//! One seam, seen from both sides:
+//!
+//! ```text
+//!  listen  proxy  forward  control            programs and people; no key
+//!     │      │       │        │
+//!     ▼      ▼       ▼        ▼
+//!   tunnel::Dial ◄─────── tunnel::Incoming    this file: streams and flows, nothing else
+//!     ▲                       ▲
+//!     │  in a pod: cluster::tunnel, which dials through the tunnel of the moment, since the first
+//!     │  passport may be long in coming and a withdrawn instance ends with its tunnel
+//!     │                       │
+//!   daemon::link::Link ───────┘               what the daemon asks besides: allowlists, passports, requests, status
+//!     ▲
+//!   daemon::driver                            says in the daemon's words what the driver says in the engine's
+//!     ▲
+//!   driver                                    sockets, clocks, randomness around the engine; holds this run's key
+//! ```
+//!
+//! `Link` is a trait because the daemon is tested over one that only remembers, and `Dial` is a smaller one because who
+//! carries bytes must not be able to change an allowlist.
 
 use std::fmt;
 use std::future::Future;

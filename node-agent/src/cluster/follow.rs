@@ -4,6 +4,15 @@
 //! the replica has not surely seen all that others had told before it, only its removals count; its additions wait until
 //! it has. So a replica that lags can neither bring a revoked trust back nor end a newer one by not knowing it. No clock,
 //! no socket: time is an argument.
+//!
+//! Two replicas, A and B, and two peers, a and b; B's watch lags by a moment:
+//!
+//! | replica, its revision | says | told | applied | why |
+//! |---|---|---|---|---|
+//! | A, 10 | everything: a, b | a, b | a, b | nobody has shown more than 10 |
+//! | A, 12 | a's trust is gone; b is withdrawn | – | – | removals count at once; a's trust id is a tombstone |
+//! | B, 11 (A's connection broke) | everything: a, b | a, b | – | B has not surely seen 12: both wait, and the ack says so |
+//! | B, 13 | nothing new | a, b | b | B has seen 12, so b was consented to anew; a's trust is gone for good |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
