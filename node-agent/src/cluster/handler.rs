@@ -111,9 +111,7 @@ async fn status(node: &Node) -> Result<view::Status, Failure> {
 
 fn peer(node: &Node, entry: &Entry, link: &LinkStatus, now: UnixTime) -> view::Peer {
     let peer = &entry.peer;
-    // Several replicas may be connected; the one with the best path speaks for all.
-    let sessions = || link.sessions.iter().filter(|session| session.peer == peer.id);
-    let session = sessions().min_by_key(|session| (session.path == "relayed", session.rtt));
+    let session = link.best_session_with(&peer.id);
     let state = match session {
         Some(_) => PeerState::Connected,
         None if peer.expires.is_some_and(|end| end <= now) => PeerState::Unusable,
@@ -130,7 +128,7 @@ fn peer(node: &Node, entry: &Entry, link: &LinkStatus, now: UnixTime) -> view::P
         name: peer.alias.to_string(),
         id: peer.id.clone(),
         state,
-        instances: sessions().map(|session| session.instance.to_string()).collect(),
+        instances: link.sessions_with(&peer.id).map(|session| session.instance.to_string()).collect(),
         path: session.map(|session| session.path.clone()),
         rtt_ms: session.and_then(|session| session.rtt).map(milliseconds),
         why: session.map_or_else(why, |session| session.why_not_better.clone()),

@@ -39,17 +39,13 @@ pub use crate::daemon::edge::{Dns, InvalidDns};
 use crate::daemon::edge::{Edge, EdgeConfig};
 use crate::daemon::footprint::Footprint;
 use crate::daemon::link::{LinkEvent, Starter};
-use crate::daemon::{Stopper, address_in_use, no_socket, ticks, told};
+use crate::daemon::{DRAIN, SWEEP, Stopper, no_socket, serve_health, ticks, told};
 use crate::dns;
 use crate::driver::{ProxySettings, TunnelMemory};
-use crate::health::{HealthServer, Metrics, Readiness};
+use crate::health::{Metrics, Readiness};
 use crate::listen::Whose;
 use crate::state::Place;
 
-/// How often endings and ages are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
-/// How long peers get to hear that we leave.
-const DRAIN: Duration = Duration::from_secs(2);
 /// How long readiness waits for an operator: a pod must start without one.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Events of tunnels that are not heard yet.
@@ -131,14 +127,7 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let mut serving = JoinSet::new();
     let health = match options.health {
-        Some(address) => {
-            let registry = metrics.registry(Arc::clone(&edge.stats));
-            let server = HealthServer::bind(address, readiness.clone(), registry).await;
-            let server = server.map_err(|error| address_in_use("health", address, &error))?;
-            let local = server.local_addr().map_err(|error| address_in_use("health", address, &error))?;
-            serving.spawn(server.run());
-            Some(local)
-        }
+        Some(address) => Some(serve_health(address, &metrics, &readiness, &edge, &mut serving).await?),
         None => None,
     };
     let node = Node::new(Parts { memory, options, tunnel, edge, metrics, starters, events, incoming });

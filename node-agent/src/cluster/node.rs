@@ -1,4 +1,9 @@
 //! What the parts of an agent in a cluster share: who it is, whom it follows, its tunnel and its names, kept in step.
+//!
+//! All that changes is in [`Held`], behind one lock. Whoever decides (a frame from `stream`, the tick of `mod`, an event of the
+//! tunnel) holds it for as long as the decision takes and no longer, with one exception: `apply` keeps it until tunnel and names
+//! have been told, so that two decisions reach them in the order in which they were made. Nothing awaits under it, and nothing
+//! that is called under it (edge, link, memory) calls back into the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -318,7 +323,7 @@ impl Node {
         self.apply();
         if let Some(link) = self.tunnel.replace(None) {
             // A tunnel that hangs is dropped all the same.
-            let _ = tokio::time::timeout(super::DRAIN, link.shutdown()).await;
+            let _ = tokio::time::timeout(crate::daemon::DRAIN, link.shutdown()).await;
         }
     }
 

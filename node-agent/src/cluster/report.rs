@@ -83,9 +83,7 @@ fn state(node: &Node, status: &LinkStatus) -> State {
     let failures = node.edge.outbound.failures.all();
     let peers = node.follow(|follow| follow.entries().map(|entry| entry.peer.id.clone()).collect::<Vec<_>>());
     let report = |peer: AgentId| {
-        // Several replicas may be connected; the one with the best path speaks for all.
-        let sessions = status.sessions.iter().filter(|session| session.peer == peer);
-        let best = sessions.min_by_key(|session| (session.path == "relayed", session.rtt));
+        let best = status.best_session_with(&peer);
         let failed = failures.get(&peer).map(|failure| failure.text.as_str());
         let state = match (best, failed) {
             (Some(_), _) => PeerState::Connected,

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::failure::{Code, Failure};
 use super::message::{Envelope, MAX_REQUEST, Request, Said, VERSION};
+use crate::listen::Backoff;
 use crate::tunnel::TunnelStream;
 
 /// Callers at a time; people have few terminals, and each `peerage run` holds one.
@@ -85,27 +86,22 @@ impl ControlSocket {
     /// Serves callers for ever; dropping the future turns all of them away.
     pub async fn serve<H: Handler>(self, handler: Arc<H>) {
         let places = Arc::new(Semaphore::new(MAX_CALLERS));
-        let mut callers = tokio::task::JoinSet::new();
+        let (mut callers, mut backoff) = (tokio::task::JoinSet::new(), Backoff::default());
         loop {
             while callers.try_join_next().is_some() {}
             let place = Arc::clone(&places).acquire_owned().await.expect("we never close it");
-            match self.listener.accept().await {
-                Ok((stream, _)) if is_owner(&stream) => {
-                    let handler = Arc::clone(&handler);
-                    callers.spawn(async move {
-                        if let Err(error) = serve_one(stream, handler).await {
-                            tracing::debug!(%error, "a caller of the control socket went away");
-                        }
-                        drop(place);
-                    });
-                }
-                Ok((_, _)) => tracing::warn!("a foreign user opened the control socket"),
-                // Out of file descriptors: callers will end, so wait instead of spinning.
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept on the control socket");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+            let stream = backoff.accept("accepting a caller", &self.listener).await;
+            if !is_owner(&stream) {
+                tracing::warn!("a foreign user opened the control socket");
+                continue;
             }
+            let handler = Arc::clone(&handler);
+            callers.spawn(async move {
+                if let Err(error) = serve_one(stream, handler).await {
+                    tracing::debug!(%error, "a caller of the control socket went away");
+                }
+                drop(place);
+            });
         }
     }
 }

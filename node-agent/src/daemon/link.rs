@@ -197,6 +197,18 @@ pub struct LinkStatus {
     pub sessions: Vec<LinkSession>,
 }
 
+impl LinkStatus {
+    /// Sessions with a peer; it may have several replicas.
+    pub fn sessions_with(&self, peer: &AgentId) -> impl Iterator<Item = &LinkSession> {
+        self.sessions.iter().filter(move |session| session.peer == *peer)
+    }
+
+    /// Of these the one with the best path, which speaks for all.
+    pub fn best_session_with(&self, peer: &AgentId) -> Option<&LinkSession> {
+        self.sessions_with(peer).min_by_key(|session| (session.path == "relayed", session.rtt))
+    }
+}
+
 /// A session that is up.
 #[derive(Clone, Debug)]
 pub struct LinkSession {

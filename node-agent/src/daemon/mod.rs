@@ -43,9 +43,9 @@ use crate::{portmap, trust};
 
 /// How often endings are looked for. They are announced to the second elsewhere (the engine itself ends what expires);
 /// this is for the files.
-const SWEEP: Duration = Duration::from_secs(1);
+pub(crate) const SWEEP: Duration = Duration::from_secs(1);
 /// How long peers get to hear that we leave.
-const DRAIN: Duration = Duration::from_secs(2);
+pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 
 /// What a person said when starting; what is not said stays as the state has it.
 #[derive(Clone, Debug, Default)]
@@ -147,20 +147,31 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let mut serving = JoinSet::new();
     let health = match options.health {
-        Some(address) => {
-            let registry = metrics.registry(Arc::clone(&edge.stats));
-            let server = HealthServer::bind(address, readiness.clone(), registry).await;
-            let server = server.map_err(|error| address_in_use("health", address, &error))?;
-            let local = server.local_addr().map_err(|error| address_in_use("health", address, &error))?;
-            serving.spawn(server.run());
-            Some(local)
-        }
+        Some(address) => Some(serve_health(address, &metrics, &readiness, &edge, &mut serving).await?),
         None => None,
     };
     let waiting = (!store.document().relays.is_empty()).then(|| readiness.wait_for("the first relay"));
     let agent = Agent::new(Parts { us, instance_key, passport_until, store, link, edge, metrics }, now);
     serving.spawn(socket.serve(Arc::clone(&agent)));
     Ok(Daemon { agent, link_events, waiting, readiness, health, serving })
+}
+
+/// Answers about this agent's health at `address`, or at the port that it was given instead of 0.
+pub(crate) async fn serve_health(
+    address: SocketAddr,
+    metrics: &Metrics,
+    readiness: &Readiness,
+    edge: &Edge,
+    serving: &mut JoinSet<()>,
+) -> Result<SocketAddr, Failure> {
+    let bound = async {
+        let registry = metrics.registry(Arc::clone(&edge.stats));
+        let server = HealthServer::bind(address, readiness.clone(), registry).await?;
+        let local = server.local_addr()?;
+        serving.spawn(server.run());
+        io::Result::Ok(local)
+    };
+    bound.await.map_err(|error| address_in_use("health", address, &error))
 }
 
 /// Takes over what was said at the start, and finds out who we are.
@@ -332,7 +343,7 @@ fn tunnel_is_gone() -> Failure {
     )
 }
 
-pub(crate) fn address_in_use(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
+fn address_in_use(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
     Failure::new(
         Code::AddressInUse,
         format!("cannot listen on {address} for {what}: {error}"),

@@ -3,7 +3,7 @@
 use peerage_model::UnixTime;
 
 use super::agent::{Agent, milliseconds};
-use super::link::{LinkSession, LinkStatus};
+use super::link::LinkStatus;
 use crate::control::view::{self, PeerState};
 use crate::state::change::REQUEST_LIFETIME;
 use crate::state::document::{Document, Trust};
@@ -55,16 +55,14 @@ pub(super) fn requests(document: &Document) -> Vec<view::Pending> {
 }
 
 fn peer(agent: &Agent, document: &Document, trust: &Trust, link: &LinkStatus, now: UnixTime) -> view::Peer {
-    // Several replicas may be connected; the one with the best path speaks for all.
-    let sessions = link.sessions.iter().filter(|session| session.peer == trust.peer);
-    let session = sessions.min_by_key(|session| (session.path == "relayed", session.rtt));
+    let session = link.best_session_with(&trust.peer);
     let state = match session {
         Some(_) => PeerState::Connected,
         None if trust.expires.is_some_and(|end| end <= now) => PeerState::Unusable,
         None if document.sent.iter().any(|sent| sent.peer == trust.peer) => PeerState::WaitingForApproval,
         None => PeerState::NotConnected,
     };
-    let instances = link.sessions.iter().filter(|session| session.peer == trust.peer);
+    let instances = link.sessions_with(&trust.peer);
     let ports = agent.edge.ports_of(&trust.peer);
     let ports = ports.iter().map(|port| view::port_text(port.name.as_str(), port.number, port.protocol));
     view::Peer {
@@ -89,8 +87,7 @@ fn peer(agent: &Agent, document: &Document, trust: &Trust, link: &LinkStatus, no
 
 /// The path of the session with a peer, for beside a measurement.
 pub(super) fn path_of(link: &LinkStatus, peer: &peerage_model::AgentId) -> Option<String> {
-    let sessions = link.sessions.iter().filter(|session: &&LinkSession| session.peer == *peer);
-    sessions.min_by_key(|session| (session.path == "relayed", session.rtt)).map(|session| session.path.clone())
+    link.best_session_with(peer).map(|session| session.path.clone())
 }
 
 fn why_not_connected(agent: &Agent, trust: &Trust, state: PeerState) -> Option<String> {

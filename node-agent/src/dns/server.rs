@@ -211,19 +211,14 @@ async fn serve_tcp(listener: &TcpListener, shared: Arc<Shared>) {
     let clients = Arc::new(Semaphore::new(MAX_TCP_CLIENTS));
     loop {
         let permit = clients.clone().acquire_owned().await.expect("this semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                backoff.succeeded();
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = serve_tcp_client(stream, &shared).await {
-                        tracing::debug!(%error, "a DNS client over TCP ended");
-                    }
-                    drop(permit);
-                });
+        let stream = backoff.accept("accepting a DNS client", listener).await;
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            if let Err(error) = serve_tcp_client(stream, &shared).await {
+                tracing::debug!(%error, "a DNS client over TCP ended");
             }
-            Err(error) => backoff.failed("accepting a DNS client", &error).await,
-        }
+            drop(permit);
+        });
     }
 }
 

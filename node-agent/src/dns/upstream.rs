@@ -14,6 +14,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::question::{Question, set_id};
+use crate::state::random;
 
 /// Largest answer taken over UDP. Servers keep to the size the program announced, usually 1232, at most 4096.
 const MAX_UDP_ANSWER: usize = 8192;
@@ -65,7 +66,7 @@ async fn by_udp(server: SocketAddr, request: &[u8], question: &Question) -> io::
     };
     let socket = UdpSocket::bind((unspecified, 0)).await?;
     socket.connect(server).await?;
-    let id = random_id()?;
+    let id = random_id();
     let mut sent = request.to_vec();
     set_id(&mut sent, id);
     socket.send(&sent).await?;
@@ -83,7 +84,7 @@ async fn by_udp(server: SocketAddr, request: &[u8], question: &Question) -> io::
 
 async fn by_tcp(server: SocketAddr, request: &[u8], question: &Question) -> io::Result<(Vec<u8>, ResponseCode)> {
     let mut stream = TcpStream::connect(server).await?;
-    let id = random_id()?;
+    let id = random_id();
     let mut sent = frame(request)?;
     set_id(&mut sent[2..], id);
     stream.write_all(&sent).await?;
@@ -106,8 +107,6 @@ pub(super) fn frame(message: &[u8]) -> io::Result<Vec<u8>> {
     Ok(framed)
 }
 
-fn random_id() -> io::Result<u16> {
-    let mut id = [0; 2];
-    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u16::from_be_bytes(id))
+fn random_id() -> u16 {
+    u16::from_be_bytes(*random())
 }

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::readiness::Readiness;
+use crate::listen::Backoff;
 
 /// Longest request head that is read.
 const MAX_HEAD: usize = 8 * 1024;
@@ -55,13 +56,10 @@ impl HealthServer {
 
     /// Serves until dropped.
     pub async fn run(self) {
-        let room = Arc::new(Semaphore::new(MAX_CALLERS));
+        let (room, mut backoff) = (Arc::new(Semaphore::new(MAX_CALLERS)), Backoff::default());
         loop {
             let place = Arc::clone(&room).acquire_owned().await.expect("we never close it");
-            let Ok((stream, _)) = self.listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
+            let stream = backoff.accept("accepting a health check", &self.listener).await;
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
                 // A caller that is slow or gone is its own trouble.

@@ -44,15 +44,9 @@ pub(super) async fn accept(listener: TcpListener, peer: AgentId, port: u16, room
     let mut backoff = Backoff::default();
     loop {
         // Accept first and hold that one connection: a listener that waits for room in vain would not notice that.
-        let local = match listener.accept().await {
-            // From here on it ends by a reset unless all went well, also where this listener is closed while it waits for room.
-            Ok((stream, _)) => Local::new(stream),
-            Err(error) => {
-                backoff.failed("accepting a connection", &error).await;
-                continue;
-            }
-        };
-        backoff.succeeded();
+        let stream = backoff.accept("accepting a connection", &listener).await;
+        // From here on it ends by a reset unless all went well, also where this listener is closed while it waits for room.
+        let local = Local::new(stream);
         let guard = room.enter().await;
         let (outbound, peer) = (outbound.clone(), peer.clone());
         tokio::spawn(async move {

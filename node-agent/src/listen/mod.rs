@@ -13,6 +13,6 @@ mod report;
 
 pub use accept::Room;
 pub use avoid::{Avoid, InvalidAvoid};
-pub use backoff::Backoff;
+pub use backoff::{Accept, Backoff};
 pub use reconcile::{Config, Endpoint, Target, plan, run};
 pub use report::{ConflictReason, Listening, PortConflict, Whose};

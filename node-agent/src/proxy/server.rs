@@ -80,14 +80,7 @@ impl Server {
         let mut backoff = Backoff::default();
         let room = Room::new(self.config.total);
         loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    backoff.failed("accepting a proxy client", &error).await;
-                    continue;
-                }
-            };
-            backoff.succeeded();
+            let stream = backoff.accept("accepting a proxy client", &self.listener).await;
             let guard = room.enter().await;
             let (clients, patience) = (self.clients.clone(), self.config.patience);
             tokio::spawn(async move {

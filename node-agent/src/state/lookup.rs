@@ -70,9 +70,7 @@ impl PeerRef {
         id: impl Fn(&T) -> &AgentId,
         alias: impl Fn(&T) -> Option<&Label>,
     ) -> Result<&'a T, Unmatched> {
-        let fits = |item: &&T| {
-            self.prefix.as_ref().is_none_or(|prefix| id(item).authority.to_string().starts_with(prefix.as_str()))
-        };
+        let fits = |item: &&T| self.fits(&id(item).authority);
         let aliased = |item: &&T| alias(item).is_some_and(|alias| alias.as_str() == self.name);
         if let Some(item) = items.iter().filter(fits).find(aliased) {
             return Ok(item);
