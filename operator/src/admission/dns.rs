@@ -14,6 +14,11 @@ use super::settings::ClusterDns;
 
 /// The API server takes no more.
 const MAX_SEARCHES: usize = 32;
+/// Nor a search list that is longer, written with a space between two domains.
+const MAX_SEARCH_LIST: usize = 2048;
+/// The longest name in DNS, and the longest label of one (RFC 1035 section 2.3.4).
+const MAX_NAME: usize = 253;
+const MAX_LABEL: usize = 63;
 /// Resolvers ask no more; glibc's MAXNS.
 const MAX_SERVERS: usize = 3;
 /// What the kubelet writes for dnsPolicy ClusterFirst.
@@ -52,6 +57,30 @@ pub(super) fn behind_agent(spec: &PodSpec, namespace: &str, cluster: Option<&Clu
     Ok(Behind { servers, config })
 }
 
+/// A search domain as the API server takes it in a pod. A kubelet passes on whatever its node's resolv.conf holds; a pod
+/// in which we repeated that would be refused, so what is no lower-case name (RFC 1123) is `None`.
+pub(super) fn search_domain(text: &str) -> Option<String> {
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let is_label = |label: &str| {
+        let known = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        (1..=MAX_LABEL).contains(&label.len())
+            && label.bytes().all(known)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    (name.len() <= MAX_NAME && name.split('.').all(is_label)).then_some(name)
+}
+
+/// The first of them that fit into a pod, as a kubelet cuts them off.
+fn fitting(searches: Vec<String>) -> Vec<String> {
+    let mut written = 0;
+    let fits = |search: &String| {
+        written += search.len() + 1;
+        written <= MAX_SEARCH_LIST + 1 // the last one has no space behind it
+    };
+    searches.into_iter().take(MAX_SEARCHES).take_while(fits).collect()
+}
+
 /// Merges the pod's own dnsConfig as the kubelet does: servers and searches behind the others, options in their place.
 fn add(
     own: &PodDNSConfig,
@@ -59,14 +88,18 @@ fn add(
     searches: &mut Vec<String>,
     options: &mut Vec<(String, Option<String>)>,
 ) {
-    servers.extend(own.nameservers.iter().flatten().filter_map(|server| server.parse::<IpAddr>().ok()));
+    for server in own.nameservers.iter().flatten().filter_map(|server| server.parse::<IpAddr>().ok()) {
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
     servers.truncate(MAX_SERVERS);
     for search in own.searches.iter().flatten() {
         if !searches.contains(search) {
             searches.push(search.clone());
         }
     }
-    searches.truncate(MAX_SEARCHES);
+    *searches = fitting(std::mem::take(searches));
     for option in own.options.iter().flatten() {
         let name = option.name.clone().unwrap_or_default();
         options.retain(|(known, _)| *known != name);
@@ -120,6 +153,36 @@ mod tests {
         assert_eq!(behind.servers.len(), 2);
         assert_eq!(behind.config["searches"], json!(["peer.internal", "lab.example"]));
         assert_eq!(behind.config["options"], json!([]));
+    }
+
+    #[test]
+    fn a_search_domain_is_written_as_the_api_server_takes_it_or_not_at_all() {
+        for (said, taken) in [
+            ("corp.example", Some("corp.example")),
+            ("CORP.Example.", Some("corp.example")),
+            ("_msdcs.corp.example", None),
+            ("-corp.example", None),
+            ("corp..example", None),
+            (".", None),
+        ] {
+            assert_eq!(search_domain(said).as_deref(), taken, "{said}");
+        }
+        assert_eq!(search_domain(&"a".repeat(64)), None, "a label has 63 octets at most");
+    }
+
+    #[test]
+    fn a_search_list_is_never_longer_than_the_api_server_takes() {
+        let long = |number: usize| format!("{number:03}{}.{}", "a".repeat(60), "b".repeat(60));
+        let own = json!({"nameservers": ["192.0.2.53"], "searches": (0..30).map(long).collect::<Vec<_>>()});
+        let long = behind(json!({"dnsPolicy": "None", "dnsConfig": own})).expect("it can be");
+        let searches: Vec<_> =
+            long.config["searches"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        assert!(searches.join(" ").len() <= MAX_SEARCH_LIST, "{} searches", searches.len());
+        assert_eq!(searches.len(), 1 + (MAX_SEARCH_LIST - ZONE.len()) / 125, "and as many as fit are kept");
+        let many = (0..40).map(|number| format!("d{number}")).collect::<Vec<_>>();
+        let own = json!({"nameservers": ["192.0.2.53"], "searches": many});
+        let many = behind(json!({"dnsPolicy": "None", "dnsConfig": own})).expect("it can be");
+        assert_eq!(many.config["searches"].as_array().map(Vec::len), Some(MAX_SEARCHES));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use peerage_model::Fingerprint;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::dns::search_domain;
+
 /// Where a pod's own resolver is described.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -164,7 +166,8 @@ impl ClusterDns {
     #[must_use]
     pub fn find(file: &AgentFile, own: &ResolvConf, own_namespace: &str) -> Option<Self> {
         let prefix = format!("{own_namespace}.svc.");
-        let found = own.search.iter().find_map(|search| search.strip_prefix(&prefix)).map(str::to_owned);
+        let searches = own.search.iter().filter_map(|search| taken(search)).collect::<Vec<_>>();
+        let found = searches.iter().find_map(|search| search.strip_prefix(&prefix)).map(str::to_owned);
         let in_cluster = found.is_some();
         let domain = file.cluster_domain.clone().or(found).unwrap_or_else(|| "cluster.local".to_owned());
         let servers = match (&file.cluster_dns[..], in_cluster) {
@@ -174,7 +177,7 @@ impl ClusterDns {
         };
         let ours = [format!("{prefix}{domain}"), format!("svc.{domain}"), domain.clone()];
         let node_searches = match in_cluster {
-            true => own.search.iter().filter(|search| !ours.contains(search)).cloned().collect(),
+            true => searches.into_iter().filter(|search| !ours.contains(search)).collect(),
             false => Vec::new(),
         };
         (!servers.is_empty()).then_some(Self { servers, domain, node_searches })
@@ -186,6 +189,18 @@ impl ClusterDns {
         let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         Self::find(file, &ResolvConf::parse(&text), own_namespace)
     }
+}
+
+/// A search domain of our own pod that others can have as well; that one cannot is said once, when the operator starts.
+fn taken(search: &str) -> Option<String> {
+    let taken = search_domain(search);
+    if taken.is_none() {
+        tracing::warn!(
+            search,
+            "this search domain of the nodes is no lower-case DNS name; pods with an agent go without it"
+        );
+    }
+    taken
 }
 
 impl Settings {
@@ -235,6 +250,16 @@ pub(super) mod tests {
     fn the_clusters_dns_is_what_the_operators_own_pod_has() {
         let found = find(|_| (), POD).expect("it is a pod's");
         assert_eq!(found.servers, ["10.0.0.10".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(
+            (found.domain.as_str(), &found.node_searches[..]),
+            ("k8s.example", &["corp.example".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn what_the_nodes_search_becomes_what_the_api_server_takes() {
+        let pod = "search peerage-system.svc.K8S.example svc.K8S.example K8S.example CORP.EXAMPLE. _msdcs.corp.example\nnameserver 10.0.0.10\n";
+        let found = find(|_| (), pod).expect("it is a pod's");
         assert_eq!(
             (found.domain.as_str(), &found.node_searches[..]),
             ("k8s.example", &["corp.example".to_owned()][..])
