@@ -33,6 +33,13 @@ pub(super) struct Behind {
     pub(super) config: Value,
 }
 
+impl Behind {
+    /// The servers as the agent is told them.
+    pub(super) fn servers_as_text(&self) -> String {
+        self.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
 /// What the kubelet would have given the pod, behind the agent.
 pub(super) fn behind_agent(spec: &PodSpec, namespace: &str, cluster: Option<&ClusterDns>) -> Result<Behind, Reason> {
     let own = spec.dns_config.clone().unwrap_or_default();
@@ -55,6 +62,27 @@ pub(super) fn behind_agent(spec: &PodSpec, namespace: &str, cluster: Option<&Clu
     let options: Vec<_> = options.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
     let config = json!({"nameservers": [DNS_ADDRESS], "searches": searches, "options": options});
     Ok(Behind { servers, config })
+}
+
+/// The same for a pod that has its agent, and whose DNS somebody has changed since; `None` while the agent is its only
+/// nameserver. The agent asks `told` besides those that were put beside it, in the order in which they are.
+pub(super) fn behind_agent_again(
+    spec: &PodSpec,
+    namespace: &str,
+    cluster: Option<&ClusterDns>,
+    told: &str,
+) -> Result<Option<Behind>, Reason> {
+    let told: Vec<String> = told.split(',').map(str::to_owned).collect();
+    let agent = DNS_ADDRESS.to_string();
+    let mut config = spec.dns_config.clone().unwrap_or_default();
+    let servers = config.nameservers.take().unwrap_or_default();
+    if spec.dns_policy.as_deref() == Some("None") && servers == [agent.clone()] {
+        return Ok(None);
+    }
+    let behind = |server| if server == agent { told.clone() } else { vec![server] };
+    config.nameservers = Some(servers.into_iter().flat_map(behind).collect());
+    let spec = PodSpec { dns_config: Some(config), ..spec.clone() };
+    behind_agent(&spec, namespace, cluster).map(Some)
 }
 
 /// A search domain as the API server takes it in a pod. A kubelet passes on whatever its node's resolv.conf holds; a pod

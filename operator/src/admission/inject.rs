@@ -8,12 +8,15 @@
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, Sysctl};
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod, PodSpec, Sysctl};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::dns;
 use super::patch::{Patch, extended};
+use super::place::Place;
+use super::refresh::refreshed;
+use super::resources;
 use super::settings::{ContainerKind, DnsMode, Settings};
 use super::sidecar::{CONTAINER, Names, STATE, TOKEN, container, ports_of, volumes};
 use crate::facts::peer::{INJECTED, LEFT_ALONE, OPT_OUT};
@@ -28,7 +31,7 @@ const SYSCTL: &str = "net.ipv4.ip_unprivileged_port_start";
 /// Label of nodes with their operating system.
 const NODE_OS: &str = "kubernetes.io/os";
 /// Where the agent answers for names.
-const DNS_PORT: u16 = 53;
+pub(super) const DNS_PORT: u16 = 53;
 
 /// An AgentPeer that selects the pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +90,8 @@ pub enum Reason {
     NameTaken(&'static str),
     /// Several AgentPeers select it.
     Ambiguous(Vec<String>),
+    /// Its agent would ask for what no container can.
+    Resources(String),
 }
 
 impl fmt::Display for Reason {
@@ -114,6 +119,7 @@ impl fmt::Display for Reason {
                 f.write_str("the operator does not know the cluster's DNS; set the chart's value agent.clusterDNS")
             }
             Self::NameTaken(name) => write!(f, "the pod has a container or volume called {name} of its own; rename it"),
+            Self::Resources(why) => write!(f, "{why}; change the annotation"),
             Self::Ambiguous(names) => {
                 write!(
                     f,
@@ -140,7 +146,7 @@ pub fn decide(pod: &Value, namespace: &str, selecting: &[Selecting], settings: &
     if annotation(INJECTED).is_some()
         && let Some(place) = Place::of(pod)
     {
-        return refreshed(pod, spec, place, settings);
+        return refreshed(pod, spec, namespace, place, settings);
     }
     match injected(pod, &read, spec, namespace, selecting, settings) {
         Ok(patch) => Decision::Inject { patch, warnings: warnings(spec, selecting) },
@@ -161,6 +167,7 @@ fn injected(
         None => settings.agent.dns,
     };
     obstacles(spec, selecting)?;
+    let resources = resources::of_agent(read.annotations(), spec, &settings.agent)?;
     let ports = ports_of(spec);
     let mut patch = Patch::default();
     let names = match mode {
@@ -169,10 +176,10 @@ fn injected(
                 return Err(Reason::DnsPort);
             }
             let behind = dns::behind_agent(spec, namespace, settings.cluster_dns.as_ref())?;
+            let servers = behind.servers_as_text();
             patch.set(pod, &["spec", "dnsPolicy"], json!("None"));
             patch.set(pod, &["spec", "dnsConfig"], behind.config);
-            let servers: Vec<_> = behind.servers.iter().map(ToString::to_string).collect();
-            Names { dns: servers.join(","), addresses: String::new() }
+            Names { dns: servers, addresses: String::new() }
         }
         DnsMode::HostAliases => {
             let hosts: Vec<&Host> = selecting.iter().flat_map(|agent| &agent.hosts).collect();
@@ -187,7 +194,7 @@ fn injected(
         ContainerKind::Native => true,
         ContainerKind::Plain => false,
     };
-    let agent = container(settings, native, &ports, &names);
+    let agent = container(settings, native, &ports, &names, &json!(resources));
     let place = if native { Place::Init(0) } else { Place::Beside(spec.containers.len()) };
     place.insert(pod, agent, &mut patch);
     patch.set(pod, &["spec", "volumes"], extended(&pod["spec"]["volumes"], volumes(settings)));
@@ -205,8 +212,7 @@ fn obstacles(spec: &PodSpec, selecting: &[Selecting]) -> Result<(), Reason> {
     if spec.host_network == Some(true) {
         return Err(Reason::HostNetwork);
     }
-    let chosen = spec.node_selector.as_ref().and_then(|labels| labels.get(NODE_OS));
-    if [spec.os.as_ref().map(|os| &os.name), chosen].into_iter().flatten().any(|os| os == "windows") {
+    if is_for_windows(spec) {
         return Err(Reason::Windows);
     }
     let low =
@@ -229,6 +235,29 @@ fn obstacles(spec: &PodSpec, selecting: &[Selecting]) -> Result<(), Reason> {
     }
 }
 
+/// Whether it says so, or can run on no other nodes.
+fn is_for_windows(spec: &PodSpec) -> bool {
+    let chosen = spec.node_selector.as_ref().and_then(|labels| labels.get(NODE_OS));
+    let said = [spec.os.as_ref().map(|os| &os.name), chosen].into_iter().flatten().any(|os| os == "windows");
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|nodes| nodes.required_during_scheduling_ignored_during_execution.as_ref());
+    // One of the terms has to hold, and in it everything.
+    let terms = required.map_or(&[][..], |required| &required.node_selector_terms);
+    said || (!terms.is_empty() && terms.iter().all(excludes_linux))
+}
+
+fn excludes_linux(term: &NodeSelectorTerm) -> bool {
+    let about_os = term.match_expressions.iter().flatten().filter(|expression| expression.key == NODE_OS);
+    about_os.into_iter().any(|expression| {
+        let has_linux = expression.values.iter().flatten().any(|os| os == "linux");
+        match expression.operator.as_str() {
+            "In" => !has_linux,
+            "NotIn" => has_linux,
+            _ => false, // every node has the label, and it is no number
+        }
+    })
+}
+
 fn sysctls(spec: &PodSpec) -> &[Sysctl] {
     spec.security_context.as_ref().and_then(|context| context.sysctls.as_deref()).unwrap_or_default()
 }
@@ -244,25 +273,6 @@ fn warnings(spec: &PodSpec, selecting: &[Selecting]) -> Vec<String> {
     others.map(text).collect()
 }
 
-/// Another webhook may have added a container after us: the agent must keep off its ports, too.
-fn refreshed(pod: &Value, spec: &PodSpec, place: Place, settings: &Settings) -> Decision {
-    let there = place.container(pod);
-    let told = |container: &Value, name: &str| {
-        let all = container["env"].as_array().into_iter().flatten();
-        all.filter(|one| one["name"] == name).find_map(|one| one["value"].as_str().map(str::to_owned))
-    };
-    let Some(dns) = told(there, "PEERAGE_DNS") else { return Decision::Unchanged };
-    let native = matches!(place, Place::Init(_));
-    let names = Names { dns, addresses: told(there, "PEERAGE_ADDRESSES").unwrap_or_default() };
-    let new = container(settings, native, &ports_of(spec), &names);
-    if ["PEERAGE_RESERVED_PORTS", "PEERAGE_HEALTH"].iter().all(|name| told(there, name) == told(&new, name)) {
-        return Decision::Unchanged;
-    }
-    let mut patch = Patch::default();
-    place.replace(pod, new, &mut patch);
-    Decision::Inject { patch, warnings: Vec::new() }
-}
-
 fn left_alone(pod: &Value, reason: Reason) -> Decision {
     let mut patch = Patch::default();
     annotate(pod, &mut patch, (LEFT_ALONE, &reason.to_string()), INJECTED);
@@ -276,45 +286,5 @@ fn annotate(pod: &Value, patch: &mut Patch, (name, value): (&str, &str), contrar
     annotations.insert(name.to_owned(), json!(value));
     if pod["metadata"]["annotations"].as_object() != Some(&annotations) {
         patch.set(pod, &["metadata", "annotations"], Value::Object(annotations));
-    }
-}
-
-/// Where the agent's container is in a pod, or belongs.
-#[derive(Clone, Copy, Debug)]
-enum Place {
-    Init(usize),
-    Beside(usize),
-}
-
-impl Place {
-    fn of(pod: &Value) -> Option<Self> {
-        let at = |list: &str| pod["spec"][list].as_array()?.iter().position(|container| container["name"] == CONTAINER);
-        at("initContainers").map(Self::Init).or_else(|| at("containers").map(Self::Beside))
-    }
-
-    fn list(self) -> (&'static str, usize) {
-        match self {
-            Self::Init(index) => ("initContainers", index),
-            Self::Beside(index) => ("containers", index),
-        }
-    }
-
-    fn container(self, pod: &Value) -> &Value {
-        let (list, index) = self.list();
-        &pod["spec"][list][index]
-    }
-
-    fn insert(self, pod: &Value, container: Value, patch: &mut Patch) {
-        let (list, index) = self.list();
-        let mut all = pod["spec"][list].as_array().cloned().unwrap_or_default();
-        all.insert(index, container);
-        patch.set(pod, &["spec", list], Value::Array(all));
-    }
-
-    fn replace(self, pod: &Value, container: Value, patch: &mut Patch) {
-        let (list, index) = self.list();
-        let mut all = pod["spec"][list].as_array().cloned().unwrap_or_default();
-        all[index] = container;
-        patch.set(pod, &["spec", list], Value::Array(all));
     }
 }

@@ -139,6 +139,70 @@ fn a_container_that_another_webhook_added_later_keeps_its_ports() {
 }
 
 #[test]
+fn the_agent_is_first_again_after_another_webhook_has_put_an_init_container_before_it() {
+    let mut between = injected(&pod(json!({})));
+    let own = json!({"name": "unseal", "image": "vault", "ports": [{"containerPort": 8200}]});
+    between["spec"]["initContainers"].as_array_mut().expect("a list").insert(0, own);
+    let after = injected(&between);
+    let inits = after["spec"]["initContainers"].as_array().expect("a list");
+    assert_eq!(inits.iter().map(|one| one["name"].as_str()).collect::<Vec<_>>(), [Some(CONTAINER), Some("unseal")]);
+    assert_eq!(env(&inits[0], "PEERAGE_RESERVED_PORTS"), "8080,8200");
+    assert_eq!(decide(&after, "tools", &[], &settings()), Decision::Unchanged);
+}
+
+#[test]
+fn what_another_webhook_changed_in_the_agents_container_stays_when_it_is_only_moved() {
+    let mut between = injected(&pod(json!({})));
+    between["spec"]["initContainers"][0]["resources"] = json!({"requests": {"memory": "99Mi"}});
+    between["spec"]["initContainers"][0]["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+    let expected = between["spec"]["initContainers"][0].clone();
+    between["spec"]["initContainers"].as_array_mut().expect("a list").insert(0, json!({"name": "own"}));
+    assert_eq!(injected(&between)["spec"]["initContainers"][0], expected);
+}
+
+#[test]
+fn the_agent_is_the_only_nameserver_again_and_asks_those_that_another_webhook_put_beside_it() {
+    let mut between = injected(&pod(json!({})));
+    let servers = json!(["169.254.20.10", "127.64.0.1"]);
+    between["spec"]["dnsConfig"]["nameservers"] = servers;
+    let searches = between["spec"]["dnsConfig"]["searches"].clone();
+    let after = injected(&between);
+    assert_eq!(after["spec"]["dnsConfig"]["nameservers"], json!(["127.64.0.1"]));
+    assert_eq!(after["spec"]["dnsConfig"]["searches"], searches);
+    assert_eq!(env(&after["spec"]["initContainers"][0], "PEERAGE_DNS"), "169.254.20.10,10.96.0.10");
+    assert_eq!(decide(&after, "tools", &[], &settings()), Decision::Unchanged);
+}
+
+#[test]
+fn a_dns_that_another_webhook_set_in_ours_place_is_asked_behind_the_agent() {
+    let mut between = injected(&pod(json!({})));
+    between["spec"]["dnsPolicy"] = json!("None");
+    between["spec"]["dnsConfig"] = json!({"nameservers": ["192.0.2.53"], "searches": ["lab.example"]});
+    let after = injected(&between);
+    assert_eq!(
+        after["spec"]["dnsConfig"],
+        json!({"nameservers": ["127.64.0.1"], "searches": ["peer.internal", "lab.example"], "options": []})
+    );
+    assert_eq!(env(&after["spec"]["initContainers"][0], "PEERAGE_DNS"), "192.0.2.53");
+}
+
+#[test]
+fn a_dns_that_cannot_be_behind_the_agent_is_left_to_whoever_set_it_with_a_warning() {
+    let mut between = injected(&pod(json!({})));
+    between["spec"]["dnsPolicy"] = json!("Default");
+    let (after, warnings) = injected_with(&between, &[], &settings());
+    assert_eq!(after, between);
+    assert!(matches!(&warnings[..], [warning] if warning.contains("dnsPolicy Default")), "{warnings:?}");
+}
+
+#[test]
+fn host_aliases_leave_the_dns_alone_also_the_second_time() {
+    let mut between = injected(&annotated(DNS, "HostAliases", json!({})));
+    between["spec"]["dnsConfig"] = json!({"nameservers": ["192.0.2.53"]});
+    assert_eq!(decide(&between, "tools", &[], &settings()), Decision::Unchanged);
+}
+
+#[test]
 fn where_the_server_knows_no_native_sidecars_the_agent_is_a_container_like_the_others() {
     let (auto, always) = (Settings { native: false, ..settings() }, settings());
     let mut plain = always.clone();
@@ -184,6 +248,23 @@ fn a_pod_in_whose_way_something_stands_is_let_in_as_it_is_and_says_why() {
         assert_eq!(reason(&pod(spec), &[]), expected);
     }
     assert_eq!(reason(&annotated(DNS, "hosts", json!({})), &[]), Reason::DnsMode("hosts".into()));
+}
+
+#[test]
+fn a_pod_is_for_windows_if_it_can_run_on_no_other_node() {
+    let on = |terms: &[(&str, &[&str])]| {
+        let term = |(operator, values): &(&str, &[&str])| {
+            let os = json!({"key": "kubernetes.io/os", "operator": operator, "values": values});
+            json!({"matchExpressions": [{"key": "disk", "operator": "Exists"}, os]})
+        };
+        let terms: Vec<_> = terms.iter().map(term).collect();
+        let required = json!({"nodeSelectorTerms": terms});
+        pod(json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}))
+    };
+    assert_eq!(reason(&on(&[("In", &["windows"])]), &[]), Reason::Windows);
+    assert_eq!(reason(&on(&[("NotIn", &["linux"]), ("In", &["windows"])]), &[]), Reason::Windows);
+    injected(&on(&[("In", &["windows", "linux"])]));
+    injected(&on(&[("In", &["windows"]), ("NotIn", &["windows"])]));
 }
 
 #[test]

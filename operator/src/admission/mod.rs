@@ -7,12 +7,16 @@
 pub mod inject;
 #[cfg(test)]
 mod inject_tests;
+pub mod quantity;
+pub mod resources;
 pub mod server;
 pub mod settings;
 pub mod validate;
 
 mod dns;
 mod patch;
+mod place;
+mod refresh;
 mod sidecar;
 
 use std::sync::Arc;
@@ -148,14 +152,14 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    fn reviewer() -> Reviewer {
+    pub(super) fn reviewer() -> Reviewer {
         let index = Index::new(Fingerprint([1; 32]), UnixTime(0));
         let (news, _) = tokio::sync::mpsc::unbounded_channel();
         let cluster = Cluster::new(index, 1, Vec::new(), Arc::new(Metrics::default()), news);
         Reviewer { cluster: Arc::new(cluster), settings: settings::tests::settings() }
     }
 
-    fn review(kind: &str, object: Value) -> Vec<u8> {
+    pub(super) fn review(kind: &str, object: Value) -> Vec<u8> {
         let kind = json!({"group": "", "version": "v1", "kind": kind});
         let resource = json!({"group": "", "version": "v1", "resource": "things"});
         let request = json!({

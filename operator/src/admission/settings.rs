@@ -1,41 +1,55 @@
 //! What the webhooks are told by whoever installs: one JSON file, which the chart writes.
+//!
+//! During an upgrade operators of two versions read the same file, and one of either may be restarted. So a field that is not
+//! known is said and passed over, and one that is missing has a default.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use peerage_agent::dns::ResolvConf;
 use peerage_model::Fingerprint;
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 use super::dns::search_domain;
+use super::resources::{Above, Amounts, Resources};
 
 /// Where a pod's own resolver is described.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The file, as it is written.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct AdmissionFile {
     /// The webhooks themselves.
     pub webhook: WebhookFile,
     /// The sidecar.
     pub agent: AgentFile,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
+
+/// Fields by their names.
+type Unknown = BTreeMap<String, IgnoredAny>;
 
 /// How the API server finds the webhooks.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct WebhookFile {
     /// What the MutatingWebhookConfiguration and the ValidatingWebhookConfiguration are called.
     pub configuration: String,
     /// The names and addresses by which the API server reaches us.
     pub names: Vec<String>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// The sidecar.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct AgentFile {
     /// Its image.
     pub image: String,
@@ -49,7 +63,10 @@ pub struct AgentFile {
     pub run_as_user: Option<i64>,
     /// `resources` of its container.
     #[serde(default)]
-    pub resources: Value,
+    pub resources: Resources,
+    /// Requests and limits both, in pods of QoS class Guaranteed.
+    #[serde(default = "guaranteed")]
+    pub guaranteed: Amounts,
     /// What it logs.
     #[serde(default)]
     pub log: Option<String>,
@@ -65,6 +82,18 @@ pub struct AgentFile {
     /// The cluster's domain; found in the same way.
     #[serde(default)]
     pub cluster_domain: Option<String>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// A limit on the processor slows a tunnel down, so this is well above what an idle agent takes; the memory is the chart's
+/// limit. Who needs more says so for the pod.
+fn guaranteed() -> Amounts {
+    [("cpu", "250m"), ("memory", "128Mi")]
+        .into_iter()
+        .map(|(of, amount)| (of.to_owned(), amount.parse().expect("it is a quantity")))
+        .collect()
 }
 
 /// Which kind of container the sidecar is.
@@ -114,7 +143,7 @@ pub enum SettingsError {
         cause: std::io::Error,
     },
     /// It holds something else.
-    #[error("{} is not what the chart writes; are operator and chart of the same version?", path.display())]
+    #[error("{} is not what the chart writes; look at the chart's values under agent and webhook", path.display())]
     Parse {
         /// Which.
         path: PathBuf,
@@ -122,6 +151,9 @@ pub enum SettingsError {
         #[source]
         cause: serde_json::Error,
     },
+    /// Pods with such a sidecar would be refused.
+    #[error("the chart's value agent.resources cannot be")]
+    Resources(#[source] Above),
 }
 
 impl AdmissionFile {
@@ -132,7 +164,17 @@ impl AdmissionFile {
     pub fn read(path: &Path) -> Result<Self, SettingsError> {
         let text =
             std::fs::read_to_string(path).map_err(|cause| SettingsError::Read { path: path.to_owned(), cause })?;
-        serde_json::from_str(&text).map_err(|cause| SettingsError::Parse { path: path.to_owned(), cause })
+        let file: Self =
+            serde_json::from_str(&text).map_err(|cause| SettingsError::Parse { path: path.to_owned(), cause })?;
+        file.agent.resources.check().map_err(SettingsError::Resources)?;
+        Ok(file)
+    }
+
+    /// Where the file has what this version does not know.
+    #[must_use]
+    pub fn unknown(&self) -> Vec<String> {
+        let parts = [("", &self.unknown), ("webhook.", &self.webhook.unknown), ("agent.", &self.agent.unknown)];
+        parts.iter().flat_map(|(part, unknown)| unknown.keys().map(move |name| format!("{part}{name}"))).collect()
     }
 }
 
@@ -288,9 +330,28 @@ pub(super) mod tests {
         );
     }
 
+    fn read(agent: &str) -> Result<AdmissionFile, SettingsError> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("admission.json");
+        let file = format!(r#"{{"webhook": {{"configuration": "c", "names": [], "ca": 1}}, "agent": {agent}}}"#);
+        std::fs::write(&path, file).expect("it is written");
+        AdmissionFile::read(&path)
+    }
+
     #[test]
-    fn a_misspelt_setting_is_an_error() {
-        let file = serde_json::json!({"webhook": {"configuration": "c", "names": []}, "agent": {"image": "i", "operators": [], "imag": "x"}});
-        assert!(serde_json::from_value::<AdmissionFile>(file).is_err());
+    fn what_another_version_of_the_chart_says_is_named_and_passed_over() {
+        let file = read(r#"{"image": "i", "operators": [], "colour": {"of": ["the", "agent"]}}"#).expect("it is read");
+        assert_eq!(file.unknown(), ["webhook.ca", "agent.colour"]);
+    }
+
+    #[test]
+    fn a_sidecar_that_no_pod_could_have_is_an_error_when_the_operator_starts_and_not_with_each_pod() {
+        let with = |resources: &str| read(&format!(r#"{{"image": "i", "operators": [], "resources": {resources}}}"#));
+        assert!(matches!(
+            with(r#"{"requests": {"memory": "24Mi"}, "limits": {"memory": "16Mi"}}"#),
+            Err(SettingsError::Resources(_))
+        ));
+        assert!(matches!(with(r#"{"limits": {"memory": "128Mib"}}"#), Err(SettingsError::Parse { .. })));
+        assert!(with(r#"{"requests": {"cpu": 1}, "limits": {"cpu": "1000m"}}"#).is_ok());
     }
 }

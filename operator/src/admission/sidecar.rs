@@ -72,7 +72,13 @@ pub(super) struct Names {
 }
 
 /// The agent's container, beside containers that need `ports`.
-pub(super) fn container(settings: &Settings, native: bool, ports: &BTreeSet<Port>, names: &Names) -> Value {
+pub(super) fn container(
+    settings: &Settings,
+    native: bool,
+    ports: &BTreeSet<Port>,
+    names: &Names,
+    resources: &Value,
+) -> Value {
     let health = (HEALTH..).find(|port| !ports.contains(&(*port, false))).unwrap_or(HEALTH);
     let reserved: Vec<_> =
         ports.iter().map(|(port, udp)| format!("{port}{}", if *udp { "/udp" } else { "" })).collect();
@@ -101,7 +107,7 @@ pub(super) fn container(settings: &Settings, native: bool, ports: &BTreeSet<Port
         "env": environment,
         "ports": [{"name": "peerage-health", "containerPort": health, "protocol": "TCP"}],
         "startupProbe": {"httpGet": {"path": "/readyz", "port": health}, "periodSeconds": 1, "failureThreshold": START},
-        "resources": settings.agent.resources,
+        "resources": resources,
         "securityContext": security(settings.agent.run_as_user),
         "volumeMounts": [
             {"name": STATE, "mountPath": STATE_FOLDER},
@@ -167,7 +173,8 @@ mod tests {
     fn its_own_ports_are_nobodys_hindrance() {
         let agent = json!([{"name": CONTAINER, "ports": [{"containerPort": 9402}]}]);
         assert!(ports(agent).is_empty(), "or it would move at each invocation");
-        let taken = container(&settings(), true, &BTreeSet::from([(9402, false), (9403, false)]), &Names::default());
+        let taken = BTreeSet::from([(9402, false), (9403, false)]);
+        let taken = container(&settings(), true, &taken, &Names::default(), &json!({}));
         assert_eq!(taken["ports"][0]["containerPort"], 9404);
         assert_eq!(taken["startupProbe"]["httpGet"]["port"], 9404);
     }
@@ -176,7 +183,8 @@ mod tests {
     fn a_cluster_that_gives_out_users_is_not_told_which() {
         let mut settings = settings();
         settings.agent.run_as_user = None;
-        let context = &container(&settings, true, &BTreeSet::new(), &Names::default())["securityContext"];
+        let agent = container(&settings, true, &BTreeSet::new(), &Names::default(), &json!({}));
+        let context = &agent["securityContext"];
         assert!(context.get("runAsUser").is_none() && context["runAsNonRoot"] == true);
     }
 }
