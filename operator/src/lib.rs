@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod ask;
 pub mod authority;
+pub mod causes;
 pub mod certificates;
 pub mod clock;
 pub mod cluster;

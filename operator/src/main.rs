@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use peerage_operator::admission::settings::AdmissionFile;
+use peerage_operator::causes::causes;
 use peerage_operator::index::Staleness;
 use peerage_operator::run::{AdmissionOptions, Options, RunError, run};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Turns Peerage's custom resources into passports, allowlists and relay lists, and serves them to agents.
 ///
@@ -81,10 +81,7 @@ fn main() -> ExitCode {
 
 async fn operate(arguments: Arguments) -> Result<(), RunError> {
     let client = peerage_operator::run::client().await?;
-    let admission = match arguments.admission {
-        Some(path) => Some(AdmissionOptions { listen: arguments.listen_admission, file: AdmissionFile::read(&path)? }),
-        None => None,
-    };
+    let admission = arguments.admission.map(|file| AdmissionOptions { listen: arguments.listen_admission, file });
     let options = Options {
         admission,
         namespace: arguments.namespace,
@@ -123,6 +120,15 @@ async fn asked_to_stop() {
     let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return std::future::pending().await; // SIGKILL is left
     };
+    either(&mut term, &mut interrupt).await;
+    // The API server is answered for a while. Whoever asks twice does not want to wait for that.
+    tokio::spawn(async move {
+        either(&mut term, &mut interrupt).await;
+        std::process::exit(1);
+    });
+}
+
+async fn either(term: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = term.recv() => {}
         _ = interrupt.recv() => {}
@@ -139,16 +145,8 @@ fn start_logging(format: LogFormat) {
     }
 }
 
-/// Says the whole chain of causes.
 fn fail(error: &dyn std::error::Error) -> ExitCode {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    tracing::error!("{text}");
+    tracing::error!("{}", causes(error));
     ExitCode::FAILURE
 }
 

@@ -17,6 +17,10 @@ const SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 /// Upper bounds of a number of agents.
 const AGENTS: [f64; 8] = [0.0, 1.0, 2.0, 4.0, 16.0, 64.0, 256.0, 1024.0];
 
+/// How reviews for the API server can be answered.
+const OUTCOMES: [&str; 8] =
+    ["injected", "left_alone", "unchanged", "opted_out", "nothing", "allowed", "warned", "refused"];
+
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
@@ -81,6 +85,11 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
+        let admissions = Family::<Admission, Counter>::default();
+        // A series that is born with its first event never rises, and no alarm sees that event.
+        for outcome in OUTCOMES {
+            admissions.get_or_create(&Admission { outcome: Word(outcome) }).inc_by(0);
+        }
         Self {
             streams: Gauge::default(),
             enrolments: Family::default(),
@@ -92,7 +101,7 @@ impl Default for Metrics {
             propagation: Histogram::new(SECONDS),
             status_writes: Family::default(),
             status_failures: Family::default(),
-            admissions: Family::default(),
+            admissions,
             leader: Gauge::default(),
             authority: Gauge::default(),
         }
@@ -157,5 +166,21 @@ impl Collector for Watches {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_to_a_review_is_counted_from_zero() {
+        let mut text = String::new();
+        let registry = Metrics::default().registry(Vec::new());
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+        for outcome in OUTCOMES {
+            let line = format!("peerage_operator_admission_reviews_total{{outcome=\"{outcome}\"}} 0\n");
+            assert!(text.contains(&line), "{line}");
+        }
     }
 }

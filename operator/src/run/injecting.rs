@@ -5,26 +5,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use peerage_agent::health::Readiness;
+use peerage_agent::health::{Pending, Readiness};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::{AdmissionOptions, Ground};
-use crate::admission::settings::{ClusterDns, Settings};
+use crate::admission::settings::{AdmissionFile, ClusterDns, Settings};
 use crate::admission::{Reviewer, server};
+use crate::causes::causes;
 use crate::certificates::bundle;
 use crate::certificates::keeper::Keeper;
 
 /// How soon the API server is asked again which version it is.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Serves the API server's reviews. Not ready before there is a certificate for that.
+/// What the chart says of injection, if it says anything. Where that cannot be read agents are served all the same, but the
+/// replica is not ready for as long as the guard lives: a rollout with a mistake stops at it, and those before it go on.
+pub(super) fn read(
+    options: Option<&AdmissionOptions>,
+    readiness: &Readiness,
+) -> (Option<AdmissionFile>, Option<Pending>) {
+    let Some(options) = options else { return (None, None) };
+    match AdmissionFile::read(&options.file) {
+        Ok(file) => {
+            for name in file.unknown() {
+                tracing::warn!(name, "the chart sets what this version does not know; it goes without");
+            }
+            (Some(file), None)
+        }
+        Err(error) => {
+            tracing::error!(error = %causes(&error), "nothing is injected");
+            (None, Some(readiness.wait_for("settings of injection that can be read; the log says what is wrong")))
+        }
+    }
+}
+
+/// Serves the API server's reviews, until a while after `stopping`. Not ready before there is a certificate for that.
 pub(super) async fn start(
     Ground { cluster, client, namespace, leadership }: &Ground,
-    AdmissionOptions { listen, file }: AdmissionOptions,
+    file: AdmissionFile,
     listener: TcpListener,
     readiness: &Readiness,
-) {
+    stopping: watch::Receiver<bool>,
+) -> JoinHandle<()> {
     let (keep, current) = watch::channel(None);
     let keeper = Keeper::new(client.clone(), namespace, file.webhook.names);
     tokio::spawn(keeper.run(keep, leadership.clone()));
@@ -43,10 +67,10 @@ pub(super) async fn start(
     }
     let authority = cluster.read().index.authority();
     let native = knows_native_sidecars(client).await;
-    tracing::info!(%listen, ?cluster_dns, native, "injecting");
+    tracing::info!(?cluster_dns, native, "injecting");
     let settings = Settings { agent: file.agent, authority, cluster_dns, native };
     let reviewer = Reviewer { cluster: Arc::clone(cluster), settings };
-    tokio::spawn(server::Server::new(reviewer, current).run(listener));
+    tokio::spawn(server::Server::new(reviewer, current).run(listener, stopping))
 }
 
 /// From 1.29 on; older servers drop the field that makes a container one, and its pod would never get past it.
@@ -68,7 +92,21 @@ fn is_native(major: &str, minor: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_native;
+    use super::*;
+
+    #[test]
+    fn settings_that_cannot_be_read_keep_it_from_being_ready_and_from_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = AdmissionOptions {
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            file: folder.path().join("admission.json"),
+        };
+        let readiness = Readiness::default();
+        let (file, unusable) = read(Some(&options), &readiness);
+        assert!(file.is_none() && readiness.pending().len() == 1);
+        drop(unusable);
+        assert!(readiness.pending().is_empty());
+    }
 
     #[test]
     fn native_sidecars_are_there_from_1_29_on() {

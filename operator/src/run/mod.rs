@@ -10,6 +10,7 @@ mod watching;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,6 @@ use peerage_agent::health::{HealthServer, Readiness};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use crate::admission::settings::{AdmissionFile, SettingsError};
 use crate::authority::store::Store;
 use crate::cluster::Cluster;
 use crate::denials::Ledger;
@@ -54,8 +54,8 @@ pub struct Options {
 pub struct AdmissionOptions {
     /// Where the API server is served.
     pub listen: SocketAddr,
-    /// What the chart says of the webhooks and of the sidecar.
-    pub file: AdmissionFile,
+    /// The file in which the chart says how the webhooks and the sidecar are.
+    pub file: PathBuf,
 }
 
 /// Why the operator ended.
@@ -73,9 +73,6 @@ pub enum RunError {
         #[source]
         cause: std::io::Error,
     },
-    /// What the chart says of injection cannot be read.
-    #[error("cannot inject")]
-    Admission(#[from] SettingsError),
     /// TLS could not be set up.
     #[error("cannot serve")]
     Tls(#[from] serve::TlsError),
@@ -117,6 +114,8 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     let (listener, reviews) = listen(&options).await?;
     let watches: Vec<_> = watching::KINDS.into_iter().map(Health::new).collect();
     let (metrics, readiness) = (Arc::new(Metrics::default()), Readiness::default());
+    // Between two reasons not to be ready there must be no moment without any: the Service would send reviews here.
+    let starting = readiness.wait_for("everything to be started");
     let registry = metrics.registry(watches.clone());
     let health = HealthServer::bind(serve::present(options.health), readiness.clone(), registry);
     tokio::spawn(health.await.map_err(|cause| RunError::Listen { address: options.health, cause })?.run());
@@ -130,10 +129,11 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     };
     drop(waiting);
 
+    let (file, _unusable) = injecting::read(options.admission.as_ref(), &readiness);
     let (stopper, stopping) = watch::channel(false);
     let (news, heard) = mpsc::unbounded_channel();
-    let index =
-        Index::new(stored.fingerprint(), clock::now()).injecting(image(&options)).with_staleness(options.staleness);
+    let image = file.as_ref().map(|file| file.agent.image.clone());
+    let index = Index::new(stored.fingerprint(), clock::now()).injecting(image).with_staleness(options.staleness);
     let cluster = Arc::new(Cluster::new(index, epoch, watches, metrics, news));
     let (keep, keyring) = watch::channel(Arc::new(stored.keyring(clock::now())));
     let candidate = Candidate::new(client.clone(), &options.namespace, options.identity, options.advertise);
@@ -150,9 +150,12 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     watching::start(&ground);
     tasks::start_telling(&ground, heard, &others, &keyring, &ledger, &enrolled);
     tasks::start_keeping(&ground, enrolled, readiness.clone());
-    if let (Some(admission), Some(listener)) = (options.admission, reviews) {
-        injecting::start(&ground, admission, listener, &readiness).await;
-    }
+    let reviewing = match (file, reviews) {
+        (Some(file), Some(listener)) => {
+            Some(injecting::start(&ground, file, listener, &readiness, stopping.clone()).await)
+        }
+        (None, _) | (_, None) => None,
+    };
     tokio::spawn(keys::keep(store, keep, Arc::clone(&ground.cluster), ground.leadership.clone(), ledger));
     let leading = tokio::spawn(candidate.run(stopping.clone()));
 
@@ -160,11 +163,16 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     let server = Server::new(ground.cluster, authority, keyring, ground.client, others, stopping);
     let serving = tokio::spawn(server.run(listener));
     tracing::info!(%authority, listen = %options.listen, "serving");
+    drop(starting);
     stop.await;
-    // Nobody is left who would not want to hear it.
+    // Agents and the other replicas hear of it at once; nobody is left who would not want to.
     let _ = stopper.send(true);
     let _ = tokio::time::timeout(FAREWELL * 4, leading).await;
     tokio::time::sleep(FAREWELL).await;
+    if let Some(reviewing) = reviewing {
+        // A panic of it is in the log, and changes nothing any more.
+        let _ = reviewing.await;
+    }
     match serving.await {
         Ok(result) => Ok(result?),
         Err(_) => Ok(()),
@@ -181,9 +189,4 @@ async fn listen(options: &Options) -> Result<(TcpListener, Option<TcpListener>),
         None => None,
     };
     Ok((agents, reviews))
-}
-
-/// The sidecar's image, if sidecars are injected.
-fn image(options: &Options) -> Option<String> {
-    options.admission.as_ref().map(|admission| admission.file.agent.image.clone())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use peerage_agent::health::Readiness;
+use peerage_agent::health::{Pending, Readiness};
 use tokio::sync::{mpsc, watch};
 
 use super::Ground;
@@ -16,6 +16,9 @@ use crate::replicas::{Admitted, Follower, Others};
 use crate::roll::{Holder, PodUid};
 use crate::status::Writer;
 use crate::{clock, notices, probe};
+
+/// What is waited for until the watches were looked at for the first time.
+const FIRST_LOOK: &str = "the watches";
 
 /// Starts whatever makes news of this replica known: status, Events, the other replicas, and what the next process will
 /// read.
@@ -48,7 +51,8 @@ pub(super) fn start_telling(
 pub(super) fn start_keeping(ground: &Ground, enrolled: Vec<(PodUid, Holder)>, readiness: Readiness) {
     tokio::spawn(recall(Arc::clone(&ground.cluster), enrolled));
     tokio::spawn(keep_time(Arc::clone(&ground.cluster)));
-    tokio::spawn(keep_ready(Arc::clone(&ground.cluster), readiness));
+    let pending = readiness.wait_for(FIRST_LOOK);
+    tokio::spawn(keep_ready(Arc::clone(&ground.cluster), readiness, pending));
 }
 
 /// Hands news on to whoever acts on them.
@@ -100,9 +104,9 @@ async fn keep_time(cluster: Arc<Cluster>) {
 }
 
 /// Not ready while a watch is not to be relied upon.
-async fn keep_ready(cluster: Arc<Cluster>, readiness: Readiness) {
-    let mut pending = None;
-    let mut reported = None;
+async fn keep_ready(cluster: Arc<Cluster>, readiness: Readiness, first: Pending) {
+    let mut pending = Some(first);
+    let mut reported = Some(FIRST_LOOK);
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     loop {
         tick.tick().await;
