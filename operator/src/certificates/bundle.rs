@@ -1,7 +1,8 @@
 //! Tells the API server which CA to believe the webhooks by, where it believes another one.
 //!
 //! That is the leader's to do. Where it believes none, any replica does it, before it is ready: the configurations have just been
-//! made, and a pod that is made before somebody leads would be missed.
+//! made, and a pod that is made before somebody leads would be missed. A replica that the API server would not believe yet, because
+//! the leader has not heard of its CA, is not ready either.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use crate::status::FIELD_MANAGER;
 /// How often the configurations are looked at: somebody may make them anew, and until they are told, pods are not
 /// injected.
 const EVERY: Duration = Duration::from_secs(10);
+/// The same while we wait for being believed.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A configuration of webhooks.
 trait Configuration: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned {
@@ -46,7 +49,7 @@ impl Configuration for ValidatingWebhookConfiguration {
     }
 }
 
-/// Keeps the configurations called `name` believing what is current; for ever. `first` lasts until they were looked at once.
+/// Keeps the configurations called `name` believing what is current; for ever. `first` lasts until they do.
 pub async fn run(
     client: Client,
     name: String,
@@ -59,38 +62,46 @@ pub async fn run(
     let mut first = Some(first);
     loop {
         let leads = *leadership.borrow_and_update() == Leadership::Ours;
-        let bundle = current.borrow_and_update().as_ref().map(|stored| stored.bundle());
-        if let Some(bundle) = bundle {
-            for told in [tell(&mutating, &name, &bundle, leads).await, tell(&validating, &name, &bundle, leads).await] {
-                if let Err(error) = told {
-                    tracing::warn!(%error, "a webhook configuration could not be told our CA");
-                }
+        let stored = current.borrow_and_update().clone();
+        if let Some(stored) = stored {
+            let told = [tell(&mutating, &name, &stored, leads).await, tell(&validating, &name, &stored, leads).await];
+            // A failure is no reason to wait: agents must not go without an operator because pods go without agents.
+            if told.iter().all(|told| told.as_ref().map_or(true, |believed| *believed)) {
+                drop(first.take());
             }
-            // Also after a failure: agents must not go without an operator because pods go without agents.
-            drop(first.take());
+            for error in told.into_iter().filter_map(Result::err) {
+                tracing::warn!(%error, "a webhook configuration could not be told our CA");
+            }
         }
+        let wait = if first.is_some() { SOON } else { EVERY };
         tokio::select! {
             // Ended senders mean that the process ends.
             changed = leadership.changed() => if changed.is_err() { return },
             changed = current.changed() => if changed.is_err() { return },
-            () = sleep(EVERY) => {}
+            () = sleep(wait) => {}
         }
     }
 }
 
-async fn tell<K: Configuration>(api: &Api<K>, name: &str, bundle: &str, leads: bool) -> kube::Result<()> {
+/// Tells one configuration; whether the API server believes us by it, as far as it asks us at all.
+async fn tell<K: Configuration>(api: &Api<K>, name: &str, stored: &Stored, leads: bool) -> kube::Result<bool> {
     let Some(found) = api.get_opt(name).await? else {
         tracing::debug!(kind = %K::kind(&()), name, "there is no such webhook configuration");
-        return Ok(());
+        return Ok(true);
     };
-    let stale = outdated(&found.webhooks(), bundle, leads);
+    let stale = outdated(&found.webhooks(), &stored.bundle(), leads);
     if stale.is_empty() {
-        return Ok(());
+        return Ok(found.webhooks().iter().all(|(_, config)| is_believed(stored, config)));
     }
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     api.patch(name, &params, &Patch::Strategic(json!({"webhooks": stale}))).await?;
     tracing::info!(target: "events::webhook_ca_told", kind = %K::kind(&()));
-    Ok(())
+    // Of webhooks that believe somebody else the leader's next look is to tell; ours sees it.
+    Ok(stale.len() == found.webhooks().len())
+}
+
+fn is_believed(stored: &Stored, config: &WebhookClientConfig) -> bool {
+    config.ca_bundle.as_ref().is_some_and(|bundle| stored.is_believed_by(&bundle.0))
 }
 
 /// What to merge into webhooks, which are merged by name, that believe nothing or, for the leader, something else.

@@ -11,14 +11,16 @@ use kube::api::{Api, PostParams};
 use tokio::sync::watch;
 
 use super::{CertificateError, NAME, Stored};
+use crate::causes::causes;
 use crate::clock;
 use crate::leader::Leadership;
 
-/// How often the Secret and the clock on the wall are looked at. Certificates last for days; but where somebody deletes the
-/// Secret, a replica that starts makes another CA, and the others must hear of that soon.
-const EVERY: Duration = Duration::from_secs(60);
+/// How often the Secret and the clock on the wall are looked at. Certificates last for days; but a replica that starts may
+/// have put another name into the leaf, or made another CA because somebody had deleted the Secret, and until all serve with the
+/// same, reviews of whoever does not are lost. One small GET.
+const EVERY: Duration = Duration::from_secs(5);
 /// The same while there is none yet, or the last look failed.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(1);
 
 /// Why there is nothing to serve with.
 #[derive(Debug, thiserror::Error)]
@@ -66,12 +68,13 @@ impl Keeper {
         Self { secrets: Api::namespaced(client, namespace), names }
     }
 
-    /// Keeps `current` up to date, for ever. Whoever leads renews; every replica makes what is not there, because it
-    /// cannot serve without.
-    pub async fn run(self, current: watch::Sender<Option<Arc<Stored>>>, leadership: watch::Receiver<Leadership>) {
+    /// Keeps `current` up to date, for ever. Whoever leads renews; every replica makes or mends what it cannot serve
+    /// without.
+    pub async fn run(self, current: watch::Sender<Option<Arc<Stored>>>, mut leadership: watch::Receiver<Leadership>) {
         loop {
-            let leads = *leadership.borrow() == Leadership::Ours;
-            let wait = match self.look(leads).await {
+            let leads = *leadership.borrow_and_update() == Leadership::Ours;
+            let known = current.borrow().clone();
+            let wait = match self.look(known.as_deref(), leads).await {
                 Ok(stored) => {
                     current.send_if_modified(|old| {
                         let changed = old.as_deref() != Some(&stored);
@@ -85,27 +88,25 @@ impl Keeper {
                 }
                 Err(KeeperError::Overtaken) => SOON,
                 Err(error) => {
-                    tracing::error!(error = %chain(&error), "the webhooks' certificate cannot be had");
+                    tracing::error!(error = %causes(&error), "the webhooks' certificate cannot be had");
                     SOON
                 }
             };
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                // Where nobody can tell, time does.
+                Ok(()) = leadership.changed() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
         }
     }
 
-    async fn look(&self, leads: bool) -> Result<Stored, KeeperError> {
-        let now = clock::now();
+    async fn look(&self, known: Option<&Stored>, leads: bool) -> Result<Stored, KeeperError> {
         let secret = self.secrets.get_opt(NAME).await.map_err(failed("read"))?;
-        let known = secret.as_ref().and_then(|secret| Stored::read(&data_of(secret)));
-        let new = match &known {
-            Some(stored) if leads => stored.renewed(&self.names, now)?,
-            Some(_) => None,
-            None => Some(Stored::mint(&self.names, now)?),
-        };
-        match (new, known) {
-            (None, Some(known)) => Ok(known),
+        let found = secret.as_ref().and_then(|secret| Stored::read(&data_of(secret)));
+        match (Stored::amended(known, found.as_ref(), &self.names, leads, clock::now())?, found) {
             (Some(new), _) => self.put(secret, new).await,
-            (None, None) => unreachable!("what is not known is made"),
+            (None, Some(found)) => Ok(found),
+            (None, None) => unreachable!("what is not there is made"),
         }
     }
 
@@ -131,11 +132,4 @@ impl Keeper {
 
 fn data_of(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
     secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect()
-}
-
-fn chain(error: &KeeperError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
 }

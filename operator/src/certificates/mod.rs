@@ -1,8 +1,9 @@
 //! What the API server believes the webhooks by: a CA of our own, and a leaf under it, in one Secret that all replicas
 //! share.
 //!
-//! Nothing else rests on them, so a Secret that is gone or damaged is simply made anew; the chart generates none, because
-//! what it generates it never rotates. The CA lasts a year and the leaf a week. Each is replaced after two thirds of that by the
+//! Nothing else rests on them, so a Secret that is gone or damaged is written again by whoever still knows what was in it,
+//! and made anew by a replica that starts and never knew; the chart generates none, because what it generates it never
+//! rotates. The CA lasts a year and the leaf a week. Each is replaced after two thirds of that by the
 //! clock on the wall, which is read again and again: a timer over months would not survive a process. Through a change of
 //! CAs both are believed, and the leaf stays under the old one until its own turn, days after everybody knows the new one.
 
@@ -27,6 +28,8 @@ use rustls::version::TLS13;
 pub const NAME: &str = "peerage-webhook";
 
 const DAY: u64 = 24 * 3600;
+/// The end of a certificate in PEM.
+const END: &str = "-----END CERTIFICATE-----";
 /// How long a CA is good.
 const CA_LASTS: Duration = Duration::from_secs(365 * DAY);
 /// How long a leaf is good.
@@ -84,6 +87,13 @@ impl Stored {
         Ok(Self { ca, before: None, leaf, names: names.to_vec() })
     }
 
+    /// Whether who believes `bundle` believes our leaf, whichever of our CAs it is under.
+    #[must_use]
+    pub fn is_believed_by(&self, bundle: &[u8]) -> bool {
+        let bundle = String::from_utf8_lossy(bundle);
+        self.bundle().split_inclusive(END).all(|certificate| bundle.contains(certificate.trim()))
+    }
+
     /// From a Secret's data; `None` for what we did not write.
     #[must_use]
     pub fn read(data: &BTreeMap<String, Vec<u8>>) -> Option<Self> {
@@ -118,6 +128,58 @@ impl Stored {
         data
     }
 
+    /// What to write where the Secret holds `found` and this replica serves with `self`; `None` where nothing is to be
+    /// written. Who leads also renews.
+    ///
+    /// # Errors
+    /// [`CertificateError::Make`].
+    pub fn amended(
+        known: Option<&Self>,
+        found: Option<&Self>,
+        names: &[String],
+        leads: bool,
+        now: UnixTime,
+    ) -> Result<Option<Self>, CertificateError> {
+        // What has ended helps nobody.
+        let known = known.filter(|known| known.ca.until > now);
+        let amended = match (found, known) {
+            (None, None) => return Self::mint(names, now).map(Some),
+            // Somebody deleted or damaged it. The API server believes what we have, and so do the other replicas.
+            (None, Some(known)) => Some(known.clone()),
+            (Some(found), Some(known)) => found.beside(known),
+            (Some(_), None) => None,
+        };
+        let current = amended.as_ref().or(found);
+        let next = match current {
+            Some(current) if leads => current.renewed(names, now)?,
+            Some(_) | None => None,
+        };
+        let named = match next.as_ref().or(current) {
+            Some(current) => current.naming(names, now)?,
+            None => None,
+        };
+        Ok(named.or(next).or(amended))
+    }
+
+    /// With the CA of `known` believed as well, where another one was made without knowing of it: replicas that have not
+    /// heard of that yet serve under the one of `known`, and the API server must not stop believing them.
+    fn beside(&self, known: &Self) -> Option<Self> {
+        let believed = |certificate: &String| self.bundle().contains(certificate.as_str());
+        let before = (known.ca.certificate.clone(), known.ca.until);
+        (!believed(&before.0)).then(|| Self { before: Some(before), ..self.clone() })
+    }
+
+    /// With a leaf for these names, too, where one is missing. Those that are there stay: replicas of two versions of the
+    /// chart may want different ones, and none takes away what another needs. The next renewal does.
+    fn naming(&self, names: &[String], now: UnixTime) -> Result<Option<Self>, CertificateError> {
+        let missing: Vec<_> = names.iter().filter(|name| !self.names.contains(name)).cloned().collect();
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let names = [&self.names[..], &missing].concat();
+        Ok(Some(Self { leaf: make_leaf(&self.ca, &names, now)?, names, ..self.clone() }))
+    }
+
     /// What is due at `now`, done; `None` while nothing is. One thing at a time, so that a new CA is known everywhere
     /// before the first leaf is under it.
     ///
@@ -127,7 +189,7 @@ impl Stored {
         if self.ca.until <= now {
             return Self::mint(names, now).map(Some); // nobody was here for months: nothing is worth keeping
         }
-        if self.names != names || is_due(self.leaf.until, LEAF_LASTS, now) {
+        if is_due(self.leaf.until, LEAF_LASTS, now) {
             let leaf = make_leaf(&self.ca, names, now)?;
             return Ok(Some(Self { leaf, names: names.to_vec(), ..self.clone() }));
         }

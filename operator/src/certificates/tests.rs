@@ -70,11 +70,74 @@ fn nothing_is_renewed_before_its_time() {
     assert_eq!(stored.renewed(&names(), NOW.plus(days(4))).expect("it can be made"), None);
 }
 
+fn minted() -> Stored {
+    Stored::mint(&names(), NOW).expect("it can be made")
+}
+
+fn amended(known: Option<&Stored>, found: Option<&Stored>, names: &[String], leads: bool) -> Option<Stored> {
+    Stored::amended(known, found, names, leads, NOW).expect("it can be made")
+}
+
 #[test]
-fn other_names_take_another_leaf_at_once() {
-    let stored = Stored::mint(&names(), NOW).expect("it can be made");
-    let new = stored.renewed(&["other.svc".into()], NOW).expect("it can be made").expect("it is due");
+fn a_name_that_is_missing_is_added_at_once_by_whichever_replica_needs_it() {
+    let (stored, other) = (minted(), ["other.svc".to_owned()]);
+    let new = amended(Some(&stored), Some(&stored), &other, false).expect("a name is missing");
     assert!(is_believed(&new, &stored.bundle(), "other.svc", NOW), "the CA is the one that is known");
+    assert!(is_believed(&new, &stored.bundle(), NAME_OF_SERVICE, NOW), "the other replicas need their own");
+    for wanted in [&names()[..], &other] {
+        for leads in [true, false] {
+            assert_eq!(amended(Some(&new), Some(&new), wanted, leads), None, "nobody takes a name away");
+        }
+    }
+}
+
+#[test]
+fn names_that_nobody_wants_go_with_the_next_leaf() {
+    let both = Stored::mint(&["old.svc".to_owned(), "new.svc".to_owned()], NOW).expect("it can be made");
+    let later = NOW.plus(days(6));
+    let new = Stored::amended(Some(&both), Some(&both), &["new.svc".to_owned()], true, later);
+    assert!(!is_believed(&new.expect("it can be made").expect("it is due"), &both.bundle(), "old.svc", later));
+}
+
+#[test]
+fn a_secret_that_is_gone_is_written_again_as_it_was_by_who_knows_it() {
+    let stored = minted();
+    for leads in [true, false] {
+        assert_eq!(amended(Some(&stored), None, &names(), leads), Some(stored.clone()));
+    }
+}
+
+#[test]
+fn where_nobody_knows_what_was_there_it_is_made_anew() {
+    let new = amended(None, None, &names(), false).expect("it is made");
+    assert!(is_believed(&new, &new.bundle(), NAME_OF_SERVICE, NOW));
+}
+
+#[test]
+fn another_ca_in_the_secret_is_taken_over_and_the_one_that_others_still_serve_under_stays_believed() {
+    let (old, foreign) = (minted(), minted());
+    let both = amended(Some(&old), Some(&foreign), &names(), false).expect("the other CA is added");
+    assert!(is_believed(&old, &both.bundle(), NAME_OF_SERVICE, NOW), "replicas that have not looked yet");
+    assert!(is_believed(&foreign, &both.bundle(), NAME_OF_SERVICE, NOW), "who made it");
+    assert_eq!(both.leaf.certificate, foreign.leaf.certificate);
+    for known in [&old, &foreign, &both] {
+        assert_eq!(amended(Some(known), Some(&both), &names(), false), None, "once");
+    }
+}
+
+#[test]
+fn what_has_ended_is_not_written_again() {
+    let old = minted();
+    let later = NOW.plus(days(800));
+    let new = Stored::amended(Some(&old), None, &names(), false, later).expect("it can be made");
+    assert!(is_believed(&new.clone().expect("it is made"), &new.expect("it is made").bundle(), NAME_OF_SERVICE, later));
+}
+
+#[test]
+fn a_replica_knows_whether_the_api_server_would_believe_it() {
+    let (ours, theirs) = (minted(), minted());
+    let both = format!("{}{}", theirs.bundle(), ours.bundle());
+    assert!(ours.is_believed_by(both.as_bytes()) && !ours.is_believed_by(theirs.bundle().as_bytes()));
 }
 
 #[test]
