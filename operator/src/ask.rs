@@ -1,7 +1,7 @@
 //! Asks a running operator whether it is ready: for `helm test`, in an image that holds nothing but this program.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 /// How long an answer may take.
@@ -47,12 +47,25 @@ pub fn ready(place: &str) -> Result<(), AskError> {
 }
 
 fn ask(place: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(place)?;
+    let mut stream = connect(place)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     write!(stream, "GET /readyz HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// To the first of its addresses that takes a connection: a NetworkPolicy drops what it does not permit, without a word.
+fn connect(place: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in place.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 #[cfg(test)]

@@ -57,6 +57,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: relay
 {{- end }}
 
+{{- define "peerage.testSelector" -}}
+app.kubernetes.io/name: peerage
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end }}
+
 {{- define "peerage.relayLabels" -}}
 {{ include "peerage.relaySelector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -71,8 +77,35 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- $agent := .Values.agent -}}
 {{- $operators := default (list (printf "%s.%s.svc:8443" (include "peerage.operator" .) .Release.Namespace)) $agent.operators -}}
 {{- $sidecar := dict "image" (include "peerage.image" (list $agent.image .Chart.AppVersion)) "imagePullPolicy" $agent.image.pullPolicy
-  "operators" $operators "resources" $agent.resources "log" $agent.log "container" $agent.container "dns" $agent.dns "clusterDns" $agent.clusterDNS -}}
+  "operators" $operators "resources" $agent.resources "guaranteed" $agent.guaranteed "log" $agent.log "container" $agent.container "dns" $agent.dns "clusterDns" $agent.clusterDNS -}}
 {{- with $agent.runAsUser }}{{ $_ := set $sidecar "runAsUser" (int .) }}{{ end -}}
 {{- with $agent.clusterDomain }}{{ $_ := set $sidecar "clusterDomain" . }}{{ end -}}
 {{- dict "webhook" (dict "configuration" (include "peerage.clusterName" .) "names" $names) "agent" $sidecar | toPrettyJson -}}
+{{- end }}
+
+{{/* The securityContext of a pod that PodSecurity "restricted" admits, as these users, unless the cluster gives them out. */}}
+{{- define "peerage.podSecurityContext" -}}
+runAsNonRoot: true
+{{- range $field, $id := . }}
+{{- if $id }}
+{{ $field }}: {{ int $id }}
+{{- end }}
+{{- end }}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* By what agents know the relay: with the port at which the Service has it. Empty while that is not known. */}}
+{{- define "peerage.relayAdvertise" -}}
+{{- $service := .Values.relay.service -}}
+{{- $port := $service.port -}}
+{{- if eq $service.type "NodePort" }}{{ $port = $service.nodePort }}{{ end -}}
+{{- $place := .Values.relay.advertise -}}
+{{- if and (not $place) (eq $service.type "ClusterIP") -}}
+{{- $place = printf "%s.%s.svc" (include "peerage.relay" .) .Release.Namespace -}}
+{{- end -}}
+{{- if regexMatch "^(\\[[^]]*\\]|[^:]+)$" $place -}}
+{{- $place }}:{{ required "relay.advertise is HOST:PORT for a NodePort that the cluster chooses; or set relay.service.nodePort" $port | int -}}
+{{- else -}}
+{{- $place -}}
+{{- end -}}
 {{- end }}
