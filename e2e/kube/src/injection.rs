@@ -8,10 +8,12 @@ use crate::failed::{Failed, ensure};
 use crate::operator::{NAMESPACE, upgrade};
 use crate::tests::{Stage, object, peer, trust};
 
-const AGENT: &str = "peerage-agent";
+/// What the sidecar is called.
+pub const AGENT: &str = "peerage-agent";
 
 /// A pod that PodSecurity `restricted` admits, with `spec` in place of what is there.
-fn pod(name: &str, namespace: &str, spec: &Value) -> Value {
+#[must_use]
+pub fn pod(name: &str, namespace: &str, spec: &Value) -> Value {
     let container = json!({
         "name": "app", "image": "none", "ports": [{"containerPort": 8080}],
         "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
@@ -29,7 +31,7 @@ fn pod(name: &str, namespace: &str, spec: &Value) -> Value {
 
 impl Stage {
     /// A namespace that asks for injection and enforces PodSecurity `restricted`.
-    fn restricted(&self, name: &str) -> Result<(), Failed> {
+    pub(crate) fn restricted(&self, name: &str) -> Result<(), Failed> {
         self.namespace(name)?;
         let labels = ["enforce", "warn", "audit"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
         self.cluster.kubectl(&format!("label namespace {name} peerage.dev/injection=enabled {}", labels.join(" ")))?;
@@ -37,7 +39,7 @@ impl Stage {
     }
 
     /// Until the leader has told the API server our CA, and the API server asks.
-    fn is_asked(&self) -> Result<(), Failed> {
+    pub(crate) fn is_asked(&self) -> Result<(), Failed> {
         let name = format!("{NAMESPACE}-peerage-operator");
         let told = |kind: &str| -> Result<bool, Failed> {
             let found = self.cluster.get(&format!("{kind} {name}"))?.unwrap_or_default();
@@ -54,14 +56,14 @@ impl Stage {
     }
 
     /// What the API server would store.
-    fn tried(&self, pod: &Value) -> Result<Value, Failed> {
+    pub(crate) fn tried(&self, pod: &Value) -> Result<Value, Failed> {
         let create = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
         let said = self.cluster.run("kubectl", &create, &pod.to_string())?;
         serde_json::from_str(&said).map_err(|error| Failed::new(format!("kubectl said no JSON: {error}")))
     }
 
     /// Creates an object; what the API server stored, and what it warned of.
-    fn create(&self, object: &Value) -> Result<(Value, String), Failed> {
+    pub(crate) fn create(&self, object: &Value) -> Result<(Value, String), Failed> {
         let (stored, warnings) =
             self.cluster.run_saying("kubectl", &["create", "-o", "json", "-f", "-"], &object.to_string())?;
         let stored =
@@ -69,19 +71,25 @@ impl Stage {
         Ok((stored, warnings))
     }
 
-    fn stored(&self, pod: &Value) -> Result<Value, Failed> {
+    /// The same for a pod that nobody is warned of.
+    pub(crate) fn stored(&self, pod: &Value) -> Result<Value, Failed> {
         let (stored, warnings) = self.create(pod)?;
         ensure(warnings.is_empty(), || format!("it warns: {warnings}"))?;
         Ok(stored)
     }
 }
 
-fn env<'a>(container: &'a Value, name: &str) -> &'a str {
+/// What a container is told.
+pub fn env<'a>(container: &'a Value, name: &str) -> &'a str {
     let mut all = container["env"].as_array().into_iter().flatten();
     all.find(|one| one["name"] == name).and_then(|one| one["value"].as_str()).unwrap_or_default()
 }
 
-fn is(found: &Value, expected: &Value, what: &str) -> Result<(), Failed> {
+/// Compares, and says what differs.
+///
+/// # Errors
+/// They differ.
+pub fn is(found: &Value, expected: &Value, what: &str) -> Result<(), Failed> {
     ensure(found == expected, || format!("{what}: expected {expected}, found {found}"))
 }
 
@@ -225,8 +233,18 @@ pub fn policy(stage: &Stage) -> Result<String, Failed> {
         by_policy = stage.tried(&asking)?;
         Ok(by_policy["spec"]["initContainers"][0]["image"] == "peerage-agent:by-policy")
     })?;
+    let (mut named, mut with_init) = (asking.clone(), asking.clone());
+    named["spec"]["volumes"] = json!([{"name": "peerage-state", "emptyDir": {}}]);
+    with_init["spec"]["initContainers"] = json!([{"name": "own", "image": "none", "ports": [{"containerPort": 8200}]}]);
+    let [refused, with_init] = [&named, &with_init].map(|pod| stage.tried(pod));
     let restored = upgrade(&stage.cluster, &["webhook.policy=false", "agent.image.tag="]);
     ensure(told, || format!("the policy has no effect: {by_policy}"))?;
+    let named = refused?;
+    ensure(named["spec"]["initContainers"].is_null(), || format!("a name of ours was taken twice: {named}"))?;
+    let agent = &with_init?["spec"]["initContainers"][0];
+    ensure(env(agent, "PEERAGE_RESERVED_PORTS").contains("8200"), || {
+        format!("the port of an init container: {agent}")
+    })?;
     by_policy["spec"]["initContainers"][0]["image"] = by_webhook["spec"]["initContainers"][0]["image"].clone();
     for made in [&by_webhook, &by_policy] {
         ensure(made["spec"]["initContainers"].as_array().map(Vec::len) == Some(1), || {

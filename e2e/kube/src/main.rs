@@ -4,6 +4,7 @@
 //! One line for each test, with `--json` as `{"test":…,"ok":…}`; it ends with 0 only if everything was as expected.
 
 mod agent;
+mod answering;
 mod api;
 mod audit;
 mod cluster;
@@ -15,6 +16,7 @@ mod operator;
 mod pair;
 mod process;
 mod scale;
+mod surroundings;
 mod tests;
 
 use std::env;

@@ -5,9 +5,10 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -133,6 +134,35 @@ impl Operator {
     pub fn kill(&mut self) -> Result<(), Failed> {
         self.child.kill().trying("kill an operator")?;
         self.child.wait().trying("bury an operator").map(drop)
+    }
+
+    /// Tells it to stop, as the kubelet does.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn tell_to_stop(&self) -> Result<(), Failed> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| Failed::new("a process without a number"))?;
+        kill_process(pid, Signal::TERM).trying("tell an operator to stop")
+    }
+
+    /// Whether agents can connect to it.
+    #[must_use]
+    pub fn serves_agents(&self) -> bool {
+        TcpStream::connect_timeout(&self.agents, PATIENCE).is_ok()
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// It goes on.
+    pub fn until_ended(&mut self) -> Result<ExitStatus, Failed> {
+        let mut ended = None;
+        until(|| {
+            ended = self.child.try_wait().trying("look at the operator")?;
+            Ok(ended.is_some())
+        })?;
+        ended.ok_or_else(|| Failed::new(format!("operator {} goes on: {}", self.number, self.end_of_log())))
     }
 
     /// Waits until it says that it is ready.

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::agent::{self, Agent, Start};
+use crate::answering;
 use crate::api::Api;
 use crate::audit;
 use crate::cluster::{Cluster, until, until_within};
@@ -28,6 +29,7 @@ use crate::failed::{Failed, Trying, ensure};
 use crate::injection;
 use crate::operator::{NAMESPACE, Operator};
 use crate::pair::{self, Pair, Stream};
+use crate::surroundings;
 
 /// Numbers that stay the same for so long have settled.
 pub const QUIET: Duration = Duration::from_secs(5);
@@ -68,7 +70,7 @@ pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
 
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last. A rotation takes two
 /// minutes, which `rotation-begins` and `rotation-ends` leave to what is between them.
-pub const ALL: [Test; 27] = [
+pub const ALL: [Test; 32] = [
     ("agent-peer", objects::agent_peer),
     ("agent-trust", objects::agent_trust),
     ("agent-link", objects::agent_link),
@@ -79,6 +81,11 @@ pub const ALL: [Test; 27] = [
     ("who-asks", injection::who_asks),
     ("host-aliases", injection::host_aliases),
     ("policy", injection::policy),
+    ("quota", surroundings::quota),
+    ("promises", surroundings::promises),
+    ("reinvoked", surroundings::reinvoked),
+    ("leaving", answering::leaving),
+    ("certificate", answering::lost_certificate),
     ("outdated", injection::outdated),
     ("validation", injection::validation),
     ("enrolment", enrolment::enrolment),

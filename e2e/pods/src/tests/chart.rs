@@ -2,11 +2,11 @@
 
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, until};
 use crate::failed::{Failed, Trying, ensure};
-use crate::stage::{REPORTER, SYSTEM, Stage};
+use crate::stage::{REPORTER, SIDECAR, SYSTEM, Stage, pod, restricted};
 use crate::tests::lives::{counts, load};
 
 /// From the previous commit's chart to this one and back, while requests go on over the tunnels that are there.
@@ -35,6 +35,66 @@ pub fn upgrade(stage: &Stage) -> Result<String, Failed> {
         "{} objects are the same, no agent was restarted, and of the requests meanwhile none failed: {counts}",
         before.lines().count()
     ))
+}
+
+/// `helm test`, as NOTES.txt says it.
+pub fn helm_test(stage: &Stage) -> Result<String, Failed> {
+    let said = stage.cluster.helm(&format!("-n {SYSTEM} test peerage --timeout 120s"))?;
+    ensure(said.contains("Succeeded"), || format!("it says {said}"))?;
+    let left = stage.cluster.kubectl(&format!("get pods -n {SYSTEM} -l app.kubernetes.io/component=test -o name"))?;
+    ensure(left.is_empty(), || format!("it left {left}"))?;
+    Ok("the operator answers through its Service, and the sidecar's image starts".into())
+}
+
+/// Operators are replaced, and one is deleted as by a drain; each pod that is made meanwhile gets its agent.
+pub fn rollout(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    let mut told = Vec::new();
+    for what in ["a rollout", "a drain"] {
+        let before = operators(cluster)?;
+        let (one, _) = before.first().ok_or_else(|| Failed::new("there is no operator"))?;
+        cluster.kubectl(&match what {
+            "a rollout" => format!("rollout restart deployment/peerage-operator -n {SYSTEM}"),
+            _ => format!("delete -n {SYSTEM} --wait=false {one}"),
+        })?;
+        let (mut made, mut without) = (0, 0);
+        let over = until(|| {
+            let pods = tried(stage)?;
+            made += pods.len();
+            without += pods.iter().filter(|pod| pod["spec"]["initContainers"][0]["name"] != SIDECAR).count();
+            // Over is what begins when the last of those that go has gone.
+            let now = operators(cluster)?;
+            let others = before.iter().any(|operator| !now.contains(operator));
+            Ok(others && now.len() == before.len() && now.iter().all(|(_, state)| state == "ready"))
+        })?;
+        ensure(over, || format!("{what} did not end"))?;
+        ensure(without == 0, || format!("{without} of {made} pods made during {what} have no agent"))?;
+        told.push(format!("{made} during {what}"));
+    }
+    Ok(format!("every pod has its agent: {}", told.join(", ")))
+}
+
+/// The operators' pods, and whether each is ready, not yet, or on its way out.
+fn operators(cluster: &Cluster) -> Result<Vec<(String, &'static str)>, Failed> {
+    let pods = cluster.get(&format!("pods -n {SYSTEM} -l app.kubernetes.io/component=operator"))?;
+    let state = |pod: &Value| match &pod["metadata"]["deletionTimestamp"] {
+        Value::Null if pod["status"]["containerStatuses"][0]["ready"] == true => "ready",
+        Value::Null => "starts",
+        _ => "goes",
+    };
+    let name = |pod: &Value| format!("pod/{}", pod["metadata"]["name"].as_str().unwrap_or_default());
+    Ok(pods["items"].as_array().into_iter().flatten().map(|pod| (name(pod), state(pod))).collect())
+}
+
+/// What the API server would make of some pods that ask for an agent.
+fn tried(stage: &Stage) -> Result<Vec<Value>, Failed> {
+    let spec = restricted(&stage.container(&["app", "sleep"], &[]));
+    let pods: Vec<Value> = (0..5).map(|number| pod(&format!("tried-{number}"), "tools", "tried", &spec)).collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
+    let words = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+    let said = stage.cluster.run("kubectl", &words, &list.to_string())?.out;
+    let mut made: Value = serde_json::from_str(&said).trying("read what kubectl says")?;
+    serde_json::from_value(made["items"].take()).trying("read what kubectl says")
 }
 
 /// The chart as the last commit before this one has it.

@@ -14,7 +14,7 @@ use crate::stage::Stage;
 pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
 
 /// All tests. The first makes what the others use.
-pub const ALL: [Test; 12] = [
+pub const ALL: [Test; 14] = [
     ("first-request", first::request),
     ("restricted", first::restricted),
     ("names", names::in_the_same_pods),
@@ -25,6 +25,8 @@ pub const ALL: [Test; 12] = [
     ("replicas", lives::replicas),
     ("rolling-restart", lives::rolling_restart),
     ("mcp", protocol::mcp),
+    ("helm-test", chart::helm_test),
+    ("rollout", chart::rollout),
     ("upgrade", chart::upgrade),
     ("reinstall", chart::reinstall),
 ];
