@@ -77,9 +77,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- $agent := .Values.agent -}}
 {{- $operators := default (list (printf "%s.%s.svc:8443" (include "peerage.operator" .) .Release.Namespace)) $agent.operators -}}
 {{- $sidecar := dict "image" (include "peerage.image" (list $agent.image .Chart.AppVersion)) "imagePullPolicy" $agent.image.pullPolicy
-  "operators" $operators "resources" $agent.resources "guaranteed" $agent.guaranteed "log" $agent.log "container" $agent.container "dns" $agent.dns "clusterDns" $agent.clusterDNS -}}
+  "operators" $operators "resources" $agent.resources "log" $agent.log "container" $agent.container "dns" $agent.dns "clusterDns" $agent.clusterDNS -}}
 {{- with $agent.runAsUser }}{{ $_ := set $sidecar "runAsUser" (int .) }}{{ end -}}
 {{- with $agent.clusterDomain }}{{ $_ := set $sidecar "clusterDomain" . }}{{ end -}}
+{{- with $agent.guaranteed }}{{ $_ := set $sidecar "guaranteed" . }}{{ end -}}
 {{- dict "webhook" (dict "configuration" (include "peerage.clusterName" .) "names" $names) "agent" $sidecar | toPrettyJson -}}
 {{- end }}
 

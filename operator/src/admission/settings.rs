@@ -87,8 +87,8 @@ pub struct AgentFile {
     pub unknown: Unknown,
 }
 
-/// A limit on the processor slows a tunnel down, so this is well above what an idle agent takes; the memory is the chart's
-/// limit. Who needs more says so for the pod.
+/// What the chart's values.yaml says as well. A limit on the processor slows a tunnel down, so this is well above what an idle
+/// agent takes; the memory is the chart's limit. Who needs more says so for the pod.
 fn guaranteed() -> Amounts {
     [("cpu", "250m"), ("memory", "128Mi")]
         .into_iter()
