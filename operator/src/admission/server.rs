@@ -275,4 +275,13 @@ mod tests {
         running.server.await.expect("it ends by itself");
         drop(idle);
     }
+
+    #[test]
+    fn the_charts_pod_is_given_the_time_that_leaving_takes() {
+        let chart = include_str!("../../../charts/peerage/templates/deployment.yaml");
+        let given = chart.lines().find_map(|line| line.trim().strip_prefix("terminationGracePeriodSeconds: "));
+        let given = Duration::from_secs(given.expect("the chart says").parse().expect("a number"));
+        // Before that the Lease is given up and agents are told, which takes 2.5 s at the most.
+        assert!(given > LINGERS + PATIENCE + Duration::from_millis(2500), "{given:?}");
+    }
 }

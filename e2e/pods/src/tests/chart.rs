@@ -65,7 +65,7 @@ pub fn rollout(stage: &Stage) -> Result<String, Failed> {
             // Over is what begins when the last of those that go has gone.
             let now = operators(cluster)?;
             let others = before.iter().any(|operator| !now.contains(operator));
-            Ok(others && now.len() == before.len() && now.iter().all(|(_, state)| state == "ready"))
+            Ok(others && now.len() == before.len() && now.iter().all(|(_, state)| *state == "ready"))
         })?;
         ensure(over, || format!("{what} did not end"))?;
         ensure(without == 0, || format!("{without} of {made} pods made during {what} have no agent"))?;
