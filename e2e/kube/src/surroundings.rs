@@ -69,6 +69,8 @@ fn second_mutator(namespace: &str) -> [Value; 2] {
     let server = "JSONPatch{op: 'add', path: '/spec/dnsConfig/nameservers/0', value: '169.254.20.10'}";
     let has = |name: &str| format!("object.spec.initContainers.exists(c, c.name == '{name}')");
     let condition = format!("has(object.spec.initContainers) && {} && !{}", has(AGENT), has("second"));
+    // Not a matchCondition: a policy that did not match the first time is not asked again.
+    let changes = format!("{condition} ? [{first}, {server}] : []");
     let policy = json!({
         "apiVersion": group, "kind": "MutatingAdmissionPolicy", "metadata": {"name": "second"},
         "spec": {
@@ -76,9 +78,8 @@ fn second_mutator(namespace: &str) -> [Value; 2] {
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
                 "resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
             },
-            "matchConditions": [{"name": "has-an-agent", "expression": condition}],
             "failurePolicy": "Fail", "reinvocationPolicy": "IfNeeded",
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": format!("[{first}, {server}]")}}],
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": changes}}],
         },
     });
     let binding = json!({"apiVersion": group, "kind": "MutatingAdmissionPolicyBinding", "metadata": {"name": "second"}, "spec": {"policyName": "second"}});
