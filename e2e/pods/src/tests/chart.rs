@@ -93,8 +93,9 @@ fn tried(stage: &Stage) -> Result<Vec<Value>, Failed> {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
     let words = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
     let said = stage.cluster.run("kubectl", &words, &list.to_string())?.out;
-    let mut made: Value = serde_json::from_str(&said).trying("read what kubectl says")?;
-    serde_json::from_value(made["items"].take()).trying("read what kubectl says")
+    // One document behind the other.
+    let made = serde_json::Deserializer::from_str(&said).into_iter::<Value>();
+    made.collect::<Result<_, _>>().trying("read what kubectl says")
 }
 
 /// The chart as the last commit before this one has it.
