@@ -17,7 +17,8 @@ use crate::noise::SeededRandom;
 
 /// Between two looks into our mailbox when nothing else gives a reason.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
-/// CHECKs that stay unanswered until the next regular look: the keepalives find out what is wrong.
+/// CHECKs that stay unanswered until we doubt that the relay has the same session as we, or, if a new one did not help, until
+/// the next regular look.
 const CHECKS: u32 = 5;
 /// Questions at one relay at a time; people ask them.
 const QUESTIONS: usize = 16;
@@ -110,6 +111,8 @@ pub(super) struct Mailbox {
     public: bool,
     /// The relay has answered a CHECK since it last said that it knows us.
     open: bool,
+    /// A new session was asked for since the relay last answered a CHECK: once is enough for what a new session can mend.
+    doubted: bool,
     look: Look,
     asked: Vec<Asked>,
     transmits: VecDeque<Vec<u8>>,
@@ -121,6 +124,7 @@ impl Mailbox {
         Self {
             public: false,
             open: false,
+            doubted: false,
             look: Look::Never,
             asked: Vec::new(),
             transmits: VecDeque::new(),
@@ -205,7 +209,7 @@ impl Mailbox {
                 if !expected || !session.is_some_and(|session| session.verifies(datagram)) {
                     return;
                 }
-                self.open = true;
+                (self.open, self.doubted) = (true, false);
                 match sealed {
                     Some(sealed) => {
                         self.look = Look::Reading { until: now + LOOK_AGAIN };
@@ -223,14 +227,16 @@ impl Mailbox {
         Some(self.asked.swap_remove(at).token)
     }
 
-    /// Sends what is due under the tag that was granted.
+    /// Sends what is due under the tag that was granted. `false` if the relay seems to have another session than ours, which
+    /// happens where a BIND of ours that counted as lost came after the one that it answered: then it takes a new BIND.
+    #[must_use]
     pub(super) fn handle_timeout(
         &mut self,
         now: Instant,
         tag: Tag,
         session: Option<&MacKey>,
         random: &mut SeededRandom,
-    ) {
+    ) -> bool {
         for asked in self.asked.iter_mut().filter(|asked| asked.schedule.due(now)) {
             asked.schedule.sent(now, true, random.bytes());
             self.transmits.push_back(match &asked.asking {
@@ -238,7 +244,7 @@ impl Mailbox {
                 Asking::Post { to, sealed } => mailbox::post(tag, asked.nonce, *to, sealed),
             });
         }
-        let Some(session) = session else { return };
+        let Some(session) = session else { return true };
         if matches!(&self.look, Look::At(at) | Look::Reading { until: at } if *at <= now) {
             self.look = Look::Waiting { nonce: random.bytes(), done: MailId::NONE, schedule: Schedule::new(now) };
         }
@@ -247,11 +253,12 @@ impl Mailbox {
         {
             if schedule.sends() >= CHECKS {
                 self.look = Look::At(now + LOOK_AGAIN);
-                return;
+                return std::mem::replace(&mut self.doubted, true);
             }
             schedule.sent(now, true, random.bytes());
             self.transmits.push_back(mailbox::check(tag, *nonce, *done, |body| session.mac(body)).to_vec());
         }
+        true
     }
 
     /// When something is due; meant for while the relay knows us.

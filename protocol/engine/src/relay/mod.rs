@@ -287,7 +287,10 @@ impl RelayClient {
     fn see_to_mail(&mut self, now: Instant) {
         if let Some(Granted { tag, binding, .. }) = &self.granted {
             let session = binding.as_ref().map(|(session, _)| session);
-            self.mailbox.handle_timeout(now, *tag, session, &mut self.random);
+            let believed = self.mailbox.handle_timeout(now, *tag, session, &mut self.random);
+            if !believed && matches!(self.exchange, Exchange::Quiet) {
+                self.greet(now);
+            }
         }
     }
 

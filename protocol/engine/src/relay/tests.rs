@@ -531,6 +531,34 @@ fn a_word_of_mail_is_followed_at_once() {
 }
 
 #[test]
+fn a_relay_that_answers_everything_but_the_look_into_the_mailbox_is_bound_at_anew_once() {
+    let (mut relay, mut client, now) = public_pair();
+    let mut hellos = Vec::new();
+    let mut answer = |client: &mut RelayClient, at: Instant| {
+        let out: Vec<_> = std::iter::from_fn(|| client.poll_transmit()).collect();
+        for frame in out {
+            let answer = match Frame::parse(&frame) {
+                Ok((_, Frame::Keepalive { nonce })) => frame::alive(ENDPOINT_TAG, nonce, 90, false, false).to_vec(),
+                Ok((tag, Frame::Hello)) => {
+                    hellos.push(at - now);
+                    relay.cookie(tag).to_vec()
+                }
+                Ok((_, Frame::Bind { .. })) => relay.bound(&frame),
+                _ => continue,
+            };
+            client.handle_datagram(at, &answer);
+        }
+    };
+    answer(&mut client, now);
+    while let Some(at) = client.poll_timeout().filter(|at| *at <= now + Duration::from_secs(1_000)) {
+        client.handle_timeout(at);
+        answer(&mut client, at);
+    }
+    assert_eq!(hellos.len(), 1, "{hellos:?}");
+    assert!(hellos[0] < Duration::from_secs(10), "as soon as five CHECKs are without an answer: {hellos:?}");
+}
+
+#[test]
 fn forged_mail_and_an_answer_to_another_question_are_ignored() {
     let (relay, mut client, now) = public_pair();
     let (nonce, _) = checked(&mut client, &relay);
