@@ -35,7 +35,7 @@ use peerage_agent::keep;
 use peerage_agent::listen::Avoid;
 use peerage_agent::process;
 use peerage_agent::state::Place;
-use peerage_model::{AgentId, Fingerprint, Label};
+use peerage_model::{AgentId, Fingerprint};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -53,9 +53,6 @@ struct Arguments {
     /// The projected ServiceAccount token, of audience peerage.dev/FINGERPRINT
     #[arg(long, env = "PEERAGE_TOKEN_FILE", value_name = "PATH", default_value = "/var/run/secrets/peerage.dev/token")]
     token_file: PathBuf,
-    /// Which AgentPeer to be, where several select this pod
-    #[arg(long, env = "PEERAGE_AGENT_NAME", value_name = "NAME")]
-    name: Option<Label>,
     /// Ports that the pod's containers declare, like 80 or 53/udp; commas between several
     #[arg(long, env = "PEERAGE_RESERVED_PORTS", value_name = "PORT", value_delimiter = ',')]
     reserved_ports: Vec<Avoid>,
@@ -165,7 +162,6 @@ fn sidecar(
         operators: arguments.operator,
         authority,
         token_file: arguments.token_file,
-        name: arguments.name,
         bind: addresses("PEERAGE_BIND")?,
         endpoints: addresses("PEERAGE_ENDPOINTS")?,
         relay_proxy: ProxySettings::from_env(&variable),

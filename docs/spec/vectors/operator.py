@@ -112,7 +112,7 @@ def main():
             "keepalive": frame(4, {}).hex(),
         },
         "to_operator": {
-            "enrol": frame(0, {0: token, 1: instance, 2: proof_enrol, 3: "reporter", 4: have, 5: "0.1.0"}).hex(),
+            "enrol": frame(0, {0: token, 1: instance, 2: proof_enrol, 4: have, 5: "0.1.0"}).hex(),
             "resume": frame(1, {0: credential, 1: enrolment, 2: proof_resume, 3: have, 4: "0.1.0"}).hex(),
             "renew": frame(2, {}).hex(),
             "ack": frame(3, {0: 7, 1: 1}).hex(),

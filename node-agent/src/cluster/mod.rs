@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_model::snapshot::Protocol;
-use peerage_model::{AgentId, Fingerprint, Label};
+use peerage_model::{AgentId, Fingerprint};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -62,8 +62,6 @@ pub struct Options {
     pub authority: Fingerprint,
     /// The projected ServiceAccount token.
     pub token_file: PathBuf,
-    /// Which AgentPeer we are, where several would do.
-    pub name: Option<Label>,
     /// Where the tunnel is bound; any address and port unless said.
     pub bind: Vec<SocketAddr>,
     /// Where we are reachable, as our owner says.

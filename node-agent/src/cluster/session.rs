@@ -7,14 +7,14 @@ use peerage_model::operator::{
     ChannelBinding, Enrol, GoAway, Hello, HelloError, Passport, Proof, Resume, Revision, ToAgent, ToOperator, Update,
 };
 use peerage_model::passport::CredentialError;
-use peerage_model::{AgentId, AgreementSecret, Credential, Fingerprint, Label, UnixTime};
+use peerage_model::{AgentId, AgreementSecret, Credential, Fingerprint, UnixTime};
 
 use super::memory::is_ours;
 
 /// What we have to show.
 pub(super) enum Showing {
-    /// A ServiceAccount token; perhaps which AgentPeer we want to be.
-    Token { token: String, name: Option<Label> },
+    /// A ServiceAccount token.
+    Token(String),
     /// A passport that counts.
     Passport(Passport),
 }
@@ -125,11 +125,11 @@ impl Opening {
     fn first_frame(&self, hello: &Hello) -> Result<ToOperator, SessionError> {
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         match &self.showing {
-            Showing::Token { token, name } => {
+            Showing::Token(token) => {
                 let proof = Proof::enrol(&self.binding, &hello.e, &self.key, token).ok_or(SessionError::WeakKey)?;
-                let (token, name, key) = (token.clone(), name.clone(), self.key.public());
+                let (token, key) = (token.clone(), self.key.public());
                 let have = self.have.clone();
-                Ok(ToOperator::Enrol(Enrol { token, key, proof, name, have, version }))
+                Ok(ToOperator::Enrol(Enrol { token, key, proof, have, version }))
             }
             Showing::Passport(Passport { credential, enrolment }) => {
                 let proof = Proof::resume(&self.binding, &hello.e, &self.key, credential);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn with_token() -> Session {
-        session(Showing::Token { token: "token".into(), name: None })
+        session(Showing::Token("token".into()))
     }
 
     fn hello(of: &Authority) -> ToAgent {

@@ -158,7 +158,7 @@ impl Keeper {
         let token = token.trim().to_owned();
         match token.len() {
             length if length > MAX_TOKEN => Err(Ended::LongToken(length)),
-            _ => Ok(Showing::Token { token, name: self.node.options.name.clone() }),
+            _ => Ok(Showing::Token(token)),
         }
     }
 

@@ -53,7 +53,6 @@ impl Pod {
             operators: operators.collect(),
             authority,
             token_file: self.folder.path().join("token"),
-            name: None,
             bind: vec!["127.0.0.1:0".parse().expect("an address")],
             endpoints: Vec::new(),
             relay_proxy: ProxySettings::default(),

@@ -48,7 +48,7 @@ impl Agent {
     pub async fn enrol(&mut self, token: &str) {
         let proof = Proof::enrol(&self.binding, &self.hello.e, &self.key, token).expect("a good key");
         let key = self.key.public();
-        self.say(&ToOperator::Enrol(Enrol { token: token.into(), key, proof, name: None, have: None, version: None }))
+        self.say(&ToOperator::Enrol(Enrol { token: token.into(), key, proof, have: None, version: None }))
             .await;
     }
 

@@ -97,7 +97,6 @@ fn an_agent_enrols_and_resumes_alike() {
         token: vectors.text("/token").into(),
         key: instance.public(),
         proof,
-        name: Some("reporter".parse().expect("a label")),
         have: have.clone(),
         version: Some("0.1.0".into()),
     };

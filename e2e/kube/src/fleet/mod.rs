@@ -180,7 +180,7 @@ impl Knock {
         let proof = Proof::enrol(&self.wire.binding, &self.hello.e, &key, token);
         let proof = proof.ok_or_else(|| Failed::new("a weak key"))?;
         let (token, key) = (token.to_owned(), key.public());
-        self.wire.say(&ToOperator::Enrol(Enrol { token, key, proof, name: None, have: None, version: None })).await
+        self.wire.say(&ToOperator::Enrol(Enrol { token, key, proof, have: None, version: None })).await
     }
 
     /// Listens until the operator ends it; how.
@@ -278,7 +278,7 @@ impl Agent {
             None => {
                 let token = self.identity.token.clone();
                 let proof = Proof::enrol(&wire.binding, &hello.e, &key, &token)?;
-                ToOperator::Enrol(Enrol { token, key: key.public(), proof, name: None, have, version: None })
+                ToOperator::Enrol(Enrol { token, key: key.public(), proof, have, version: None })
             }
         })
     }

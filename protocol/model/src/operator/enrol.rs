@@ -10,7 +10,6 @@ use crate::authority::{Authority, AuthorityRecord};
 use crate::cbor::{self, byte_string};
 use crate::id::{AgentId, Fingerprint};
 use crate::keys::{AgreementKey, AgreementSecret};
-use crate::name::Label;
 use crate::pair::hkdf;
 use crate::signed::{BadSignature, Kind, Signed};
 use crate::time::UnixTime;
@@ -43,9 +42,6 @@ pub struct Enrol {
     /// Over the token, see [`Proof::enrol`].
     #[n(2)]
     pub proof: Proof,
-    /// Which AgentPeer, where several would do.
-    #[n(3)]
-    pub name: Option<Label>,
     /// How new what the agent acts on may be.
     #[n(4)]
     pub have: Option<Revision>,
@@ -261,7 +257,7 @@ impl fmt::Debug for Proof {
 impl fmt::Debug for Enrol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The token is a secret: whoever has it is the pod.
-        f.debug_struct("Enrol").field("key", &self.key).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Enrol").field("key", &self.key).finish_non_exhaustive()
     }
 }
 
@@ -283,7 +279,7 @@ mod tests {
 
     fn enrol(token: &str) -> Enrol {
         let proof = Proof::enrol(&binding(1), &secret(2).public(), &secret(3), token).expect("a good key");
-        Enrol { token: token.into(), key: secret(3).public(), proof, name: None, have: None, version: None }
+        Enrol { token: token.into(), key: secret(3).public(), proof, have: None, version: None }
     }
 
     #[test]
