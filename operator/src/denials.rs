@@ -1,11 +1,15 @@
 //! Denied instances outlive the process that denied them; and so does the knowledge of who enrolled, because a pod that is
 //! deleted while no operator runs must be denied by the next one.
 //!
-//! Both lie in sixteen ConfigMaps of the operator's namespace, by the first digit of the instance's id: a denial as
-//! `INSTANCE: "UNTIL AGENT"`, an enrolment as `INSTANCE.pod: "UID NAMESPACE/POD SERVICEACCOUNT ISSUED AGENT"`. Every replica
-//! writes: a merge patch touches its own keys and no others, so two that write at once lose nothing. Every replica
-//! watches them, which is how the others hear of a denial. The leader removes what has ended. Renewals are not written:
-//! an enrolment counts for as long as its pod is there.
+//! Each lies in sixteen ConfigMaps of the operator's namespace, by the first digit of the instance's id: a denial as
+//! `INSTANCE: "UNTIL AGENT"` in `peerage-denied-…`, an enrolment as `INSTANCE: "UID NAMESPACE/POD SERVICEACCOUNT ISSUED AGENT"`
+//! in `peerage-enrolled-…`. Every replica writes: a merge patch touches its own keys and no others, so two that write at
+//! once lose nothing. Every replica watches the denials, which is how the others hear of one; enrolments are read once,
+//! at the start, so that a rollout is no flood of news. The leader removes what has ended. Renewals are not written: an
+//! enrolment counts for as long as its pod is there.
+//!
+//! A ConfigMap holds 1 MiB: sixteen have room for about 70,000 pods, and as many denials of one day. An enrolment that
+//! finds no room is given up and said so; its pod, should it go while no operator runs, keeps a passport until that ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -26,16 +30,41 @@ use crate::cluster::Cluster;
 use crate::key::ObjectKey;
 use crate::roll::{Denial, Holder, PodUid};
 
-/// Label of the ConfigMaps.
+/// Label of the ConfigMaps with denials.
 pub const LABEL: &str = "peerage.dev/denied-instances";
-/// Ends the keys of enrolments.
-const POD: &str = ".pod";
+
+/// What is written down apart from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Book {
+    Denied,
+    Enrolled,
+}
+
+impl Book {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Denied => LABEL,
+            Self::Enrolled => "peerage.dev/enrolled-instances",
+        }
+    }
+
+    /// The ConfigMap of an instance.
+    fn map_of(self, instance: &str) -> String {
+        let word = match self {
+            Self::Denied => "denied",
+            Self::Enrolled => "enrolled",
+        };
+        format!("peerage-{word}-{}", &instance[..1])
+    }
+}
 /// After so long every watch knows of a pod.
 const SETTLED: Duration = Duration::from_secs(3600);
 /// How long a request that failed waits.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Writes at a time.
 const AT_ONCE: usize = 4;
+/// The API server's answer to an object with more than 1 MiB: 422 Unprocessable Content, as to any that is not valid.
+const TOO_LARGE: u16 = 422;
 
 /// What is written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +96,7 @@ pub fn read(data: &BTreeMap<String, String>) -> Vec<Denial> {
 #[must_use]
 pub fn read_enrolled(data: &BTreeMap<String, String>, now: UnixTime) -> Vec<(PodUid, Holder)> {
     let one = |(key, value): (&String, &String)| {
-        let instance: InstanceId = key.strip_suffix(POD)?.parse().ok()?;
+        let instance: InstanceId = key.parse().ok()?;
         let words: Vec<&str> = value.split(' ').collect();
         let [uid, pod, service_account, issued, agent] = words[..] else { return None };
         let uid: TrustId = uid.parse().ok()?; // the same sixteen bytes
@@ -90,15 +119,11 @@ pub fn read_enrolled(data: &BTreeMap<String, String>, now: UnixTime) -> Vec<(Pod
 fn enrolled(uid: &PodUid, holder: &Holder) -> (String, String) {
     let Holder { agent, instance, pod, service_account, issued, .. } = holder;
     let value = format!("{} {}/{} {service_account} {} {agent}", TrustId(*uid), pod.namespace, pod.name, issued.0);
-    (format!("{instance}{POD}"), value)
+    (instance.to_string(), value)
 }
 
 fn entry(denial: &Denial) -> (String, String) {
     (denial.denied.instance.to_string(), format!("{} {}", denial.denied.until.0, denial.agent))
-}
-
-fn name_of(instance: &str) -> String {
-    format!("peerage-denied-{}", &instance[..1])
 }
 
 /// Writes denials down, and forgets them when they have ended.
@@ -123,7 +148,7 @@ impl Ledger {
     /// Who enrolled and was not denied, as earlier processes wrote it down; asked until there is an answer.
     pub async fn enrolled(&self) -> Vec<(PodUid, Holder)> {
         loop {
-            match self.maps.list(&ListParams::default().labels(LABEL)).await {
+            match self.maps.list(&ListParams::default().labels(Book::Enrolled.label())).await {
                 Ok(maps) => {
                     let data = maps.items.into_iter().filter_map(|map| map.data);
                     return data.flat_map(|data| read_enrolled(&data, crate::clock::now())).collect();
@@ -137,29 +162,40 @@ impl Ledger {
     /// Writes down what happened here, for as long as it takes; `written`: whose enrolment is there already. A ConfigMap that
     /// cannot be written holds up no other.
     pub async fn run(self, entries: mpsc::UnboundedReceiver<Entry>, written: BTreeSet<InstanceId>) {
-        let write = |name: String, data: Changes| {
+        let write = |place: Place, data: Changes| {
             let ledger = self.clone();
-            async move { ledger.add(&name, &data).await.is_ok() }
+            async move { ledger.add(&place, &data).await }
         };
         write_down(entries, written, write).await;
     }
 
-    async fn add(&self, name: &str, data: &Changes) -> kube::Result<()> {
-        let added = self.try_add(name, data).await;
-        if let Err(error) = &added {
-            tracing::warn!(%error, map = name, count = data.len(), "denied instances could not be written down");
+    /// Whether it is done with.
+    async fn add(&self, (book, name): &Place, data: &Changes) -> bool {
+        let count = data.len();
+        match (self.try_add(*book, name, data).await, book) {
+            (Ok(()), _) => true,
+            (Err(kube::Error::Api(status)), Book::Enrolled) if status.code == TOO_LARGE => {
+                tracing::error!(map = name, count, "who enrolled is not written down: there is no room for more pods");
+                true
+            }
+            (Err(error), _) => {
+                tracing::warn!(%error, map = name, count, "instances could not be written down");
+                false
+            }
         }
-        added
     }
 
-    async fn try_add(&self, name: &str, data: &Changes) -> kube::Result<()> {
+    async fn try_add(&self, book: Book, name: &str, data: &Changes) -> kube::Result<()> {
         let patch = Patch::Merge(json!({"data": data}));
         match self.maps.patch(name, &PatchParams::default(), &patch).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             other => return other.map(|_| ()),
         }
         let new: BTreeMap<_, _> = data.iter().filter(|(_, value)| value.is_some()).collect();
-        let map = json!({"metadata": {"name": name, "labels": {LABEL: ""}}, "data": new});
+        if new.is_empty() {
+            return Ok(()); // what was to be removed was never there
+        }
+        let map = json!({"metadata": {"name": name, "labels": {book.label(): ""}}, "data": new});
         let map = serde_json::from_value(map).map_err(kube::Error::SerdeError)?;
         match self.maps.create(&PostParams::default(), &map).await {
             // Another replica made it in between.
@@ -175,17 +211,27 @@ impl Ledger {
     /// # Errors
     /// What the API server said.
     pub async fn sweep(&self, now: UnixTime, is_there: impl Fn(&PodUid, &Holder) -> bool) -> kube::Result<()> {
-        for map in self.maps.list(&ListParams::default().labels(LABEL)).await?.items {
-            let Some((name, data)) = map.metadata.name.zip(map.data) else { continue };
-            let ended = read(&data).into_iter().filter(|denial| denial.denied.until <= now);
-            let mut ended: Changes = ended.map(|denial| (entry(&denial).0, None)).collect();
+        let ended = |data: &BTreeMap<String, String>| -> Changes {
+            let ended = read(data).into_iter().filter(|denial| denial.denied.until <= now);
+            ended.map(|denial| (entry(&denial).0, None)).collect()
+        };
+        self.remove(Book::Denied, ended).await?;
+        let left = |data: &BTreeMap<String, String>| -> Changes {
             // Of a pod that has just enrolled our own watch may not know yet.
             let old = |holder: &Holder| holder.issued.plus(SETTLED) < now;
-            let left = read_enrolled(&data, now).into_iter();
+            let left = read_enrolled(data, now).into_iter();
             let left = left.filter(|(uid, holder)| old(holder) && !is_there(uid, holder));
-            ended.extend(left.map(|(uid, holder)| (enrolled(&uid, &holder).0, None)));
-            if !ended.is_empty() {
-                let patch = Patch::Merge(json!({"data": ended}));
+            left.map(|(uid, holder)| (enrolled(&uid, &holder).0, None)).collect()
+        };
+        self.remove(Book::Enrolled, left).await
+    }
+
+    async fn remove(&self, book: Book, what: impl Fn(&BTreeMap<String, String>) -> Changes) -> kube::Result<()> {
+        for map in self.maps.list(&ListParams::default().labels(book.label())).await?.items {
+            let Some((name, data)) = map.metadata.name.zip(map.data) else { continue };
+            let changes = what(&data);
+            if !changes.is_empty() {
+                let patch = Patch::Merge(json!({"data": changes}));
                 self.maps.patch(&name, &PatchParams::default(), &patch).await?;
             }
         }
@@ -195,21 +241,25 @@ impl Ledger {
 
 /// Keys of one ConfigMap, and what they become; none: they go.
 type Changes = BTreeMap<String, Option<String>>;
+/// One ConfigMap.
+type Place = (Book, String);
 
-fn note(what: &Entry, by_map: &mut BTreeMap<String, Changes>, written: &mut BTreeSet<InstanceId>) {
+fn note(what: &Entry, by_map: &mut BTreeMap<Place, Changes>, written: &mut BTreeSet<InstanceId>) {
+    let mut put = |book: Book, key: String, value: Option<String>| {
+        by_map.entry((book, book.map_of(&key))).or_default().insert(key, value);
+    };
     match what {
         Entry::Denied(denial) => {
             let (instance, value) = entry(denial);
-            let map = by_map.entry(name_of(&instance)).or_default();
-            map.insert(format!("{instance}{POD}"), None);
-            map.insert(instance, Some(value));
+            put(Book::Enrolled, instance.clone(), None);
+            put(Book::Denied, instance, Some(value));
             written.remove(&denial.denied.instance);
         }
         Entry::Enrolled(uid, holder) => {
             // Who comes back is enrolled already.
             if written.insert(holder.instance) {
                 let (key, value) = enrolled(uid, holder);
-                by_map.entry(name_of(&key)).or_default().insert(key, Some(value));
+                put(Book::Enrolled, key, Some(value));
             }
         }
     }
@@ -219,10 +269,10 @@ fn note(what: &Entry, by_map: &mut BTreeMap<String, Changes>, written: &mut BTre
 async fn write_down<F: Future<Output = bool>>(
     mut entries: mpsc::UnboundedReceiver<Entry>,
     mut written: BTreeSet<InstanceId>,
-    write: impl Fn(String, Changes) -> F,
+    write: impl Fn(Place, Changes) -> F,
 ) {
-    let mut pending: BTreeMap<String, Changes> = BTreeMap::new();
-    let mut failed: BTreeMap<String, Changes> = BTreeMap::new();
+    let mut pending: BTreeMap<Place, Changes> = BTreeMap::new();
+    let mut failed: BTreeMap<Place, Changes> = BTreeMap::new();
     let mut again = tokio::time::interval(AGAIN);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -235,21 +285,21 @@ async fn write_down<F: Future<Output = bool>>(
                     entry = more;
                 }
             }
-            _ = again.tick() => for (name, data) in std::mem::take(&mut failed) {
-                pending.entry(name).or_default().extend(data);
+            _ = again.tick() => for (place, data) in std::mem::take(&mut failed) {
+                pending.entry(place).or_default().extend(data);
             },
         }
         // What waits for another try takes along what came later, so that the later one holds.
-        for (name, waiting) in &mut failed {
-            waiting.extend(pending.remove(name).into_iter().flatten());
+        for (place, waiting) in &mut failed {
+            waiting.extend(pending.remove(place).into_iter().flatten());
         }
-        let due = std::mem::take(&mut pending).into_iter().map(|(name, data)| {
-            let written = write(name.clone(), data.clone());
-            async move { (!written.await).then_some((name, data)) }
+        let due = std::mem::take(&mut pending).into_iter().map(|(place, data)| {
+            let written = write(place.clone(), data.clone());
+            async move { (!written.await).then_some((place, data)) }
         });
         let outcomes: Vec<_> = futures::stream::iter(due).buffer_unordered(AT_ONCE).collect().await;
-        for (name, data) in outcomes.into_iter().flatten() {
-            failed.entry(name).or_default().extend(data);
+        for (place, data) in outcomes.into_iter().flatten() {
+            failed.entry(place).or_default().extend(data);
         }
     }
 }
@@ -285,7 +335,9 @@ mod tests {
         };
         let (mut by_map, mut written) = (BTreeMap::new(), BTreeSet::new());
         note(&Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
-        let changes = by_map.remove("peerage-denied-a").expect("by its first digit");
+        let place = (Book::Enrolled, "peerage-enrolled-a".to_owned());
+        let changes = by_map.remove(&place).expect("by its first digit");
+        assert!(by_map.is_empty(), "who follows denials hears nothing of it");
         let data = changes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
         assert_eq!(read_enrolled(&data, NOW), [([7; 16], holder.clone())]);
         assert!(read(&data).is_empty(), "it is no denial");
@@ -294,8 +346,9 @@ mod tests {
         assert!(by_map.is_empty(), "it is written once");
         let denied = DeniedInstance { authority: agent.authority, instance: holder.instance, until: NOW };
         note(&Entry::Denied(Denial { agent, denied }), &mut by_map, &mut written);
-        let changes = by_map.remove("peerage-denied-a").expect("the same place");
-        assert_eq!(changes.values().filter(|value| value.is_none()).count(), 1, "the enrolment goes");
+        let changes = by_map.remove(&place).expect("the same place");
+        assert_eq!(changes.values().collect::<Vec<_>>(), [&None], "the enrolment goes");
+        assert!(by_map.contains_key(&(Book::Denied, "peerage-denied-a".to_owned())));
     }
 
     fn denial(first: u8) -> Denial {
@@ -311,9 +364,9 @@ mod tests {
         let (written, mut seen) = mpsc::unbounded_channel();
         let full = Arc::new(AtomicBool::new(true));
         let is_full = Arc::clone(&full);
-        tokio::spawn(write_down(denied, BTreeSet::new(), move |name, data: Changes| {
+        tokio::spawn(write_down(denied, BTreeSet::new(), move |(book, name), data: Changes| {
             let refused = name == "peerage-denied-a" && is_full.load(Ordering::Relaxed);
-            if !refused {
+            if !refused && book == Book::Denied {
                 written.send((name, data.len())).expect("the test listens");
             }
             std::future::ready(!refused)
@@ -321,9 +374,9 @@ mod tests {
         for first in [0xaa, 0xbb, 0xa1] {
             tell.send(Entry::Denied(denial(first))).expect("it listens");
         }
-        assert_eq!(seen.recv().await, Some(("peerage-denied-b".to_owned(), 2)));
+        assert_eq!(seen.recv().await, Some(("peerage-denied-b".to_owned(), 1)));
         full.store(false, Ordering::Relaxed);
-        assert_eq!(seen.recv().await, Some(("peerage-denied-a".to_owned(), 4)));
+        assert_eq!(seen.recv().await, Some(("peerage-denied-a".to_owned(), 2)));
     }
 
     #[test]
@@ -332,7 +385,7 @@ mod tests {
         let denied = DeniedInstance { authority: agent.authority, instance: InstanceId([0xab; 8]), until: UnixTime(7) };
         let denial = Denial { agent, denied };
         let (key, value) = entry(&denial);
-        assert_eq!(name_of(&key), "peerage-denied-a");
+        assert_eq!(Book::Denied.map_of(&key), "peerage-denied-a");
         let data = BTreeMap::from([(key, value), ("x".into(), "y".into()), ("ab".into(), "1 z".into())]);
         assert_eq!(read(&data), [denial]);
     }

@@ -214,14 +214,14 @@ pub(super) fn away(stage: &Stage) -> Result<String, Failed> {
     let identities = stage.runtime.block_on(fleet::populate(&stage.api, "away", "a", 3, &audience))?;
     let fleet = Fleet::start(&stage.runtime, identities, stage.shared_addresses(), &stage.authority()?)?;
     fleet.all("connected", PATIENCE, |known| known.is_connected)?;
-    let written = until(|| Ok(in_ledger(cluster, ".pod", ".away")?.len() == 3))?;
+    let written = until(|| Ok(in_ledger(cluster, "enrolled", ".away")?.len() == 3))?;
     ensure(written, || "who enrolled is not written down".into())?;
     stage.without_operators(|| {
         cluster.kubectl("delete pod a-0 -n away --now")?;
         cluster.kubectl("label pod a-1 -n away app=nothing --overwrite")
     })?;
-    let denied = until(|| Ok(in_ledger(cluster, "", ".away")?.len() == 2))?;
-    ensure(denied, || format!("denied: {:?}", in_ledger(cluster, "", ".away")))?;
+    let denied = until(|| Ok(in_ledger(cluster, "denied", ".away")?.len() == 2))?;
+    ensure(denied, || format!("denied: {:?}", in_ledger(cluster, "denied", ".away")))?;
     for (agent, fate) in fleet.agents.iter().zip([Some("Denied"), Some("Denied"), None]) {
         let name = &agent.identity.name;
         let so = until(|| {
@@ -234,14 +234,11 @@ pub(super) fn away(stage: &Stage) -> Result<String, Failed> {
         .into())
 }
 
-/// Keys of the list of denied instances that end so, and whose agent's name does.
-fn in_ledger(cluster: &Cluster, key_ends: &str, agent_ends: &str) -> Result<Vec<String>, Failed> {
-    let maps = cluster.get(&format!("configmap -n {NAMESPACE} -l peerage.dev/denied-instances"))?.unwrap_or_default();
+/// Instances of agents whose name ends so that are written down as this.
+fn in_ledger(cluster: &Cluster, what: &str, agent_ends: &str) -> Result<Vec<String>, Failed> {
+    let maps = cluster.get(&format!("configmap -n {NAMESPACE} -l peerage.dev/{what}-instances"))?.unwrap_or_default();
     let maps = maps["items"].as_array().cloned().unwrap_or_default();
     let data = maps.iter().filter_map(|map| map["data"].as_object()).flatten();
-    let wanted = data.filter(|(key, value)| {
-        let is_kind = if key_ends.is_empty() { !key.contains('.') } else { key.ends_with(key_ends) };
-        is_kind && value.as_str().is_some_and(|value| value.contains(agent_ends))
-    });
+    let wanted = data.filter(|(_, value)| value.as_str().is_some_and(|value| value.ends_with(agent_ends)));
     Ok(wanted.map(|(key, _)| key.clone()).collect())
 }
