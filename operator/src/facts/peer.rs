@@ -105,6 +105,8 @@ pub struct PodFacts {
     pub opted_out: bool,
 }
 
+/// Which pods are looked at: one that has finished holds no agent any more, though its object stays.
+pub const RUNNING: &str = "status.phase!=Succeeded,status.phase!=Failed";
 /// The annotation that injection leaves on a pod, with the image of the sidecar.
 pub const INJECTED: &str = "peerage.dev/injected";
 /// The annotation of a pod that wants no sidecar, with the value `false`.

@@ -378,3 +378,54 @@ async fn write<T: AsyncWrite>(writer: &mut WriteHalf<T>, message: &ToAgent) -> i
     .await??;
     Ok(frame.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use peerage_model::passport::LIFETIME;
+    use peerage_model::{AgreementSecret, InstanceId};
+    use tokio::sync::mpsc;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::authority::Stored;
+    use crate::clock;
+    use crate::cluster::Cluster;
+    use crate::index::Index;
+    use crate::key::ObjectKey;
+    use crate::metrics::Metrics;
+    use crate::replicas::Others;
+    use crate::roll::Holder;
+
+    #[tokio::test]
+    async fn who_lost_its_pod_between_its_passport_and_its_place_is_told_so_and_nothing_else() {
+        let now = clock::now();
+        let stored = Stored::mint(&Zeroizing::new([7; 96]), now);
+        let (news, _heard) = mpsc::unbounded_channel();
+        let index = Index::new(stored.fingerprint(), now); // without the pod
+        let cluster = Arc::new(Cluster::new(index, 1, Vec::new(), Arc::new(Metrics::default()), news));
+        let (_keys, keyring) = watch::channel(Arc::new(stored.keyring(now)));
+        let (_stop, stopping) = watch::channel(false);
+        let nowhere = kube::Config::new("http://127.0.0.1:9".parse().expect("an address"));
+        let client = kube::Client::try_from(nowhere).expect("it connects when it is used");
+        let others = Arc::new(Others::default());
+        let server = Server::new(Arc::clone(&cluster), stored.fingerprint(), keyring, client, others, stopping);
+        let (key, peer) = (AgreementSecret::from_bytes([3; 32]).public(), ObjectKey::new("tools", "db"));
+        let holder = Holder {
+            agent: peer.agent(stored.fingerprint()).expect("a name"),
+            peer,
+            instance: InstanceId::of_key(&key),
+            pod: ObjectKey::new("tools", "db-1"),
+            service_account: "db".into(),
+            issued: now,
+            until: now.plus(LIFETIME),
+        };
+        let (here, mut there) = tokio::io::duplex(4096);
+        let (reader, mut writer) = tokio::io::split(here);
+        let end = follow(&server, Admitted { uid: [7; 16], holder, key }, None, reader, &mut writer).await;
+        assert!(matches!(end, End::GoAway(goodbye) if goodbye.code == GoAwayCode::PodGone));
+        drop(writer);
+        let mut said = Vec::new();
+        there.read_to_end(&mut said).await.expect("it is closed");
+        assert!(said.is_empty() && cluster.hub.is_empty(), "no passport, no peers, no place");
+    }
+}

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
-use kube::api::{Api, PostParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams, PostParams};
+use kube::core::DeserializeGuard;
+use peerage_crds::AgentPeer;
 use peerage_model::operator::{
     ChannelBinding, Enrol, Enrolment, GoAway, GoAwayCode, Passport, Resume, Revision, audience,
 };
@@ -14,7 +17,9 @@ use peerage_model::{AgreementKey, AgreementSecret, Credential, InstanceId, UnixT
 use super::Server;
 use crate::authority::Keyring;
 use crate::cluster::Refused;
-use crate::index::PodAgent;
+use crate::facts::peer::RUNNING;
+use crate::facts::{PeerFacts, PodFacts};
+use crate::index::{Index, PodAgent};
 use crate::key::{ObjectKey, uid_bytes};
 use crate::roll::{Denial, Holder, PodUid};
 
@@ -124,14 +129,16 @@ impl Server {
         self.wait_for(|state| state.index.is_still(&admitted.uid, &admitted.holder)).await;
         match self.still(&admitted) {
             Ok(()) => self.admit(admitted),
-            Err(goodbye) => Err(self.turn_away(admitted.holder, credential.not_after(), resume.have.as_ref(), goodbye)),
+            Err(goodbye) => Err(self.turn_away(admitted, credential.not_after(), resume.have.as_ref(), goodbye).await),
         }
     }
 
     /// What is said to an agent whose passport counts, and whose pod is not it by what this replica has seen. That is believed
-    /// only if this replica has seen at least what the agent has from others: one that lags must not end who is well.
-    /// Then the passport is withdrawn: the pod may have changed while no replica ran that would have noticed.
-    fn turn_away(&self, holder: Holder, until: UnixTime, have: Option<&Revision>, goodbye: GoAway) -> GoAway {
+    /// only if this replica has seen at least what the agent has from others: one that lags must not end who is well. An
+    /// agent that was never told anything cannot say what that is; then the API server is asked. Then the passport is
+    /// withdrawn: the pod may have changed while no replica ran that would have noticed.
+    async fn turn_away(&self, admitted: Admitted, until: UnixTime, have: Option<&Revision>, goodbye: GoAway) -> GoAway {
+        let holder = &admitted.holder;
         if self.cluster.is_denied(&holder.agent, &holder.instance) {
             return goodbye;
         }
@@ -142,11 +149,40 @@ impl Server {
             return unread(&holder.peer);
         }
         if have.is_none() {
-            return GoAway::new(GoAwayCode::NotReady, "this replica has not heard of this pod yet", Some(1));
+            match self.is_void(&admitted).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    return GoAway::new(GoAwayCode::NotReady, "this replica has not heard of this pod yet", Some(1));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the API server was asked for a pod");
+                    return GoAway::new(GoAwayCode::NotReady, "the API server did not answer", Some(1));
+                }
+            }
         }
         let denied = DeniedInstance { authority: self.authority, instance: holder.instance, until };
-        self.cluster.withdraw(Denial { agent: holder.agent, denied });
+        self.cluster.withdraw(Denial { agent: holder.agent.clone(), denied });
         goodbye
+    }
+
+    /// Whether the API server itself knows no such pod, or one that is not that agent. A list is as new as can be, unlike a
+    /// watch; and who may watch may list, so this needs no right of its own.
+    async fn is_void(&self, admitted: &Admitted) -> kube::Result<bool> {
+        let _turn = self.reviews.acquire().await.expect("we never close it");
+        let Holder { pod, peer, .. } = &admitted.holder;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let running = ListParams::default().fields(&format!("metadata.name={},{RUNNING}", pod.name));
+        let found = pods.list_metadata(&running).await?.items.pop();
+        let peers: Api<DeserializeGuard<AgentPeer>> = Api::namespaced(self.client.clone(), &peer.namespace);
+        let named = ListParams::default().fields(&format!("metadata.name={}", peer.name));
+        let mut now = Index::new(self.authority, crate::clock::now());
+        now.set_pod(pod, found.map(|found| PodFacts::read(&found)));
+        match peers.list(&named).await?.items.pop().map(|found| found.0.ok().map(|found| PeerFacts::read(&found))) {
+            None => {}
+            Some(Some(Ok(facts))) => drop(now.set_peer(peer, Some(facts))),
+            Some(None | Some(Err(_))) => return Ok(false), // it is there, and what it selects is not known
+        }
+        Ok(!now.is_still(&admitted.uid, &admitted.holder))
     }
 
     /// What is said to an agent that has been told more than this replica has seen.

@@ -209,9 +209,11 @@ impl Server {
 /// Where to listen instead, on a node without IPv6: everywhere is then everywhere of IPv4.
 #[must_use]
 pub fn present(address: SocketAddr) -> SocketAddr {
-    match address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        && std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err()
-    {
+    present_where(address, || std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok())
+}
+
+fn present_where(address: SocketAddr, has_ipv6: impl FnOnce() -> bool) -> SocketAddr {
+    match address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !has_ipv6() {
         true => (Ipv4Addr::UNSPECIFIED, address.port()).into(),
         false => address,
     }
@@ -223,4 +225,22 @@ pub fn present(address: SocketAddr) -> SocketAddr {
 /// When the address cannot be had.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everywhere_is_everywhere_of_ipv4_on_a_node_without_ipv6_and_what_was_chosen_stays() {
+        for (chosen, has_ipv6, taken) in [
+            ("[::]:8443", true, "[::]:8443"),
+            ("[::]:8443", false, "0.0.0.0:8443"),
+            ("[::1]:8443", false, "[::1]:8443"),
+            ("10.0.0.7:8443", false, "10.0.0.7:8443"),
+        ] {
+            let chosen = chosen.parse().expect("an address");
+            assert_eq!(present_where(chosen, || has_ipv6).to_string(), taken, "{chosen} {has_ipv6}");
+        }
+    }
 }

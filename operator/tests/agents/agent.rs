@@ -48,8 +48,7 @@ impl Agent {
     pub async fn enrol(&mut self, token: &str) {
         let proof = Proof::enrol(&self.binding, &self.hello.e, &self.key, token).expect("a good key");
         let key = self.key.public();
-        self.say(&ToOperator::Enrol(Enrol { token: token.into(), key, proof, have: None, version: None }))
-            .await;
+        self.say(&ToOperator::Enrol(Enrol { token: token.into(), key, proof, have: None, version: None })).await;
     }
 
     pub async fn resume(&mut self, credential: Vec<u8>, enrolment: Vec<u8>) {
@@ -88,6 +87,27 @@ impl Agent {
 
 /// Asks for the upgrade; returns the stream and the head of the answer.
 pub async fn upgrade(to: SocketAddr) -> (TlsStream<TcpStream>, String) {
+    let mut stream = tls(to).await;
+    let request = format!("GET {HTTP_PATH} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.expect("it answers"));
+    }
+    (stream, String::from_utf8(head).expect("text"))
+}
+
+/// Asks for anything; what is said until the connection is closed.
+pub async fn ask(to: SocketAddr, request: &str) -> String {
+    let mut stream = tls(to).await;
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+    read.expect("it closes the connection").expect("it says good-bye");
+    answer
+}
+
+async fn tls(to: SocketAddr) -> TlsStream<TcpStream> {
     let tcp = TcpStream::connect(to).await.expect("it listens");
     let provider = Arc::new(aws_lc_rs::default_provider());
     let schemes = provider.signature_verification_algorithms.supported_schemes();
@@ -98,14 +118,7 @@ pub async fn upgrade(to: SocketAddr) -> (TlsStream<TcpStream>, String) {
         .with_custom_certificate_verifier(Arc::new(Anything(schemes)))
         .with_no_client_auth();
     let name = ServerName::try_from("operator.invalid").expect("a name");
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS comes up");
-    let request = format!("GET {HTTP_PATH} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("it reads");
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.expect("it answers"));
-    }
-    (stream, String::from_utf8(head).expect("text"))
+    TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS comes up")
 }
 
 #[derive(Debug)]

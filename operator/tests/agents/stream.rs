@@ -1,10 +1,18 @@
 //! Streams over real TLS, without an API server: agents that have a passport already.
 
+use std::convert::Infallible;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::agent::{self, Agent};
-use peerage_model::operator::{Ack, Enrolment, GoAwayCode, Revision, ToAgent, ToOperator, Update};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use peerage_model::operator::{Ack, Enrolment, GoAwayCode, HTTP_PATH, Revision, ToAgent, ToOperator, Update};
 use peerage_model::passport::LIFETIME;
 use peerage_model::{AgreementSecret, Credential, InstanceId};
 use peerage_operator::authority::{Keyring, Stored};
@@ -18,7 +26,8 @@ use peerage_operator::roll::Holder;
 use peerage_operator::serve::Server;
 use peerage_operator::watch::Health;
 use peerage_operator::{clock, serve};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
@@ -38,7 +47,13 @@ fn key(text: &str) -> ObjectKey {
     ObjectKey::new(namespace, name)
 }
 
+/// One that asks nothing of the API server: at this address nobody answers.
 async fn replica() -> Replica {
+    replica_at(([127, 0, 0, 1], 9).into()).await
+}
+
+/// One whose API server is there.
+async fn replica_at(api_server: SocketAddr) -> Replica {
     let mut random = Zeroizing::new([7; 96]);
     random[0] = 1;
     let stored = Stored::mint(&random, clock::now());
@@ -51,9 +66,8 @@ async fn replica() -> Replica {
     let cluster = Arc::new(Cluster::new(index, 1, vec![health], Arc::new(Metrics::default()), news));
     let (keys, keyring) = watch::channel(Arc::new(stored.keyring(clock::now())));
     let (stop, stopping) = watch::channel(false);
-    // Nothing here asks the API server; this address answers to nobody.
-    let nowhere = kube::Config::new("http://127.0.0.1:9".parse().expect("an address"));
-    let client = kube::Client::try_from(nowhere).expect("a client connects when it is used");
+    let config = kube::Config::new(format!("http://{api_server}").parse().expect("an address"));
+    let client = kube::Client::try_from(config).expect("a client connects when it is used");
     let authority = stored.fingerprint();
     let server = Server::new(Arc::clone(&cluster), authority, keyring, client, Arc::new(Others::default()), stopping);
     let listener = serve::bind(([127, 0, 0, 1], 0).into()).await.expect("a port is free");
@@ -67,6 +81,33 @@ async fn replica() -> Replica {
     replica.trust("serves.tools", "db", ("reporter", "reports"), 2);
     replica.pod(Some("reporter"));
     replica
+}
+
+/// An API server that knows the AgentPeer `reporter.reports`, and of pods this one, if any.
+async fn api_server(pod: Option<Value>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    let peer = json!({
+        "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentPeer", "metadata": {"name": "reporter", "namespace": "reports"},
+        "spec": {"selector": {"matchLabels": {"app": "reporter"}}},
+    });
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (pod, peer) = (pod.clone(), peer.clone());
+            let answer = service_fn(move |request: Request<Incoming>| {
+                let items: Vec<_> = match request.uri().path() {
+                    "/api/v1/namespaces/reports/pods" => pod.iter().cloned().collect(),
+                    "/apis/peerage.dev/v1alpha1/namespaces/reports/agentpeers" => vec![peer.clone()],
+                    other => panic!("nobody should ask for {other}"),
+                };
+                let list =
+                    json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
+                ready(Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(list.to_string())))))
+            });
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+        }
+    });
+    address
 }
 
 impl Replica {
@@ -277,6 +318,39 @@ async fn a_replica_that_lags_ends_nobody_and_one_that_does_not_withdraws_who_cha
         let id = key("reporter.reports").agent(replica.stored.fingerprint()).expect("a name");
         let instance = InstanceId::of_key(&instance(1).public());
         assert_eq!(replica.cluster.is_denied(&id, &instance), denied, "{have:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_was_told_nothing_yet_is_ended_only_if_the_api_server_knows_no_such_pod() {
+    let pod = |uid: &str, app: &str| {
+        Some(json!({"metadata": {"name": "reporter-1", "namespace": "reports", "uid": uid, "labels": {"app": app}}}))
+    };
+    for (there, code, denied) in [
+        (pod(POD_UID, "reporter"), GoAwayCode::NotReady, false),
+        (None, GoAwayCode::PodGone, true),
+        (pod("00000000-0000-0000-0000-0000000000ab", "reporter"), GoAwayCode::PodGone, true),
+        (pod(POD_UID, "other"), GoAwayCode::PodGone, true),
+    ] {
+        let replica = replica_at(api_server(there.clone()).await).await;
+        replica.pod(None);
+        let (credential, enrolment) = replica.passport(&instance(1));
+        let mut agent = replica.connect(&instance(1)).await;
+        agent.resume_with(credential, enrolment, None).await;
+        assert_eq!(goodbye(&mut agent).await, code, "{there:?}");
+        let id = key("reporter.reports").agent(replica.stored.fingerprint()).expect("a name");
+        let instance = InstanceId::of_key(&instance(1).public());
+        assert_eq!(replica.cluster.is_denied(&id, &instance), denied, "{there:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_for_anything_else_is_answered_once_and_closed() {
+    let replica = replica().await;
+    for (asked, status) in [("/metrics", "404"), (HTTP_PATH, "426")] {
+        let answer = agent::ask(replica.address, &format!("GET {asked} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.to_lowercase().contains("connection: close\r\n"), "{answer}");
     }
 }
 
