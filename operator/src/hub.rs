@@ -202,6 +202,17 @@ pub struct TrustCount {
     pub conflict: Option<String>,
 }
 
+/// What an agent's sidecars told of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentTold {
+    /// How its connections travel.
+    pub path: Option<PathSummary>,
+    /// The worst NAT that one of them is behind.
+    pub nat: Option<String>,
+    /// A peer's port that cannot be where it should be, with the peer's name, as the first stream that has one tells it.
+    pub conflict: Option<String>,
+}
+
 /// Everybody who is connected to this replica.
 #[derive(Debug, Default)]
 pub struct Hub {
@@ -355,20 +366,23 @@ impl Hub {
         count
     }
 
-    /// How an agent's connections travel, and the worst NAT that its streams told of.
+    /// What the streams of an agent told of it.
     #[must_use]
-    pub fn paths(&self, agent: &ObjectKey) -> (Option<PathSummary>, Option<String>) {
+    pub fn told(&self, agent: &ObjectKey) -> AgentTold {
         let streams = self.of(agent);
         let mut words = Vec::new();
         let mut nats = Vec::new();
+        let mut conflict = None;
         for stream in &streams {
             let progress = stream.progress();
             words.extend(progress.peers.values().copied());
             nats.extend(progress.nat);
+            let first = progress.conflicts.iter().next();
+            conflict = conflict.or_else(|| first.map(|(peer, why)| format!("{}: {why}", peer.name)));
         }
         let path = if streams.is_empty() { None } else { summary(&words).or(Some(PathSummary::Idle)) };
         let worst = NATS.into_iter().rfind(|word| nats.contains(word));
-        (path, worst.map(str::to_owned))
+        AgentTold { path, nat: worst.map(str::to_owned), conflict }
     }
 }
 
@@ -472,6 +486,28 @@ mod tests {
             assert_eq!(progress.news(), news);
         }
         assert_eq!((progress.peers.len(), progress.nat), (1, Some("symmetric")));
+    }
+
+    #[test]
+    fn an_agent_tells_of_a_peer_s_port_that_is_not_where_it_should_be_until_it_is() {
+        let hub = Arc::new(Hub::default());
+        let seat = join(&hub, "a", 1);
+        let agent = ObjectKey::new("n", "a");
+        seat.stream.progress().about.insert(TrustId([7; 16]), [peer("b.n")].into());
+        let report =
+            |conflicts| seat.stream.progress().report(Report { conflicts: Some(conflicts), ..Report::default() });
+        let conflict = |name: &str| Conflict {
+            peer: peer(name),
+            port: 80,
+            protocol: peerage_model::snapshot::Protocol::Tcp,
+            instead: None,
+            why: "set localPort".into(),
+        };
+        report(vec![conflict("stranger.n"), conflict("b.n")]);
+        let told = hub.told(&agent).conflict.expect("it told");
+        assert!(told.starts_with("b.n: port 80/") && told.ends_with("set localPort"), "{told}");
+        report(Vec::new());
+        assert_eq!(hub.told(&agent).conflict, None);
     }
 
     #[test]

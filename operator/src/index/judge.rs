@@ -32,6 +32,8 @@ pub struct PeerLive {
     /// The worst NAT that one of them is behind.
     pub nat: Option<String>,
 }
+    /// A peer's port that programs in a pod do not find where it should be, and what to do.
+    pub conflict: Option<String>,
 
 /// What streams tell of an AgentTrust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,7 +153,13 @@ impl Index {
                 format!("{} of {matched} pods have a passport", live.enrolled),
             ),
         };
-        let good = self.judge_relays_of(&key.namespace);
+        let good = match (self.judge_relays_of(&key.namespace), &live.conflict) {
+            // The agent serves, and calls all others: what does not work is False in the AgentTrust with that peer.
+            (reached, Some(conflict)) if reached.status == ConditionStatus::True => {
+                Verdict::holds(ConditionType::Ready, Reason::PortConflict, conflict.clone())
+            }
+            (reached, _) => reached,
+        };
         with_summary(vec![accepted, injection, enrolment], good)
     }
 

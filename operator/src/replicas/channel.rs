@@ -23,7 +23,7 @@ use super::{Admitted, Desk, Message, Others, PeerRow, TrustRow};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::heap::Heap;
-use crate::hub::TrustCount;
+use crate::hub::{AgentTold, TrustCount};
 use crate::index::Dirty;
 use crate::leader::Leadership;
 
@@ -332,8 +332,8 @@ impl Follower {
                 }
             }
             for agent in agents.into_iter().filter(|agent| here.contains(agent) || told.contains(agent)) {
-                let (path, nat) = hub.paths(&agent);
-                peers.push(PeerRow { streams: hub.of(&agent).len(), key: agent.into(), path, nat });
+                let AgentTold { path, nat, conflict } = hub.told(&agent);
+                peers.push(PeerRow { streams: hub.of(&agent).len(), key: agent.into(), path, nat, conflict });
             }
             *told = here;
         }

@@ -4,7 +4,7 @@ use peerage_crds::PathSummary;
 use peerage_model::{AgentId, InstanceId, UnixTime};
 use serde::{Deserialize, Serialize};
 
-use crate::hub::TrustCount;
+use crate::hub::{AgentTold, TrustCount};
 use crate::key::ObjectKey;
 use crate::roll::{Holder, PodUid};
 
@@ -67,6 +67,16 @@ pub struct PeerRow {
     pub path: Option<PathSummary>,
     /// The worst NAT.
     pub nat: Option<String>,
+    /// A peer's port that cannot be where it should be. A replica of the release before tells of none.
+    #[serde(default)]
+    pub conflict: Option<String>,
+}
+
+impl PeerRow {
+    pub(super) fn told(self) -> AgentTold {
+        let Self { path, nat, conflict, .. } = self;
+        AgentTold { path, nat, conflict }
+    }
 }
 
 /// A passport that was given.

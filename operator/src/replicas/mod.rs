@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 pub use channel::{Follower, HTTP_PATH, UPGRADE, lead};
 pub use message::{Admitted, Message, PeerRow, TrustRow};
 
-use crate::hub::{Hub, TrustCount};
+use crate::hub::{AgentTold, Hub, TrustCount};
 use crate::key::ObjectKey;
 
 /// Enrolments that a slow replica may be behind before it is told all anew.
@@ -28,7 +28,7 @@ const BACKLOG: usize = 1024;
 #[derive(Debug, Default)]
 struct Report {
     trusts: BTreeMap<TrustId, (Option<i64>, TrustCount)>,
-    peers: BTreeMap<ObjectKey, (Option<PathSummary>, Option<String>)>,
+    peers: BTreeMap<ObjectKey, AgentTold>,
 }
 
 /// What the other replicas reported.
@@ -74,15 +74,16 @@ impl Others {
         sum
     }
 
-    /// How an agent's connections travel, and its NAT, over all replicas.
+    /// What the streams of an agent told of it, over all replicas.
     #[must_use]
-    pub fn paths(&self, agent: &ObjectKey, hub: &Hub) -> (Option<PathSummary>, Option<String>) {
-        let (mut path, mut nat) = hub.paths(agent);
-        for (other, word) in self.lock().values().filter_map(|report| report.peers.get(agent)) {
-            path = both(path, *other);
-            nat = nat.or_else(|| word.clone());
+    pub fn told(&self, agent: &ObjectKey, hub: &Hub) -> AgentTold {
+        let AgentTold { mut path, mut nat, mut conflict } = hub.told(agent);
+        for other in self.lock().values().filter_map(|report| report.peers.get(agent)) {
+            path = both(path, other.path);
+            nat = nat.or_else(|| other.nat.clone());
+            conflict = conflict.or_else(|| other.conflict.clone());
         }
-        (path, nat)
+        AgentTold { path, nat, conflict }
     }
 }
 
@@ -132,8 +133,8 @@ impl Desk {
         }
         for row in peers {
             match row.streams {
-                0 => report.peers.remove(&row.key.into()),
-                _ => report.peers.insert(row.key.into(), (row.path, row.nat)),
+                0 => report.peers.remove(&row.key.clone().into()),
+                _ => report.peers.insert(row.key.clone().into(), row.told()),
             };
         }
     }

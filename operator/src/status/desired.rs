@@ -10,7 +10,7 @@ use peerage_model::UnixTime;
 
 use crate::clock::api_time;
 use crate::facts::{LinkFacts, LinkRecord, RelayFacts};
-use crate::hub::Hub;
+use crate::hub::{AgentTold, Hub};
 use crate::index::{Index, PeerLive, TrustLive, Verdict};
 use crate::key::ObjectKey;
 use crate::replicas::Others;
@@ -57,8 +57,8 @@ pub fn peer(index: &Index, key: &ObjectKey, live: &Live<'_>) -> Option<AgentPeer
         let before = old.pods.as_ref().map_or(0, |pods| usize::try_from(pods.enrolled).unwrap_or(0));
         enrolled = enrolled.max(before);
     }
-    let (path, nat) = live.others.paths(key, live.hub);
-    let here = PeerLive { enrolled, path, nat };
+    let AgentTold { path, nat, conflict } = live.others.told(key, live.hub);
+    let here = PeerLive { enrolled, path, nat, conflict };
     let [matched, injected, enrolled, outdated] = index.peer_numbers(key, &here);
     let new = AgentPeerStatus {
         observed_generation: facts.generation,

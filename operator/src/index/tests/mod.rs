@@ -377,6 +377,21 @@ fn a_relay_is_told_to_the_namespaces_it_lists_and_an_agent_without_one_is_not_re
 }
 
 #[test]
+fn an_agent_that_misses_a_peer_s_port_is_ready_and_says_which_one_unless_it_is_not_ready_at_all() {
+    let mut world = World::pair();
+    world.pod("one.reports", json!({"app": "reporter"}));
+    let conflict = "db.tools: port 80/tcp of the peer: set localPort";
+    let ready = |enrolled| {
+        let live = PeerLive { enrolled, conflict: Some(conflict.into()), ..PeerLive::default() };
+        world.index.judge_peer(&name("reporter.reports"), &live).pop().expect("Ready is the last")
+    };
+    let enrolled = ready(1);
+    assert_eq!((enrolled.status, enrolled.reason), (ConditionStatus::True, Reason::PortConflict));
+    assert_eq!(enrolled.message, conflict);
+    assert_eq!(ready(0).status, ConditionStatus::False);
+}
+
+#[test]
 fn two_agents_that_select_one_pod_both_say_so_and_the_pod_is_neither() {
     let mut world = World::new();
     world.peer("db.tools", json!({}));
