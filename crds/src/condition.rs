@@ -133,6 +133,8 @@ words! {
     Reason {
         /// Everything is as the object asks.
         AsDeclared,
+        /// This version of the operator does not understand the object: its CRDs are of another version; what was understood last stands.
+        NotUnderstood,
         /// No pod matches the selector; that is not an error.
         NoPods,
         /// Another AgentPeer of this namespace selects the same pods.

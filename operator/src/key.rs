@@ -37,6 +37,32 @@ impl ObjectKey {
     }
 }
 
+/// An object of a kind of ours that has a status.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// An AgentPeer.
+    Peer(ObjectKey),
+    /// An AgentTrust.
+    Trust(ObjectKey),
+    /// An AgentLink.
+    Link(String),
+    /// An AgentRelay.
+    Relay(String),
+}
+
+impl Object {
+    /// What its kind is called.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Peer(_) => "AgentPeer",
+            Self::Trust(_) => "AgentTrust",
+            Self::Link(_) => "AgentLink",
+            Self::Relay(_) => "AgentRelay",
+        }
+    }
+}
+
 /// As the agent's name is written, `<name>.<namespace>`.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

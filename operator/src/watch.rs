@@ -123,8 +123,8 @@ pub enum Found<T> {
     Here(T),
     /// It was deleted.
     Gone,
-    /// It is there, and we cannot read it.
-    Unreadable,
+    /// It is there, and we cannot read it, for this reason.
+    Unreadable(String),
 }
 
 impl<T> Found<T> {
@@ -132,7 +132,7 @@ impl<T> Found<T> {
     pub fn readable(self) -> Option<T> {
         match self {
             Self::Here(facts) => Some(facts),
-            Self::Gone | Self::Unreadable => None,
+            Self::Gone | Self::Unreadable(_) => None,
         }
     }
 }
@@ -350,7 +350,7 @@ impl<S: Source, T: Send, F: Fn(S::Object) -> Result<T, String> + Send> Watch<S, 
                 // It stalls nobody else.
                 self.health.unreadable.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(kind = self.health.kind, object = %key, error, "an object cannot be read and is ignored");
-                Found::Unreadable
+                Found::Unreadable(error)
             }
         };
         send(out, Delivery::Object(key.clone(), facts, told, version)).await?;

@@ -25,6 +25,11 @@ pub struct Unreadable {
 }
 
 impl Unreadable {
+    /// An object that is not even of its kind's shape; what is wrong says where.
+    pub fn whole(cause: String) -> Self {
+        Self { field: "the object", cause }
+    }
+
     fn at<E: core::fmt::Display>(field: &'static str) -> impl FnOnce(E) -> Self {
         move |cause| Self { field, cause: cause.to_string() }
     }

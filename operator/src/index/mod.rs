@@ -26,7 +26,7 @@ pub use pods::{Host, PodAgent, PodSums};
 pub use trusts::Refusal;
 
 use crate::facts::{LinkFacts, LinkRecord, PeerFacts, PodFacts, RelayFacts, TrustFacts};
-use crate::key::ObjectKey;
+use crate::key::{Object, ObjectKey};
 
 /// Which of two contradicting AgentTrusts holds: the elder, and of two from one second the one with the lower UID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +61,8 @@ pub struct Index {
     unread_peers: BTreeSet<ObjectKey>,
     /// The same of AgentLinks.
     unread_links: BTreeSet<String>,
+    /// All objects that cannot be read as they are, and why.
+    unreadable: BTreeMap<Object, String>,
     namespaces: BTreeMap<String, Labels>,
     /// Which AgentPeer selects which pod.
     workloads: Matching,
@@ -96,6 +98,7 @@ impl Index {
             relays: BTreeMap::new(),
             unread_peers: BTreeSet::new(),
             unread_links: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             workloads: Matching::default(),
             fleets: Matching::default(),
@@ -180,6 +183,20 @@ impl Index {
     /// The names of all AgentRelays, with what they declare.
     pub fn relays(&self) -> impl Iterator<Item = (&String, &RelayFacts)> {
         self.relays.iter()
+    }
+
+    /// Whether an object can be read: why not, if it cannot.
+    pub fn set_unreadable(&mut self, object: Object, why: Option<String>) {
+        match why {
+            Some(why) => self.unreadable.insert(object, why),
+            None => self.unreadable.remove(&object),
+        };
+    }
+
+    /// All objects that cannot be read as they are, and why.
+    #[must_use]
+    pub fn unreadable(&self) -> &BTreeMap<Object, String> {
+        &self.unreadable
     }
 
     /// Whether there is a namespace of this name.

@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 
 use super::Ground;
 use crate::cluster::Cluster;
+use crate::facts::peer::RUNNING;
 use crate::facts::{LinkFacts, PeerFacts, PodFacts, RelayFacts, TrustFacts, Unreadable};
 use crate::index::{Dirty, Index, Labels};
-use crate::key::ObjectKey;
+use crate::key::{Object, ObjectKey};
 use crate::roll::Denial;
 use crate::watch::{Delivery, Found, Health, Metadata, Source, Watch, Whole};
 use crate::{denials, links};
@@ -32,25 +33,38 @@ pub(super) fn start(Ground { cluster, client, namespace, .. }: &Ground) {
         unreachable!("there is one for each of KINDS");
     };
     let c = client;
-    follow_ours(cluster, peers, Api::all(c.clone()), PeerFacts::read, Index::hide_peer, Index::set_peer);
-    follow_ours(cluster, trusts, Api::all(c.clone()), TrustFacts::read, Index::hide_trust, Index::set_trust);
-    let hide: Hide = |index, key| index.hide_link(&key.name);
-    follow_ours(cluster, links, Api::all(c.clone()), LinkFacts::read, hide, |index, key, facts| {
-        index.set_link(&key.name, facts)
-    });
-    // What was read last stands: agents lose no relay because somebody changed a schema.
-    let hide: Hide = |_, _| Dirty::default();
-    follow_ours(cluster, relays, Api::all(c.clone()), RelayFacts::read, hide, |index, key, facts| {
-        index.set_relay(&key.name, facts)
-    });
+    let apply = Apply { object: Object::Peer, hide: Index::hide_peer, set: Index::set_peer };
+    follow_ours(cluster, peers, Api::all(c.clone()), PeerFacts::read, apply);
+    let apply = Apply { object: Object::Trust, hide: Index::hide_trust, set: Index::set_trust };
+    follow_ours(cluster, trusts, Api::all(c.clone()), TrustFacts::read, apply);
+    let apply = Apply {
+        object: |key| Object::Link(key.name),
+        hide: |index, key| index.hide_link(&key.name),
+        set: |index, key, facts| index.set_link(&key.name, facts),
+    };
+    follow_ours(cluster, links, Api::all(c.clone()), LinkFacts::read, apply);
+    let apply = Apply {
+        object: |key| Object::Relay(key.name),
+        // What was read last stands: agents lose no relay because somebody changed a schema.
+        hide: |_, _| Dirty::default(),
+        set: |index, key, facts| index.set_relay(&key.name, facts),
+    };
+    follow_ours(cluster, relays, Api::all(c.clone()), RelayFacts::read, apply);
     follow_pods(cluster, pods, Api::all(c.clone()));
     follow_namespaces(cluster, namespaces, Api::all(c.clone()));
     follow_denials(cluster, maps, Api::namespaced(c.clone(), namespace));
     tokio::spawn(links::run(Arc::clone(cluster), c.clone(), namespace.clone(), Arc::clone(tickets)));
 }
 
-/// What becomes of an object that is there and cannot be read.
-type Hide = fn(&mut Index, &ObjectKey) -> Dirty;
+/// What becomes of the objects of one kind.
+struct Apply<T> {
+    /// What one is called among all.
+    object: fn(ObjectKey) -> Object,
+    /// It is there and cannot be read.
+    hide: fn(&mut Index, &ObjectKey) -> Dirty,
+    /// It came, changed, or went.
+    set: fn(&mut Index, &ObjectKey, Option<T>) -> Dirty,
+}
 
 /// Watches a kind of ours, of which some objects may be unreadable.
 fn follow_ours<K, T: Send + 'static>(
@@ -58,26 +72,31 @@ fn follow_ours<K, T: Send + 'static>(
     health: &Arc<Health>,
     api: Api<DeserializeGuard<K>>,
     read: fn(&K) -> Result<T, Unreadable>,
-    hide: Hide,
-    set: fn(&mut Index, &ObjectKey, Option<T>) -> Dirty,
+    apply: Apply<T>,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let read = move |object: DeserializeGuard<K>| {
-        read(&object.0.map_err(|error| error.error)?).map_err(|error| error.to_string())
+        let object = object.0.map_err(|error| Unreadable::whole(error.error).to_string())?;
+        read(&object).map_err(|error| error.to_string())
     };
     follow(cluster, health, Whole(api), (None, None), read, move |cluster, key, found, told| {
-        cluster.change_told(told, |index| match found {
-            Found::Unreadable => hide(index, &key),
-            Found::Here(facts) => set(index, &key, Some(facts)),
-            Found::Gone => set(index, &key, None),
+        cluster.change_told(told, |index| {
+            let object = (apply.object)(key.clone());
+            let (why, facts) = match found {
+                Found::Unreadable(why) => (Some(why), None),
+                Found::Here(facts) => (None, Some(facts)),
+                Found::Gone => (None, None),
+            };
+            let is_hidden = why.is_some();
+            index.set_unreadable(object, why);
+            if is_hidden { (apply.hide)(index, &key) } else { (apply.set)(index, &key, facts) }
         });
     });
 }
 
 fn follow_pods(cluster: &Arc<Cluster>, health: &Arc<Health>, api: Api<Pod>) {
-    // A pod that has finished holds no agent any more, though its object stays.
-    let running = Some("status.phase!=Succeeded,status.phase!=Failed".to_owned());
+    let running = Some(RUNNING.to_owned());
     let read = |pod: PartialObjectMeta<Pod>| Ok::<_, String>(PodFacts::read(&pod));
     follow(cluster, health, Metadata(api), (running, None), read, |cluster, key, facts, told| {
         cluster.change_told(told, |index| index.set_pod(&key, facts.readable()));

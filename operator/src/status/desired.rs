@@ -47,6 +47,14 @@ fn number(count: usize) -> i32 {
 }
 
 /// The status of an AgentPeer, if it is another one than it has.
+/// What the status of an object says that cannot be read.
+#[must_use]
+pub fn unreadable(why: &str, now: UnixTime) -> serde_json::Value {
+    let condition =
+        |aspect| Condition::new(aspect, ConditionStatus::False, Reason::NotUnderstood, why.to_owned(), api_time(now));
+    serde_json::json!({"conditions": [condition(ConditionType::Accepted), condition(ConditionType::Ready)]})
+}
+
 #[must_use]
 pub fn peer(index: &Index, key: &ObjectKey, live: &Live<'_>) -> Option<AgentPeerStatus> {
     let facts = index.peer(key)?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::api::{Api, Patch, PatchParams};
+use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
 use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust};
 use serde::Serialize;
@@ -20,12 +21,12 @@ use tokio::sync::{mpsc, watch};
 use crate::cluster::Cluster;
 use crate::heap::Heap;
 use crate::index::Dirty;
-use crate::key::ObjectKey;
+use crate::key::{Object, ObjectKey};
 use crate::leader::Leadership;
 use crate::metrics::{Kind, Word};
 use crate::replicas::Others;
 use desired::Live;
-use retry::{Object, Outcome, Retries};
+use retry::{Outcome, Retries};
 
 /// The one field manager of all that this operator applies.
 pub const FIELD_MANAGER: &str = "peerage-operator";
@@ -57,6 +58,8 @@ pub struct Writer {
     pending: Dirty,
     probes: BTreeMap<String, bool>,
 }
+    /// What was written of objects that cannot be read: their status cannot be read either.
+    said: BTreeMap<Object, String>,
 
 impl Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -80,6 +83,8 @@ impl Write {
             Self::Link(name, _) => Object::Link(name.clone()),
             Self::Relay(name, _) => Object::Relay(name.clone()),
         }
+    /// That it cannot be read, and why.
+    Unreadable(Object, String),
     }
 }
 
@@ -89,6 +94,7 @@ impl Writer {
     pub fn new(
         cluster: Arc<Cluster>,
         others: Arc<Others>,
+            Self::Unreadable(object, _) => object.clone(),
         client: kube::Client,
         leadership: watch::Receiver<Leadership>,
     ) -> Self {
@@ -113,6 +119,7 @@ impl Writer {
         loop {
             tokio::select! {
                 () = judged.grown() => {}
+            said: BTreeMap::new(),
                 Some((relay, answers)) = probes.recv() => {
                     if self.probes.insert(relay, answers) != Some(answers) {
                         self.pending.all = true;
@@ -156,11 +163,15 @@ impl Writer {
         }
         let pending = std::mem::take(&mut self.pending);
         let now = Instant::now();
+            self.said.clear();
         let mut writes = self.due(&pending);
         writes.retain(|write| self.retries.may(&write.object(), now));
         let outcomes: Vec<_> =
             futures::stream::iter(writes).map(|write| self.write(write)).buffer_unordered(AT_ONCE).collect().await;
-        for (object, outcome) in outcomes {
+        for (object, said, outcome) in outcomes {
+            if let (Some(why), Outcome::Written) = (said, outcome) {
+                self.said.insert(object.clone(), why);
+            }
             let label = Kind { kind: Word(object.kind()) };
             self.cluster.metrics.status_writes.get_or_create(&label).inc();
             if !matches!(outcome, Outcome::Written) {
@@ -223,25 +234,35 @@ impl Writer {
         writes
     }
 
-    /// Writes one status.
-    async fn write(&self, write: Write) -> (Object, Outcome) {
+    /// Writes one status; the second is what was said of an object that cannot be read.
+    async fn write(&self, write: Write) -> (Object, Option<String>, Outcome) {
         let (object, client) = (write.object(), self.client.clone());
         let outcome = match write {
-            Write::Peer(key, status) => {
-                let api: Api<AgentPeer> = Api::namespaced(client, &key.namespace);
-                apply(&api, &key.name, &*status).await
-            }
-            Write::Trust(key, status) => {
-                let api: Api<AgentTrust> = Api::namespaced(client, &key.namespace);
-                apply(&api, &key.name, &*status).await
+            Write::Peer(key, status) => apply(&peers(client, &key), &key.name, &*status).await,
+            Write::Trust(key, status) => apply(&trusts(client, &key), &key.name, &*status).await,
+            Write::Link(name, status) => apply(&links(client), &name, &*status).await,
+            Write::Relay(name, status) => apply(&relays(client), &name, &*status).await,
+            Write::Unreadable(object, why) => {
+                let status = desired::unreadable(&why, crate::clock::now());
+                said = Some(why);
+                match object {
+                    Object::Peer(key) => merge(&peers(client, &key), &key.name, &status).await,
+                    Object::Trust(key) => merge(&trusts(client, &key), &key.name, &status).await,
+                    Object::Link(name) => merge(&links(client), &name, &status).await,
+                    Object::Relay(name) => merge(&relays(client), &name, &status).await,
+                }
             }
             Write::Link(name, status) => apply(&Api::<AgentLink>::all(client), &name, &*status).await,
+        self.said.retain(|object, why| index.unreadable().get(object) == Some(why));
+        let unsaid = index.unreadable().iter().filter(|(object, _)| !self.said.contains_key(object));
+        writes.extend(unsaid.map(|(object, why)| Write::Unreadable(object.clone(), why.clone())));
             Write::Relay(name, status) => apply(&Api::<AgentRelay>::all(client), &name, &*status).await,
         };
-        (object, outcome)
+        (object, said, outcome)
     }
 }
 
+        let mut said = None;
 async fn apply<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Outcome
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -249,13 +270,45 @@ where
     let object = json!({
         "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "status": status,
     });
-    match api.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await {
+    write(api, name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await
+}
+
+/// Writes these fields of a status and leaves the others: an object that is not of its schema cannot be applied.
+async fn merge<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Outcome
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    write(api, name, &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await
+}
+
+async fn write<K>(api: &Api<K>, name: &str, how: &PatchParams, patch: &Patch<serde_json::Value>) -> Outcome
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    match api.patch_status(name, how, patch).await {
         Ok(written) => {
             tracing::debug!(kind = %K::kind(&()), name, version = written.resource_version(), "status written");
             Outcome::Written
         }
         Err(kube::Error::Api(status)) if status.code == 404 => Outcome::Written, // it was deleted meanwhile
         Err(error) => {
+// What comes back may be an object that cannot be read, and was written all the same.
+fn peers(client: kube::Client, key: &ObjectKey) -> Api<DeserializeGuard<AgentPeer>> {
+    Api::namespaced(client, &key.namespace)
+}
+
+fn trusts(client: kube::Client, key: &ObjectKey) -> Api<DeserializeGuard<AgentTrust>> {
+    Api::namespaced(client, &key.namespace)
+}
+
+fn links(client: kube::Client) -> Api<DeserializeGuard<AgentLink>> {
+    Api::all(client)
+}
+
+fn relays(client: kube::Client) -> Api<DeserializeGuard<AgentRelay>> {
+    Api::all(client)
+}
+
             tracing::warn!(kind = %K::kind(&()), name, %error, "a status could not be written");
             match error {
                 kube::Error::Api(status) if status.code == 422 => Outcome::Refused,

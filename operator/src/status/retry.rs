@@ -5,30 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::AGAIN;
 use crate::index::Dirty;
-use crate::key::ObjectKey;
+use crate::key::Object;
 
 /// The longest wait.
 const LONGEST: Duration = Duration::from_secs(60);
-
-/// Whose status it is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Object {
-    Peer(ObjectKey),
-    Trust(ObjectKey),
-    Link(String),
-    Relay(String),
-}
-
-impl Object {
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Self::Peer(_) => "AgentPeer",
-            Self::Trust(_) => "AgentTrust",
-            Self::Link(_) => "AgentLink",
-            Self::Relay(_) => "AgentRelay",
-        }
-    }
-}
 
 /// What came of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +65,7 @@ impl Retries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::ObjectKey;
 
     #[test]
     fn what_fails_each_time_is_tried_ever_less_often_and_holds_up_no_other() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::{Stage, message, object, peer, trust};
-use crate::cluster::until;
+use crate::cluster::{Cluster, until};
 use crate::failed::{Failed, Trying, ensure};
 use crate::operator::NAMESPACE;
 
@@ -136,28 +136,49 @@ pub(super) fn agent_relay(stage: &Stage) -> Result<String, Failed> {
 pub(super) fn malformed(stage: &Stage) -> Result<String, Failed> {
     let cluster = &stage.cluster;
     stage.namespace("malformed")?;
-    let crd = cluster.kubectl("get crd agenttrusts.peerage.dev -o json")?;
-    let crd: Value = serde_json::from_str(&crd).trying("read a definition")?;
+    let here = Some("malformed");
+    let broken = [
+        ("AgentPeer", here, json!({"selector": "everything"})),
+        ("AgentTrust", here, json!({"agentRef": 5, "peer": ["no", "peer"]})),
+        ("AgentLink", None, json!({"allowedNamespaces": "all of them"})),
+        ("AgentRelay", None, json!({"address": ["a", "b"], "allowedNamespaces": {"from": "All"}})),
+    ];
+    for (kind, namespace, spec) in &broken {
+        smuggle(cluster, &object(kind, "broken", *namespace, spec))?;
+    }
+    let says = || {
+        for (kind, namespace, _) in &broken {
+            let place = namespace.map_or_else(String::new, |namespace| format!(" -n {namespace}"));
+            cluster.condition(&format!("{kind} broken{place}"), "Ready", "False", "NotUnderstood")?;
+        }
+        Ok::<_, Failed>(())
+    };
+    says()?;
+    cluster.apply(&peer("a", "malformed"))?;
+
+/// Makes an object while its kind has no schema.
+fn smuggle(cluster: &Cluster, object: &Value) -> Result<(), Failed> {
+    let crd = format!("{}s.peerage.dev", object["kind"].as_str().unwrap_or_default().to_lowercase());
     let schema = |schema: &Value| {
         let patch = json!([{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": schema}]);
-        cluster.run(
-            "kubectl",
-            &["patch", "crd", "agenttrusts.peerage.dev", "--type=json", "-p", &patch.to_string()],
-            "",
-        )
+        cluster.run("kubectl", &["patch", "crd", &crd, "--type=json", "-p", &patch.to_string()], "")
     };
+    let made = cluster.kubectl(&format!("get crd {crd} -o json"))?;
+    let made: Value = serde_json::from_str(&made).trying("read a definition")?;
     schema(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}))?;
-    let broken = object("AgentTrust", "broken", Some("malformed"), &json!({"agentRef": 5, "peer": ["no", "peer"]}));
     // The API server takes a moment to go by the new schema.
-    let taken = until(|| Ok(cluster.apply(&broken).is_ok()));
-    schema(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])?;
-    ensure(taken?, || "the object that should be malformed was refused".into())?;
-    cluster.apply(&peer("a", "malformed"))?;
+    let taken = until(|| Ok(cluster.apply(object).is_ok()));
+    schema(&made["spec"]["versions"][0]["schema"]["openAPIV3Schema"])?;
+    ensure(taken?, || format!("the object that should be malformed was refused: {object}"))
+}
     cluster.apply(&trust("good", "malformed", "a", "b"))?;
     cluster.condition("agenttrust good -n malformed", "Ready", "False", "WaitingForPeer")?;
     stage.restart_operators()?;
     cluster.apply(&trust("later", "malformed", "a", "c"))?;
     cluster.condition("agenttrust later -n malformed", "Ready", "False", "WaitingForPeer")?;
-    Ok("an AgentTrust that nobody can read keeps no other from being judged, also for operators that start with it"
+    says()?;
+    cluster.kubectl("delete agentlink,agentrelay broken")?;
+    cluster.kubectl("delete agentpeer,agenttrust broken -n malformed")?;
+    Ok("one of each kind that nobody can read says so, and keeps no other from being judged, also for operators that start with it"
         .into())
 }
