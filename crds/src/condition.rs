@@ -179,6 +179,8 @@ words! {
         RelayUnreachable,
         /// The other operator does not answer.
         PeerOperatorUnreachable,
+        /// The operator was not installed with what the object asks for; the message says which value of the chart it is.
+        NotEnabled,
         /// A managed relay has no address yet.
         WaitingForAddress,
         /// The path that the policy asks for is not available; the message says what stands in the way.

@@ -44,8 +44,10 @@ pub struct AgentRelaySpec {
 }
 
 /// How the operator runs a relay.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.replicas) || self.replicas == 1 || self.service.type == 'NodePort' || !has(self.service.host)")
+    .message("host names one load balancer, and each replica has its own: leave host away, or run one replica").field_path(".service.host").reason(Reason::FieldValueForbidden))]
 pub struct ManagedRelay {
     /// How it is reached from outside.
     pub service: RelayService,
@@ -74,11 +76,13 @@ pub struct RelayService {
     #[serde(default = "default_port")]
     #[schemars(with = "i32", range(min = 1, max = 65535))]
     pub port: u16,
-    /// The node's port; the cluster chooses one if it is left out.
+    /// The node's port; of several replicas the first one's, and those after it have the next. The cluster chooses if it is
+    /// left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 1, max = 65535))]
     pub node_port: Option<u16>,
-    /// The name or address agents are told; the load balancer's own if it is left out.
+    /// The name or address agents are told; the load balancer's own if it is left out. Of type NodePort the relay's pod must
+    /// run on the node that it names, since only there the relay sees who calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = shape::HOST_MAX), regex(pattern = shape::HOST))]
     pub host: Option<String>,
@@ -115,6 +119,10 @@ pub struct AgentRelayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = shape::RELAY_MAX), regex(pattern = shape::RELAY))]
     pub address: Option<String>,
+    /// The same of all replicas that have an address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = shape::RELAYS_MAX), inner(length(max = shape::RELAY_MAX), regex(pattern = shape::RELAY)))]
+    pub addresses: Vec<String>,
     /// Agents of this cluster that are bound there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]

@@ -288,6 +288,14 @@ fn a_node_port_needs_a_node_that_can_be_reached() {
 }
 
 #[test]
+fn a_name_is_given_to_one_load_balancer_and_may_be_to_several_ports_of_a_node() {
+    let two = |service: Value| relay(json!({"managed": {"service": service, "replicas": 2}}));
+    refused(&two(json!({"type": "LoadBalancer", "host": "relay.example.com"})), "host names one load balancer");
+    admitted(&two(json!({"type": "LoadBalancer"})));
+    admitted(&two(json!({"type": "NodePort", "host": "node.example.com"})));
+}
+
+#[test]
 fn a_relay_s_name_leaves_room_for_its_pods() {
     let mut long = relay(json!({"managed": {"service": {"type": "LoadBalancer"}}}));
     long["metadata"]["name"] = "x".repeat(53).into();

@@ -19,6 +19,7 @@ pub mod index;
 pub mod key;
 pub mod leader;
 pub mod links;
+pub mod managed;
 pub mod metrics;
 pub mod notices;
 pub mod probe;

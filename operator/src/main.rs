@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use peerage_operator::causes::causes;
 use peerage_operator::index::Staleness;
+use peerage_operator::managed::Settings;
 use peerage_operator::run::{AdmissionOptions, Options, RunError, run};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -47,6 +48,9 @@ struct Arguments {
     /// Agents that are over that limit talk to nobody until an operator is back.
     #[arg(long, env = "PEERAGE_AGENT_FAIL_CLOSED")]
     agent_fail_closed: bool,
+    /// How relays of AgentRelays with `managed` are run, as JSON; without it none is.
+    #[arg(long, env = "PEERAGE_MANAGED_RELAYS", value_name = "JSON")]
+    managed_relays: Option<Settings>,
     /// How to log.
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log: LogFormat,
@@ -84,6 +88,7 @@ async fn operate(arguments: Arguments) -> Result<(), RunError> {
     let admission = arguments.admission.map(|file| AdmissionOptions { listen: arguments.listen_admission, file });
     let options = Options {
         admission,
+        relays: arguments.managed_relays,
         namespace: arguments.namespace,
         listen: arguments.listen,
         advertise: arguments.advertise,

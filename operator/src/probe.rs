@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::cluster::Cluster;
 use crate::leader::Leadership;
+use crate::status::Finding;
 
 /// How often relays are probed.
 const EVERY: Duration = Duration::from_secs(30);
@@ -25,20 +26,19 @@ const WAIT: Duration = Duration::from_millis(500);
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
 /// Probes all relays while this replica leads, for ever.
-pub async fn run(
-    cluster: Arc<Cluster>,
-    mut leadership: watch::Receiver<Leadership>,
-    found: mpsc::Sender<(String, bool)>,
-) {
+pub async fn run(cluster: Arc<Cluster>, mut leadership: watch::Receiver<Leadership>, found: mpsc::Sender<Finding>) {
     let mut changes = cluster.changes();
     loop {
         if leadership.wait_for(|leadership| *leadership == Leadership::Ours).await.is_err() {
             return;
         }
         let relays = relays(&cluster);
-        for (name, relay) in &relays {
-            let answers = answers(relay).await;
-            if found.send((name.clone(), answers)).await.is_err() {
+        for (name, all) in &relays {
+            let mut answer = true;
+            for relay in all {
+                answer &= answers(relay).await;
+            }
+            if found.send(Finding::Answers(name.clone(), answer)).await.is_err() {
                 return;
             }
         }
@@ -51,9 +51,10 @@ pub async fn run(
     }
 }
 
-fn relays(cluster: &Cluster) -> BTreeMap<String, RelayInfo> {
+fn relays(cluster: &Cluster) -> BTreeMap<String, Vec<RelayInfo>> {
     let state = cluster.read();
-    state.index.relays().filter_map(|(name, facts)| Some((name.clone(), facts.relay.clone()?))).collect()
+    let placed = state.index.relays().filter(|(_, facts)| !facts.relays.is_empty());
+    placed.map(|(name, facts)| (name.clone(), facts.relays.clone())).collect()
 }
 
 async fn answers(relay: &RelayInfo) -> bool {

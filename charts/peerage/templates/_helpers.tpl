@@ -70,6 +70,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{/* What the operator is told of relays that it runs. */}}
+{{- define "peerage.managedRelays" -}}
+{{- $relay := .Values.relay -}}
+{{- dict "image" (include "peerage.image" (list $relay.image .Chart.AppVersion)) "imagePullPolicy" $relay.image.pullPolicy
+  "imagePullSecrets" .Values.imagePullSecrets "resources" $relay.resources "nodeSelector" $relay.nodeSelector
+  "tolerations" $relay.tolerations | toJson -}}
+{{- end }}
+
 {{/* What the operator is told of webhooks and sidecars. */}}
 {{- define "peerage.admission" -}}
 {{- $names := list (printf "%s.%s.svc" (include "peerage.webhook" .) .Release.Namespace) -}}

@@ -15,6 +15,7 @@ mod injection;
 mod operator;
 mod pair;
 mod process;
+mod relay;
 mod scale;
 mod surroundings;
 mod tests;
@@ -123,7 +124,8 @@ fn set_up(cli: &Cli, programs: Programs) -> Result<Stage, Failed> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
     let mut lab = KernelLab::new().trying("make an internet")?;
-    let addresses: Vec<_> = (0..operator::MOST).map(operator::address).chain([pair::RELAY]).collect();
+    let addresses: Vec<_> =
+        (0..operator::MOST).map(operator::address).chain([pair::RELAY]).chain(tests::RELAYS).collect();
     lab.join_outside(&addresses).trying("join the internet")?;
     let cluster = Cluster::start(repository)?;
     operator::install(&cluster, repository)?;

@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const WEBHOOK: u16 = 9443;
 /// The file that says how to answer.
 const ADMISSION: &str = "admission.json";
+/// The file that says how relays are run.
+const RELAYS: &str = "relays.json";
 
 /// Installs the chart.
 ///
@@ -40,7 +42,7 @@ pub fn install(cluster: &Cluster, repository: &Path) -> Result<(), Failed> {
     let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
     // No Service leads anywhere here: the API server asks the first operator's own address.
     let webhook = format!("webhook.url=https://{}", SocketAddr::from((address(0), WEBHOOK)));
-    let values = ["--set", &webhook, "--set", "agent.clusterDNS={10.96.0.10}"];
+    let values = ["--set", &webhook, "--set", "agent.clusterDNS={10.96.0.10}", "--set", "managedRelays.enabled=true"];
     let install = ["install", "peerage", chart, "--namespace", NAMESPACE, "--create-namespace"];
     cluster.run("helm", &[&install[..], &values[..]].concat(), "")?;
     cluster.kubectl("wait --for=condition=Established --timeout=60s crd agentpeers.peerage.dev agenttrusts.peerage.dev agentlinks.peerage.dev agentrelays.peerage.dev agenttrustrequests.peerage.dev").map(|_| ())
@@ -110,6 +112,7 @@ impl Operator {
             .trying("write a kubeconfig")?;
         fs::write(folder.path().join(ADMISSION), what_the_chart_says(cluster)?)
             .trying("write what the chart says of webhooks")?;
+        fs::write(folder.path().join(RELAYS), of_relays(cluster)?).trying("write what the chart says of relays")?;
         let at = |port| SocketAddr::from((address(number), port));
         let (agents, health) = (at(8443), at(8080));
         let child = run(program, number, agents, health, folder.path())?;
@@ -237,6 +240,15 @@ fn what_the_chart_says(cluster: &Cluster) -> Result<String, Failed> {
     file.map(str::to_owned).ok_or_else(|| Failed::new("the chart says nothing of webhooks"))
 }
 
+/// What would be in the environment of the operator's container.
+fn of_relays(cluster: &Cluster) -> Result<String, Failed> {
+    let deployment = cluster.get(&format!("deployment peerage-operator -n {NAMESPACE}"))?.unwrap_or_default();
+    let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
+    let found = env.iter().find(|variable| variable["name"] == "PEERAGE_MANAGED_RELAYS");
+    let text = found.and_then(|variable| variable["value"].as_str());
+    text.map(str::to_owned).ok_or_else(|| Failed::new("the chart says nothing of relays"))
+}
+
 fn run(program: &Path, number: u8, agents: SocketAddr, health: SocketAddr, folder: &Path) -> Result<Child, Failed> {
     let log = fs::File::options().create(true).append(true).open(folder.join("log")).trying("open a log")?;
     Command::new(program)
@@ -246,6 +258,7 @@ fn run(program: &Path, number: u8, agents: SocketAddr, health: SocketAddr, folde
         .args(["--listen-admission", &SocketAddr::from((address(number), WEBHOOK)).to_string(), "--admission"])
         .arg(folder.join(ADMISSION))
         .env("KUBECONFIG", folder.join("kubeconfig"))
+        .env("PEERAGE_MANAGED_RELAYS", fs::read_to_string(folder.join(RELAYS)).trying("read what the chart says")?)
         .env_remove("POD_NAME")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

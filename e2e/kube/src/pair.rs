@@ -4,8 +4,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,8 @@ use tempfile::TempDir;
 use crate::agent::{self, Agent, Start};
 use crate::cluster::{PATIENCE, until};
 use crate::failed::{Failed, Trying, ensure};
+use crate::process::Process;
+use crate::relay::Relay;
 use crate::tests::{Stage, object};
 
 /// Where the relay is.
@@ -36,7 +37,7 @@ pub struct Pair {
     pub db: Place,
     /// The client's side.
     pub reporter: Place,
-    _relay: Process,
+    _relay: Relay,
     _folder: TempDir,
 }
 
@@ -46,17 +47,6 @@ pub struct Place {
     /// Its process.
     pub agent: Agent,
     site: Site,
-}
-
-/// A process that is killed when this is dropped.
-#[derive(Debug)]
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // it may have ended
-        let _ = self.0.wait();
-    }
 }
 
 /// A download that does not end by itself.
@@ -75,7 +65,7 @@ impl Pair {
         let folder = tempfile::tempdir().trying("make a folder")?;
         let resolver = folder.path().join("resolv.conf");
         fs::write(&resolver, "nameserver 127.64.0.1\nsearch peer.internal\n").trying("write a resolv.conf")?;
-        let relay = start_relay(stage, folder.path())?;
+        let relay = start_relay(stage)?;
         for (namespace, name) in [(TOOLS, "db"), (REPORTS, "reporter")] {
             stage.namespace(namespace)?;
             stage.cluster.kubectl(&format!("create serviceaccount {name} -n {namespace}"))?;
@@ -215,20 +205,9 @@ fn start<'a>(stage: &'a Stage, namespace: &str, name: &str) -> Result<Start<'a>,
     Ok(Start { program: &stage.programs.agent, operators: stage.addresses(), authority, token })
 }
 
-fn start_relay(stage: &Stage, folder: &Path) -> Result<Process, Failed> {
-    let mut command = Command::new(&stage.programs.relay);
-    let key = folder.join("relay.key");
-    let listen = format!("{RELAY}:3478");
-    command.args(["--listen", &listen, "--advertise", &listen, "--open", "--no-tls", "--key-file"]).arg(key);
-    let log = fs::File::create(folder.join("relay.log")).trying("make a log")?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    let mut relay = Process(command.spawn().trying("start the relay")?);
-    let mut line = String::new();
-    let stdout = relay.0.stdout.take().ok_or_else(|| Failed::new("the relay has no output"))?;
-    BufReader::new(stdout).read_line(&mut line).trying("hear the relay")?;
-    let log = || fs::read_to_string(folder.join("relay.log")).unwrap_or_default();
-    ensure(line.contains('@'), || format!("the relay says `{line}`: {}", log()))?;
-    let spec = json!({"address": line.trim(), "allowedNamespaces": {"from": "All"}});
+fn start_relay(stage: &Stage) -> Result<Relay, Failed> {
+    let relay = Relay::start(&stage.programs.relay, RELAY)?;
+    let spec = json!({"address": relay.address, "allowedNamespaces": {"from": "All"}});
     stage.cluster.apply(&object("AgentRelay", "main", None, &spec))?;
     Ok(relay)
 }

@@ -1,11 +1,23 @@
-//! What the kernel says of a process.
+//! Processes, and what the kernel says of them.
 
 use std::fs;
+use std::process::Child;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::failed::{Failed, Trying};
+
+/// A process that is killed when this is dropped.
+#[derive(Debug)]
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
+    }
+}
 
 /// Resident memory in MB of 10^6 bytes, and processor time since its start.
 ///

@@ -1,5 +1,6 @@
 //! Links and relays, and which namespaces may use them.
 
+use peerage_crds::relay::ManagedRelay;
 use peerage_crds::{AgentLink, AgentRelay, AllowedNamespaces, NamespacesFrom};
 use peerage_model::relay::RelayInfo;
 use peerage_model::{AuthorityRecord, Fingerprint};
@@ -108,13 +109,26 @@ impl LinkFacts {
     }
 }
 
+/// How the operator runs a relay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ManagedFacts {
+    /// The AgentRelay's UID: what is run belongs to this one and to no other of its name.
+    pub uid: String,
+    /// What is asked for.
+    pub spec: ManagedRelay,
+    /// Whether agents were told an address, and with it a key.
+    pub has_address: bool,
+}
+
 /// What an AgentRelay declares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RelayFacts {
     /// The generation of the spec.
     pub generation: Option<i64>,
-    /// Where it is; none while a managed one has no address.
-    pub relay: Option<RelayInfo>,
+    /// Where it is; of a managed one, where its replicas are that have an address, as the status says.
+    pub relays: Vec<RelayInfo>,
+    /// How the operator runs it, if it does.
+    pub managed: Option<ManagedFacts>,
     /// Who may use it.
     pub allowed: Permitted,
     /// What its status says.
@@ -128,10 +142,22 @@ impl RelayFacts {
     /// [`Unreadable`] for what our schema would not let in.
     pub fn read(object: &AgentRelay) -> Result<Self, Unreadable> {
         let status = object.status.clone().unwrap_or_default();
-        let address = object.spec.address.as_ref().or(status.address.as_ref());
+        let relays = match &object.spec.address {
+            Some(address) => vec![address.parse().map_err(Unreadable::at("spec.address"))?],
+            None => {
+                let relays = status.addresses.iter().map(|text| text.parse());
+                relays.collect::<Result<_, _>>().map_err(Unreadable::at("status.addresses"))?
+            }
+        };
+        let managed = object.spec.managed.clone().map(|spec| ManagedFacts {
+            uid: object.metadata.uid.clone().unwrap_or_default(),
+            spec,
+            has_address: !relays.is_empty(),
+        });
         Ok(Self {
             generation: object.metadata.generation,
-            relay: address.map(|text| text.parse()).transpose().map_err(Unreadable::at("spec.address"))?,
+            relays,
+            managed,
             allowed: Permitted::read(&object.spec.allowed_namespaces),
             status,
         })

@@ -7,7 +7,7 @@ pub mod trust;
 
 use kube::ResourceExt;
 
-pub use grant::{LinkFacts, LinkRecord, Permitted, RelayFacts};
+pub use grant::{LinkFacts, LinkRecord, ManagedFacts, Permitted, RelayFacts};
 pub use peer::{PeerFacts, PodFacts};
 pub use trust::{Target, TrustFacts};
 

@@ -6,8 +6,9 @@
 use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
 
 use super::{Index, PodSums, Refusal};
-use crate::facts::{PeerFacts, RelayFacts, Target, TrustFacts};
+use crate::facts::{PeerFacts, Target, TrustFacts};
 use crate::key::ObjectKey;
+use crate::managed::Running;
 
 /// One condition as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +32,9 @@ pub struct PeerLive {
     pub path: Option<PathSummary>,
     /// The worst NAT that one of them is behind.
     pub nat: Option<String>,
-}
     /// A peer's port that programs in a pod do not find where it should be, and what to do.
     pub conflict: Option<String>,
+}
 
 /// What streams tell of an AgentTrust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -309,23 +310,31 @@ impl Index {
     }
 
     /// The conditions of an AgentRelay. `answers`: whether it answered our last probe; `None` before there was one.
+    /// `running`: what became of it, if the operator runs it.
     #[must_use]
-    pub fn judge_relay(&self, facts: &RelayFacts, answers: Option<bool>) -> Vec<Verdict> {
+    pub fn judge_relay(&self, answers: Option<bool>, running: Option<&Running>) -> Vec<Verdict> {
+        let waiting = match running {
+            Some(Running::Refused(reason, message)) => {
+                let all = [ConditionType::Accepted, ConditionType::Available, ConditionType::Ready];
+                return all.map(|aspect| Verdict::fails(aspect, *reason, message.clone())).into();
+            }
+            Some(Running::At { waiting, .. }) => waiting.as_ref(),
+            None => None,
+        };
         let accepted = Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
         let aspect = ConditionType::Available;
-        let available = match (&facts.relay, answers) {
-            (None, _) => Verdict::fails(
-                aspect,
-                Reason::WaitingForAddress,
-                "this version runs no relays itself; run one (the chart's relay.enabled), and make an AgentRelay with its address",
-            ),
-            (Some(_), Some(true)) => Verdict::holds(aspect, Reason::AsDeclared, ""),
-            (Some(_), Some(false)) => Verdict::fails(
-                aspect,
-                Reason::RelayUnreachable,
-                "it does not answer our probes over UDP; see its log and firewalls",
-            ),
-            (Some(_), None) => {
+        let silent = match running {
+            Some(_) => {
+                "it does not answer our probes over UDP; see its pod, in the operator's namespace with the label \
+                        peerage.dev/relay, and firewalls"
+            }
+            None => "it does not answer our probes over UDP; see its log and firewalls",
+        };
+        let available = match (waiting, answers) {
+            (Some(waiting), _) => Verdict::fails(aspect, Reason::WaitingForAddress, waiting.clone()),
+            (None, Some(true)) => Verdict::holds(aspect, Reason::AsDeclared, ""),
+            (None, Some(false)) => Verdict::fails(aspect, Reason::RelayUnreachable, silent),
+            (None, None) => {
                 Verdict::of(aspect, ConditionStatus::Unknown, Reason::Pending, "it has not been probed yet")
             }
         };

@@ -336,7 +336,7 @@ impl Index {
 
     /// An AgentRelay came, changed, or went.
     pub fn set_relay(&mut self, name: &str, new: Option<RelayFacts>) -> Dirty {
-        let told = |facts: Option<&RelayFacts>| facts.map(|facts| (facts.relay.clone(), facts.allowed.clone()));
+        let told = |facts: Option<&RelayFacts>| facts.map(|facts| (facts.relays.clone(), facts.allowed.clone()));
         let unchanged = told(self.relays.get(name)) == told(new.as_ref());
         put(&mut self.relays, name, new);
         Dirty { all: !unchanged, ..Dirty::default() }
@@ -375,7 +375,7 @@ impl Index {
     pub fn relays_of(&self, namespace: &str) -> Vec<RelayInfo> {
         let labels = self.namespaces.get(namespace);
         let permitted = self.relays.values().filter(|facts| facts.allowed.permits(namespace, labels));
-        let relays: BTreeSet<_> = permitted.filter_map(|facts| facts.relay.clone()).collect();
+        let relays: BTreeSet<_> = permitted.flat_map(|facts| facts.relays.iter().cloned()).collect();
         relays.into_iter().take(MAX_RELAYS).collect()
     }
 

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::replicas::Others;
 use crate::serve::Server;
 use crate::watch::Health;
-use crate::{clock, serve};
+use crate::{clock, managed, serve};
 
 /// What somebody chose.
 #[derive(Clone, Debug)]
@@ -47,6 +47,8 @@ pub struct Options {
     pub staleness: Staleness,
     /// Where the API server's reviews are answered, and how; none for an operator that injects nothing.
     pub admission: Option<AdmissionOptions>,
+    /// How relays are run; none for an operator that runs none.
+    pub relays: Option<managed::Settings>,
 }
 
 /// What the webhooks need.
@@ -148,7 +150,9 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
         () = &mut stop => return Ok(()),
     };
     watching::start(&ground);
-    tasks::start_telling(&ground, heard, &others, &keyring, &ledger, &enrolled);
+    let written = enrolled.iter().map(|(_, holder)| holder.instance).collect();
+    let told = tasks::Told { heard, others: Arc::clone(&others), keyring: keyring.clone(), relays: options.relays };
+    tasks::start_telling(&ground, told, ledger.clone(), written);
     tasks::start_keeping(&ground, enrolled, readiness.clone());
     let reviewing = match (file, reviews) {
         (Some(file), Some(listener)) => {

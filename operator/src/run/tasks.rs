@@ -1,9 +1,11 @@
 //! What goes on beside the streams: news to whoever acts on them, time, readiness.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_agent::health::{Pending, Readiness};
+use peerage_model::InstanceId;
 use tokio::sync::{mpsc, watch};
 
 use super::Ground;
@@ -15,36 +17,43 @@ use crate::index::Dirty;
 use crate::replicas::{Admitted, Follower, Others};
 use crate::roll::{Holder, PodUid};
 use crate::status::Writer;
-use crate::{clock, notices, probe};
+use crate::{clock, managed, notices, probe};
+
+/// What the tasks of [`start_telling`] need besides the ground.
+pub(super) struct Told {
+    pub(super) heard: mpsc::UnboundedReceiver<News>,
+    pub(super) others: Arc<Others>,
+    pub(super) keyring: watch::Receiver<Arc<Keyring>>,
+    pub(super) relays: Option<managed::Settings>,
+}
 
 /// What is waited for until the watches were looked at for the first time.
 const FIRST_LOOK: &str = "the watches";
 
 /// Starts whatever makes news of this replica known: status, Events, the other replicas, and what the next process will
-/// read.
+/// read; `written`: whose enrolment it reads already.
 pub(super) fn start_telling(
-    Ground { cluster, client, leadership, .. }: &Ground,
-    heard: mpsc::UnboundedReceiver<News>,
-    others: &Arc<Others>,
-    keyring: &watch::Receiver<Arc<Keyring>>,
-    ledger: &Ledger,
-    enrolled: &[(PodUid, Holder)],
+    Ground { cluster, client, namespace, leadership }: &Ground,
+    Told { heard, others, keyring, relays }: Told,
+    ledger: Ledger,
+    written: BTreeSet<InstanceId>,
 ) {
     let (judged, counted) = (Arc::new(Heap::default()), Arc::new(Heap::default()));
     let (tell_admitted, admitted) = mpsc::unbounded_channel();
     let (write_down, entries) = mpsc::unbounded_channel();
     let (notice, noticed) = mpsc::unbounded_channel();
-    let (tell_probe, probed) = mpsc::channel(16);
+    let (find, findings) = mpsc::channel(16);
     let heaps = [Arc::clone(&judged), Arc::clone(&counted)];
-    tokio::spawn(spread_news(heard, Arc::clone(others), heaps, tell_admitted, write_down, notice));
-    let writer = Writer::new(Arc::clone(cluster), Arc::clone(others), client.clone(), leadership.clone());
-    tokio::spawn(writer.run(judged, probed));
-    let follower = Follower { cluster: Arc::clone(cluster), keyring: keyring.clone(), leadership: leadership.clone() };
+    tokio::spawn(spread_news(heard, Arc::clone(&others), heaps, tell_admitted, write_down, notice));
+    let writer = Writer::new(Arc::clone(cluster), others, client.clone(), leadership.clone());
+    tokio::spawn(writer.run(judged, findings));
+    let follower = Follower { cluster: Arc::clone(cluster), keyring, leadership: leadership.clone() };
     tokio::spawn(follower.run(counted, admitted));
-    tokio::spawn(probe::run(Arc::clone(cluster), leadership.clone(), tell_probe));
+    tokio::spawn(probe::run(Arc::clone(cluster), leadership.clone(), find.clone()));
+    let (c, n) = (client.clone(), namespace.clone());
+    tokio::spawn(managed::run(Arc::clone(cluster), c, n, relays, leadership.clone(), find));
     tokio::spawn(notices::run(Arc::clone(cluster), client.clone(), leadership.clone(), noticed));
-    let written = enrolled.iter().map(|(_, holder)| holder.instance).collect();
-    tokio::spawn(ledger.clone().run(entries, written));
+    tokio::spawn(ledger.run(entries, written));
 }
 
 /// Starts whatever looks at the cluster again as time passes.

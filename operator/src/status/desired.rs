@@ -13,6 +13,7 @@ use crate::facts::{LinkFacts, LinkRecord, RelayFacts};
 use crate::hub::{AgentTold, Hub};
 use crate::index::{Index, PeerLive, TrustLive, Verdict};
 use crate::key::ObjectKey;
+use crate::managed::Running;
 use crate::replicas::Others;
 use crate::roll::Roll;
 
@@ -46,7 +47,6 @@ fn number(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// The status of an AgentPeer, if it is another one than it has.
 /// What the status of an object says that cannot be read.
 #[must_use]
 pub fn unreadable(why: &str, now: UnixTime) -> serde_json::Value {
@@ -55,6 +55,7 @@ pub fn unreadable(why: &str, now: UnixTime) -> serde_json::Value {
     serde_json::json!({"conditions": [condition(ConditionType::Accepted), condition(ConditionType::Ready)]})
 }
 
+/// The status of an AgentPeer, if it is another one than it has.
 #[must_use]
 pub fn peer(index: &Index, key: &ObjectKey, live: &Live<'_>) -> Option<AgentPeerStatus> {
     let facts = index.peer(key)?;
@@ -138,17 +139,34 @@ pub fn link(index: &Index, name: &str, facts: &LinkFacts, now: UnixTime) -> Opti
     (new != *old).then_some(new)
 }
 
-/// The status of an AgentRelay, if it is another one than it has. `answers`: what the last probe found.
+/// The status of an AgentRelay, if it is another one than it has. `answers`: what the last probe found; `running`: what
+/// became of one that the operator runs.
 #[must_use]
-pub fn relay(index: &Index, facts: &RelayFacts, answers: Option<bool>, now: UnixTime) -> Option<AgentRelayStatus> {
+pub fn relay(
+    index: &Index,
+    facts: &RelayFacts,
+    answers: Option<bool>,
+    running: Option<&Running>,
+    now: UnixTime,
+) -> Option<AgentRelayStatus> {
     let old = &facts.status;
-    if answers.is_none() && facts.relay.is_some() && old.observed_generation == facts.generation {
-        return None; // a leader that was just elected has not probed yet, and knows nothing better
+    let relays = match running.filter(|_| facts.managed.is_some()) {
+        Some(Running::At { relays, .. }) => relays,
+        // Agents that know it lose nothing by what stands in the way here.
+        Some(Running::Refused(..)) | None => &facts.relays,
+    };
+    let addresses: Vec<_> = relays.iter().map(ToString::to_string).collect();
+    // A leader that was just elected has not looked yet, and knows nothing better.
+    let is_unknown = facts.managed.is_some() && running.is_none();
+    let is_as_told = old.observed_generation == facts.generation && old.addresses == addresses;
+    if is_unknown || (answers.is_none() && !relays.is_empty() && is_as_told) {
+        return None;
     }
     let new = AgentRelayStatus {
         observed_generation: facts.generation,
-        conditions: conditions(&old.conditions, index.judge_relay(facts, answers), facts.generation, now),
-        address: facts.relay.as_ref().map(ToString::to_string),
+        conditions: conditions(&old.conditions, index.judge_relay(answers, running), facts.generation, now),
+        address: addresses.first().cloned(),
+        addresses,
         bound_agents: old.bound_agents,
     };
     (new != *old).then_some(new)

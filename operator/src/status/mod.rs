@@ -23,6 +23,7 @@ use crate::heap::Heap;
 use crate::index::Dirty;
 use crate::key::{Object, ObjectKey};
 use crate::leader::Leadership;
+use crate::managed::Running;
 use crate::metrics::{Kind, Word};
 use crate::replicas::Others;
 use desired::Live;
@@ -57,14 +58,24 @@ pub struct Writer {
     round: Instant,
     pending: Dirty,
     probes: BTreeMap<String, bool>,
-}
+    running: BTreeMap<String, Running>,
     /// What was written of objects that cannot be read: their status cannot be read either.
     said: BTreeMap<Object, String>,
+}
 
 impl Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Writer").field("leads_since", &self.leads_since).finish_non_exhaustive()
     }
+}
+
+/// What the leader found out of a relay, which no object tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Finding {
+    /// Whether it answers.
+    Answers(String, bool),
+    /// What became of one that the operator runs.
+    Runs(String, Running),
 }
 
 /// One status that should be written.
@@ -73,6 +84,8 @@ enum Write {
     Trust(ObjectKey, Box<peerage_crds::AgentTrustStatus>),
     Link(String, Box<peerage_crds::AgentLinkStatus>),
     Relay(String, Box<peerage_crds::AgentRelayStatus>),
+    /// That it cannot be read, and why.
+    Unreadable(Object, String),
 }
 
 impl Write {
@@ -82,9 +95,8 @@ impl Write {
             Self::Trust(key, _) => Object::Trust(key.clone()),
             Self::Link(name, _) => Object::Link(name.clone()),
             Self::Relay(name, _) => Object::Relay(name.clone()),
+            Self::Unreadable(object, _) => object.clone(),
         }
-    /// That it cannot be read, and why.
-    Unreadable(Object, String),
     }
 }
 
@@ -94,7 +106,6 @@ impl Writer {
     pub fn new(
         cluster: Arc<Cluster>,
         others: Arc<Others>,
-            Self::Unreadable(object, _) => object.clone(),
         client: kube::Client,
         leadership: watch::Receiver<Leadership>,
     ) -> Self {
@@ -109,22 +120,19 @@ impl Writer {
             round: Instant::now(),
             pending: Dirty::default(),
             probes: BTreeMap::new(),
+            running: BTreeMap::new(),
+            said: BTreeMap::new(),
         }
     }
 
-    /// Runs until nobody can lead. `judged` is what changed, `probes` tells which relay answers.
-    pub async fn run(mut self, judged: Arc<Heap>, mut probes: mpsc::Receiver<(String, bool)>) {
+    /// Runs until nobody can lead. `judged` is what changed, `findings` tell of relays.
+    pub async fn run(mut self, judged: Arc<Heap>, mut findings: mpsc::Receiver<Finding>) {
         let mut tick = tokio::time::interval(AGAIN);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = judged.grown() => {}
-            said: BTreeMap::new(),
-                Some((relay, answers)) = probes.recv() => {
-                    if self.probes.insert(relay, answers) != Some(answers) {
-                        self.pending.all = true;
-                    }
-                }
+                Some(finding) = findings.recv() => self.note(finding),
                 _ = tick.tick() => {
                     self.pending.trusts.extend(self.unsettled.keys().cloned());
                     self.retries.due(Instant::now(), &mut self.pending);
@@ -137,6 +145,17 @@ impl Writer {
         }
     }
 
+    fn note(&mut self, finding: Finding) {
+        match finding {
+            Finding::Answers(relay, answers) => {
+                if self.probes.insert(relay, answers) != Some(answers) {
+                    self.pending.all = true;
+                }
+            }
+            Finding::Runs(relay, running) => drop(self.running.insert(relay, running)),
+        }
+    }
+
     /// Writes what is due, if this replica leads.
     async fn turn(&mut self) {
         let leads = *self.leadership.borrow() == Leadership::Ours;
@@ -146,6 +165,8 @@ impl Writer {
             (self.leads_since, self.pending) = (None, Dirty::default());
             self.unsettled.clear();
             self.retries = Retries::default();
+            self.said.clear();
+            self.running.clear();
             return;
         }
         if self.leads_since.is_none() {
@@ -163,7 +184,6 @@ impl Writer {
         }
         let pending = std::mem::take(&mut self.pending);
         let now = Instant::now();
-            self.said.clear();
         let mut writes = self.due(&pending);
         writes.retain(|write| self.retries.may(&write.object(), now));
         let outcomes: Vec<_> =
@@ -226,17 +246,20 @@ impl Writer {
             );
         }
         for (name, facts) in index.relays() {
-            let probe = self.probes.get(name).copied();
-            writes.extend(
-                desired::relay(index, facts, probe, now).map(|status| Write::Relay(name.clone(), Box::new(status))),
-            );
+            let (probe, running) = (self.probes.get(name).copied(), self.running.get(name));
+            let status = desired::relay(index, facts, probe, running, now);
+            writes.extend(status.map(|status| Write::Relay(name.clone(), Box::new(status))));
         }
+        self.said.retain(|object, why| index.unreadable().get(object) == Some(why));
+        let unsaid = index.unreadable().iter().filter(|(object, _)| !self.said.contains_key(object));
+        writes.extend(unsaid.map(|(object, why)| Write::Unreadable(object.clone(), why.clone())));
         writes
     }
 
     /// Writes one status; the second is what was said of an object that cannot be read.
     async fn write(&self, write: Write) -> (Object, Option<String>, Outcome) {
         let (object, client) = (write.object(), self.client.clone());
+        let mut said = None;
         let outcome = match write {
             Write::Peer(key, status) => apply(&peers(client, &key), &key.name, &*status).await,
             Write::Trust(key, status) => apply(&trusts(client, &key), &key.name, &*status).await,
@@ -252,17 +275,28 @@ impl Writer {
                     Object::Relay(name) => merge(&relays(client), &name, &status).await,
                 }
             }
-            Write::Link(name, status) => apply(&Api::<AgentLink>::all(client), &name, &*status).await,
-        self.said.retain(|object, why| index.unreadable().get(object) == Some(why));
-        let unsaid = index.unreadable().iter().filter(|(object, _)| !self.said.contains_key(object));
-        writes.extend(unsaid.map(|(object, why)| Write::Unreadable(object.clone(), why.clone())));
-            Write::Relay(name, status) => apply(&Api::<AgentRelay>::all(client), &name, &*status).await,
         };
         (object, said, outcome)
     }
 }
 
-        let mut said = None;
+// What comes back may be an object that cannot be read, and was written all the same.
+fn peers(client: kube::Client, key: &ObjectKey) -> Api<DeserializeGuard<AgentPeer>> {
+    Api::namespaced(client, &key.namespace)
+}
+
+fn trusts(client: kube::Client, key: &ObjectKey) -> Api<DeserializeGuard<AgentTrust>> {
+    Api::namespaced(client, &key.namespace)
+}
+
+fn links(client: kube::Client) -> Api<DeserializeGuard<AgentLink>> {
+    Api::all(client)
+}
+
+fn relays(client: kube::Client) -> Api<DeserializeGuard<AgentRelay>> {
+    Api::all(client)
+}
+
 async fn apply<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Outcome
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -292,23 +326,6 @@ where
         }
         Err(kube::Error::Api(status)) if status.code == 404 => Outcome::Written, // it was deleted meanwhile
         Err(error) => {
-// What comes back may be an object that cannot be read, and was written all the same.
-fn peers(client: kube::Client, key: &ObjectKey) -> Api<DeserializeGuard<AgentPeer>> {
-    Api::namespaced(client, &key.namespace)
-}
-
-fn trusts(client: kube::Client, key: &ObjectKey) -> Api<DeserializeGuard<AgentTrust>> {
-    Api::namespaced(client, &key.namespace)
-}
-
-fn links(client: kube::Client) -> Api<DeserializeGuard<AgentLink>> {
-    Api::all(client)
-}
-
-fn relays(client: kube::Client) -> Api<DeserializeGuard<AgentRelay>> {
-    Api::all(client)
-}
-
             tracing::warn!(kind = %K::kind(&()), name, %error, "a status could not be written");
             match error {
                 kube::Error::Api(status) if status.code == 422 => Outcome::Refused,

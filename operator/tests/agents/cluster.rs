@@ -149,6 +149,7 @@ impl World {
             health,
             identity: listen.to_string(),
             admission: None,
+            relays: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let client = self.client.clone();

@@ -6,6 +6,7 @@ mod enrolment;
 mod hostname;
 mod kills;
 mod objects;
+mod relays;
 mod revocation;
 mod watches;
 
@@ -30,6 +31,8 @@ use crate::injection;
 use crate::operator::{NAMESPACE, Operator};
 use crate::pair::{self, Pair, Stream};
 use crate::surroundings;
+
+pub use relays::RELAYS;
 
 /// Numbers that stay the same for so long have settled.
 pub const QUIET: Duration = Duration::from_secs(5);
@@ -70,11 +73,12 @@ pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
 
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last. A rotation takes two
 /// minutes, which `rotation-begins` and `rotation-ends` leave to what is between them.
-pub const ALL: [Test; 32] = [
+pub const ALL: [Test; 33] = [
     ("agent-peer", objects::agent_peer),
     ("agent-trust", objects::agent_trust),
     ("agent-link", objects::agent_link),
-    ("agent-relay", objects::agent_relay),
+    ("agent-relay", relays::agent_relay),
+    ("managed-relay", relays::managed_relay),
     ("malformed", objects::malformed),
     ("injection", injection::injection),
     ("left-alone", injection::left_alone),
