@@ -59,6 +59,9 @@ impl Book {
 }
 /// After so long every watch knows of a pod.
 const SETTLED: Duration = Duration::from_secs(3600);
+/// For how long enrolments are gathered: each write is one of the whole ConfigMap to etcd, and a rollout enrols by the
+/// hundred. A denial waits for nothing.
+const GATHER: Duration = Duration::from_millis(500);
 /// How long a request that failed waits.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Writes at a time.
@@ -274,8 +277,12 @@ async fn write_down<F: Future<Output = bool>>(
     let mut pending: BTreeMap<Place, Changes> = BTreeMap::new();
     let mut failed: BTreeMap<Place, Changes> = BTreeMap::new();
     let mut again = tokio::time::interval(AGAIN);
-    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut gathered = tokio::time::interval(GATHER);
+    for interval in [&mut again, &mut gathered] {
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     loop {
+        let mut is_time = false;
         tokio::select! {
             entry = entries.recv() => {
                 let Some(mut entry) = entry else { return };
@@ -288,12 +295,18 @@ async fn write_down<F: Future<Output = bool>>(
             _ = again.tick() => for (place, data) in std::mem::take(&mut failed) {
                 pending.entry(place).or_default().extend(data);
             },
+            _ = gathered.tick() => is_time = true,
         }
         // What waits for another try takes along what came later, so that the later one holds.
         for (place, waiting) in &mut failed {
             waiting.extend(pending.remove(place).into_iter().flatten());
         }
-        let due = std::mem::take(&mut pending).into_iter().map(|(place, data)| {
+        let (due, later) = std::mem::take(&mut pending).into_iter().partition(|((book, _), _)| match book {
+            Book::Denied => true,
+            Book::Enrolled => is_time,
+        });
+        pending = later;
+        let due = BTreeMap::into_iter(due).map(|(place, data)| {
             let written = write(place.clone(), data.clone());
             async move { (!written.await).then_some((place, data)) }
         });
@@ -321,18 +334,36 @@ mod tests {
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
-    #[test]
-    fn an_enrolment_is_read_as_it_was_written_until_its_instance_is_denied() {
-        let agent = AgentId { authority: Fingerprint([1; 32]), name: "db.tools".parse().expect("a name") };
-        let holder = Holder {
-            agent: agent.clone(),
+    fn holder(instance: u8) -> Holder {
+        Holder {
+            agent: AgentId { authority: Fingerprint([1; 32]), name: "db.tools".parse().expect("a name") },
             peer: ObjectKey::new("tools", "db"),
-            instance: InstanceId([0xab; 8]),
+            instance: InstanceId([instance; 8]),
             pod: ObjectKey::new("tools", "db-1"),
             service_account: "db".into(),
             issued: NOW,
             until: NOW.plus(LIFETIME),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn enrolments_of_one_moment_are_one_write() {
+        let (tell, enrolled) = mpsc::unbounded_channel();
+        let (written, mut seen) = mpsc::unbounded_channel();
+        for instance in [0xa1, 0xa2, 0xa3] {
+            tell.send(Entry::Enrolled([instance; 16], holder(instance))).expect("it listens");
+        }
+        tokio::spawn(write_down(enrolled, BTreeSet::new(), move |(_, name), data: Changes| {
+            written.send((name, data.len())).expect("the test listens");
+            std::future::ready(true)
+        }));
+        assert_eq!(seen.recv().await, Some(("peerage-enrolled-a".to_owned(), 3)));
+    }
+
+    #[test]
+    fn an_enrolment_is_read_as_it_was_written_until_its_instance_is_denied() {
+        let holder = holder(0xab);
+        let agent = holder.agent.clone();
         let (mut by_map, mut written) = (BTreeMap::new(), BTreeSet::new());
         note(&Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
         let place = (Book::Enrolled, "peerage-enrolled-a".to_owned());

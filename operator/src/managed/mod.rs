@@ -40,6 +40,8 @@ use manifest::Part;
 const EVERY: Duration = Duration::from_secs(30);
 /// The same while something is missing, such as an address that a load balancer gives.
 const SOON: Duration = Duration::from_secs(2);
+/// For how long changes of the cluster are gathered before they are looked at.
+const GATHER: Duration = Duration::from_millis(200);
 
 /// What whoever installs says of the relays' pods: JSON, which the chart writes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -122,7 +124,11 @@ pub async fn run(
                 Err(error) => tracing::warn!(%error, "managed relays could not be looked after"),
             }
         }
-        let changed = async { while self::wanted(&cluster) == wanted && changes.changed().await.is_ok() {} };
+        let changed = async {
+            while self::wanted(&cluster) == wanted && changes.changed().await.is_ok() {
+                tokio::time::sleep(GATHER).await;
+            }
+        };
         let _ = timeout(if is_settled { EVERY } else { SOON }, changed).await;
     }
 }
