@@ -129,7 +129,7 @@ pub(super) fn malformed(stage: &Stage) -> Result<String, Failed> {
     let broken = [
         ("AgentPeer", here, json!({"selector": "everything"})),
         ("AgentTrust", here, json!({"agentRef": 5, "peer": ["no", "peer"]})),
-        ("AgentLink", None, json!({"allowedNamespaces": "all of them"})),
+        ("AgentLink", None, json!({"authority": "ab".repeat(32), "allowedNamespaces": {"from": "All", "names": 7}})),
         ("AgentRelay", None, json!({"address": ["a", "b"], "allowedNamespaces": {"from": "All"}})),
     ];
     for (kind, namespace, spec) in &broken {
