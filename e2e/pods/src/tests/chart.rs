@@ -89,7 +89,7 @@ fn operators(cluster: &Cluster) -> Result<Vec<(String, &'static str)>, Failed> {
 /// What the API server would make of some pods that ask for an agent.
 fn tried(stage: &Stage) -> Result<Vec<Value>, Failed> {
     let spec = restricted(&stage.container(&["app", "sleep"], &[]));
-    let pods: Vec<Value> = (0..5).map(|number| pod(&format!("tried-{number}"), "tools", "tried", &spec)).collect();
+    let pods: Vec<Value> = (0..40).map(|number| pod(&format!("tried-{number}"), "tools", "tried", &spec)).collect();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
     let words = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
     let said = stage.cluster.run("kubectl", &words, &list.to_string())?.out;
