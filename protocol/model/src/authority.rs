@@ -5,6 +5,7 @@
 
 use core::time::Duration;
 
+use data_encoding::BASE64URL_NOPAD;
 use ed25519_dalek::SigningKey;
 use minicbor::{Decode, Encode};
 use zeroize::Zeroizing;
@@ -117,6 +118,21 @@ impl AuthorityRecord {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.signed
+    }
+
+    /// The record as text, in base64url without padding. Nothing in it is secret.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        BASE64URL_NOPAD.encode(&self.signed)
+    }
+
+    /// Reads and verifies what [`Self::to_text`] wrote.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub fn from_text(text: &str, now: UnixTime) -> Result<Self, RecordError> {
+        let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| RecordError::Malformed)?;
+        Self::verify(&bytes, now)
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! Everything here is parsed once, at the edge, into types that cannot hold a bad value. Nothing reads a clock or
 //! draws randomness: times and random bytes are arguments. The byte layouts are in `docs/spec/identity.md`,
-//! `docs/spec/session.md`, `docs/spec/relay.md` and `docs/spec/control-plane.md`, and the test vectors beside them.
+//! `docs/spec/session.md`, `docs/spec/relay.md`, `docs/spec/control-plane.md` and `docs/spec/linking.md`, and the test vectors beside them.
 
 pub mod authority;
 pub mod cbor;
 pub mod control;
 pub mod id;
 pub mod keys;
+pub mod linking;
 pub mod mailbox;
 pub mod name;
 pub mod operator;

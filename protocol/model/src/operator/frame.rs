@@ -181,7 +181,7 @@ impl ToOperator {
     }
 }
 
-fn framed<T: Encode<()>>(kind: u8, body: &T) -> Vec<u8> {
+pub(crate) fn framed<T: Encode<()>>(kind: u8, body: &T) -> Vec<u8> {
     let mut out = vec![0; PREFIX];
     minicbor::encode((kind, body), &mut out).expect("writing to a Vec cannot fail");
     let len = out.len() - PREFIX;
@@ -190,7 +190,7 @@ fn framed<T: Encode<()>>(kind: u8, body: &T) -> Vec<u8> {
     out
 }
 
-fn open(bytes: &[u8]) -> Result<(u8, Decoder<'_>), BadMessage> {
+pub(crate) fn open(bytes: &[u8]) -> Result<(u8, Decoder<'_>), BadMessage> {
     let malformed = BadMessage::Malformed { kind: None };
     let mut d = Decoder::new(bytes);
     match d.array() {
@@ -199,7 +199,7 @@ fn open(bytes: &[u8]) -> Result<(u8, Decoder<'_>), BadMessage> {
     }
 }
 
-fn body<'b, T: Decode<'b, ()>>(
+pub(crate) fn body<'b, T: Decode<'b, ()>>(
     kind: u8,
     d: &mut Decoder<'b>,
     is_within_limits: impl FnOnce(&T) -> bool,

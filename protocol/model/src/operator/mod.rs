@@ -6,7 +6,7 @@
 //! ([`Update`]) and the agent what came of it ([`Ack`], [`Report`]).
 
 mod enrol;
-mod frame;
+pub(crate) mod frame;
 mod hello;
 mod report;
 mod update;
