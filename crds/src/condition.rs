@@ -163,6 +163,12 @@ words! {
         NotPermittedByLink,
         /// The relay does not list this namespace.
         NotPermittedByRelay,
+        /// The record that the link declares is not one, or of another authority than the link pins.
+        RecordInvalid,
+        /// The ticket has ended or was used by somebody else; ask the other side for a new one.
+        TicketEnded,
+        /// The two operators are about to meet.
+        Connecting,
         /// The link leads to another authority than the object pins: traffic is stopped.
         AuthorityChanged,
         /// The other side has not consented, or there is no such agent: one reason, so that nobody can probe names.
@@ -189,6 +195,8 @@ words! {
         Pending,
         /// An AgentTrust for this request exists.
         Approved,
+        /// The owner does not want it.
+        Rejected,
     }
 }
 

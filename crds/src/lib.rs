@@ -15,6 +15,7 @@
 pub mod common;
 pub mod condition;
 pub mod generate;
+pub mod invitation;
 pub mod link;
 pub mod peer;
 pub mod relay;

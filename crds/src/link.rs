@@ -11,7 +11,8 @@ use crate::shape;
 /// Another authority: a cluster or a machine with agents of its own. A link carries requests, revocations and status.
 /// It is no consent: each pair of agents still needs both sides' AgentTrusts.
 ///
-/// The authority is pinned: `authority` cannot be changed or removed once it is set. Link anew to trust another one.
+/// The authority is pinned: `authority` cannot be changed or removed once it is set, and where it is left out, what the
+/// status names holds. Link anew to trust another one.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[kube(
     group = "peerage.dev", version = "v1alpha1", kind = "AgentLink", plural = "agentlinks",
@@ -20,8 +21,9 @@ use crate::shape;
     annotation("helm.sh/resource-policy", "keep"),
     validation = Rule::new("size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name becomes part of host names: a DNS label of at most 63 characters, without dots"),
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the other side answers"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether trusts can use it"),
     printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#, description = "Why"),
+    printcolumn(name = "Connected", type_ = "string", json_path = r#".status.conditions[?(@.type=="Connected")].status"#, description = "Whether the two operators talk"),
     printcolumn(name = "Authority", type_ = "string", json_path = ".status.authority", description = "The other authority's fingerprint"),
     printcolumn(name = "Pending", type_ = "integer", json_path = ".status.pendingRequests", description = "Requests from there that nobody has answered"),
     printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#, priority = "1", description = "Why, and what to do"),
@@ -30,6 +32,8 @@ use crate::shape;
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.authority) || has(self.bootstrap)")
     .message("a link needs the other side's authority, or a bootstrap ticket that names it").reason(Reason::FieldValueRequired))]
+#[x_kube(validation = Rule::new("!has(self.authorityRecord) || has(self.authority)")
+    .message("a record counts for the authority that the link pins: set authority as well").reason(Reason::FieldValueRequired))]
 #[x_kube(validation = Rule::new("!has(oldSelf.authority) || (has(self.authority) && self.authority == oldSelf.authority)")
     .message("authority is immutable: delete the link and make another one to trust another authority"))]
 pub struct AgentLinkSpec {
@@ -37,7 +41,14 @@ pub struct AgentLinkSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = shape::FINGERPRINT_LEN), regex(pattern = shape::FINGERPRINT))]
     pub authority: Option<String>,
-    /// Relays where the other authority's agents are found, as `KEY@HOST:PORT`; those of the ticket if left out.
+    /// The other authority's record: the keys that its root signed, in base64url, as `kubectl peerage keys` prints it.
+    /// With it a link needs no ticket, so that both sides can be written down and committed. A record with newer keys that
+    /// the other operator tells is kept in the status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = shape::RECORD_MAX), regex(pattern = shape::RECORD))]
+    pub authority_record: Option<String>,
+    /// Relays where the other authority's agents are found, as `KEY@HOST:PORT`; those that the other operator tells, or
+    /// those of the ticket, if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = shape::RELAYS_MAX), inner(length(max = shape::RELAY_MAX), regex(pattern = shape::RELAY)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
@@ -91,7 +102,15 @@ pub struct AgentLinkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = shape::FINGERPRINT_LEN), regex(pattern = shape::FINGERPRINT))]
     pub authority: Option<String>,
-    /// Requests from there that nobody has answered; at most 20.
+    /// Records of the other authority that count, the newest first: two while its keys rotate. Public.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = shape::RECORDS_MAX), inner(length(min = 1, max = shape::RECORD_MAX), regex(pattern = shape::RECORD)))]
+    pub authority_records: Vec<String>,
+    /// Relays that the other operator told. While its list changes these are the old ones and the new ones, for ten minutes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = shape::RELAYS_MAX), inner(length(max = shape::RELAY_MAX), regex(pattern = shape::RELAY)))]
+    pub relays: Vec<String>,
+    /// AgentTrustRequests that came over this link and wait for an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub pending_requests: Option<i32>,

@@ -23,6 +23,13 @@ pub const FINGERPRINT: &str = "^[0-9a-f]{64}$";
 /// Length of a fingerprint's text.
 pub const FINGERPRINT_LEN: usize = 64;
 
+/// An authority's record, docs/spec/identity.md section 3, in base64url without padding.
+pub const RECORD: &str = "^[-_A-Za-z0-9]+$";
+/// Longest record; ours have about 300 characters.
+pub const RECORD_MAX: usize = 1024;
+/// Most records of one authority that count at a time: two while its keys rotate.
+pub const RECORDS_MAX: usize = 2;
+
 /// A relay as `peerage relay` prints it, `KEY@HOST:PORT` or `KEY@HOST:PORT/TCPPORT`. The key is 32 bytes in base32
 /// without padding: 52 characters, and the last carries one bit, so it is `a` or `q`. IPv6 goes in brackets.
 pub const RELAY: &str = concat!(

@@ -250,6 +250,14 @@ fn a_link_pins_its_authority_for_good() {
 }
 
 #[test]
+fn a_record_goes_with_the_authority_that_it_is_of() {
+    admitted(&link(json!({"authority": AUTHORITY, "authorityRecord": "AAAA"})));
+    let bootstrap = json!({"tokenSecretRef": {"name": "ticket"}});
+    refused(&link(json!({"bootstrap": bootstrap, "authorityRecord": "AAAA"})), "set authority as well");
+    refused(&link(json!({"authority": AUTHORITY, "authorityRecord": "A=="})), "pattern");
+}
+
+#[test]
 fn a_link_s_name_becomes_part_of_host_names() {
     let mut dotted = link(json!({"authority": AUTHORITY}));
     dotted["metadata"]["name"] = "cluster.b".into();
