@@ -219,16 +219,24 @@ impl Cluster {
 
     fn inform(&self, denial: &Denial) {
         let Some(agent) = ObjectKey::of_agent(&denial.agent.name) else { return };
-        let peers = {
+        let (is_ours, peers) = {
             let state = self.read();
             let ours = state.index.authority();
-            let candidates = state.index.candidates(&agent).into_iter().filter(|peer| peer.authority == ours);
-            candidates.filter_map(|peer| ObjectKey::of_agent(&peer.name)).collect::<Vec<_>>()
+            if denial.agent.authority == ours {
+                let candidates = state.index.candidates(&agent).into_iter().filter(|peer| peer.authority == ours);
+                (true, candidates.filter_map(|peer| ObjectKey::of_agent(&peer.name)).collect::<Vec<_>>())
+            } else {
+                (false, state.index.trusting(&denial.agent))
+            }
         };
-        self.hub.deny(&denial.denied, &agent, &peers);
-        let mut dirty = Dirty::default();
-        dirty.judged.insert(agent);
-        self.tell(News::Judge(dirty));
+        self.hub.deny(&denial.denied, is_ours.then_some(&agent), &peers);
+        if is_ours {
+            let mut dirty = Dirty::default();
+            dirty.judged.insert(agent);
+            self.tell(News::Judge(dirty));
+        }
+        // Other clusters are told as well, by who waits for changes.
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Something that only conditions depend on changed.

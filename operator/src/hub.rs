@@ -323,15 +323,16 @@ impl Hub {
         woken
     }
 
-    /// Tells these agents that an instance was denied, and the instance itself that it is the one.
-    pub fn deny(&self, denied: &DeniedInstance, agent: &ObjectKey, peers: &[ObjectKey]) {
+    /// Tells these agents that an instance was denied and, where it is one of `agent` of this cluster, the instance itself.
+    pub fn deny(&self, denied: &DeniedInstance, agent: Option<&ObjectKey>, peers: &[ObjectKey]) {
         let streams = lock(&self.streams);
         for peer in peers {
             for stream in streams.get(peer).into_iter().flat_map(BTreeMap::values) {
                 stream.note(|notes| notes.denied.push(denied.clone()));
             }
         }
-        for stream in streams.get(agent).into_iter().flat_map(BTreeMap::values) {
+        let own = agent.and_then(|agent| streams.get(agent));
+        for stream in own.into_iter().flat_map(BTreeMap::values) {
             if stream.instance == denied.instance {
                 stream.note(|notes| notes.withdrawn = true);
             }

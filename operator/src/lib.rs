@@ -2,7 +2,7 @@
 //!
 //! [`index`] knows the cluster and decides; it is pure, and everything else is dull. [`watch`] feeds it, [`serve`] tells
 //! agents what it says, [`status`] tells users, [`admission`] puts sidecars into pods. [`authority`] holds the keys that
-//! vouch for agents, [`roll`] who has a passport, [`hub`] who is connected.
+//! vouch for agents, [`roll`] who has a passport, [`hub`] who is connected, [`linking`] speaks with the operators of other clusters.
 
 pub mod admission;
 pub mod ask;
@@ -18,6 +18,7 @@ pub mod hub;
 pub mod index;
 pub mod key;
 pub mod leader;
+pub mod linking;
 pub mod links;
 pub mod managed;
 pub mod metrics;

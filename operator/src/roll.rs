@@ -144,7 +144,10 @@ impl Roll {
     /// An instance is denied, here or by somebody else, and holds nothing from then on. Returns whether that is news.
     pub fn set_denied(&mut self, agent: &AgentId, instance: InstanceId, until: UnixTime) -> bool {
         let pods = ObjectKey::of_agent(&agent.name).and_then(|peer| self.by_peer.get(&peer)).into_iter().flatten();
-        let held = |uid: &&PodUid| self.holders.get(*uid).is_some_and(|holder| holder.instance == instance);
+        // An agent of another authority may be called as one of ours is, and its operator say what it likes of it.
+        let held = |uid: &&PodUid| {
+            self.holders.get(*uid).is_some_and(|holder| holder.instance == instance && holder.agent == *agent)
+        };
         if let Some(uid) = pods.copied().collect::<Vec<_>>().iter().find(held) {
             self.remove(uid);
         }

@@ -1,12 +1,14 @@
 //! Links and relays, and which namespaces may use them.
 
+use kube::ResourceExt;
 use peerage_crds::relay::ManagedRelay;
 use peerage_crds::{AgentLink, AgentRelay, AllowedNamespaces, NamespacesFrom};
 use peerage_model::relay::RelayInfo;
-use peerage_model::{AuthorityRecord, Fingerprint};
+use peerage_model::{AuthorityRecord, Fingerprint, TrustId, UnixTime};
 
 use super::Unreadable;
 use crate::index::{Labels, covers};
+use crate::key::uid_bytes;
 
 /// Which namespaces may use a link or a relay. Emptiness permits nobody.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,11 +51,19 @@ impl Permitted {
 /// What an AgentLink declares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinkFacts {
+    /// The object's UID: which link this is, whatever it is called.
+    pub uid: TrustId,
     /// The generation of the spec.
     pub generation: Option<i64>,
-    /// The authority that is pinned in the spec.
+    /// The authority that is pinned: in the spec, or else by the status, where the first ticket left it.
     pub authority: Option<Fingerprint>,
-    /// Where its agents are found; none: where the ticket says.
+    /// The record that the spec declares, or what is wrong with it.
+    pub declared: Option<Result<AuthorityRecord, String>>,
+    /// Records that the other operator told, as the status keeps them.
+    pub learned: Vec<AuthorityRecord>,
+    /// Relays that the other operator told, as the status keeps them.
+    pub told: Vec<RelayInfo>,
+    /// Where its agents are found; none: where the other operator or the ticket says.
     pub relays: Option<Vec<RelayInfo>>,
     /// Who may use it.
     pub allowed: Permitted,
@@ -63,7 +73,7 @@ pub struct LinkFacts {
     pub status: peerage_crds::AgentLinkStatus,
 }
 
-/// What is known of the other authority of a link.
+/// What the Secret says that a link refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkRecord {
     /// Its record, and where the ticket says that its agents are.
@@ -93,18 +103,22 @@ impl LinkFacts {
         let secret = |bootstrap: &peerage_crds::link::Bootstrap| {
             (bootstrap.token_secret_ref.name.clone(), bootstrap.token_secret_ref.key.clone())
         };
+        let status = object.status.clone().unwrap_or_default();
+        let declared = spec.authority.as_ref().map(|text| text.parse()).transpose();
+        let authority: Option<Fingerprint> = declared.map_err(Unreadable::at("spec.authority"))?;
+        // Of what we wrote ourselves, what cannot be read is nothing. Whether a record has ended is looked at in its use.
+        let record = |text: &String| AuthorityRecord::from_text(text, UnixTime(0));
         Ok(Self {
+            uid: uid_bytes(&object.uid().unwrap_or_default()),
             generation: object.metadata.generation,
-            authority: spec
-                .authority
-                .as_ref()
-                .map(|text| text.parse())
-                .transpose()
-                .map_err(Unreadable::at("spec.authority"))?,
+            authority: authority.or_else(|| status.authority.as_ref()?.parse().ok()),
+            declared: spec.authority_record.as_ref().map(|text| record(text).map_err(|error| error.to_string())),
+            learned: status.authority_records.iter().filter_map(|text| record(text).ok()).collect(),
+            told: status.relays.iter().filter_map(|text| text.parse().ok()).collect(),
             relays: spec.relays.as_ref().map(relays).transpose().map_err(Unreadable::at("spec.relays"))?,
             allowed: Permitted::read(&spec.allowed_namespaces),
             ticket: spec.bootstrap.as_ref().map(secret),
-            status: object.status.clone().unwrap_or_default(),
+            status,
         })
     }
 }

@@ -32,6 +32,8 @@ pub struct TrustFacts {
     pub ports: Option<Vec<KnownPort>>,
     /// When it ends.
     pub expires: Option<UnixTime>,
+    /// What it is for, in the owner's words.
+    pub purpose: Option<String>,
     /// What its status says.
     pub status: AgentTrustStatus,
 }
@@ -95,6 +97,7 @@ impl TrustFacts {
                 .map_err(Unreadable::at("spec.inbound"))?,
             ports: spec.peer.ports.as_ref().map(|ports| ports.iter().map(known).collect()),
             expires,
+            purpose: spec.purpose.clone(),
             status: object.status.clone().unwrap_or_default(),
         })
     }

@@ -5,7 +5,7 @@ use peerage_model::snapshot::{Peer, Port, Protocol};
 use peerage_model::{AgentId, AgreementSecret, PairSecret};
 
 use super::{Index, MAX_RELAYS};
-use crate::facts::{LinkRecord, PeerFacts, Target, TrustFacts};
+use crate::facts::{PeerFacts, Target, TrustFacts};
 use crate::key::ObjectKey;
 
 impl Index {
@@ -51,11 +51,13 @@ impl Index {
                 Some(entry)
             }
             Target::Away { link, .. } => {
-                let LinkRecord::Known { record, relays } = self.records.get(link)? else { return None };
+                let leads = self.leads(link, self.links.get(link)?).ok()?;
                 let mut entry = Told { index: self, own, consent, peer }.entry(Vec::new())?;
-                let secret = |key| PairSecret::between(key, record.agreement_key(), &id, peer);
-                entry.peer.secrets = keys.iter().map(secret).collect::<Result<_, _>>().ok()?;
-                entry.peer.relays = self.links.get(link)?.relays.clone().unwrap_or_else(|| relays.clone());
+                // Our newest keys with their newest come first: those dial, and all are accepted.
+                let of = |key| leads.records.iter().map(move |record| (key, record.agreement_key()));
+                let secret = |(key, theirs)| PairSecret::between(key, theirs, &id, peer);
+                entry.peer.secrets = keys.iter().flat_map(of).map(secret).collect::<Result<_, _>>().ok()?;
+                entry.peer.relays = leads.relays.to_vec();
                 entry.peer.relays.truncate(MAX_RELAYS);
                 entry.link = link.parse().ok();
                 Some(entry)

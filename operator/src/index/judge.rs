@@ -55,6 +55,25 @@ pub struct TrustLive {
     pub conflict: Option<String>,
 }
 
+/// How it is between our operator and the one of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkLive {
+    /// It is being called for the first time.
+    Connecting,
+    /// It hears us.
+    Connected,
+    /// It does not.
+    Silent {
+        /// Why not, with what to do.
+        why: String,
+    },
+    /// The ticket is good for nothing, and there is no other way to be let in.
+    TicketEnded {
+        /// What is wrong with it, with what to do.
+        why: String,
+    },
+}
+
 impl Verdict {
     fn of(aspect: ConditionType, status: ConditionStatus, reason: Reason, message: impl Into<String>) -> Self {
         Self { aspect, status, reason, message: message.into() }
@@ -289,24 +308,28 @@ impl Index {
         remarks.join("; ")
     }
 
-    /// The conditions of an AgentLink.
+    /// The conditions of an AgentLink. `live`: what its operator says; none where this replica has only begun to lead.
     #[must_use]
-    pub fn judge_link(&self, name: &str) -> Vec<Verdict> {
+    pub fn judge_link(&self, name: &str, live: Option<&LinkLive>) -> Vec<Verdict> {
         let Some(facts) = self.links.get(name) else { return Vec::new() };
-        match self.authority_of(name, facts) {
-            Err(refusal) => refused(&refusal, &[ConditionType::Accepted, ConditionType::Ready]),
-            Ok(_) => {
-                let accepted = Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
-                // Operators do not call each other; that agents over there answer shows in each AgentTrust.
-                let unknown =
-                    "not asked; whether agents over there answer shows in the AgentTrusts that name this link";
-                let connected =
-                    Verdict::of(ConditionType::Connected, ConditionStatus::Unknown, Reason::Pending, unknown);
-                // Nothing that can be known stands in its way, which is what who waits for it wants to know.
-                let ready = Verdict::holds(ConditionType::Ready, Reason::AsDeclared, unknown);
-                vec![accepted, connected, ready]
-            }
+        if let Err(refusal) = self.leads(name, facts) {
+            let aspects = [ConditionType::Accepted, ConditionType::Connected, ConditionType::Ready];
+            return refused(&refusal, &aspects);
         }
+        let accepted = Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
+        // Consent hangs on no operator: what is declared on both sides works while the two do not talk.
+        let ready = Verdict::holds(ConditionType::Ready, Reason::AsDeclared, "AgentTrusts can use it");
+        let aspect = ConditionType::Connected;
+        let connected = match live {
+            None => return vec![accepted, ready],
+            Some(LinkLive::Connecting) => {
+                Verdict::of(aspect, ConditionStatus::Unknown, Reason::Connecting, "the other operator is being called")
+            }
+            Some(LinkLive::Connected) => Verdict::holds(aspect, Reason::AsDeclared, "the other operator answers"),
+            Some(LinkLive::Silent { why }) => Verdict::fails(aspect, Reason::PeerOperatorUnreachable, why.clone()),
+            Some(LinkLive::TicketEnded { why }) => Verdict::fails(aspect, Reason::TicketEnded, why.clone()),
+        };
+        vec![accepted, connected, ready]
     }
 
     /// The conditions of an AgentRelay. `answers`: whether it answered our last probe; `None` before there was one.

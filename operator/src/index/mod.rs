@@ -8,6 +8,7 @@
 mod dirty;
 mod entry;
 mod judge;
+mod leads;
 mod matching;
 mod pods;
 #[cfg(test)]
@@ -20,7 +21,8 @@ use peerage_model::relay::RelayInfo;
 use peerage_model::{AgentId, Fingerprint, Label, TrustId, UnixTime};
 
 pub use dirty::Dirty;
-pub use judge::{PeerLive, TrustLive, Verdict};
+pub use judge::{LinkLive, PeerLive, TrustLive, Verdict};
+pub use leads::Leads;
 pub use matching::{Labels, Matching, covers};
 pub use pods::{Host, PodAgent, PodSums};
 pub use trusts::Refusal;
@@ -76,6 +78,8 @@ pub struct Index {
     fleets_of: BTreeMap<ObjectKey, BTreeSet<Rank>>,
     /// All AgentTrusts of an agent.
     trusts_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// AgentTrusts that go over each link.
+    over: BTreeMap<String, BTreeSet<ObjectKey>>,
     /// AgentTrusts that will end.
     endings: BTreeSet<(UnixTime, ObjectKey)>,
     /// The image of the sidecar that is injected today, if this operator injects.
@@ -106,6 +110,7 @@ impl Index {
             aliases: BTreeMap::new(),
             fleets_of: BTreeMap::new(),
             trusts_of: BTreeMap::new(),
+            over: BTreeMap::new(),
             endings: BTreeSet::new(),
             sidecar: None,
         }
@@ -153,7 +158,7 @@ impl Index {
         self.links.get(name)
     }
 
-    /// What is known of a link's other authority.
+    /// What a link's Secret says.
     #[must_use]
     pub fn record(&self, link: &str) -> Option<&LinkRecord> {
         self.records.get(link)
@@ -310,6 +315,7 @@ impl Index {
     /// An AgentLink came, changed, or went.
     pub fn set_link(&mut self, name: &str, new: Option<LinkFacts>) -> Dirty {
         self.unread_links.remove(name);
+        // What is learned is in the status, too, but is a field of its own here.
         let same = |old: &LinkFacts, new: &LinkFacts| LinkFacts { status: new.status.clone(), ..old.clone() } == *new;
         let unchanged = matches!((self.links.get(name), &new), (Some(old), Some(new)) if same(old, new));
         put(&mut self.links, name, new);
@@ -325,7 +331,7 @@ impl Index {
         self.touch_link(name)
     }
 
-    /// What is known of a link's other authority changed.
+    /// What a link's Secret says changed.
     pub fn set_record(&mut self, link: &str, new: Option<LinkRecord>) -> Dirty {
         if self.records.get(link) == new.as_ref() {
             return Dirty::default();
@@ -376,6 +382,13 @@ impl Index {
         let labels = self.namespaces.get(namespace);
         let permitted = self.relays.values().filter(|facts| facts.allowed.permits(namespace, labels));
         let relays: BTreeSet<_> = permitted.flat_map(|facts| facts.relays.iter().cloned()).collect();
+        relays.into_iter().take(MAX_RELAYS).collect()
+    }
+
+    /// All relays of the cluster, in order: the operator itself is no namespace's.
+    #[must_use]
+    pub fn all_relays(&self) -> Vec<RelayInfo> {
+        let relays: BTreeSet<_> = self.relays.values().filter_map(|facts| facts.relay.clone()).collect();
         relays.into_iter().take(MAX_RELAYS).collect()
     }
 

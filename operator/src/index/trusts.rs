@@ -6,7 +6,7 @@ use peerage_crds::Reason;
 use peerage_model::{AgentId, Label, TrustId};
 
 use super::{Dirty, Index, Rank};
-use crate::facts::{LinkFacts, LinkRecord, Target, TrustFacts};
+use crate::facts::{Target, TrustFacts};
 use crate::key::ObjectKey;
 
 /// Why an AgentTrust does not hold, whatever the other side says.
@@ -90,31 +90,13 @@ impl Index {
             return Err(Refusal::new(Reason::NotPermittedByLink, message));
         }
         let Target::Away { authority, .. } = &trust.target else { return Ok(()) };
-        let leads_to = self.authority_of(link, facts)?;
+        let leads_to = self.leads(link, facts)?.authority;
         if leads_to != *authority {
             let message =
                 format!("AgentLink `{link}` leads to {leads_to}, and this object pins {authority}: traffic is stopped");
             return Err(Refusal::new(Reason::AuthorityChanged, message));
         }
         Ok(())
-    }
-
-    /// The authority that a link leads to, where its record is known and is of the authority that the link pins.
-    pub(super) fn authority_of(&self, link: &str, facts: &LinkFacts) -> Result<peerage_model::Fingerprint, Refusal> {
-        match self.records.get(link) {
-            Some(LinkRecord::Known { record, .. }) => match facts.authority {
-                Some(pinned) if pinned != record.fingerprint() => Err(Refusal::new(
-                    Reason::AuthorityChanged,
-                    format!("the ticket is of authority {}, and the link pins {pinned}", record.fingerprint()),
-                )),
-                Some(_) | None => Ok(record.fingerprint()),
-            },
-            Some(LinkRecord::Invalid { cause }) => Err(Refusal::new(Reason::SecretInvalid, cause.clone())),
-            Some(LinkRecord::Missing) | None => Err(Refusal::new(
-                Reason::SecretNotFound,
-                "the Secret with the other side's ticket is not there; see spec.bootstrap.tokenSecretRef of the AgentLink",
-            )),
-        }
     }
 
     /// The AgentTrusts of `agent` that are about `peer`, the one that counts first: an object that names the peer goes
@@ -139,6 +121,13 @@ impl Index {
     #[must_use]
     pub fn generation(&self, agent: &ObjectKey, peer: &AgentId) -> Option<i64> {
         self.consent(agent, peer)?.1.generation
+    }
+
+    /// The generation of an agent's AgentTrust of this UID.
+    #[must_use]
+    pub fn generation_of(&self, agent: &ObjectKey, trust: &TrustId) -> Option<i64> {
+        let mut facts = self.trusts_of.get(agent).into_iter().flatten().filter_map(|key| self.trusts.get(key));
+        facts.find(|facts| facts.uid == *trust)?.generation
     }
 
     /// The peer of an AgentTrust that names one.
@@ -179,6 +168,9 @@ impl Index {
 
     pub(super) fn list_trust(&mut self, key: &ObjectKey, facts: TrustFacts) {
         self.trusts_of.entry(facts.agent.clone()).or_default().insert(key.clone());
+        if let Target::Away { link, .. } = &facts.target {
+            self.over.entry(link.clone()).or_default().insert(key.clone());
+        }
         if !facts.ended(self.now) {
             if let Some(at) = facts.expires {
                 self.endings.insert((at, key.clone()));
@@ -210,6 +202,14 @@ impl Index {
         self.unlist_claims(key, &facts);
         if let Some(at) = facts.expires {
             self.endings.remove(&(at, key.clone()));
+        }
+        if let Target::Away { link, .. } = &facts.target
+            && let Some(over) = self.over.get_mut(link)
+        {
+            over.remove(key);
+            if over.is_empty() {
+                self.over.remove(link);
+            }
         }
         if let Some(of_agent) = self.trusts_of.get_mut(&facts.agent) {
             of_agent.remove(key);
@@ -325,11 +325,38 @@ impl Index {
     /// A link changed: every AgentTrust that goes over it.
     pub(super) fn touch_link(&self, link: &str) -> Dirty {
         let mut dirty = Dirty::default();
-        let over = |facts: &TrustFacts| matches!(&facts.target, Target::Away { link: name, .. } if name == link);
-        for (key, _) in self.trusts.iter().filter(|(_, facts)| over(facts)) {
+        for key in self.over.get(link).into_iter().flatten() {
             self.touch_trust(key, &mut dirty);
         }
         dirty
+    }
+
+    /// The AgentTrusts that hold on our side and go over a link.
+    pub fn trusts_over(&self, link: &str) -> impl Iterator<Item = (&ObjectKey, &TrustFacts)> {
+        let facts = |key| Some((key, self.trusts.get(key)?));
+        let over = self.over.get(link).into_iter().flatten().filter_map(facts);
+        over.filter(|(key, facts)| self.accept(key, facts).is_ok())
+    }
+
+    /// Our agents whose owners name this agent of another cluster.
+    #[must_use]
+    pub fn trusting(&self, peer: &AgentId) -> Vec<ObjectKey> {
+        let facts = self.over.values().flatten().filter_map(|key| self.trusts.get(key));
+        let about = facts.filter(|facts| self.named_peer(facts).as_ref() == Some(peer));
+        about.map(|facts| facts.agent.clone()).collect()
+    }
+
+    /// Whether AgentTrusts of a namespace may go over a link.
+    #[must_use]
+    pub fn may_use(&self, link: &str, namespace: &str) -> bool {
+        let facts = self.links.get(link);
+        facts.is_some_and(|facts| facts.allowed.permits(namespace, self.namespaces.get(namespace)))
+    }
+
+    /// Whether the owner of `agent` has consented to `peer`.
+    #[must_use]
+    pub fn has_consented(&self, agent: &ObjectKey, peer: &AgentId) -> bool {
+        self.consent(agent, peer).is_some()
     }
 }
 

@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, News};
 use crate::denials::{Entry, Ledger};
 use crate::heap::Heap;
 use crate::index::Dirty;
+use crate::linking::{Board, Linking};
 use crate::replicas::{Admitted, Follower, Others};
 use crate::roll::{Holder, PodUid};
 use crate::status::Writer;
@@ -30,8 +31,8 @@ pub(super) struct Told {
 /// What is waited for until the watches were looked at for the first time.
 const FIRST_LOOK: &str = "the watches";
 
-/// Starts whatever makes news of this replica known: status, Events, the other replicas, and what the next process will
-/// read; `written`: whose enrolment it reads already.
+/// Starts whatever makes news of this replica known: status, Events, the other replicas, other clusters, and what the next
+/// process will read; `written`: whose enrolment it reads already.
 pub(super) fn start_telling(
     Ground { cluster, client, namespace, leadership }: &Ground,
     Told { heard, others, keyring, relays }: Told,
@@ -45,7 +46,17 @@ pub(super) fn start_telling(
     let (find, findings) = mpsc::channel(16);
     let heaps = [Arc::clone(&judged), Arc::clone(&counted)];
     tokio::spawn(spread_news(heard, Arc::clone(&others), heaps, tell_admitted, write_down, notice));
-    let writer = Writer::new(Arc::clone(cluster), others, client.clone(), leadership.clone());
+    let board = Arc::new(Board::default());
+    let linking = Linking {
+        cluster: Arc::clone(cluster),
+        client: client.clone(),
+        namespace: namespace.clone(),
+        keyring: keyring.clone(),
+        leadership: leadership.clone(),
+        board: Arc::clone(&board),
+    };
+    tokio::spawn(linking.run());
+    let writer = Writer::new(Arc::clone(cluster), others, client.clone(), leadership.clone(), board);
     tokio::spawn(writer.run(judged, findings));
     let follower = Follower { cluster: Arc::clone(cluster), keyring, leadership: leadership.clone() };
     tokio::spawn(follower.run(counted, admitted));

@@ -28,6 +28,8 @@ pub struct Feed {
     sequence: u64,
     /// AgentTrusts of which the update in the making tells something.
     touched: Vec<TrustId>,
+    /// AgentTrusts that are there and have ended, and the update that took back what they gave.
+    ended: BTreeMap<TrustId, Owed>,
 }
 
 /// What there is to look at.
@@ -55,7 +57,7 @@ impl Feed {
     /// Has told nothing yet.
     #[must_use]
     pub fn new(agent: ObjectKey) -> Self {
-        Self { agent, told: BTreeMap::new(), settings: None, sequence: 0, touched: Vec::new() }
+        Self { agent, told: BTreeMap::new(), settings: None, sequence: 0, touched: Vec::new(), ended: BTreeMap::new() }
     }
 
     /// Everything, as the first thing that an agent hears.
@@ -85,6 +87,7 @@ impl Feed {
     fn compare(&mut self, view: View<'_>, notes: &Notes) -> Update {
         let mut update = view.update();
         update.gone = notes.gone.iter().copied().collect();
+        self.ended.retain(|trust, _| !notes.gone.contains(trust));
         update.denied = notes.denied.clone();
         let peers: BTreeSet<AgentId> = match notes.all {
             true => view.index.candidates(&self.agent).into_iter().chain(self.told.keys().cloned()).collect(),
@@ -96,6 +99,8 @@ impl Feed {
                 None => {
                     if let Some(told) = self.told.remove(&peer) {
                         self.touched.push(told.trust);
+                        let generation = view.index.generation_of(&self.agent, &told.trust);
+                        self.ended.insert(told.trust, Owed { generation, update: self.sequence });
                         update.withdrawn.push(peer);
                     }
                 }
@@ -148,11 +153,14 @@ impl Feed {
             owed.generation = owed.generation.min(told.generation);
             progress.about.entry(told.trust).or_default().insert(peer.clone());
         }
+        // Whoever waits for the end of one wants to know that it has been heard.
+        self.ended.retain(|trust, _| !progress.owed.contains_key(trust));
         for trust in self.touched.drain(..) {
-            if let Some(owed) = progress.owed.get_mut(&trust) {
+            if let Some(owed) = progress.owed.get_mut(&trust).or(self.ended.get_mut(&trust)) {
                 owed.update = self.sequence;
             }
         }
+        progress.owed.extend(self.ended.iter().map(|(trust, owed)| (*trust, *owed)));
     }
 
     /// The number of the last update.

@@ -9,10 +9,11 @@ use peerage_crds::{
 use peerage_model::UnixTime;
 
 use crate::clock::api_time;
-use crate::facts::{LinkFacts, LinkRecord, RelayFacts};
+use crate::facts::{LinkFacts, RelayFacts};
 use crate::hub::{AgentTold, Hub};
 use crate::index::{Index, PeerLive, TrustLive, Verdict};
 use crate::key::ObjectKey;
+use crate::linking::Row;
 use crate::managed::Running;
 use crate::replicas::Others;
 use crate::roll::Roll;
@@ -122,19 +123,28 @@ pub fn trust(index: &Index, key: &ObjectKey, live: &Live<'_>, overdue: bool) -> 
     ((new != *old).then_some(new), settled)
 }
 
-/// The status of an AgentLink, if it is another one than it has.
+/// The status of an AgentLink, if it is another one than it has. `row`: what the leader's operator has found, if it has
+/// looked.
 #[must_use]
-pub fn link(index: &Index, name: &str, facts: &LinkFacts, now: UnixTime) -> Option<AgentLinkStatus> {
+pub fn link(index: &Index, name: &str, facts: &LinkFacts, row: Option<&Row>, now: UnixTime) -> Option<AgentLinkStatus> {
     let old = &facts.status;
-    let pinned = match index.record(name) {
-        Some(LinkRecord::Known { record, .. }) => Some(record.fingerprint().to_string()),
-        Some(LinkRecord::Missing | LinkRecord::Invalid { .. }) | None => facts.authority.map(|found| found.to_string()),
-    };
+    let row = row.filter(|row| row.uid == facts.uid);
+    let leads = index.leads(name, facts).ok();
+    let authority = leads.as_ref().map(|leads| leads.authority).or(facts.authority);
+    let mut records: Vec<_> = leads.iter().flat_map(|leads| leads.records.iter().copied()).collect();
+    records.extend(row.iter().flat_map(|row| &row.records).filter(|record| Some(record.fingerprint()) == authority));
+    records.sort_by_key(|record| std::cmp::Reverse(record.sequence()));
+    records.dedup_by_key(|record| record.sequence());
+    records.truncate(peerage_crds::shape::RECORDS_MAX);
+    let relays = row.map(|row| &row.relays).filter(|relays| !relays.is_empty()).unwrap_or(&facts.told);
+    let live = row.map(|row| &row.live);
     let new = AgentLinkStatus {
         observed_generation: facts.generation,
-        conditions: conditions(&old.conditions, index.judge_link(name), facts.generation, now),
-        authority: pinned,
-        pending_requests: old.pending_requests,
+        conditions: conditions(&old.conditions, index.judge_link(name, live), facts.generation, now),
+        authority: authority.map(|found| found.to_string()),
+        authority_records: records.iter().map(|record| record.to_text()).collect(),
+        relays: relays.iter().map(ToString::to_string).collect(),
+        pending_requests: row.map_or(old.pending_requests, |row| Some(number(row.pending))),
     };
     (new != *old).then_some(new)
 }

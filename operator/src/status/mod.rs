@@ -23,6 +23,7 @@ use crate::heap::Heap;
 use crate::index::Dirty;
 use crate::key::{Object, ObjectKey};
 use crate::leader::Leadership;
+use crate::linking::Board;
 use crate::managed::Running;
 use crate::metrics::{Kind, Word};
 use crate::replicas::Others;
@@ -61,6 +62,7 @@ pub struct Writer {
     running: BTreeMap<String, Running>,
     /// What was written of objects that cannot be read: their status cannot be read either.
     said: BTreeMap<Object, String>,
+    links: Arc<Board>,
 }
 
 impl Debug for Writer {
@@ -108,6 +110,7 @@ impl Writer {
         others: Arc<Others>,
         client: kube::Client,
         leadership: watch::Receiver<Leadership>,
+        links: Arc<Board>,
     ) -> Self {
         Self {
             cluster,
@@ -122,6 +125,7 @@ impl Writer {
             probes: BTreeMap::new(),
             running: BTreeMap::new(),
             said: BTreeMap::new(),
+            links,
         }
     }
 
@@ -129,9 +133,11 @@ impl Writer {
     pub async fn run(mut self, judged: Arc<Heap>, mut findings: mpsc::Receiver<Finding>) {
         let mut tick = tokio::time::interval(AGAIN);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let links = Arc::clone(&self.links);
         loop {
             tokio::select! {
                 () = judged.grown() => {}
+                () = links.changed() => {}
                 Some(finding) = findings.recv() => self.note(finding),
                 _ = tick.tick() => {
                     self.pending.trusts.extend(self.unsettled.keys().cloned());
@@ -240,10 +246,10 @@ impl Writer {
             }
         }
         // Few, so they are looked at each time.
+        let rows = self.links.rows();
         for (name, facts) in index.links() {
-            writes.extend(
-                desired::link(index, name, facts, now).map(|status| Write::Link(name.clone(), Box::new(status))),
-            );
+            let status = desired::link(index, name, facts, rows.get(name), now);
+            writes.extend(status.map(|status| Write::Link(name.clone(), Box::new(status))));
         }
         for (name, facts) in index.relays() {
             let (probe, running) = (self.probes.get(name).copied(), self.running.get(name));

@@ -9,7 +9,7 @@ use peerage_model::operator::Entry;
 use peerage_model::{AgentId, AgreementSecret, Fingerprint, UnixTime};
 use serde_json::{Value, json};
 
-use super::{Dirty, Index, PeerLive, PodAgent, TrustLive};
+use super::{Dirty, Index, LinkLive, PeerLive, PodAgent, TrustLive};
 use crate::facts::{LinkFacts, LinkRecord, PeerFacts, PodFacts, RelayFacts, TrustFacts};
 use crate::key::ObjectKey;
 
@@ -308,10 +308,10 @@ fn silence_takes_nothing_from_a_trust_over_a_link_that_was_connected_and_failure
     assert_eq!(ready(&world, Some(PathSummary::Direct), false, false), Reason::AsDeclared);
     assert_eq!(ready(&world, idle, true, false), Reason::AsDeclared);
     assert_eq!(ready(&world, idle, true, true), Reason::WaitingForPeer);
-    let link = world.index.judge_link("far");
+    let link = world.index.judge_link("far", Some(&LinkLive::Connecting));
     let unknown =
         link.iter().filter(|verdict| verdict.status == ConditionStatus::Unknown).map(|verdict| verdict.aspect);
-    assert_eq!(unknown.collect::<Vec<_>>(), [ConditionType::Connected], "nobody has asked");
+    assert_eq!(unknown.collect::<Vec<_>>(), [ConditionType::Connected], "it is being called");
 }
 
 #[test]

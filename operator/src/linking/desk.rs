@@ -1,0 +1,542 @@
+//! Where everything about links comes together while this replica leads: events of the tunnel, changes of the cluster, what
+//! others tell. One task, so nothing is locked; whatever waits for somebody else is a task of its own and reports here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use peerage_agent::driver::DriverEvent;
+use peerage_agent::tunnel::{Incoming, Opened};
+use peerage_model::linking::{
+    Denied, Hello, MAX_PURPOSE, MAX_RELAYS, MAX_WISHES, OPERATOR, RELAYS_OVERLAP, RecordBytes, Tell, Wish,
+};
+use peerage_model::relay::RelayInfo;
+use peerage_model::snapshot::{DeniedInstance, Snapshot};
+use peerage_model::stream::StreamStatus;
+use peerage_model::{AgentId, AuthorityRecord, Credential, InstanceId, TrustId, UnixTime, passport};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+
+use super::Linking;
+use super::agent::{self, Agent, Link, operator_of};
+use super::board::{Board, Row};
+use super::hear::{self, Known, News};
+use super::invitations::{self, Open, Taken};
+use super::meet;
+use super::requests::{self, Asking, Memory};
+use super::tell::{self, Going, Outgoing};
+use crate::authority::Keyring;
+use crate::cluster::Cluster;
+use crate::facts::{Target, TrustFacts};
+use crate::index::LinkLive;
+use crate::key::ObjectKey;
+use crate::roll::Denial;
+
+/// How soon after a change everything is looked at: a hundred changes are one look.
+const SOON: Duration = Duration::from_millis(200);
+/// How often invitations, passports and requests are looked at, whether or not something happened.
+const EVERY: Duration = Duration::from_secs(2);
+/// How many of those rounds lie between two looks at all requests.
+const REQUESTS_EVERY: u32 = 5;
+/// Messages of other operators that are not dealt with yet.
+const QUEUE: usize = 16;
+/// Denied instances that one link tells, and that are taken from it.
+const MAX_DENIED: usize = 256;
+
+/// What tasks report.
+enum Report {
+    /// The other operator hears us, or not.
+    Going(Going),
+    /// What it says.
+    Said(u64, Tell),
+    /// The ticket was not taken yet.
+    Waiting(String),
+    /// The ticket was taken, or is good for nothing.
+    Met(Result<(), String>),
+}
+
+/// Links as they are declared, with where each one's ticket is.
+type Declared = BTreeMap<String, (Link, Option<meet::Place>)>;
+
+/// One link while this replica leads. Dropping it ends its tasks.
+struct Line {
+    link: Link,
+    row: Row,
+    known: Known,
+    /// Instances that it said are denied.
+    denied: BTreeMap<InstanceId, UnixTime>,
+    outgoing: watch::Sender<Arc<Outgoing>>,
+    tasks: Vec<AbortHandle>,
+    /// The stream that the other operator tells us on, and which of them it is.
+    listening: Option<AbortHandle>,
+    streams: u64,
+    /// What it said last of its relays, and since when it says so.
+    told: Option<(Vec<RelayInfo>, UnixTime)>,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        for task in self.tasks.iter().chain(&self.listening) {
+            task.abort();
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Desk {
+    cluster: Arc<Cluster>,
+    keyring: watch::Receiver<Arc<Keyring>>,
+    board: Arc<Board>,
+    secrets: Api<Secret>,
+    invitations: invitations::Store,
+    store: requests::Store,
+    agent: Agent,
+    applied: Snapshot,
+    open: Open,
+    lines: BTreeMap<String, Line>,
+    /// Relays of who came with a ticket, until its link is here and its operator has told them itself.
+    guests: BTreeMap<String, Vec<RelayInfo>>,
+    memory: Memory,
+    /// Wishes that were worth a request when requests were last looked at.
+    wanted: BTreeSet<(TrustId, TrustId)>,
+    /// Whether requests are looked at, whatever is wanted.
+    asked: bool,
+    /// Which of our records is published.
+    published: Option<u64>,
+    reports: mpsc::Sender<(TrustId, Report)>,
+    reported: mpsc::Receiver<(TrustId, Report)>,
+}
+
+impl Desk {
+    pub(super) fn new(linking: &Linking, agent: Agent) -> Self {
+        let (reports, reported) = mpsc::channel(QUEUE);
+        Self {
+            cluster: Arc::clone(&linking.cluster),
+            keyring: linking.keyring.clone(),
+            board: Arc::clone(&linking.board),
+            secrets: Api::namespaced(linking.client.clone(), &linking.namespace),
+            invitations: invitations::Store::new(&linking.client, &linking.namespace),
+            store: requests::Store::new(linking.client.clone()),
+            agent,
+            applied: Snapshot::default(),
+            open: Open::new(),
+            lines: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            memory: Memory::default(),
+            wanted: BTreeSet::new(),
+            asked: true,
+            published: None,
+            reports,
+            reported,
+        }
+    }
+
+    /// Runs until the tunnel ends.
+    pub(super) async fn run(&mut self) {
+        let mut changes = self.cluster.changes();
+        let mut tick = tokio::time::interval(EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut rounds, mut due) = (0_u32, None);
+        loop {
+            let soon = || Instant::now() + SOON;
+            tokio::select! {
+                event = self.agent.events.recv() => match event {
+                    Some(event) => self.hear(event).await,
+                    None => return,
+                },
+                incoming = self.agent.incoming.recv() => match incoming {
+                    Some(incoming) => self.answer(incoming),
+                    None => return,
+                },
+                Some((link, report)) = self.reported.recv() => {
+                    self.take(link, report);
+                    due = due.or_else(|| Some(soon()));
+                }
+                _ = changes.changed() => due = due.or_else(|| Some(soon())),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    due = None;
+                    self.look().await;
+                }
+                _ = tick.tick() => {
+                    self.read_invitations().await;
+                    self.publish().await;
+                    rounds += 1;
+                    self.asked |= rounds.is_multiple_of(REQUESTS_EVERY);
+                    self.look().await;
+                }
+            }
+            self.board.set(self.lines.iter().map(|(name, line)| (name.clone(), line.row.clone())).collect());
+        }
+    }
+
+    async fn publish(&mut self) {
+        let keys = Arc::clone(&self.keyring.borrow());
+        let record = keys.active().record();
+        if self.published == Some(record.sequence()) {
+            return;
+        }
+        match self.invitations.publish(record).await {
+            Ok(()) => self.published = Some(record.sequence()),
+            Err(error) => tracing::warn!(%error, "the authority's record could not be published"),
+        }
+    }
+
+    async fn read_invitations(&mut self) {
+        match self.invitations.open(crate::clock::now()).await {
+            Ok(open) => self.open = open,
+            Err(error) => tracing::warn!(%error, "invitations could not be read"),
+        }
+    }
+
+    /// Brings everything in step with what the cluster declares.
+    async fn look(&mut self) {
+        if self.cluster.stale().is_some() {
+            return; // what was not seen yet is not gone
+        }
+        self.connect();
+        self.make_requests().await;
+    }
+
+    fn connect(&mut self) {
+        let (keys, now) = (Arc::clone(&self.keyring.borrow()), crate::clock::now());
+        self.agent.renew(&keys, now);
+        let (links, relays) = self.declared();
+        self.lines.retain(|name, line| links.get(name).is_some_and(|(link, _)| link.uid == line.link.uid));
+        let invites = invitations::invites(&self.open);
+        let all: Vec<Link> = links.values().map(|(link, _)| link.clone()).collect();
+        let snapshot = agent::snapshot(&keys, &all, relays.clone(), invites);
+        if snapshot != self.applied {
+            self.agent.tunnel.apply_snapshot(snapshot.clone());
+            self.applied = snapshot;
+        }
+        for (name, (link, place)) in links {
+            let outgoing = Arc::new(self.outgoing(&keys, &link, &relays));
+            match self.lines.get_mut(&name) {
+                Some(line) => line.link = link,
+                None => {
+                    let line = self.open_line(link, place, Arc::clone(&outgoing), &relays);
+                    self.lines.insert(name.clone(), line);
+                }
+            }
+            let Some(line) = self.lines.get_mut(&name) else { continue };
+            line.outgoing.send_if_modified(|old| {
+                let changed = *old != outgoing;
+                *old = outgoing;
+                changed
+            });
+            line.settle_relays(now);
+        }
+    }
+
+    /// The links that lead somewhere, of two to one authority the first; and our relays.
+    fn declared(&self) -> (Declared, Vec<RelayInfo>) {
+        let state = self.cluster.read();
+        let index = &state.index;
+        let mut links = BTreeMap::new();
+        let mut taken = BTreeSet::from([index.authority()]);
+        for (name, facts) in index.links() {
+            let (Ok(leads), Ok(label)) = (index.leads(name, facts), name.parse()) else { continue };
+            if !taken.insert(leads.authority) {
+                continue;
+            }
+            let mut relays = leads.relays.to_vec();
+            if relays.is_empty() {
+                relays = self.guests.get(name).cloned().unwrap_or_default();
+            }
+            let link = Link {
+                name: label,
+                uid: facts.uid,
+                authority: leads.authority,
+                records: leads.records.into_iter().cloned().collect(),
+                relays,
+            };
+            let place = facts.ticket.clone().map(|(secret, key)| meet::Place { secret, key });
+            links.insert(name.clone(), (link, place));
+        }
+        (links, index.all_relays())
+    }
+
+    fn outgoing(&self, keys: &Keyring, link: &Link, relays: &[RelayInfo]) -> Outgoing {
+        let state = self.cluster.read();
+        let wish = |(_, facts): (&ObjectKey, &TrustFacts)| {
+            let Target::Away { name: to, .. } = &facts.target else { return None };
+            let from = facts.agent.agent(state.index.authority())?.name;
+            let purpose = facts.purpose.as_ref().map(|text| clipped(text));
+            Some((facts.uid, Wish { id: facts.uid, from, to: to.clone(), purpose }))
+        };
+        let records = keys.records().map(|record| RecordBytes(record.as_bytes().to_vec())).collect();
+        let hello = Hello {
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            records,
+            relays: relays.iter().take(MAX_RELAYS).cloned().collect(),
+        };
+        let wishes = state.index.trusts_over(link.name.as_str()).filter_map(wish).take(MAX_WISHES).collect();
+        let agents: BTreeSet<_> = state.index.trusts_over(link.name.as_str()).map(|(_, facts)| &facts.agent).collect();
+        let agents = agents.into_iter().filter_map(|agent| agent.agent(state.index.authority()));
+        let denied = agents.flat_map(|agent| {
+            let of_agent = state.roll.denied_of(&agent).into_iter();
+            of_agent.map(move |denied| ((agent.name.clone(), denied.instance), denied.until)).collect::<Vec<_>>()
+        });
+        Outgoing { hello, wishes, denied: denied.take(MAX_DENIED).collect() }
+    }
+
+    fn open_line(&self, link: Link, place: Option<meet::Place>, outgoing: Arc<Outgoing>, relays: &[RelayInfo]) -> Line {
+        let uid = link.uid;
+        let (sender, receiver) = watch::channel(outgoing);
+        let report = self.reporter(uid);
+        let told = report.clone();
+        let calling = tell::run(self.agent.tunnel.clone(), operator_of(link.authority), receiver, move |going| {
+            told(Report::Going(going));
+        });
+        let mut tasks = vec![tokio::spawn(calling).abort_handle()];
+        if let Some(place) = place {
+            let note = report.clone();
+            let reports = self.reports.clone();
+            let meeting = meet::run(
+                self.agent.tunnel.clone(),
+                self.secrets.clone(),
+                place,
+                relays.iter().take(peerage_model::ticket::MAX_RELAYS).cloned().collect(),
+                move |why| note(Report::Waiting(why)),
+            );
+            let meeting = async move { reports.send((uid, Report::Met(meeting.await))).await };
+            tasks.push(tokio::spawn(meeting).abort_handle());
+        }
+        Line {
+            link,
+            row: Row::new(uid),
+            known: Known::default(),
+            denied: BTreeMap::new(),
+            outgoing: sender,
+            tasks,
+            listening: None,
+            streams: 0,
+            told: None,
+        }
+    }
+
+    /// Says how a link goes. What does not fit in the queue is said again soon.
+    fn reporter(&self, link: TrustId) -> impl Fn(Report) + Clone + Send + Sync + use<> {
+        let reports = self.reports.clone();
+        move |report| drop(reports.try_send((link, report)))
+    }
+
+    /// Something happened in the tunnel.
+    async fn hear(&mut self, event: DriverEvent) {
+        match event {
+            DriverEvent::TrustRequested { invite, asker, request } => {
+                let status = self.welcome(invite, &asker, request.relays).await;
+                self.agent.tunnel.answer_request(invite, status);
+            }
+            DriverEvent::Mail { relay, id, .. } => self.agent.tunnel.mail_done(&relay, id),
+            DriverEvent::Relay { relay, observed } => tracing::debug!(%relay, ?observed, "the operator's relay"),
+            DriverEvent::RelayRefused { relay, reason } => {
+                tracing::warn!(%relay, reason, "a relay does not take the operator's own agent");
+            }
+            DriverEvent::Nat(_)
+            | DriverEvent::SessionUp { .. }
+            | DriverEvent::SessionDown { .. }
+            | DriverEvent::PathChanged { .. }
+            | DriverEvent::PeerRecord { .. }
+            | DriverEvent::PeerPorts { .. } => {}
+        }
+    }
+
+    /// Somebody came with a ticket.
+    async fn welcome(&mut self, invite: TrustId, guest: &Credential, relays: Vec<RelayInfo>) -> StreamStatus {
+        let Some(invitation) = self.open.get(&invite) else { return StreamStatus::Denied };
+        let ours = self.keyring.borrow().active().fingerprint();
+        if guest.agent().name.as_str() != OPERATOR || guest.agent().authority == ours {
+            return StreamStatus::Denied;
+        }
+        let there = {
+            let state = self.cluster.read();
+            let facts = state.index.link(&invitation.link);
+            facts.and_then(|facts| Some(state.index.leads(&invitation.link, facts).ok()?.authority).or(facts.authority))
+        };
+        match self.invitations.take(invite, invitation, guest.record(), there).await {
+            Ok(Taken::Linked) => {
+                tracing::info!(target: "events::linked", link = invitation.link, authority = %guest.agent().authority);
+                self.guests.insert(invitation.link.clone(), relays);
+                self.open.remove(&invite);
+                StreamStatus::Open
+            }
+            Ok(Taken::NameTaken) => {
+                tracing::warn!(
+                    link = invitation.link,
+                    "somebody used a ticket whose link is already another cluster's"
+                );
+                StreamStatus::Busy
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a link could not be made for who came with a ticket");
+                StreamStatus::Busy
+            }
+        }
+    }
+
+    /// Another operator opens a stream, to tell us things. It takes the place of an earlier one.
+    fn answer(&mut self, incoming: Incoming) {
+        let peer = incoming.peer.clone();
+        let line = self.lines.values_mut().find(|line| operator_of(line.link.authority) == peer);
+        let Some(line) = line else { return incoming.refuse(StreamStatus::Denied) };
+        let Opened::Stream(stream) = incoming.accept() else { return };
+        if let Some(earlier) = line.listening.take() {
+            earlier.abort();
+        }
+        line.streams += 1;
+        line.known.begin();
+        let (out, mut said) = mpsc::channel(1);
+        let (uid, number, reports) = (line.link.uid, line.streams, self.reports.clone());
+        let listening = tokio::spawn(async move {
+            let pass_on = async {
+                while let Some(tell) = said.recv().await {
+                    if reports.send((uid, Report::Said(number, tell))).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::join!(hear::run(stream, out), pass_on);
+        });
+        line.listening = Some(listening.abort_handle());
+    }
+
+    fn take(&mut self, link: TrustId, report: Report) {
+        let now = crate::clock::now();
+        let Some(line) = self.lines.values_mut().find(|line| line.link.uid == link) else { return };
+        match report {
+            Report::Going(Going::Heard) => line.row.live = LinkLive::Connected,
+            Report::Going(Going::Lost(why)) => {
+                // Whoever waits for its ticket to be taken is told about that.
+                if !matches!(line.row.live, LinkLive::TicketEnded { .. }) {
+                    line.row.live = LinkLive::Silent { why };
+                }
+            }
+            Report::Waiting(why) => {
+                if line.row.live != LinkLive::Connected {
+                    line.row.live = LinkLive::Silent { why };
+                }
+            }
+            Report::Met(Ok(())) => tracing::info!(target: "events::linked", link = line.link.name.as_str()),
+            Report::Met(Err(why)) => {
+                if line.row.live != LinkLive::Connected {
+                    line.row.live = LinkLive::TicketEnded { why };
+                }
+            }
+            Report::Said(number, tell) if number == line.streams => match line.known.take(tell) {
+                News::Hello(hello) => line.greet(hello, now),
+                News::Denied(denied) => {
+                    if let Some(denial) = line.denial(denied, now) {
+                        deny(&self.cluster, denial);
+                    }
+                }
+                News::Wishes | News::Nothing => {}
+            },
+            Report::Said(..) => {}
+        }
+    }
+
+    /// Makes objects of wishes, and takes back those that are not wished for.
+    async fn make_requests(&mut self) {
+        let wanted = requests::all_wanted(&self.cluster.read().index, &self.asking());
+        if wanted == self.wanted && !self.asked {
+            return;
+        }
+        let now = crate::clock::now();
+        let there = match self.store.there().await {
+            Ok(there) => there,
+            Err(error) => return tracing::warn!(%error, "requests for trust could not be read"),
+        };
+        let mut memory = std::mem::take(&mut self.memory);
+        let plan = requests::plan(&self.cluster.read().index, &self.asking(), &there, &mut memory, now);
+        self.memory = memory;
+        for line in self.lines.values_mut() {
+            line.row.pending = plan.pending.get(&line.link.uid).copied().unwrap_or(0);
+        }
+        let applied = self.store.apply(&plan, now).await;
+        if let Err(error) = &applied {
+            tracing::warn!(%error, "requests for trust could not be written");
+        }
+        // Those that were made want their condition; what failed is tried again.
+        self.asked = !plan.create.is_empty() || applied.is_err();
+        self.wanted = wanted;
+    }
+
+    fn asking(&self) -> Vec<Asking<'_>> {
+        self.lines
+            .iter()
+            .map(|(name, line)| Asking {
+                name,
+                uid: line.link.uid,
+                authority: line.link.authority,
+                wishes: line.known.wishes().collect(),
+                is_whole: line.known.is_whole(),
+            })
+            .collect()
+    }
+}
+
+impl Line {
+    /// The other operator says who it is. What is not signed by the authority of this link is nobody's word.
+    fn greet(&mut self, hello: Hello, now: UnixTime) {
+        let records = match hello.records(&self.link.authority, now) {
+            Ok(records) => records,
+            Err(error) => return tracing::warn!(link = self.link.name.as_str(), %error, "an operator shows bad keys"),
+        };
+        self.row.records = newest(records);
+        if self.told.as_ref().is_none_or(|(told, _)| *told != hello.relays) {
+            self.told = Some((hello.relays, now));
+        }
+        self.settle_relays(now);
+    }
+
+    /// What the other operator's word that an instance is denied comes to: a denial of its own authority's agent, for as long as
+    /// a passport can last, and only so many.
+    fn denial(&mut self, denied: Denied, now: UnixTime) -> Option<Denial> {
+        let until = denied.until.min(now.plus(passport::LIFETIME + passport::BACKDATED));
+        self.denied.retain(|_, until| *until > now);
+        if until <= now || self.denied.contains_key(&denied.instance) || self.denied.len() >= MAX_DENIED {
+            return None;
+        }
+        self.denied.insert(denied.instance, until);
+        let authority = self.link.authority;
+        let agent = AgentId { authority, name: denied.agent };
+        Some(Denial { agent, denied: DeniedInstance { authority, instance: denied.instance, until } })
+    }
+
+    /// Relays of a former list are used besides the new ones for a while, since agents over there change over one by one.
+    fn settle_relays(&mut self, now: UnixTime) {
+        let Some((told, since)) = &self.told else { return };
+        let before = match self.row.relays.is_empty() {
+            true => &self.link.relays,
+            false => &self.row.relays,
+        };
+        let mut relays = told.clone();
+        if now < since.plus(RELAYS_OVERLAP) {
+            relays.extend(before.iter().filter(|relay| !told.contains(relay)).cloned());
+            relays.truncate(MAX_RELAYS);
+        }
+        self.row.relays = relays;
+    }
+}
+
+/// Refuses an instance of another cluster, if it is of an agent that anybody here has to do with.
+fn deny(cluster: &Cluster, denial: Denial) {
+    let concerns_us = !cluster.read().index.trusting(&denial.agent).is_empty();
+    if concerns_us {
+        cluster.withdraw(denial);
+    }
+}
+
+fn newest(mut records: Vec<AuthorityRecord>) -> Vec<AuthorityRecord> {
+    records.sort_by_key(|record| std::cmp::Reverse(record.sequence()));
+    records
+}
+
+/// As much of a text as a message takes, cut between two characters.
+fn clipped(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_PURPOSE)].to_owned()
+}

@@ -1,0 +1,166 @@
+//! Our side of a link's channel: a stream on which we tell the other operator what we have, for as long as the link is there.
+//!
+//! What there is to tell is a value; what was told on this stream is another, and the difference goes out. So a stream that
+//! broke needs no memory: the next one begins with everything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use peerage_agent::driver::DriverHandle;
+use peerage_agent::tunnel::{Dial, Opened};
+use peerage_model::linking::{self, Denied, Heard, Hello, KEEPALIVE, SILENCE, Tell, Told, WINDOW, Wish, Withdrawn};
+use peerage_model::operator::Keepalive;
+use peerage_model::stream::{StreamHeader, StreamKind};
+use peerage_model::{AgentId, AgentName, InstanceId, TrustId, UnixTime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::frames::{self, Ended};
+
+/// Waiting times between two calls: from the first to the last they double.
+const AGAIN: Duration = Duration::from_secs(1);
+/// See [`AGAIN`].
+const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
+
+/// Everything that one link's other side should know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outgoing {
+    pub(super) hello: Hello,
+    pub(super) wishes: BTreeMap<TrustId, Wish>,
+    pub(super) denied: BTreeMap<(AgentName, InstanceId), UnixTime>,
+}
+
+/// How it goes, for the link's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Going {
+    /// The other operator hears us.
+    Heard,
+    /// It does not.
+    Lost(String),
+}
+
+/// Calls the other operator and tells it what is in `outgoing`, until that ends.
+pub(super) async fn run(
+    tunnel: DriverHandle,
+    peer: AgentId,
+    mut outgoing: watch::Receiver<Arc<Outgoing>>,
+    report: impl Fn(Going) + Send + Sync,
+) {
+    let mut wait = AGAIN;
+    loop {
+        let ended = call(&tunnel, &peer, &mut outgoing, &|| report(Going::Heard), &mut wait).await;
+        let Some(ended) = ended else { return };
+        tracing::debug!(%ended, "a stream to another operator ended");
+        report(Going::Lost(format!(
+            "the other operator does not answer ({ended}); see whether its cluster has a link to this one, and `kubectl peerage doctor` \
+             on both sides"
+        )));
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN_AT_MOST);
+    }
+}
+
+/// One stream; `None` when there is nothing to tell any more.
+async fn call(
+    tunnel: &DriverHandle,
+    peer: &AgentId,
+    outgoing: &mut watch::Receiver<Arc<Outgoing>>,
+    heard: &(impl Fn() + Send + Sync),
+    wait: &mut Duration,
+) -> Option<Ended> {
+    let header = StreamHeader { kind: StreamKind::Tcp, port: linking::PORT };
+    let stream = match tunnel.dial(peer, header).await {
+        Ok(Opened::Stream(stream)) => stream,
+        Ok(Opened::Flow(_)) => return Some(Ended::Malformed),
+        Err(error) => return Some(Ended::Broken(std::io::Error::other(error))),
+    };
+    let (mut reader, mut writer) = frames::split(stream);
+    let (mut told, mut queue) = (None, VecDeque::new());
+    let (mut sent, mut acknowledged) = (0_u64, 0_u64);
+    let (mut last_sent, mut last_heard) = (Instant::now(), Instant::now());
+    loop {
+        if queue.is_empty() {
+            let new = Arc::clone(&outgoing.borrow_and_update());
+            queue.extend(difference(told.as_deref(), &new));
+            told = Some(new);
+        }
+        while sent - acknowledged < WINDOW
+            && let Some(tell) = queue.pop_front()
+        {
+            if let Err(ended) = writer.send(&tell.encode()).await {
+                return Some(ended);
+            }
+            sent += 1;
+            last_sent = Instant::now();
+        }
+        tokio::select! {
+            frame = reader.next() => {
+                match frame.and_then(|frame| Heard::decode(&frame).map_err(|_| Ended::Malformed)) {
+                    // More than we said is no answer to us.
+                    Ok(Some(count)) if count.count <= sent => acknowledged = acknowledged.max(count.count),
+                    Ok(None) => {}
+                    Ok(Some(_)) => return Some(Ended::Malformed),
+                    Err(ended) => return Some(ended),
+                }
+                last_heard = Instant::now();
+                *wait = AGAIN;
+                heard();
+            }
+            changed = outgoing.changed(), if queue.is_empty() => if changed.is_err() { return None },
+            () = tokio::time::sleep_until(last_sent + KEEPALIVE) => queue.push_back(Tell::Keepalive(Keepalive {})),
+            () = tokio::time::sleep_until(last_heard + SILENCE) => return Some(Ended::Silent),
+        }
+    }
+}
+
+/// What is to be said to who was told `before`; everything, and that it was everything, to who was told nothing.
+fn difference(before: Option<&Outgoing>, after: &Outgoing) -> Vec<Tell> {
+    let empty = Outgoing::default();
+    let known = before.unwrap_or(&empty);
+    let mut all = Vec::new();
+    if before.is_none() || known.hello != after.hello {
+        all.push(Tell::Hello(after.hello.clone()));
+    }
+    // What was taken back goes first: it must not wait behind a thousand wishes.
+    let gone = known.wishes.keys().filter(|id| !after.wishes.contains_key(id));
+    all.extend(gone.map(|id| Tell::Withdrawn(Withdrawn { id: *id })));
+    let denied = after.denied.iter().filter(|(key, _)| !known.denied.contains_key(key));
+    all.extend(denied.map(|((agent, instance), until)| {
+        Tell::Denied(Denied { agent: agent.clone(), instance: *instance, until: *until })
+    }));
+    let wishes = after.wishes.iter().filter(|(id, wish)| known.wishes.get(id) != Some(wish));
+    all.extend(wishes.map(|(_, wish)| Tell::Wish(wish.clone())));
+    if before.is_none() {
+        all.push(Tell::Told(Told {}));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(id: u8) -> (TrustId, Wish) {
+        let (from, to) = ("a.b".parse().expect("a name"), "c.d".parse().expect("a name"));
+        (TrustId([id; 16]), Wish { id: TrustId([id; 16]), from, to, purpose: None })
+    }
+
+    #[test]
+    fn a_new_stream_is_told_everything_and_where_it_ends() {
+        let outgoing = Outgoing { wishes: [wish(1), wish(2)].into(), ..Outgoing::default() };
+        let told = difference(None, &outgoing);
+        let [Tell::Hello(_), Tell::Wish(_), Tell::Wish(_), Tell::Told(_)] = &told[..] else { panic!("{told:?}") };
+    }
+
+    #[test]
+    fn later_only_what_changed_is_told_and_what_was_taken_back_first() {
+        let before = Outgoing { wishes: [wish(1), wish(2)].into(), ..Outgoing::default() };
+        let denied = [(("a.b".parse().expect("a name"), InstanceId([7; 8])), UnixTime(9))].into();
+        let after = Outgoing { wishes: [wish(2), wish(3)].into(), denied, ..Outgoing::default() };
+        let told = difference(Some(&before), &after);
+        let [Tell::Withdrawn(gone), Tell::Denied(_), Tell::Wish(new)] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((gone.id, new.id), (TrustId([1; 16]), TrustId([3; 16])));
+        assert_eq!(difference(Some(&after), &after), []);
+    }
+}
