@@ -1,0 +1,220 @@
+//! Requests and trusts: everything that two owners decide.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use peerage_crds::trust::{InboundPort, TrustedPeer};
+use peerage_crds::{
+    AgentLink, AgentPeer, AgentRef, AgentTrust, AgentTrustRequest, AgentTrustSpec, ConditionStatus, LinkRef,
+};
+use serde_json::json;
+
+use crate::args::{Approve, Open, Revoke, Trust};
+use crate::cluster::{Cluster, condition, create, get, list, until};
+use crate::failure::{Code, Failure};
+use crate::output::{Output, table};
+
+/// Annotation of a request that its owner does not want; the operator reads it.
+const REJECTED: &str = "peerage.dev/rejected";
+
+/// Who asks.
+pub async fn requests(cluster: &Cluster, all: bool, output: Output) -> Result<(), Failure> {
+    let api = if all { cluster.all::<AgentTrustRequest>() } else { cluster.here() };
+    let found = list(&api, "list AgentTrustRequests").await?;
+    let said: Vec<_> = found
+        .iter()
+        .map(|one| {
+            let from = &one.spec.from;
+            json!({
+                "name": one.name_any(), "namespace": one.namespace(), "agent": one.spec.agent_ref.name,
+                "from": from.name, "link": from.link_ref.as_ref().map(|link| &link.name), "authority": from.authority,
+                "reason": one.spec.reason, "rejected": one.annotations().contains_key(REJECTED),
+                "expires": one.spec.expires_at,
+            })
+        })
+        .collect();
+    output.list(&said, |_| {
+        let row = |one: &AgentTrustRequest| {
+            let from = &one.spec.from;
+            let link = from.link_ref.as_ref().map_or("", |link| &link.name).to_owned();
+            let rejected = if one.annotations().contains_key(REJECTED) { "rejected" } else { "pending" };
+            let why = printable(one.spec.reason.as_deref().unwrap_or_default());
+            let namespace = one.namespace().unwrap_or_default();
+            vec![
+                one.name_any(),
+                namespace,
+                one.spec.agent_ref.name.clone(),
+                from.name.clone(),
+                link,
+                rejected.into(),
+                why,
+            ]
+        };
+        let head = ["NAME", "NAMESPACE", "AGENT", "FROM", "LINK", "ANSWERED", "WHY (their words)"];
+        table(&head, found.iter().map(row).collect(), "nobody asks")
+    });
+    Ok(())
+}
+
+/// A stranger's words on our terminal: no control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Agrees to a request.
+pub async fn approve(cluster: &Cluster, how: &Approve, output: Output) -> Result<(), Failure> {
+    let request = get(&cluster.here::<AgentTrustRequest>(), &how.name, "read the request").await?;
+    let (from, agent) = (&request.spec.from, &request.spec.agent_ref.name);
+    let (name, namespace) = parted(&from.name);
+    let peer = TrustedPeer {
+        name: Some(name.to_owned()),
+        namespace: namespace.map(ToOwned::to_owned),
+        link_ref: from.link_ref.clone(),
+        authority: from.link_ref.as_ref().map(|_| from.authority.clone()),
+        ..TrustedPeer::default()
+    };
+    let made = consent(cluster, agent, peer, &how.open, how.alias.clone(), None).await?;
+    output
+        .answer(&json!({"agenttrust": made, "namespace": cluster.namespace}), |_| format!("agenttrust/{made} created"));
+    Ok(())
+}
+
+/// Says no. The request stays until its end, so that the same one does not come again.
+pub async fn reject(cluster: &Cluster, name: &str, output: Output) -> Result<(), Failure> {
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {REJECTED: "true"}}}));
+    let said = cluster.here::<AgentTrustRequest>().patch(name, &PatchParams::default(), &patch).await;
+    said.map_err(|error| Failure::of_kube("reject the request", &error))?;
+    output.answer(&json!({"rejected": name, "namespace": cluster.namespace}), |_| {
+        format!("agenttrustrequest/{name} rejected")
+    });
+    Ok(())
+}
+
+/// Consents to a peer that did not ask.
+pub async fn trust(cluster: &Cluster, how: &Trust, output: Output) -> Result<(), Failure> {
+    let (name, namespace) = parted(&how.peer);
+    let authority = match &how.link {
+        Some(link) => Some(authority_of(cluster, link).await?),
+        None => None,
+    };
+    let peer = TrustedPeer {
+        name: Some(name.to_owned()),
+        namespace: namespace.map(ToOwned::to_owned),
+        link_ref: how.link.clone().map(|name| LinkRef { name }),
+        authority,
+        ..TrustedPeer::default()
+    };
+    let made = consent(cluster, &how.agent, peer, &how.open, how.alias.clone(), how.purpose.clone()).await?;
+    output
+        .answer(&json!({"agenttrust": made, "namespace": cluster.namespace}), |_| format!("agenttrust/{made} created"));
+    Ok(())
+}
+
+async fn authority_of(cluster: &Cluster, name: &str) -> Result<String, Failure> {
+    let link = get(&cluster.all::<AgentLink>(), name, "read the AgentLink").await?;
+    let authority = link.spec.authority.or_else(|| link.status?.authority);
+    authority.ok_or_else(|| {
+        let message = format!("AgentLink `{name}` does not lead to any authority yet");
+        Failure::new(Code::Invalid, message, format!("see why: kubectl describe agentlink {name}"))
+    })
+}
+
+/// Makes an AgentTrust; its name.
+async fn consent(
+    cluster: &Cluster,
+    agent: &str,
+    peer: TrustedPeer,
+    open: &Open,
+    alias: Option<String>,
+    purpose: Option<String>,
+) -> Result<String, Failure> {
+    let inbound = inbound(cluster, agent, open).await?;
+    let parts = [Some(agent), peer.name.as_deref(), peer.namespace.as_deref()];
+    let link = peer.link_ref.as_ref().map(|link| link.name.as_str());
+    let name = parts.into_iter().chain([link]).flatten().collect::<Vec<_>>().join("-");
+    let spec = AgentTrustSpec {
+        agent_ref: AgentRef { name: agent.to_owned() },
+        peer,
+        alias,
+        inbound,
+        purpose,
+        expires_at: None,
+    };
+    let trust = AgentTrust::new(&name, spec);
+    create(&cluster.here(), &trust, "make the AgentTrust").await.map(|made| made.name_any())
+}
+
+/// What the other may open. An agent that offers something needs a word about that: silence is no consent.
+async fn inbound(cluster: &Cluster, agent: &str, open: &Open) -> Result<Vec<InboundPort>, Failure> {
+    let ports = get(&cluster.here::<AgentPeer>(), agent, "read the AgentPeer").await?.spec.ports;
+    let names: Vec<&str> = ports.iter().map(|port| port.name.as_str()).collect();
+    let offers = if names.is_empty() { "it offers none".to_owned() } else { format!("it offers {}", names.join(", ")) };
+    if let Some(unknown) = open.open.iter().find(|name| !names.contains(&name.as_str())) {
+        let message = format!("AgentPeer `{agent}` has no port called `{unknown}`");
+        return Err(Failure::new(Code::NotFound, message, offers));
+    }
+    if open.open.is_empty() && !open.open_nothing && !names.is_empty() {
+        let message = format!("which ports of `{agent}` may the other open?");
+        let hint = format!("--open NAMES ({offers}), or --open-nothing if only `{agent}` calls the other");
+        return Err(Failure::new(Code::PortsNotSaid, message, hint));
+    }
+    Ok(open.open.iter().map(|name| InboundPort { port_name: name.clone() }).collect())
+}
+
+/// An agent's name, and its namespace if it has one.
+fn parted(whole: &str) -> (&str, Option<&str>) {
+    match whole.split_once('.') {
+        Some((name, namespace)) => (name, Some(namespace)),
+        None => (whole, None),
+    }
+}
+
+/// Takes a consent back: by deletion or, to see when it took effect, by ending it first.
+pub async fn revoke(cluster: &Cluster, how: &Revoke, output: Output) -> Result<(), Failure> {
+    let trusts = cluster.here::<AgentTrust>();
+    let begun = std::time::Instant::now();
+    if let Some(patience) = how.wait {
+        end(cluster, &how.name, patience).await?;
+    }
+    let took = begun.elapsed();
+    let deleted = trusts.delete(&how.name, &DeleteParams::default()).await;
+    deleted.map_err(|error| Failure::of_kube("delete the AgentTrust", &error))?;
+    let milliseconds = how.wait.map(|_| took.as_millis());
+    output.answer(&json!({"revoked": how.name, "namespace": cluster.namespace, "ended_ms": milliseconds}), |_| {
+        match milliseconds {
+            Some(took) => {
+                format!("agenttrust/{} revoked; every connected agent had ended it after {took} ms", how.name)
+            }
+            None => format!("agenttrust/{} deleted", how.name),
+        }
+    });
+    Ok(())
+}
+
+/// Ends a consent without deleting it, and waits until every agent with a live stream says that it acts on that.
+async fn end(cluster: &Cluster, name: &str, patience: Duration) -> Result<(), Failure> {
+    let trusts = cluster.here::<AgentTrust>();
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH);
+    let patch = Patch::Merge(json!({"spec": {"expiresAt": Time(now)}}));
+    let ended = trusts.patch(name, &PatchParams::default(), &patch).await;
+    let generation = ended.map_err(|error| Failure::of_kube("end the AgentTrust", &error))?.metadata.generation;
+    until(patience, || async {
+        let trust = get(&trusts, name, "look at the AgentTrust").await?;
+        let status = trust.status.unwrap_or_default();
+        let accepted = condition(&status.conditions, "Accepted");
+        let is_judged =
+            accepted.is_some_and(|one| one.observed_generation >= generation && one.status == ConditionStatus::False);
+        let agents = status.agents.unwrap_or_default();
+        Ok(match is_judged && agents.acknowledged >= agents.expected {
+            true => Ok(()),
+            false => Err(format!(
+                "agenttrust/{name} has ended, and {} of {} connected agents have confirmed it; it was not deleted",
+                agents.acknowledged, agents.expected
+            )),
+        })
+    })
+    .await
+}
