@@ -31,8 +31,16 @@ impl Cluster {
     /// # Errors
     /// `scripts/kube` could not.
     pub fn start(repository: &Path) -> Result<Self, Failed> {
+        Self::start_called(repository, "e2e")
+    }
+
+    /// The same, for one of several.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_called(repository: &Path, name: &str) -> Result<Self, Failed> {
         let script = repository.join("scripts/kube");
-        let name = format!("e2e-{}", std::process::id());
+        let name = format!("{name}-{}", std::process::id());
         let mut cluster = Self { script, name, admin: PathBuf::new(), programs: PathBuf::new() };
         cluster.ask("start")?;
         cluster.admin = PathBuf::from(cluster.ask("kubeconfig")?);
@@ -81,7 +89,9 @@ impl Cluster {
         drop(stdin);
         let said = child.wait_with_output().trying("run a program")?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        ensure(said.status.success(), || format!("{program} {}: {}", arguments.join(" "), text(&said.stderr)))?;
+        ensure(said.status.success(), || {
+            format!("{program} {}: {}{}", arguments.join(" "), text(&said.stderr), text(&said.stdout))
+        })?;
         Ok((text(&said.stdout), text(&said.stderr)))
     }
 

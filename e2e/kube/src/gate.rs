@@ -1,6 +1,6 @@
 //! A way to the API server on which connections can die without a word, as behind a firewall that forgets them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,7 +29,15 @@ impl Gate {
     /// # Errors
     /// There is no free port.
     pub fn open(runtime: &Runtime, target: SocketAddr) -> Result<Self, Failed> {
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).trying("listen")?;
+        Self::open_at(runtime, (Ipv4Addr::LOCALHOST, 0).into(), target)
+    }
+
+    /// The same at this address.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn open_at(runtime: &Runtime, listen: SocketAddr, target: SocketAddr) -> Result<Self, Failed> {
+        let listener = runtime.block_on(TcpListener::bind(listen)).trying("listen")?;
         let address = listener.local_addr().trying("listen")?;
         let (dead_below, made) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (dead, count) = (Arc::clone(&dead_below), Arc::clone(&made));

@@ -12,6 +12,7 @@ mod failed;
 mod fleet;
 mod gate;
 mod injection;
+mod linked;
 mod operator;
 mod pair;
 mod process;
@@ -54,6 +55,10 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     relay: Option<PathBuf>,
 
+    /// The `kubectl-peerage` to test with [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    plugin: Option<PathBuf>,
+
     /// How many operators run
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
     replicas: u8,
@@ -95,6 +100,7 @@ fn run(cli: &Cli) -> Result<bool, Failed> {
         operator: program(cli.operator.as_deref(), "peerage-operator")?,
         agent: program(cli.agent.as_deref(), "peerage-agent")?,
         relay: program(cli.relay.as_deref(), "peerage-relay")?,
+        plugin: program(cli.plugin.as_deref(), "kubectl-peerage")?,
     };
     process::many_files()?;
     let stage = set_up(cli, programs)?;
@@ -125,7 +131,7 @@ fn set_up(cli: &Cli, programs: Programs) -> Result<Stage, Failed> {
     let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
     let mut lab = KernelLab::new().trying("make an internet")?;
     let addresses: Vec<_> =
-        (0..operator::MOST).map(operator::address).chain([pair::RELAY]).chain(tests::RELAYS).collect();
+        (0..operator::MOST).map(operator::address).chain([pair::RELAY, linked::GATE]).chain(tests::RELAYS).collect();
     lab.join_outside(&addresses).trying("join the internet")?;
     let cluster = Cluster::start(repository)?;
     operator::install(&cluster, repository)?;

@@ -38,13 +38,21 @@ const RELAYS: &str = "relays.json";
 /// # Errors
 /// Helm refuses, or the definitions are not established.
 pub fn install(cluster: &Cluster, repository: &Path) -> Result<(), Failed> {
-    let chart = repository.join("charts/peerage");
-    let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
     // No Service leads anywhere here: the API server asks the first operator's own address.
     let webhook = format!("webhook.url=https://{}", SocketAddr::from((address(0), WEBHOOK)));
-    let values = ["--set", &webhook, "--set", "agent.clusterDNS={10.96.0.10}", "--set", "managedRelays.enabled=true"];
+    install_with(cluster, repository, &[&webhook, "agent.clusterDNS={10.96.0.10}", "managedRelays.enabled=true"])
+}
+
+/// Installs the chart with these values.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_with(cluster: &Cluster, repository: &Path, values: &[&str]) -> Result<(), Failed> {
+    let chart = repository.join("charts/peerage");
+    let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
     let install = ["install", "peerage", chart, "--namespace", NAMESPACE, "--create-namespace"];
-    cluster.run("helm", &[&install[..], &values[..]].concat(), "")?;
+    let values = values.iter().flat_map(|value| ["--set", value]);
+    cluster.run("helm", &install.into_iter().chain(values).collect::<Vec<_>>(), "")?;
     cluster.kubectl("wait --for=condition=Established --timeout=60s crd agentpeers.peerage.dev agenttrusts.peerage.dev agentlinks.peerage.dev agentrelays.peerage.dev agenttrustrequests.peerage.dev").map(|_| ())
 }
 
@@ -267,7 +275,11 @@ fn run(program: &Path, number: u8, agents: SocketAddr, health: SocketAddr, folde
         .trying("start the operator")
 }
 
-fn kubeconfig_of_the_chart(cluster: &Cluster, gate: Option<SocketAddr>) -> Result<String, Failed> {
+/// How the operator's pod would reach the API server, or through a gate.
+///
+/// # Errors
+/// The API server gives no token.
+pub fn kubeconfig_of_the_chart(cluster: &Cluster, gate: Option<SocketAddr>) -> Result<String, Failed> {
     let token = cluster.kubectl(&format!("create token peerage-operator -n {NAMESPACE} --duration=2h"))?;
     let admin = cluster.kubectl("config view --raw --minify -o json")?;
     let mut config: serde_json::Value = serde_json::from_str(&admin).trying("read the administrator's kubeconfig")?;
@@ -275,6 +287,7 @@ fn kubeconfig_of_the_chart(cluster: &Cluster, gate: Option<SocketAddr>) -> Resul
     config["users"] = json!([{"name": user, "user": {"token": token}}]);
     if let Some(gate) = gate {
         config["clusters"][0]["cluster"]["server"] = format!("https://{gate}").into();
+        config["clusters"][0]["cluster"]["tls-server-name"] = "localhost".into();
     }
     Ok(config.to_string())
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ pub const RELAY: Ipv4Addr = Ipv4Addr::new(198, 18, 201, 1);
 /// The namespaces of the two, and where their AgentTrusts are.
 const TOOLS: &str = "tools";
 const REPORTS: &str = "reports";
+/// What `/etc/resolv.conf` says in a pod.
+pub const RESOLVER: &str = "nameserver 127.64.0.1\nsearch peer.internal\n";
 /// Between two lines of a stream that does not end.
 const DRIP: Duration = Duration::from_millis(20);
 /// A stream that says nothing for so long has ended without a word.
@@ -46,7 +49,8 @@ pub struct Pair {
 pub struct Place {
     /// Its process.
     pub agent: Agent,
-    site: Site,
+    /// Its network.
+    pub site: Site,
 }
 
 /// A download that does not end by itself.
@@ -64,7 +68,7 @@ impl Pair {
     pub fn start(stage: &Stage, lab: &mut KernelLab) -> Result<Self, Failed> {
         let folder = tempfile::tempdir().trying("make a folder")?;
         let resolver = folder.path().join("resolv.conf");
-        fs::write(&resolver, "nameserver 127.64.0.1\nsearch peer.internal\n").trying("write a resolv.conf")?;
+        fs::write(&resolver, RESOLVER).trying("write a resolv.conf")?;
         let relay = start_relay(stage)?;
         for (namespace, name) in [(TOOLS, "db"), (REPORTS, "reporter")] {
             stage.namespace(namespace)?;
@@ -76,10 +80,7 @@ impl Pair {
             stage.pod_as(&format!("{name}-0"), namespace, name, name)?;
         }
         let mut place = |namespace: &str, name: &str| {
-            let site = lab.site(name, &SiteConfig::new(Network::PortRestricted)).trying("make a network")?;
-            lab.put_file(site.host(), &resolver, "/etc/resolv.conf".as_ref()).trying("write a resolv.conf")?;
-            lab.allow_low_ports(site.host()).trying("allow low ports")?;
-            site.host().run(give_up_privileges).trying("reach a host")?.trying("give up privileges")?;
+            let site = Place::prepare(lab, name, &resolver)?;
             let how = start(stage, namespace, name)?;
             let agent = Agent::start_by(&how, |command| site.host().spawn(command))?;
             Ok::<_, Failed>(Place { agent, site })
@@ -94,13 +95,7 @@ impl Pair {
     /// # Errors
     /// curl's own, when it got nothing.
     pub fn fetch(&self, name: &str) -> Result<String, Failed> {
-        let mut command = curl(&format!("http://{name}/"));
-        command.args(["--max-time", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.reporter.site.host().spawn(command).trying("start curl")?;
-        let said = child.wait_with_output().trying("wait for curl")?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        ensure(said.status.success(), || format!("curl: {}", text(&said.stderr)))?;
-        Ok(text(&said.stdout))
+        self.reporter.fetch(name)
     }
 
     /// Waits until `http://NAME/` answers; how long that took.
@@ -128,9 +123,56 @@ impl Pair {
     /// # Errors
     /// It does not begin.
     pub fn open_stream(&self, name: &str) -> Result<Stream, Failed> {
+        self.reporter.open_stream(name)
+    }
+
+    /// Kills the reporter's agent, as a container dies, and starts another one on the same memory volume.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn restart_reporter(&mut self, stage: &Stage) -> Result<(), Failed> {
+        let how = start(stage, REPORTS, "reporter")?;
+        let host = self.reporter.site.host().clone();
+        self.reporter.agent.restart_by(&how, |command| host.spawn(command))
+    }
+}
+
+impl Place {
+    /// A network of its own behind a NAT, where names are asked of the agent that will be there. What starts on its host
+    /// from here on has no privilege.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn prepare(lab: &mut KernelLab, name: &str, resolver: &Path) -> Result<Site, Failed> {
+        let site = lab.site(name, &SiteConfig::new(Network::PortRestricted)).trying("make a network")?;
+        lab.put_file(site.host(), resolver, "/etc/resolv.conf".as_ref()).trying("write a resolv.conf")?;
+        lab.allow_low_ports(site.host()).trying("allow low ports")?;
+        site.host().run(give_up_privileges).trying("reach a host")?.trying("give up privileges")?;
+        Ok(site)
+    }
+
+    /// Fetches from `http://NAME/` as an unmodified program there; what it got.
+    ///
+    /// # Errors
+    /// curl's own, when it got nothing.
+    pub fn fetch(&self, name: &str) -> Result<String, Failed> {
+        let mut command = curl(&format!("http://{name}/"));
+        command.args(["--max-time", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.site.host().spawn(command).trying("start curl")?;
+        let said = child.wait_with_output().trying("wait for curl")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        ensure(said.status.success(), || format!("curl: {}", text(&said.stderr)))?;
+        Ok(text(&said.stdout))
+    }
+
+    /// Opens a stream that goes on until somebody resets it, and waits until it flows.
+    ///
+    /// # Errors
+    /// It does not begin.
+    pub fn open_stream(&self, name: &str) -> Result<Stream, Failed> {
         let mut command = curl(&format!("http://{name}/drip"));
         command.arg("--no-buffer").stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut curl = Process(self.reporter.site.host().spawn(command).trying("start curl")?);
+        let mut curl = Process(self.site.host().spawn(command).trying("start curl")?);
         let stdout = curl.0.stdout.take().ok_or_else(|| Failed::new("curl has no output"))?;
         let (tell, heard) = channel();
         std::thread::spawn(move || {
@@ -143,16 +185,6 @@ impl Pair {
         });
         heard.recv_timeout(PATIENCE).trying("open a stream")?;
         Ok(Stream { _curl: curl, heard })
-    }
-
-    /// Kills the reporter's agent, as a container dies, and starts another one on the same memory volume.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn restart_reporter(&mut self, stage: &Stage) -> Result<(), Failed> {
-        let how = start(stage, REPORTS, "reporter")?;
-        let host = self.reporter.site.host().clone();
-        self.reporter.agent.restart_by(&how, |command| host.spawn(command))
     }
 }
 

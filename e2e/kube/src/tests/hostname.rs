@@ -54,14 +54,24 @@ pub(super) fn hostname(stage: &Stage) -> Result<String, Failed> {
 
 /// Deletes what is at `path`; from the request to the reset of the stream.
 pub(super) fn revoke(stage: &Stage, stream: &crate::pair::Stream, path: String) -> Result<Duration, Failed> {
+    revoke_at(stage, stream, Todo::delete(path), RESET)
+}
+
+/// Does `todo`; from the request to the reset of the stream, which must come within `patience`.
+pub(super) fn revoke_at(
+    stage: &Stage,
+    stream: &crate::pair::Stream,
+    todo: Todo,
+    patience: Duration,
+) -> Result<Duration, Failed> {
     stream.flows()?;
     let asked = stage.runtime.block_on(async {
         let mut api = stage.api.connect().await?;
         let asked = Instant::now();
-        api.send(&Todo::delete(path)).await?;
+        api.send(&todo).await?;
         Ok::<_, Failed>(asked)
     })?;
-    Ok(stream.ended(RESET)?.duration_since(asked))
+    Ok(stream.ended(patience)?.duration_since(asked))
 }
 
 fn unreachable_by_name(pair: &Pair, when: &str) -> Result<(), Failed> {

@@ -5,6 +5,7 @@ mod authority;
 mod enrolment;
 mod hostname;
 mod kills;
+mod links;
 mod objects;
 mod relays;
 mod revocation;
@@ -46,6 +47,8 @@ pub struct Programs {
     pub agent: PathBuf,
     /// `peerage-relay`.
     pub relay: PathBuf,
+    /// `kubectl-peerage`.
+    pub plugin: PathBuf,
 }
 
 /// The world that the tests share. What is declared first ends first.
@@ -100,6 +103,7 @@ pub const ALL: [Test; 33] = [
     ("hostname", hostname::hostname),
     ("container", hostname::container),
     ("revocation", revocation::revocation),
+    ("links", links::links),
     ("rotation-begins", authority::rotation_begins),
     ("kills", kills::kills),
     ("dead-watch", watches::dead_watch),
