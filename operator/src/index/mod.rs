@@ -388,7 +388,7 @@ impl Index {
     /// All relays of the cluster, in order: the operator itself is no namespace's.
     #[must_use]
     pub fn all_relays(&self) -> Vec<RelayInfo> {
-        let relays: BTreeSet<_> = self.relays.values().filter_map(|facts| facts.relay.clone()).collect();
+        let relays: BTreeSet<_> = self.relays.values().flat_map(|facts| facts.relays.iter().cloned()).collect();
         relays.into_iter().take(MAX_RELAYS).collect()
     }
 

@@ -76,7 +76,7 @@ pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
 
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last. A rotation takes two
 /// minutes, which `rotation-begins` and `rotation-ends` leave to what is between them.
-pub const ALL: [Test; 33] = [
+pub const ALL: [Test; 34] = [
     ("agent-peer", objects::agent_peer),
     ("agent-trust", objects::agent_trust),
     ("agent-link", objects::agent_link),
