@@ -42,7 +42,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_BODY: usize = 4 << 20;
 
 /// For how long reviews are answered after we were told to stop. Nodes hear of it within a second or two in a cluster that
-/// is not busy; the pod's terminationGracePeriodSeconds of 30 has to hold this and [`PATIENCE`].
+/// is not busy; the pod's terminationGracePeriodSeconds of 30 has to hold this and the end of what is being asked
+/// then, 10 s at the most.
 pub const LINGERS: Duration = Duration::from_secs(15);
 
 /// Serves reviews.
