@@ -87,10 +87,28 @@ impl Untaken {
 impl Stream {
     /// Takes the stream off its session, if nobody took it there. False leaves it as it was.
     pub(super) fn wait_again(&mut self, untaken: Untaken) -> bool {
-        let Place::Asked { id, again, .. } = &mut self.place else { return false };
-        if !untaken.covers(*id, again) {
-            return false;
-        }
+        let Place::Asked { id, again, .. } = &self.place else { return false };
+        untaken.covers(*id, again) && self.start_over()
+    }
+
+    /// Whether its status has not come, and it was put on its session then or later.
+    pub(super) fn was_asked_since(&self, then: Instant) -> bool {
+        matches!(&self.place, Place::Asked { again, .. } if again.asked >= then)
+    }
+
+    /// Whether its user has written nothing yet.
+    pub(super) fn carries_nothing(&self) -> bool {
+        let written = match &self.place {
+            Place::Asked { again, .. } => again.written.as_ref(),
+            Place::Waiting { early, .. } => Some(early),
+            Place::Offered { .. } | Place::Open { .. } | Place::Dead(_) => None,
+        };
+        written.is_some_and(Vec::is_empty) && !self.finished
+    }
+
+    /// Takes the stream off its session with all that was written. False leaves it as it was.
+    pub(super) fn start_over(&mut self) -> bool {
+        let Place::Asked { again, .. } = &mut self.place else { return false };
         let Some(early) = again.written.take() else { return false };
         self.place = Place::Waiting { early, deadline: again.deadline };
         true

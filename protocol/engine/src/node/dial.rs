@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use peerage_model::AgentId;
+use peerage_model::relay::frame::Destination;
+use peerage_model::{AgentId, InstanceId};
 use tracing::debug;
 
 use super::config::transport;
@@ -17,7 +18,7 @@ impl Node {
     /// Starts one attempt with a fresh knock, replacing the one that runs.
     pub(super) fn start_attempt(&mut self, pair_key: &PairKey, attempts: u32, now: Now) {
         self.abandon_attempt(pair_key);
-        let dial = match self.connect(pair_key, now) {
+        let dial = match self.connect(pair_key, None, now) {
             Some(session) => {
                 Dial::Attempt { session, until: now.mono + ATTEMPT * (attempts + 1).min(4), attempts: attempts + 1 }
             }
@@ -29,11 +30,17 @@ impl Node {
         self.arm_pair(pair_key);
     }
 
-    fn connect(&mut self, pair_key: &PairKey, now: Now) -> Option<SessionKey> {
+    /// Begins a handshake with one instance of the pair's agent, or with any.
+    pub(super) fn connect(
+        &mut self,
+        pair_key: &PairKey,
+        instance: Option<InstanceId>,
+        now: Now,
+    ) -> Option<SessionKey> {
         let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(now.wall))?;
         let (agent, relays) = pair.destination()?;
-        let destination = agent.routing_id();
-        let via = self.relays.towards(&destination, [relays, pair.former_relays(now.mono)], now.mono);
+        let id = agent.routing_id();
+        let via = self.relays.towards(&id, [relays, pair.former_relays(now.mono)], now.mono);
         if via.is_empty() {
             debug!(%agent, "no relay of this agent is known and reachable");
             return None;
@@ -52,6 +59,8 @@ impl Node {
             }
         };
         let key = self.new_session_key(handle);
+        let destination =
+            instance.map_or(Destination::Route(id), |instance| Destination::Endpoint(instance.into()));
         let route = RelayRoute::Racing { relays: via, destination };
         let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route, now.mono);
         self.begin_session(key, session, share);
@@ -74,6 +83,7 @@ impl Node {
     pub(super) fn pair_timeout(&mut self, pair_key: &PairKey, now: Now) {
         let why = self.relays.why_unreachable();
         self.expire_waiting(pair_key, now.mono, why);
+        self.end_aside(pair_key, now);
         let Some(pair) = self.pairs.get(pair_key) else { return };
         if let Purpose::Ask { deadline, .. } = pair.purpose
             && deadline <= now.mono

@@ -39,6 +39,8 @@ impl Node {
         }
         let Some(up) = session.up() else { return };
         if let Some(stream) = up.streams.get(&id).copied() {
+            // At once: whoever was refused may be taken elsewhere, before its user learns that it was stopped here.
+            self.hear_status(stream);
             self.wake_readers(stream);
         } else if up.control_in.as_ref().is_some_and(|control| control.stream() == id) {
             self.read_control(key, now);
@@ -299,7 +301,7 @@ impl Node {
         }
     }
 
-    fn end_stream(&mut self, key: SessionKey, id: StreamId, stream_key: StreamKey, code: CloseCode, why: DownReason) {
+    pub(super) fn end_stream(&mut self, key: SessionKey, id: StreamId, stream_key: StreamKey, code: CloseCode, why: DownReason) {
         if let Some(stream) = self.streams.get_mut(&stream_key) {
             stream.place = Place::Dead(StreamError::SessionEnded(why));
         }

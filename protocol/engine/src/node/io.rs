@@ -39,16 +39,11 @@ impl Node {
             return Ok(key);
         }
         self.streams.insert(key, stream);
-        match self.carrier(&pair_key) {
-            Some(session) => self.attach(session, key),
-            None => {
-                if let Some(pair) = self.pairs.get_mut(&pair_key) {
-                    pair.waiting.push(key);
-                }
-                match self.preferred(&pair_key) {
-                    Some(_) => self.arm_pair(&pair_key),
-                    None => self.dial_wanted(&pair_key, now),
-                }
+        self.place(&pair_key, key, now);
+        if self.pairs.get(&pair_key).is_some_and(|pair| pair.waiting.contains(&key)) {
+            match self.preferred(&pair_key) {
+                Some(_) => self.arm_pair(&pair_key),
+                None => self.dial_wanted(&pair_key, now),
             }
         }
         Ok(key)
@@ -108,6 +103,7 @@ impl Node {
         }
         let (session, id) = self.attached(key)?;
         let written = self.on_session(session, |s| stream::write(s, id, data))?;
+        let written = self.unless_asked(key, written);
         self.ready.insert(session);
         written.inspect(|n| self.keep_written(key, &data[..*n]))
     }
@@ -124,8 +120,15 @@ impl Node {
         let (session, id) = self.attached(key)?;
         let all = data.clone();
         let written = self.on_session(session, |s| stream::write_chunk(s, id, data))?;
+        let written = self.unless_asked(key, written);
         self.ready.insert(session);
         written.inspect(|n| self.keep_written(key, &all[..*n]))
+    }
+
+    /// Who stops a stream before its status has come is about to refuse it, and another instance may take it.
+    fn unless_asked(&self, key: StreamKey, written: Result<usize, StreamError>) -> Result<usize, StreamError> {
+        let is_asked = self.streams.get(&key).is_some_and(|stream| matches!(stream.place, Place::Asked { .. }));
+        written.map_err(|error| if is_asked && error == StreamError::Reset { StreamError::Blocked } else { error })
     }
 
     /// Says that nothing more will be written. The peer reads an end after all that was written before.
@@ -142,10 +145,11 @@ impl Node {
         let end = |s: &mut Session| s.finish_behind_owed(id) || s.connection.send_stream(id).finish().is_ok();
         let ended = self.on_session(session, end)?;
         self.ready.insert(session);
-        // A half that the peer stopped is not finished: letting go of it must still reset it.
-        if let (true, Some(stream)) = (ended, self.streams.get_mut(&key)) {
-            stream.finished = true;
-        }
+        let Some(stream) = self.streams.get_mut(&key) else { return Err(StreamError::Closed) };
+        // A half that the peer stopped is not finished: letting go of it must still reset it. Unless it stopped it in order to
+        // refuse it: then it ends where it is taken.
+        let ended = ended || matches!(stream.place, Place::Asked { .. });
+        stream.finished |= ended;
         if ended { Ok(()) } else { Err(StreamError::Reset) }
     }
 
@@ -282,22 +286,13 @@ impl Node {
         self.ready.insert(session_key);
     }
 
-    /// Puts a waiting stream on a session: its header, and what was written so far.
-    pub(super) fn attach(&mut self, session_key: SessionKey, key: StreamKey) {
-        let Some(session) = self.sessions.get_mut(&session_key) else {
-            return;
-        };
-        let Some(stream) = self.streams.get_mut(&key) else {
-            return;
-        };
-        let Place::Waiting { early, deadline } = &mut stream.place else {
-            return;
-        };
-        let Some(id) = session.connection.streams().open(quinn_proto::Dir::Bi) else {
-            stream.place = Place::Dead(StreamError::Refused(StreamStatus::Busy));
-            self.wake(key);
-            return;
-        };
+    /// Puts a waiting stream on a session: its header, and what was written so far. False where that session may have no more.
+    pub(super) fn attach(&mut self, session_key: SessionKey, key: StreamKey) -> bool {
+        let Some(session) = self.sessions.get_mut(&session_key) else { return false };
+        let Some(stream) = self.streams.get_mut(&key) else { return false };
+        let turn = self.pairs.get_mut(&stream.pair).map(|pair| pair.replicas.next_turn()).unwrap_or_default();
+        let Place::Waiting { early, deadline } = &mut stream.place else { return true };
+        let Some(id) = session.connection.streams().open(quinn_proto::Dir::Bi) else { return false };
         let first = [&stream.header.encode()[..], early].concat();
         session.owe(id, first, stream.finished);
         let again = Again::new(self.last.mono, *deadline, std::mem::take(early));
@@ -305,9 +300,20 @@ impl Node {
         if let Some(up) = session.up_mut() {
             up.streams.insert(id, key);
             up.drain.opened();
+            up.turn = turn;
         }
         self.ready.insert(session_key);
         self.events.push_back(Event::Writable(key));
+        true
+    }
+
+    /// Looks whether the status of a stream has come that we opened.
+    pub(super) fn hear_status(&mut self, key: StreamKey) {
+        let is_asked = |node: &Self| node.streams.get(&key).is_some_and(|s| matches!(s.place, Place::Asked { .. }));
+        // What comes of it is read from where the stream is then.
+        if is_asked(self) && self.take_status(key).is_err() && !is_asked(self) {
+            self.wake(key);
+        }
     }
 
     /// Consumes the status byte of a stream that we opened, once it is there.
@@ -323,6 +329,11 @@ impl Node {
             Some(byte) => stream::answered(StreamStatus::decode(byte.first().copied().unwrap_or(2))),
             None => Err(StreamError::Reset),
         };
+        if let Err(StreamError::Refused(status)) = answer
+            && self.ask_another(key, status)
+        {
+            return Err(StreamError::Blocked);
+        }
         if answer.is_err() {
             self.discard(session, id);
         }

@@ -174,6 +174,9 @@ impl Node {
             return; // its first streams broke a rule
         }
         let pair_key = PairKey::Peer(peer.clone());
+        if let Some(pair) = self.pairs.get_mut(&pair_key) {
+            pair.replicas.met(instance, key, now.mono);
+        }
         self.meet_rivals(key, now);
         // A dial of ours that still runs is not needed any more, except where both sides dialled at once and ours is
         // the one that stays; it then comes up by itself, because its packets are on the way already.
@@ -211,6 +214,8 @@ impl Node {
             since: Since { mono: now.mono, wall: now.wall },
             confirmed,
             drain: Drain::default(),
+            refusing_until: None,
+            turn: 0,
             said_to_be_over: false,
             suspect: None,
             next_ping,
@@ -219,13 +224,6 @@ impl Node {
         // Streams may have come with the packet that proved the peer.
         self.accept_control(key, now);
         self.accept_streams(key, now);
-    }
-
-    /// Puts waiting streams on a session, where there is one that may carry them.
-    pub(super) fn attach_waiting(&mut self, pair_key: &PairKey) {
-        let Some(session) = self.carrier(pair_key) else { return };
-        let waiting = self.pairs.get_mut(pair_key).map(|pair| std::mem::take(&mut pair.waiting)).unwrap_or_default();
-        waiting.into_iter().for_each(|stream| self.attach(session, stream));
     }
 
     /// Tells what the peer may open, unless it was told just that.
@@ -370,6 +368,10 @@ impl Node {
     pub(super) fn close_succeeded(&mut self, key: SessionKey, now: Now) {
         let Some(session) = self.sessions.get(&key) else { return };
         let (untaken, pair_key) = (session.unheard(), session.pair.clone());
+        let instance = session.up().map(|up| up.credential.instance());
+        if let (Some(instance), Some(pair)) = (instance, self.pairs.get_mut(&pair_key)) {
+            pair.replicas.left(instance);
+        }
         self.close_leaving(key, (CloseCode::Replaced, DownReason::Replaced), untaken, now.mono);
         self.find_another(&pair_key, now);
     }
@@ -400,6 +402,7 @@ impl Node {
             self.remove_session(key);
             if dialled {
                 self.attempt_failed(&pair_key, key, now);
+                self.help_refused(&pair_key, now);
             }
             return;
         }
@@ -450,8 +453,12 @@ impl Node {
         let pair_key = session.pair.clone();
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.forget(key);
+            pair.replicas.dial_ended(key, self.last.mono);
         }
         let Phase::Up(up) = phase else { return };
+        if let (DownReason::PeerLeft | DownReason::Denied, Some(pair)) = (&reason, self.pairs.get_mut(&pair_key)) {
+            pair.replicas.left(up.credential.instance());
+        }
         if let PairKey::Ask(_) = pair_key {
             self.ask_again(&pair_key);
         }

@@ -5,8 +5,9 @@
 //! clock or draws randomness that does not come from the seed, so `protocol/sim` runs the same code in virtual time.
 //!
 //! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `rivals`
-//! chooses between several with one peer; `again` moves streams on that a gone process did not take; `input`
-//! and `output` are the packet paths, in which every session gets its turn (`ready`); `io` and `incoming` are streams; `paths` carries out what each session's path
+//! chooses between several with one instance of a peer, `replicas` between its instances; `again` moves streams on that a gone
+//! process did not take; `input` and `output` are the packet paths, in which every session gets its turn (`ready`); `io` and
+//! `incoming` are streams; `paths` carries out what each session's path
 //! agent decides; `relays` keeps the relay clients, and `failover` finds another
 //! when one is gone.
 
@@ -31,6 +32,7 @@ mod pair;
 mod paths;
 mod ready;
 mod relays;
+mod replicas;
 mod rivals;
 mod session;
 mod sockets;

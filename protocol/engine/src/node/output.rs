@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use peerage_model::RoutingId;
 use quinn_proto::EcnCodepoint;
 
 use super::Node;
@@ -148,7 +147,7 @@ impl Node {
             RelayRoute::Racing { relays, destination } => {
                 let packets = Held { bytes: self.scratch.clone(), segment_size: shape.segment_size };
                 for relay in &relays {
-                    self.send_first_flight(*relay, &destination, &packets, now);
+                    self.send_first_flight(*relay, destination, &packets, now);
                 }
                 match self.batches.pop_front() {
                     Some(batch) => {
@@ -180,10 +179,9 @@ impl Node {
         }
     }
 
-    /// Queues packets for whoever is bound under a routing id at a relay. Returns whether the relay could take them.
-    fn send_first_flight(&mut self, relay: RelayKey, destination: &RoutingId, packets: &Held, now: Instant) -> bool {
+    /// Queues packets for whoever is bound under a name at a relay. Returns whether the relay could take them.
+    fn send_first_flight(&mut self, relay: RelayKey, to: Destination, packets: &Held, now: Instant) -> bool {
         let mut bytes = Vec::new();
-        let to = Destination::Route(*destination);
         let wrapped = self.relays.wrap(now, relay, to, &packets.bytes, packets.segment_size, &mut bytes);
         let Some((path, segment_size)) = wrapped else {
             return false;
@@ -198,11 +196,11 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        let RelayRoute::Racing { destination, .. } = session.relayed.clone() else {
+        let RelayRoute::Racing { destination, .. } = session.relayed else {
             return;
         };
         if let Some(packets) = session.held.take() {
-            self.send_first_flight(relay, &destination, &packets, now);
+            self.send_first_flight(relay, destination, &packets, now);
         }
     }
 

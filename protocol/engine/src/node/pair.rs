@@ -8,6 +8,7 @@ use peerage_model::snapshot::{Invite, Peer};
 use peerage_model::{AgentId, PairSecret, TrustId, UnixTime};
 
 use super::event::{AskKey, SessionKey, StreamKey};
+use super::replicas::Replicas;
 use super::sockets::RoundPause;
 use crate::noise::{ConfigError, Pairing};
 
@@ -72,6 +73,8 @@ pub(super) struct Pair {
     pub(super) dial: Dial,
     /// Sessions that are up, oldest first.
     pub(super) up: Vec<SessionKey>,
+    /// The peer's instances.
+    pub(super) replicas: Replicas,
     /// Handshakes that we answer.
     pub(super) pending: Vec<SessionKey>,
     /// Streams that wait for a session.
@@ -117,6 +120,7 @@ impl Pair {
             inbound,
             dial,
             up: Vec::new(),
+            replicas: Replicas::default(),
             pending: Vec::new(),
             waiting: Vec::new(),
             refused_until: None,
@@ -167,7 +171,8 @@ impl Pair {
             Dial::Attempt { session, .. } => Some(session),
             Dial::Rest | Dial::Pause { .. } => None,
         };
-        self.up.iter().chain(&self.pending).copied().chain(dialling).collect()
+        let aside = self.replicas.dialling().map(|(session, _)| session);
+        self.up.iter().chain(&self.pending).copied().chain(dialling).chain(aside).collect()
     }
 
     /// Whether a dial may start at once because a stream waits for it.
@@ -175,6 +180,14 @@ impl Pair {
         match self.dial {
             Dial::Rest | Dial::Pause { .. } => self.destination().is_some(),
             Dial::Attempt { .. } => false,
+        }
+    }
+
+    /// Whether an attempt runs to reach any of its instances.
+    pub(super) fn is_dialling(&self) -> bool {
+        match self.dial {
+            Dial::Attempt { .. } => true,
+            Dial::Rest | Dial::Pause { .. } => false,
         }
     }
 
@@ -188,7 +201,8 @@ impl Pair {
             Purpose::Ask { deadline, .. } => Some(*deadline),
             Purpose::Peer(_) | Purpose::Invite(_) => None,
         };
-        dial.into_iter().chain(patience).min()
+        let aside = self.replicas.dialling().map(|(_, until)| until);
+        dial.into_iter().chain(aside).chain(patience).min()
     }
 
     /// Both sides of a session are proven.

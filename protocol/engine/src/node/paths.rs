@@ -293,6 +293,7 @@ impl Node {
         match self.sessions.get(&key).map(|session| session.pair.clone()) {
             Some(PairKey::Peer(peer)) => {
                 self.doubt(key, now);
+                self.leave_unheard(key, now);
                 if self.preferred(&PairKey::Peer(peer.clone())).is_none() {
                     self.redial(&peer, now);
                 }

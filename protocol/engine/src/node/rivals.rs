@@ -15,6 +15,7 @@ use super::Node;
 use super::config::DRAIN_GRACE;
 use super::event::{CloseCode, DownReason, Now, SessionKey};
 use super::pair::PairKey;
+use super::replicas::Load;
 use super::session::{Session, Up};
 
 /// Two sessions that came up this close together were dialled at once; further apart, the newer one replaces the older.
@@ -87,35 +88,32 @@ struct Unfitness {
     /// An answer is overdue: its path may be dead, and another's is not.
     silent: bool,
     draining: bool,
+    load: Load,
     age: Reverse<usize>,
 }
 
 impl Node {
-    /// The session that new streams of this pair would use.
+    /// The session of this pair that stays when there is nothing to spread.
     pub(super) fn preferred(&self, pair_key: &PairKey) -> Option<SessionKey> {
-        self.fittest(pair_key, |_| true)
+        self.fittest(pair_key, |_| Some(Load::default()))
     }
 
-    /// The session that new streams of this pair use, among those whose path may carry data: with `DirectOnly` only a
-    /// direct one may.
-    pub(super) fn carrier(&self, pair_key: &PairKey) -> Option<SessionKey> {
-        self.fittest(pair_key, |up| up.path.carries_data())
-    }
-
-    fn fittest(&self, pair_key: &PairKey, admit: impl Fn(&Up) -> bool) -> Option<SessionKey> {
+    /// The session that is fit for new streams before all others, of those that `admit` gives a load.
+    pub(super) fn fittest(&self, pair_key: &PairKey, admit: impl Fn(&Up) -> Option<Load>) -> Option<SessionKey> {
         let pair = self.pairs.get(pair_key)?;
         let candidates = pair.up.iter().enumerate().filter_map(|(at, key)| {
             let session = self.sessions.get(key)?;
             let up = session.up()?;
-            let idle = session.may_be_forgotten(self.last.mono);
-            let usable = up.suspect.is_none() && up.drain.said.is_none() && !idle && admit(up);
+            let usable =
+                up.suspect.is_none() && up.drain.said.is_none() && !session.may_be_forgotten(self.last.mono);
             let unfitness = Unfitness {
                 unconfirmed: !up.confirmed,
                 silent: up.path.is_silent(),
                 draining: up.drain.has_begun(),
+                load: admit(up).filter(|_| usable)?,
                 age: Reverse(at),
             };
-            usable.then_some((unfitness, *key))
+            Some((unfitness, *key))
         });
         candidates.min().map(|(_, key)| key)
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerage_model::control::{Hello, RunId};
-use peerage_model::relay::frame::EndpointId;
+use peerage_model::relay::frame::{Destination, EndpointId};
 use peerage_model::snapshot::Port;
-use peerage_model::{AgentId, Credential, RoutingId, UnixTime};
+use peerage_model::{AgentId, Credential, UnixTime};
 use quinn_proto::{Connection, ConnectionHandle, FrameStats, StreamId};
 
 use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL};
@@ -62,8 +62,9 @@ pub(super) struct Held {
 /// How a session's packets go by relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum RelayRoute {
-    /// Every relay where the peer may be bound gets the first flight; the first proven answer decides.
-    Racing { relays: Vec<RelayKey>, destination: RoutingId },
+    /// Every relay where the peer may be bound gets the first flight, for any of its instances or for one; the first proven
+    /// answer decides.
+    Racing { relays: Vec<RelayKey>, destination: Destination },
     /// The relay, and the peer's id there.
     Known { relay: RelayKey, peer: EndpointId },
 }
@@ -104,6 +105,10 @@ pub(super) struct Up {
     /// refuses is silent.
     pub(super) confirmed: bool,
     pub(super) drain: Drain,
+    /// Its instance did not take a stream, and is asked last until then.
+    pub(super) refusing_until: Option<Instant>,
+    /// When it got a stream of ours last, counted in streams of the pair.
+    pub(super) turn: u64,
     /// Somebody who speaks for this peer says that the instance on the other end is gone; silence will prove it.
     pub(super) said_to_be_over: bool,
     /// Silent for so long that a fresh dial runs: takes no new streams.

@@ -11,6 +11,7 @@ use super::again::Again;
 use super::config::{EARLY_BUFFER, MAX_PACKETS};
 use super::event::{SessionKey, StreamError};
 use super::pair::PairKey;
+use super::replicas::Refusals;
 use super::session::Session;
 
 /// Code for a stream that its user dropped (docs/spec/session.md).
@@ -27,6 +28,8 @@ pub(super) struct Stream {
     /// Whether the peer's half was read to its end. QUIC forgets a half with its end, so we remember.
     pub(super) read_to_end: bool,
     pub(super) packets: VecDeque<Bytes>,
+    /// Who did not take it.
+    pub(super) refusals: Refusals,
 }
 
 /// Where a stream is in its life.
@@ -47,12 +50,12 @@ pub(super) enum Place {
 impl Stream {
     pub(super) fn waiting(pair: PairKey, header: StreamHeader, deadline: Instant) -> Self {
         let place = Place::Waiting { early: Vec::new(), deadline };
-        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new() }
+        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new(), refusals: Vec::new() }
     }
 
     pub(super) fn offered(pair: PairKey, header: StreamHeader, session: SessionKey, id: StreamId) -> Self {
         let place = Place::Offered { session, id };
-        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new() }
+        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new(), refusals: Vec::new() }
     }
 
     /// The session and QUIC stream under it, once there is one.

@@ -108,6 +108,8 @@ struct Agent {
     /// Whether it leaves requests for trust undecided.
     hesitates: bool,
     undecided: Vec<TrustId>,
+    /// Whether its application takes connections.
+    serves: bool,
 }
 
 impl Agent {
@@ -334,9 +336,12 @@ impl Sim {
     }
 
     fn on_incoming(&mut self, agent: usize, key: StreamKey, peer: peerage_model::AgentId, kind: StreamKind) {
-        let Some(node) = self.agents[agent].node.as_mut() else {
+        let Agent { node: Some(node), serves, .. } = &mut self.agents[agent] else { return };
+        if !*serves {
+            // Over before we looked is as good.
+            let _ = node.answer(key, StreamStatus::Refused);
             return;
-        };
+        }
         // It may be over before we looked.
         if node.answer(key, StreamStatus::Open).is_ok() && kind == StreamKind::Tcp {
             let half = Half::new(agent, key);

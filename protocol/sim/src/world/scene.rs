@@ -458,6 +458,7 @@ impl Sim {
             writes_down: true,
             hesitates: false,
             undecided: Vec::new(),
+            serves: true,
             events: Vec::new(),
             cut_off: false,
             held_back: false,

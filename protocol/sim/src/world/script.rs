@@ -397,6 +397,19 @@ impl Sim {
         (&self.trace, self.digest)
     }
 
+    /// Whether an agent's application takes connections; its agent refuses them in its place where it does not.
+    pub fn serves(&mut self, label: &str, serves: bool) {
+        let number = self.number(label);
+        self.agents[number].serves = serves;
+    }
+
+    /// Which instance took a stream.
+    #[must_use]
+    pub fn taken_by(&self, id: StreamId) -> Option<&str> {
+        let far = self.flows.streams[&id].far.as_ref()?;
+        Some(&self.agents[far.agent].label)
+    }
+
     /// Asks the holder of a ticket for trust.
     pub fn ask(&mut self, label: &str, ticket: &Ticket, reason: &str) -> AskKey {
         let request = TrustRequest { reason: reason.to_owned(), relays: self.relay_list() };

@@ -1,0 +1,322 @@
+//! A peer that runs as several replicas: each new stream goes to the one that has the least to do.
+//!
+//! A first flight reaches one instance, whichever a relay picks, and its session carries everything until there is reason for
+//! more. The reason is a stream to place: then another instance is dialled beside, one at a time, and streams are spread over
+//! all that answer. Sessions that are not used end by themselves when they are idle, so a quiet peer costs one at most.
+//!
+//! Other instances are known by sessions with them, which both ends may have begun, and by the word of one of them. A word
+//! leads to a knock and to nothing else: whoever does not show the peer's passport stays silent or is no session, so an
+//! instance (or a relay) that lies costs a few packets. A dial to one that is gone is not repeated for long.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use peerage_model::InstanceId;
+use peerage_model::stream::StreamStatus;
+
+use super::Node;
+use super::event::{CloseCode, DownReason, Now, SessionKey, StreamError, StreamKey};
+use super::pair::{ATTEMPT, PairKey, pause_after};
+use super::session::Session;
+use super::stream::{Place, Stream};
+
+/// Most instances of a peer that we dial for the sake of our streams. More would spread them no better: eight that each get
+/// their share leave none with more than a seventh when one goes.
+const MAX_SPREAD: usize = 8;
+/// Most instances remembered for each peer.
+const MAX_KNOWN: usize = 16;
+/// After so many dials in vain an instance is forgotten, until it comes by itself or is named anew.
+const MAX_FAILURES: u32 = 3;
+/// For how long an instance that did not take a stream is asked last.
+const REFUSING: Duration = Duration::from_secs(1);
+
+/// What is known of a peer's instances.
+#[derive(Debug, Default)]
+pub(super) struct Replicas {
+    known: BTreeMap<InstanceId, Known>,
+    aside: Option<Aside>,
+    /// Streams placed so far: whoever got the last one gets the next one last.
+    turn: u64,
+}
+
+/// An instance that may be dialled.
+#[derive(Debug)]
+struct Known {
+    not_before: Option<Instant>,
+    failures: u32,
+}
+
+/// The dial that runs, to one instance.
+#[derive(Clone, Copy, Debug)]
+struct Aside {
+    instance: InstanceId,
+    session: SessionKey,
+    until: Instant,
+}
+
+/// How much an instance has to do. Smaller is better.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Load {
+    /// It did not take a stream a moment ago.
+    pub(super) refusing: bool,
+    /// Streams that are open with it.
+    pub(super) streams: usize,
+    /// When it got one last: streams that are over at once go round.
+    pub(super) turn: u64,
+}
+
+impl Replicas {
+    /// Somebody who speaks for the peer, or the instance itself, says that it is there.
+    pub(super) fn heard_of(&mut self, instance: InstanceId) {
+        if self.known.len() < MAX_KNOWN || self.known.contains_key(&instance) {
+            self.known.entry(instance).or_insert(Known { not_before: None, failures: 0 });
+        }
+    }
+
+    /// A session with it came up.
+    pub(super) fn met(&mut self, instance: InstanceId, session: SessionKey, now: Instant) {
+        self.known.remove(&instance);
+        if self.known.len() >= MAX_KNOWN {
+            // What has proven itself takes the place of what may be hearsay.
+            let least = self.known.iter().max_by_key(|(_, known)| known.failures).map(|(instance, _)| *instance);
+            least.and_then(|instance| self.known.remove(&instance));
+        }
+        self.heard_of(instance);
+        if let Some(aside) = self.aside.take_if(|aside| aside.session == session)
+            && aside.instance != instance
+        {
+            self.failed(aside.instance, now);
+        }
+    }
+
+    /// It ended for certain.
+    pub(super) fn left(&mut self, instance: InstanceId) {
+        self.known.remove(&instance);
+    }
+
+    /// A session is gone that may be the dial that runs.
+    pub(super) fn dial_ended(&mut self, session: SessionKey, now: Instant) {
+        if let Some(aside) = self.aside.take_if(|aside| aside.session == session) {
+            self.failed(aside.instance, now);
+        }
+    }
+
+    fn failed(&mut self, instance: InstanceId, now: Instant) {
+        let Some(known) = self.known.get_mut(&instance) else { return };
+        known.not_before = Some(now + pause_after(known.failures));
+        known.failures += 1;
+        if known.failures >= MAX_FAILURES {
+            self.known.remove(&instance);
+        }
+    }
+
+    /// The dial that runs, and when it has had its time.
+    pub(super) fn dialling(&self) -> Option<(SessionKey, Instant)> {
+        self.aside.map(|aside| (aside.session, aside.until))
+    }
+
+    pub(super) fn next_turn(&mut self) -> u64 {
+        self.turn += 1;
+        self.turn
+    }
+}
+
+/// Which instances did not take a stream, and why.
+pub(super) type Refusals = Vec<(InstanceId, StreamStatus)>;
+
+fn is_among(refusals: &Refusals, instance: InstanceId) -> bool {
+    refusals.iter().any(|(refused, _)| *refused == instance)
+}
+
+impl Node {
+    /// The session for a new stream of this pair, among those whose path may carry data (with `DirectOnly` only a direct one
+    /// may) and whose instance has not refused it.
+    fn carrier(&self, pair_key: &PairKey, refusals: &Refusals) -> Option<SessionKey> {
+        let pair = self.pairs.get(pair_key)?;
+        let mut streams: BTreeMap<InstanceId, usize> = BTreeMap::new();
+        for up in pair.up.iter().filter_map(|key| self.sessions.get(key)?.up()) {
+            *streams.entry(up.credential.instance()).or_default() += up.streams.len();
+        }
+        self.fittest(pair_key, |up| {
+            let instance = up.credential.instance();
+            let may = up.path.carries_data() && !is_among(refusals, instance);
+            may.then(|| Load {
+                refusing: up.refusing_until.is_some_and(|until| self.last.mono < until),
+                streams: streams.get(&instance).copied().unwrap_or_default(),
+                turn: up.turn,
+            })
+        })
+    }
+
+    /// Puts a stream on a session, or lets it wait for one; where nobody is left who could take it, it fails.
+    pub(super) fn place(&mut self, pair_key: &PairKey, key: StreamKey, now: Now) {
+        loop {
+            let Some(refusals) = self.streams.get(&key).map(|stream| &stream.refusals) else { return };
+            let Some(session) = self.carrier(pair_key, refusals) else { break };
+            if self.attach(session, key) {
+                self.widen(pair_key, now);
+                return;
+            }
+            // Its peer lets us have no more streams open.
+            self.refused_by(session, key, StreamStatus::Busy);
+        }
+        if let Some(pair) = self.pairs.get_mut(pair_key) {
+            pair.waiting.push(key);
+        }
+        self.help_refused(pair_key, now);
+    }
+
+    fn refused_by(&mut self, session: SessionKey, key: StreamKey, status: StreamStatus) {
+        let Some(up) = self.sessions.get_mut(&session).and_then(Session::up_mut) else { return };
+        up.refusing_until = Some(self.last.mono + REFUSING);
+        if let Some(stream) = self.streams.get_mut(&key) {
+            stream.refusals.push((up.credential.instance(), status));
+        }
+    }
+
+    /// Puts waiting streams on sessions, where there are some that may carry them.
+    pub(super) fn attach_waiting(&mut self, pair_key: &PairKey) {
+        let waiting = self.pairs.get_mut(pair_key).map(|pair| std::mem::take(&mut pair.waiting)).unwrap_or_default();
+        let now = self.last;
+        waiting.into_iter().for_each(|stream| self.place(pair_key, stream, now));
+    }
+
+    /// An instance did not take a stream, and no byte of it reached a service: another one is asked instead, if there is
+    /// one. False leaves the stream as it is.
+    pub(super) fn ask_another(&mut self, key: StreamKey, status: StreamStatus) -> bool {
+        let Some(stream) = self.streams.get(&key) else { return false };
+        let (pair_key, Some((session, id))) = (stream.pair.clone(), stream.attached()) else { return false };
+        let passes = match status {
+            StreamStatus::Refused | StreamStatus::Unreachable | StreamStatus::Busy => true,
+            // So would any other say.
+            StreamStatus::Open | StreamStatus::Denied | StreamStatus::Unsupported => false,
+        };
+        if !passes {
+            return false;
+        }
+        self.refused_by(session, key, status);
+        let refusals = self.streams.get(&key).map(|stream| stream.refusals.clone()).unwrap_or_default();
+        if !self.has_another(&pair_key, &refusals) {
+            return false;
+        }
+        if !self.streams.get_mut(&key).is_some_and(Stream::start_over) {
+            return false;
+        }
+        self.discard(session, id);
+        self.place(&pair_key, key, self.last);
+        self.arm_pair(&pair_key);
+        true
+    }
+
+    /// Whether there is, or may be soon, a session with an instance that has not refused.
+    fn has_another(&self, pair_key: &PairKey, refusals: &Refusals) -> bool {
+        let Some(pair) = self.pairs.get(pair_key) else { return false };
+        let is_up = |instance: InstanceId| self.instances_up(pair_key).any(|up| up == instance);
+        let mut open = pair.replicas.known.iter().filter(|(instance, _)| !is_among(refusals, **instance));
+        let may_be_dialled = open.any(|(instance, known)| {
+            known.not_before.is_none_or(|at| at <= self.last.mono) && !is_up(*instance)
+        });
+        let up = self.fittest(pair_key, |up| (!is_among(refusals, up.credential.instance())).then(Load::default));
+        may_be_dialled || up.is_some() || pair.replicas.aside.is_some() || pair.is_dialling()
+    }
+
+    /// Looks for somebody else to take waiting streams that were refused, and fails those that nobody is left for.
+    pub(super) fn help_refused(&mut self, pair_key: &PairKey, now: Now) {
+        let refused = |key: &StreamKey| self.streams.get(key).is_some_and(|stream| !stream.refusals.is_empty());
+        if !self.pairs.get(pair_key).is_some_and(|pair| pair.waiting.iter().any(refused)) {
+            return;
+        }
+        self.widen(pair_key, now);
+        let waiting = self.pairs.get(pair_key).map(|pair| pair.waiting.clone()).unwrap_or_default();
+        for key in waiting {
+            let Some(stream) = self.streams.get(&key) else { continue };
+            let Some((_, status)) = stream.refusals.last().copied() else { continue };
+            if self.has_another(pair_key, &stream.refusals) {
+                continue;
+            }
+            if let Some(pair) = self.pairs.get_mut(pair_key) {
+                pair.waiting.retain(|other| *other != key);
+            }
+            if let Some(stream) = self.streams.get_mut(&key) {
+                stream.place = Place::Dead(StreamError::Refused(status));
+            }
+            self.wake(key);
+        }
+    }
+
+    fn instances_up(&self, pair_key: &PairKey) -> impl Iterator<Item = InstanceId> {
+        let up = self.pairs.get(pair_key).map(|pair| &pair.up[..]).unwrap_or_default();
+        up.iter().filter_map(|key| Some(self.sessions.get(key)?.up()?.credential.instance()))
+    }
+
+    /// Dials another instance of a peer that streams of ours are open with or wait for, where one is known.
+    pub(super) fn widen(&mut self, pair_key: &PairKey, now: Now) {
+        let Some(pair) = self.pairs.get(pair_key) else { return };
+        if pair.replicas.aside.is_some() || pair.has_ended(now.wall) {
+            return;
+        }
+        let up: Vec<InstanceId> = self.instances_up(pair_key).collect();
+        let mut distinct = up.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        if distinct.len() >= MAX_SPREAD {
+            return;
+        }
+        let due = |known: &Known| known.not_before.is_none_or(|at| at <= now.mono);
+        let known = pair.replicas.known.iter().filter(|(instance, known)| due(known) && !up.contains(instance));
+        let open: Vec<InstanceId> = known.map(|(instance, _)| *instance).collect();
+        let count = u64::try_from(open.len()).unwrap_or(u64::MAX);
+        if count == 0 {
+            return;
+        }
+        // Drawn, so that of very many replicas not all clients know the same eight.
+        let drawn = usize::try_from(u64::from_be_bytes(self.random.bytes()) % count).unwrap_or_default();
+        let Some(instance) = open.get(drawn).copied() else { return };
+        let dialled = self.connect(pair_key, Some(instance), now);
+        let Some(pair) = self.pairs.get_mut(pair_key) else { return };
+        match dialled {
+            Some(session) => {
+                pair.replicas.aside = Some(Aside { instance, session, until: now.mono + ATTEMPT });
+                self.arm_pair(pair_key);
+            }
+            None => pair.replicas.failed(instance, now.mono),
+        }
+    }
+
+    /// The dial of one instance has had its time.
+    pub(super) fn end_aside(&mut self, pair_key: &PairKey, now: Now) {
+        let dialling = self.pairs.get(pair_key).and_then(|pair| pair.replicas.dialling());
+        let Some((session, _)) = dialling.filter(|(_, until)| *until <= now.mono) else { return };
+        self.remove_session(session);
+        self.help_refused(pair_key, now);
+    }
+
+    /// A session fell silent for long, and another instance answers: streams that were put on it since it was last heard are
+    /// not kept waiting for it. One that carries nothing yet goes there. The others end, because their bytes may have been
+    /// acted on, and whoever wrote them knows best whether to write them again.
+    pub(super) fn leave_unheard(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let (pair_key, heard, Some(up)) = (session.pair.clone(), session.last_heard(), session.up()) else { return };
+        let (instance, Some(pair)) = (up.credential.instance(), self.pairs.get(&pair_key)) else { return };
+        let is_another = |other: &SessionKey| {
+            let up = self.sessions.get(other).and_then(Session::up);
+            up.is_some_and(|up| up.credential.instance() != instance) && self.answers(*other)
+        };
+        if !pair.up.iter().any(is_another) {
+            return;
+        }
+        let unheard = |stream: &Stream| stream.was_asked_since(heard);
+        let left: Vec<_> = up.streams.iter().map(|(id, stream)| (*id, *stream)).collect();
+        for (id, stream_key) in left {
+            let Some(stream) = self.streams.get_mut(&stream_key).filter(|stream| unheard(stream)) else { continue };
+            match stream.carries_nothing() && stream.start_over() {
+                true => {
+                    self.discard(key, id);
+                    self.place(&pair_key, stream_key, now);
+                }
+                false => self.end_stream(key, id, stream_key, CloseCode::Drained, DownReason::TimedOut),
+            }
+        }
+        self.arm_pair(&pair_key);
+    }
+}
