@@ -207,6 +207,7 @@ fn control() -> Vec<Vec<u8>> {
             succeeds: Vec::new(),
             run: None,
             time: None,
+            siblings: vec![peerage_model::InstanceId([9; 8])],
         }),
         ControlMessage::Candidates(Candidates {
             generation: 3,

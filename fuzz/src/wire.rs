@@ -46,9 +46,7 @@ pub fn relay_frame(data: &[u8]) {
         Frame::Visiting { grant, id } => frame::visiting(tag, grant, *id).to_vec(),
         Frame::Move { cookie, id, counter, mac } => frame::moved(tag, *cookie, *id, *counter, |_| **mac).to_vec(),
         Frame::Keepalive { nonce } => frame::keepalive(tag, *nonce).to_vec(),
-        Frame::Alive { nonce, lifetime, draining, mail } => {
-            frame::alive(tag, *nonce, *lifetime, *draining, *mail).to_vec()
-        }
+        Frame::Alive { nonce, lifetime, flags } => frame::alive(tag, *nonce, *lifetime, *flags).to_vec(),
         Frame::Drain { grace, mac } => frame::drain(tag, *grace, |_| **mac).to_vec(),
         Frame::Lookup { nonce, name, e } => mailbox::lookup(tag, *nonce, *name, e).to_vec(),
         Frame::Records { nonce, records, mac } => mailbox::records(tag, *nonce, records.iter(), |_| **mac),
@@ -58,6 +56,8 @@ pub fn relay_frame(data: &[u8]) {
         Frame::Mail { nonce, id, sealed, mac } => {
             mailbox::mail(tag, *nonce, sealed.map(|sealed| (*id, sealed)), |_| **mac)
         }
+        Frame::WhoElse { nonce } => frame::who_else(tag, *nonce).to_vec(),
+        Frame::Others { nonce, ids } => frame::others(tag, *nonce, ids.iter().map(|id| frame::EndpointId(*id))),
         Frame::Unbind { id, mac } => frame::unbind(tag, *id, |_| **mac).to_vec(),
         Frame::To { destination, packet } => {
             let mut out = vec![0; destination.header_len()];

@@ -91,7 +91,10 @@ fn table(peers: &[Peer]) -> String {
         table.row(vec![
             peer.name.clone(),
             peer.id.authority.to_string()[..8].to_owned(),
-            state(peer.state).to_owned(),
+            match peer.instances.len() {
+                0 | 1 => state(peer.state).to_owned(),
+                replicas => format!("{} to {replicas}", state(peer.state)),
+            },
             peer.path.clone().unwrap_or_else(|| "-".into()),
             peer.rtt_ms.map_or_else(|| "-".into(), |rtt| format!("{rtt:.1} ms")),
             if peer.ports.is_empty() { "-".into() } else { peer.ports.join(", ") },

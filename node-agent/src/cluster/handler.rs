@@ -111,7 +111,7 @@ async fn status(node: &Node) -> Result<view::Status, Failure> {
 
 fn peer(node: &Node, entry: &Entry, link: &LinkStatus, now: UnixTime) -> view::Peer {
     let peer = &entry.peer;
-    let session = link.best_session_with(&peer.id);
+    let (session, totals) = (link.best_session_with(&peer.id), link.totals(&peer.id));
     let state = match session {
         Some(_) => PeerState::Connected,
         None if peer.expires.is_some_and(|end| end <= now) => PeerState::Unusable,
@@ -128,7 +128,7 @@ fn peer(node: &Node, entry: &Entry, link: &LinkStatus, now: UnixTime) -> view::P
         name: peer.alias.to_string(),
         id: peer.id.clone(),
         state,
-        instances: link.sessions_with(&peer.id).map(|session| session.instance.to_string()).collect(),
+        instances: totals.instances.iter().map(ToString::to_string).collect(),
         path: session.map(|session| session.path.clone()),
         rtt_ms: session.and_then(|session| session.rtt).map(milliseconds),
         why: session.map_or_else(why, |session| session.why_not_better.clone()),
@@ -138,8 +138,8 @@ fn peer(node: &Node, entry: &Entry, link: &LinkStatus, now: UnixTime) -> view::P
         purpose: String::new(),
         since: session.map_or(node.since, |session| session.since),
         expires: peer.expires,
-        bytes_in: session.map_or(0, |session| session.bytes_in),
-        bytes_out: session.map_or(0, |session| session.bytes_out),
-        streams: session.map_or(0, |session| session.streams),
+        bytes_in: totals.bytes_in,
+        bytes_out: totals.bytes_out,
+        streams: totals.streams,
     }
 }

@@ -152,9 +152,9 @@ pub struct Peer {
     /// Until when.
     #[serde(with = "optional_time")]
     pub expires: Option<UnixTime>,
-    /// Bytes from it in this session.
+    /// Bytes from it, in the sessions that are up.
     pub bytes_in: u64,
-    /// Bytes to it in this session.
+    /// Bytes to it, in the sessions that are up.
     pub bytes_out: u64,
     /// Open streams.
     pub streams: u64,

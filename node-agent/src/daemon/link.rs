@@ -3,6 +3,7 @@
 //! The driver implements it over the engine; tests implement it over nothing. Kept narrow on purpose: no key comes back
 //! out of it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -197,6 +198,15 @@ pub struct LinkStatus {
     pub sessions: Vec<LinkSession>,
 }
 
+/// Sessions with all instances of a peer, taken together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) instances: BTreeSet<InstanceId>,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) streams: u64,
+}
+
 impl LinkStatus {
     /// Sessions with a peer; it may have several replicas.
     pub fn sessions_with(&self, peer: &AgentId) -> impl Iterator<Item = &LinkSession> {
@@ -206,6 +216,18 @@ impl LinkStatus {
     /// Of these the one with the best path, which speaks for all.
     pub fn best_session_with(&self, peer: &AgentId) -> Option<&LinkSession> {
         self.sessions_with(peer).min_by_key(|session| (session.path == "relayed", session.rtt))
+    }
+
+    /// What all sessions with a peer come to.
+    pub(crate) fn totals(&self, peer: &AgentId) -> Totals {
+        let mut totals = Totals::default();
+        for session in self.sessions_with(peer) {
+            totals.instances.insert(session.instance);
+            totals.bytes_in += session.bytes_in;
+            totals.bytes_out += session.bytes_out;
+            totals.streams += session.streams;
+        }
+        totals
     }
 }
 

@@ -62,14 +62,14 @@ fn peer(agent: &Agent, document: &Document, trust: &Trust, link: &LinkStatus, no
         None if document.sent.iter().any(|sent| sent.peer == trust.peer) => PeerState::WaitingForApproval,
         None => PeerState::NotConnected,
     };
-    let instances = link.sessions_with(&trust.peer);
+    let totals = link.totals(&trust.peer);
     let ports = agent.edge.ports_of(&trust.peer);
     let ports = ports.iter().map(|port| view::port_text(port.name.as_str(), port.number, port.protocol));
     view::Peer {
         name: trust.alias.to_string(),
         id: trust.peer.clone(),
         state,
-        instances: instances.map(|session| session.instance.to_string()).collect(),
+        instances: totals.instances.iter().map(ToString::to_string).collect(),
         path: session.map(|session| session.path.clone()),
         rtt_ms: session.and_then(|session| session.rtt).map(milliseconds),
         why: session.map_or_else(|| why_not_connected(agent, trust, state), |session| session.why_not_better.clone()),
@@ -79,9 +79,9 @@ fn peer(agent: &Agent, document: &Document, trust: &Trust, link: &LinkStatus, no
         purpose: trust.purpose.clone(),
         since: session.map_or(trust.since, |session| session.since),
         expires: trust.expires,
-        bytes_in: session.map_or(0, |session| session.bytes_in),
-        bytes_out: session.map_or(0, |session| session.bytes_out),
-        streams: session.map_or(0, |session| session.streams),
+        bytes_in: totals.bytes_in,
+        bytes_out: totals.bytes_out,
+        streams: totals.streams,
     }
 }
 

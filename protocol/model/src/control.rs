@@ -19,6 +19,8 @@ pub const MAX_MESSAGE: usize = 4096;
 pub const MAX_CANDIDATES: usize = 16;
 /// Most ended instances that one agent may name.
 pub const MAX_PREDECESSORS: usize = 4;
+/// Most other instances of itself that one agent may name.
+pub const MAX_SIBLINGS: usize = 8;
 /// Most ports one agent may announce.
 pub const MAX_PORTS: usize = 64;
 
@@ -79,6 +81,9 @@ pub struct Hello {
     /// The sender's clock when it said this. Shows people that clocks differ, and decides nothing.
     #[n(4)]
     pub time: Option<UnixTime>,
+    /// Other instances of the same agent, as far as the sender has heard: the receiver may dial them.
+    #[cbor(n(5), default, skip_if = "Vec::is_empty")]
+    pub siblings: Vec<InstanceId>,
 }
 
 /// One process of an instance: drawn when it starts.
@@ -237,6 +242,7 @@ impl ControlMessage {
             Self::Hello(hello) => {
                 hello.ports.len() <= MAX_PORTS
                     && hello.succeeds.len() <= MAX_PREDECESSORS
+                    && hello.siblings.len() <= MAX_SIBLINGS
                     && hello.version.as_ref().is_none_or(|v| v.len() <= 64)
             }
             Self::Candidates(candidates) => candidates.list.len() <= MAX_CANDIDATES,
@@ -334,6 +340,11 @@ mod tests {
         assert_eq!(framed, bytes);
         let earlier = ControlMessage::decode(&[0x82, 0, 0xa2, 0, 0x80, 2, 0x80]);
         assert_eq!(earlier, Ok(Some(ControlMessage::Hello(Hello::default()))));
+        let siblings = vec![InstanceId([0xb1, 0xb2, 0xb3, 0xb4, 0xb5, 0xb6, 0xb7, 0xb8])];
+        let framed = ControlMessage::Hello(Hello { siblings, ..Hello::default() }).encode_framed();
+        let bytes =
+            [0, 18, 0x82, 0, 0xa3, 0, 0x80, 2, 0x80, 5, 0x81, 0x48, 0xb1, 0xb2, 0xb3, 0xb4, 0xb5, 0xb6, 0xb7, 0xb8];
+        assert_eq!(framed, bytes);
     }
 
     #[test]

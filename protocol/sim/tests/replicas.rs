@@ -123,6 +123,29 @@ fn two_seconds_after_a_replica_was_killed_no_request_fails_or_waits_for_it() {
 }
 
 #[test]
+fn a_client_that_comes_late_learns_of_all_replicas_from_the_first_that_answers() {
+    for seed in 0..5 {
+        let mut sim = Sim::new(seed);
+        sim.add_relay("r1");
+        sim.add_relay("r2");
+        sim.add_agent("b", NatKind::home_router());
+        for replica in &REPLICAS[1..] {
+            sim.add_replica(replica, "b", NatKind::home_router());
+        }
+        // They have long given up to dial a peer that is not there, and know of each other by the relays.
+        sim.add_agent("a", NatKind::home_router());
+        sim.kill("a");
+        sim.trust("a", "b");
+        sim.run_for(secs(200));
+        sim.restart("a");
+        sim.run_until(secs(5), |sim| instances(sim, "a") > 0).expect("one of them answers");
+        let requests = ask(&mut sim, "a", 90, ms(20));
+        assert_answered(&sim, seed, &requests);
+        assert_even(&shares(&sim, &requests[30..]), seed);
+    }
+}
+
+#[test]
 fn a_stream_that_a_replica_has_no_service_for_is_taken_by_another() {
     for seed in 0..5 {
         let mut sim = three_replicas(seed);

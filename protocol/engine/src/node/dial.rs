@@ -31,12 +31,7 @@ impl Node {
     }
 
     /// Begins a handshake with one instance of the pair's agent, or with any.
-    pub(super) fn connect(
-        &mut self,
-        pair_key: &PairKey,
-        instance: Option<InstanceId>,
-        now: Now,
-    ) -> Option<SessionKey> {
+    pub(super) fn connect(&mut self, pair_key: &PairKey, instance: Option<InstanceId>, now: Now) -> Option<SessionKey> {
         let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(now.wall))?;
         let (agent, relays) = pair.destination()?;
         let id = agent.routing_id();
@@ -59,8 +54,7 @@ impl Node {
             }
         };
         let key = self.new_session_key(handle);
-        let destination =
-            instance.map_or(Destination::Route(id), |instance| Destination::Endpoint(instance.into()));
+        let destination = instance.map_or(Destination::Route(id), |instance| Destination::Endpoint(instance.into()));
         let route = RelayRoute::Racing { relays: via, destination };
         let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route, now.mono);
         self.begin_session(key, session, share);

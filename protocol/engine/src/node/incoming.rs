@@ -301,7 +301,14 @@ impl Node {
         }
     }
 
-    pub(super) fn end_stream(&mut self, key: SessionKey, id: StreamId, stream_key: StreamKey, code: CloseCode, why: DownReason) {
+    pub(super) fn end_stream(
+        &mut self,
+        key: SessionKey,
+        id: StreamId,
+        stream_key: StreamKey,
+        code: CloseCode,
+        why: DownReason,
+    ) {
         if let Some(stream) = self.streams.get_mut(&stream_key) {
             stream.place = Place::Dead(StreamError::SessionEnded(why));
         }

@@ -235,7 +235,8 @@ impl Node {
         let ports = peerage_policy::open_to(peer, &self.ports);
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         let time = self.last.wall;
-        let hello = Hello { ports, version, succeeds: self.predecessors.clone(), run: Some(self.run), time: None };
+        let (succeeds, siblings) = (self.predecessors.clone(), self.siblings.clone());
+        let hello = Hello { ports, version, succeeds, run: Some(self.run), time: None, siblings };
         let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
         if up.said_hello.as_ref() != Some(&hello) {
             up.said_hello = Some(hello.clone());
@@ -304,6 +305,7 @@ impl Node {
                 up.run = hello.run;
                 up.clock_ahead = hello.time.and_then(|theirs| ahead(theirs, now.wall));
                 let own = up.credential.instance();
+                self.hear_of_siblings(&peer, &hello.siblings);
                 self.doubt_predecessors(&peer, &hello.succeeds, own);
                 if let Some(run) = hello.run {
                     self.doubt_earlier_runs(key, run);

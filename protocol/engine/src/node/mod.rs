@@ -113,6 +113,8 @@ pub struct Node {
     run: RunId,
     ports: Vec<Port>,
     predecessors: Vec<InstanceId>,
+    /// Other instances of our agent, as relays say.
+    siblings: Vec<InstanceId>,
     revoked: BTreeSet<TrustId>,
     spent_invites: BTreeSet<TrustId>,
     /// Requests whose receipt waits until the driver has them safe.
@@ -181,6 +183,7 @@ impl Node {
             run,
             ports: Vec::new(),
             predecessors: Vec::new(),
+            siblings: Vec::new(),
             revoked: BTreeSet::new(),
             spent_invites: BTreeSet::new(),
             unanswered: BTreeMap::new(),

@@ -13,7 +13,7 @@ use peerage_model::id::sha256;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::EndpointId;
 use peerage_model::relay::frame::mailbox::MailId;
-use peerage_model::{AgreementSecret, RoutingId};
+use peerage_model::{AgreementSecret, InstanceId, RoutingId};
 use tracing::{debug, info};
 
 use self::names::Names;
@@ -174,6 +174,19 @@ impl Relays {
             }
             self.add(info, true, now);
         }
+    }
+
+    /// Who else is bound under our routing id, by the word of our relays.
+    pub(super) fn others(&self) -> BTreeSet<InstanceId> {
+        let own = self.entries.values().filter(|entry| entry.own);
+        let known = own.flat_map(|entry| {
+            let udp = match &entry.place {
+                Place::Known { client, .. } => client.others(),
+                Place::Resolving | Place::Taken { .. } => &[],
+            };
+            udp.iter().chain(entry.fallback.others())
+        });
+        known.map(|id| InstanceId(id.0)).collect()
     }
 
     /// The relays at which `destination` may be found, of those in each of these lists of its relays.
@@ -699,6 +712,7 @@ impl Node {
                     self.events.push_back(Event::RelayRefused { relay, reason: reason.to_string() });
                 }
             }
+            RelayEvent::Others => self.siblings_changed(),
             RelayEvent::Draining { grace } => {
                 debug!(?key, ?grace, "relay drains");
                 self.relays.note_drain(key);

@@ -11,8 +11,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use peerage_model::InstanceId;
+use peerage_model::control::MAX_SIBLINGS;
 use peerage_model::stream::StreamStatus;
+use peerage_model::{AgentId, InstanceId};
 
 use super::Node;
 use super::event::{CloseCode, DownReason, Now, SessionKey, StreamError, StreamKey};
@@ -213,9 +214,8 @@ impl Node {
         let Some(pair) = self.pairs.get(pair_key) else { return false };
         let is_up = |instance: InstanceId| self.instances_up(pair_key).any(|up| up == instance);
         let mut open = pair.replicas.known.iter().filter(|(instance, _)| !is_among(refusals, **instance));
-        let may_be_dialled = open.any(|(instance, known)| {
-            known.not_before.is_none_or(|at| at <= self.last.mono) && !is_up(*instance)
-        });
+        let may_be_dialled =
+            open.any(|(instance, known)| known.not_before.is_none_or(|at| at <= self.last.mono) && !is_up(*instance));
         let up = self.fittest(pair_key, |up| (!is_among(refusals, up.credential.instance())).then(Load::default));
         may_be_dialled || up.is_some() || pair.replicas.aside.is_some() || pair.is_dialling()
     }
@@ -247,6 +247,27 @@ impl Node {
     fn instances_up(&self, pair_key: &PairKey) -> impl Iterator<Item = InstanceId> {
         let up = self.pairs.get(pair_key).map(|pair| &pair.up[..]).unwrap_or_default();
         up.iter().filter_map(|key| Some(self.sessions.get(key)?.up()?.credential.instance()))
+    }
+
+    /// Relays know of other instances of ours than before: peers are told.
+    pub(super) fn siblings_changed(&mut self) {
+        let mut siblings = self.relays.others();
+        siblings.remove(&self.instance);
+        let siblings: Vec<InstanceId> = siblings.into_iter().take(MAX_SIBLINGS).collect();
+        if siblings == self.siblings {
+            return;
+        }
+        self.siblings = siblings;
+        for key in self.up_sessions() {
+            self.say_hello(key);
+        }
+    }
+
+    /// An instance of a peer names others of the same.
+    pub(super) fn hear_of_siblings(&mut self, peer: &AgentId, siblings: &[InstanceId]) {
+        if let Some(pair) = self.pairs.get_mut(&PairKey::Peer(peer.clone())) {
+            siblings.iter().for_each(|instance| pair.replicas.heard_of(*instance));
+        }
     }
 
     /// Dials another instance of a peer that streams of ours are open with or wait for, where one is known.

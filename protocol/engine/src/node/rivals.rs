@@ -104,8 +104,7 @@ impl Node {
         let candidates = pair.up.iter().enumerate().filter_map(|(at, key)| {
             let session = self.sessions.get(key)?;
             let up = session.up()?;
-            let usable =
-                up.suspect.is_none() && up.drain.said.is_none() && !session.may_be_forgotten(self.last.mono);
+            let usable = up.suspect.is_none() && up.drain.said.is_none() && !session.may_be_forgotten(self.last.mono);
             let unfitness = Unfitness {
                 unconfirmed: !up.confirmed,
                 silent: up.path.is_silent(),

@@ -50,12 +50,28 @@ pub(super) enum Place {
 impl Stream {
     pub(super) fn waiting(pair: PairKey, header: StreamHeader, deadline: Instant) -> Self {
         let place = Place::Waiting { early: Vec::new(), deadline };
-        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new(), refusals: Vec::new() }
+        Self {
+            pair,
+            header,
+            place,
+            finished: false,
+            read_to_end: false,
+            packets: VecDeque::new(),
+            refusals: Vec::new(),
+        }
     }
 
     pub(super) fn offered(pair: PairKey, header: StreamHeader, session: SessionKey, id: StreamId) -> Self {
         let place = Place::Offered { session, id };
-        Self { pair, header, place, finished: false, read_to_end: false, packets: VecDeque::new(), refusals: Vec::new() }
+        Self {
+            pair,
+            header,
+            place,
+            finished: false,
+            read_to_end: false,
+            packets: VecDeque::new(),
+            refusals: Vec::new(),
+        }
     }
 
     /// The session and QUIC stream under it, once there is one.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::relay::frame::keys::{MacKey, bind};
 use peerage_model::relay::frame::mailbox::MailId;
-use peerage_model::relay::frame::{self, Boot, Cookie, ENDPOINT_HEADER, EndpointId, Frame, Grant, Tag};
+use peerage_model::relay::frame::{self, AliveFlags, Boot, Cookie, ENDPOINT_HEADER, EndpointId, Frame, Grant, Tag};
 use peerage_model::{AgreementKey, AgreementSecret, InstanceId};
 use tracing::debug;
 
@@ -89,6 +89,8 @@ pub enum RelayEvent {
         /// For how long it still forwards.
         grace: Duration,
     },
+    /// [`RelayClient::others`] has changed.
+    Others,
 }
 
 /// A packet in a frame.
@@ -114,6 +116,13 @@ struct Granted {
     draining: bool,
     /// We were away for so long that the relay may know nothing of this.
     may_be_forgotten: bool,
+}
+
+/// Who shares our routing id.
+#[derive(Debug, Default)]
+struct Others {
+    asked: Option<[u8; 8]>,
+    known: Vec<EndpointId>,
 }
 
 /// The exchange that runs.
@@ -156,6 +165,7 @@ pub struct RelayClient {
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<RelayEvent>,
     mailbox: Mailbox,
+    others: Others,
     keepalive: Duration,
     /// Whether nothing else reaches the relay, so that an answer is urgent.
     hurried: bool,
@@ -179,6 +189,7 @@ impl RelayClient {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             mailbox: Mailbox::new(),
+            others: Others::default(),
             keepalive: KEEPALIVE,
             hurried: true,
         };
@@ -230,6 +241,12 @@ impl RelayClient {
     #[must_use]
     pub fn is_granted(&self) -> bool {
         self.granted.is_some()
+    }
+
+    /// Who else is bound under our routing id, as the relay says: others of our instances, or nobody at all.
+    #[must_use]
+    pub fn others(&self) -> &[EndpointId] {
+        &self.others.known
     }
 
     /// Who we last were to the relay.
@@ -364,7 +381,7 @@ impl RelayClient {
                 self.mailbox.on_frame(&frame, binding.map(|(session, _)| session), datagram, now);
                 None
             }
-            Frame::Alive { draining, mail, .. } => {
+            Frame::Alive { flags: AliveFlags { draining, mail, others }, .. } => {
                 if self.is_granted_as(tag) {
                     self.answered(now);
                 }
@@ -375,6 +392,17 @@ impl RelayClient {
                 }
                 if draining {
                     self.drains(Duration::ZERO);
+                }
+                match others {
+                    true => self.ask_for_others(),
+                    false => self.now_others(&[]),
+                }
+                None
+            }
+            Frame::Others { nonce, ids } => {
+                self.heard(tag, now)?;
+                if self.others.asked.take_if(|asked| *asked == nonce).is_some() {
+                    self.now_others(ids);
                 }
                 None
             }
@@ -392,6 +420,7 @@ impl RelayClient {
             | Frame::Lookup { .. }
             | Frame::Post { .. }
             | Frame::Check { .. }
+            | Frame::WhoElse { .. }
             | Frame::Unbind { .. } => None,
         }
     }
@@ -579,6 +608,7 @@ impl RelayClient {
         self.exchange = Exchange::Quiet;
         let bound = self.granted.as_ref().is_some_and(|granted| granted.binding.is_some());
         self.mailbox.granted(bound, now);
+        self.ask_for_others();
         self.see_to_mail(now);
         self.events.push_back(RelayEvent::Ready { observed: grant.observed });
     }
@@ -632,6 +662,22 @@ impl RelayClient {
             self.unanswered = None;
         }
         Some(())
+    }
+
+    /// Asked when we are bound and whenever an answer says that there are some; one that is lost comes with the next ALIVE.
+    fn ask_for_others(&mut self) {
+        let Some(granted) = self.granted.as_ref().filter(|granted| granted.binding.is_some()) else { return };
+        let nonce = self.random.bytes();
+        self.others.asked = Some(nonce);
+        self.transmits.push_back(frame::who_else(granted.tag, nonce).to_vec());
+    }
+
+    fn now_others(&mut self, ids: &[[u8; 8]]) {
+        let known: Vec<EndpointId> = ids.iter().map(|id| EndpointId(*id)).collect();
+        if self.others.known != known {
+            self.others.known = known;
+            self.events.push_back(RelayEvent::Others);
+        }
     }
 
     fn keep_alive(&mut self, now: Instant) {

@@ -22,8 +22,8 @@ mod write;
 use self::mailbox::{MailId, NameKey, Records, SEALED};
 use self::write::header;
 pub use self::write::{
-    address_bytes, alive, bind_head, bound, cookie, drain, from_header, hello, keepalive, moved, refused, unbind,
-    visit, visiting,
+    address_bytes, alive, bind_head, bound, cookie, drain, from_header, hello, keepalive, moved, others, refused,
+    unbind, visit, visiting, who_else,
 };
 
 /// First byte of every frame of version 1: 3 + version, within the range 4–15 that relay frames own on the socket.
@@ -58,6 +58,10 @@ pub const ALIVE: usize = 19;
 pub const DRAIN: usize = 26;
 /// Bytes of UNBIND.
 pub const UNBIND: usize = 32;
+/// Bytes of WHO_ELSE: more than the longest answer.
+pub const WHO_ELSE: usize = 88;
+/// Most ids in OTHERS.
+pub const MAX_OTHERS: usize = 8;
 /// Bytes of a truncated HMAC-SHA256.
 pub const MAC: usize = 16;
 /// Bytes of the AEAD tag behind a sealed credential.
@@ -164,6 +168,10 @@ pub enum Type {
     Check = 20,
     /// What is in it.
     Mail = 21,
+    /// A bound client asks who else is bound under its routing id.
+    WhoElse = 22,
+    /// Answers it.
+    Others = 23,
 }
 
 /// Why a relay refuses a BIND.
@@ -262,6 +270,27 @@ pub struct Grant {
     pub observed: SocketAddr,
 }
 
+/// What a relay says beside "I am here".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct AliveFlags {
+    /// The relay goes away soon.
+    pub draining: bool,
+    /// There is something in our mailbox.
+    pub mail: bool,
+    /// Others are bound under our routing id.
+    pub others: bool,
+}
+
+impl AliveFlags {
+    const fn byte(self) -> u8 {
+        self.draining as u8 | (self.mail as u8) << 1 | (self.others as u8) << 2
+    }
+
+    const fn from_byte(byte: u8) -> Self {
+        Self { draining: byte & 1 != 0, mail: byte & 2 != 0, others: byte & 4 != 0 }
+    }
+}
+
 /// A frame, borrowed from its datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
@@ -335,10 +364,8 @@ pub enum Frame<'a> {
         nonce: [u8; 8],
         /// Seconds without a frame after which the binding ends.
         lifetime: u16,
-        /// The relay goes away soon.
-        draining: bool,
-        /// There is something in our mailbox.
-        mail: bool,
+        /// What else there is to know.
+        flags: AliveFlags,
     },
     /// The relay goes away.
     Drain {
@@ -420,6 +447,18 @@ pub enum Frame<'a> {
         /// Over everything before it.
         mac: &'a [u8; MAC],
     },
+    /// A bound client asks who else is bound under its routing id.
+    WhoElse {
+        /// Repeated by the answer.
+        nonce: [u8; 8],
+    },
+    /// Answers it.
+    Others {
+        /// From WHO_ELSE.
+        nonce: [u8; 8],
+        /// Some of them, each 8 bytes.
+        ids: &'a [[u8; 8]],
+    },
 }
 
 /// Not a frame of version 1. Dropped in silence whatever the reason.
@@ -460,7 +499,7 @@ impl<'a> Frame<'a> {
             }
             10 => {
                 let (nonce, lifetime, [flags]) = (*r.array()?, r.u16()?, *r.array::<1>()?);
-                Self::Alive { nonce, lifetime, draining: flags & 1 != 0, mail: flags & 2 != 0 }
+                Self::Alive { nonce, lifetime, flags: AliveFlags::from_byte(flags) }
             }
             11 => Self::Drain { grace: r.u16()?, mac: r.array()? },
             12 => Self::To { destination: Destination::Route(RoutingId(*r.array()?)), packet: r.packet()? },
@@ -472,6 +511,12 @@ impl<'a> Frame<'a> {
             19 => Self::Posted { nonce: *r.array()? },
             20 => Self::Check { nonce: *r.array()?, done: MailId(*r.array()?), mac: r.array()? },
             21 => Self::mail(&mut r)?,
+            22 => {
+                let nonce = *r.array()?;
+                r.padding(WHO_ELSE - HEADER - 8)?;
+                Self::WhoElse { nonce }
+            }
+            23 => Self::others(&mut r)?,
             15 => Self::Unbind { id: EndpointId(*r.array()?), mac: r.array()? },
             _ => return Err(NotAFrame),
         };
@@ -488,6 +533,16 @@ impl<'a> Frame<'a> {
         let sealed = r.take(sealed_len)?;
         let mac = r.array()?;
         Ok(Self::Bind { cookie, e, sealed, mac })
+    }
+
+    fn others(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
+        let nonce = *r.array()?;
+        let (ids, rest) = r.0.as_chunks::<8>();
+        r.0 = rest;
+        if ids.len() > MAX_OTHERS {
+            return Err(NotAFrame);
+        }
+        Ok(Self::Others { nonce, ids })
     }
 
     fn visit(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use aws_lc_rs::constant_time;
 use peerage_model::relay::frame::keys::MacKey;
-use peerage_model::relay::frame::{self, Cookie, EndpointId, Grant, Refusal, Tag};
+use peerage_model::relay::frame::{self, AliveFlags, Cookie, EndpointId, Grant, Refusal, Tag};
 use peerage_model::{AgreementKey, Credential};
 
 use super::proof::{Outcome, Proof, Proven};
 use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply, Step};
 use crate::counters::DropReason;
-use crate::limits::COOKIE_WINDOW;
+use crate::limits::{CHOICES, COOKIE_WINDOW, RECENT};
 use crate::mailbox::Card;
 use crate::network::Network;
 use crate::place::StreamId;
@@ -303,11 +303,32 @@ impl Relay {
         let draining = self.is_draining();
         let route = self.table.get(id).and_then(Source::binding).map(|binding| binding.route);
         let mail = route.is_some_and(|route| self.mailboxes.has_mail(route));
+        let others = route.is_some_and(|route| self.table.instances_from(route, id, 2).count() > 1);
         let Some(source) = self.table.get_mut(id).filter(|source| source.tag == tag) else {
             return self.drop_for(DropReason::WrongTag);
         };
         source.last_heard = ingress.now;
-        Decision::Reply(Reply::new(&frame::alive(tag, nonce, LIFETIME_SECS, draining, mail)))
+        let flags = AliveFlags { draining, mail, others };
+        Decision::Reply(Reply::new(&frame::alive(tag, nonce, LIFETIME_SECS, flags)))
+    }
+
+    /// Who else has this client's routing id: the next ones round the circle of ids, of those that were heard lately. Nobody
+    /// but an instance of that agent is told, since only its authority can make one.
+    pub(super) fn who_else(&mut self, ingress: &Ingress, tag: Tag, nonce: [u8; 8]) -> Decision {
+        let Some(id) = self.table.id_at(ingress.from) else {
+            return self.challenge(ingress, tag);
+        };
+        let source = self.table.get(id).filter(|source| source.tag == tag);
+        let Some(route) = source.and_then(Source::binding).map(|binding| binding.route) else {
+            return self.drop_for(DropReason::WrongTag);
+        };
+        let is_recent = |instance: &EndpointId| {
+            let heard = self.table.get(*instance).map(|source| source.last_heard);
+            heard.is_some_and(|heard| ingress.now.saturating_duration_since(heard) < RECENT)
+        };
+        let instances = self.table.instances_from(route, id, CHOICES);
+        let others = instances.filter(|instance| *instance != id).filter(is_recent);
+        Decision::Reply(Reply::new(&frame::others(tag, nonce, others)))
     }
 }
 

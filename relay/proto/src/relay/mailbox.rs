@@ -3,7 +3,7 @@
 //! Who speaks is known by place and tag, as for packets; what it may do is charged before it is looked where it goes.
 
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
-use peerage_model::relay::frame::{self, COOKIE, EndpointId, Tag};
+use peerage_model::relay::frame::{self, AliveFlags, COOKIE, EndpointId, Tag};
 use peerage_model::{AgreementKey, RoutingId};
 
 use super::{Decision, Ingress, LIFETIME_SECS, Notice, Relay, Reply};
@@ -108,12 +108,13 @@ impl Relay {
 
     /// Tells the owner's instances that mail has come.
     fn announce(&mut self, to: RoutingId) {
+        let flags = AliveFlags { mail: true, others: self.table.instances(to).count() > 1, draining: false };
         for id in self.table.instances(to) {
             let Some(source) = self.table.get(id) else { continue };
             if self.notices.len() >= NOTICES {
                 return;
             }
-            let frame = frame::alive(source.tag, [0; 8], LIFETIME_SECS, false, true);
+            let frame = frame::alive(source.tag, [0; 8], LIFETIME_SECS, flags);
             self.notices.push_back(Notice { to: source.place, local: source.local, frame: Reply::new(&frame) });
         }
     }

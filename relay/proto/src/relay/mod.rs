@@ -339,6 +339,7 @@ impl Relay {
             Frame::Visit { cookie, earlier } => self.visit(ingress, tag, cookie, earlier),
             Frame::Move { cookie, id, counter, mac: _ } => self.relocate(ingress, tag, cookie, id, counter, datagram),
             Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
+            Frame::WhoElse { nonce } => self.who_else(ingress, tag, nonce),
             Frame::Unbind { id, mac: _ } => self.unbind(tag, id, datagram),
             Frame::Lookup { nonce, name, e } => self.look_up(ingress, tag, nonce, name, &e),
             Frame::Post { nonce, to, sealed } => self.post(ingress, tag, nonce, to, sealed),
@@ -354,6 +355,7 @@ impl Relay {
             | Frame::Records { .. }
             | Frame::Posted { .. }
             | Frame::Mail { .. }
+            | Frame::Others { .. }
             | Frame::From { .. } => self.drop_for(DropReason::Malformed),
         };
         decision.into()

@@ -1,12 +1,13 @@
 //! Who can bind, and who cannot.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::common::{
     Agent, Out, WALL, World, addr, agent, agent_until, authority, bound_in, cookie_in, refusal_in, visiting_in,
 };
 use peerage_model::relay::frame::keys;
-use peerage_model::relay::frame::{self, Cookie, Destination, Frame, Refusal, Tag};
+use peerage_model::relay::frame::{self, AliveFlags, Cookie, Destination, Frame, Refusal, Tag};
 use peerage_model::{AgreementSecret, InstanceId};
 use peerage_relay_proto::{Access, Decision, DropReason, Limits, Proof, Step};
 
@@ -214,6 +215,69 @@ fn a_silent_binding_ends_after_ninety_seconds_and_a_kept_alive_one_does_not() {
     assert_eq!(world.send_to_route(&visitor, silent.id.routing_id()), Out::Nothing);
 }
 
+/// What the relay answers to WHO_ELSE.
+fn who_else(world: &mut World, from: SocketAddr, tag: Tag) -> Option<Vec<[u8; 8]>> {
+    match world.send(from, &frame::who_else(tag, [7; 8])) {
+        Out::Nothing => None,
+        out => {
+            let reply = out.expect_reply();
+            let (_, Frame::Others { nonce: [7, ..], ids }) = Frame::parse(&reply).expect("it is a frame") else {
+                panic!("it is OTHERS");
+            };
+            Some(ids.to_vec())
+        }
+    }
+}
+
+#[test]
+fn an_instance_is_told_of_the_others_of_its_own_agent_that_were_heard_lately() {
+    let mut world = World::open();
+    let (one, two, gone) = (agent(1, "db", 10), agent(1, "db", 11), agent(1, "db", 12));
+    world.bind("203.0.113.3:3", &gone);
+    world.pass(secs(20));
+    let client = world.bind(HOME, &one);
+    world.bind(ELSEWHERE, &two);
+    world.bind("203.0.113.4:4", &agent(1, "web", 13));
+    world.pass(secs(11));
+    world.send(client.address, &frame::keepalive(client.tag, [1; 8]));
+    let told = who_else(&mut world, client.address, client.tag);
+    assert_eq!(told, Some(vec![InstanceId::of_key(&two.instance.public()).0]));
+}
+
+#[test]
+fn a_keepalive_says_whether_there_are_others() {
+    let mut world = World::open();
+    let client = world.bind(HOME, &agent(1, "db", 10));
+    let says = |world: &mut World| {
+        let alive = world.send(client.address, &frame::keepalive(client.tag, [1; 8])).expect_reply();
+        matches!(Frame::parse(&alive), Ok((_, Frame::Alive { flags: AliveFlags { others: true, .. }, .. })))
+    };
+    assert!(!says(&mut world));
+    world.bind(ELSEWHERE, &agent(1, "db", 11));
+    assert!(says(&mut world));
+}
+
+#[test]
+fn visitors_and_who_guesses_learn_of_nobodys_instances() {
+    let mut world = World::open();
+    let client = world.bind(HOME, &agent(1, "db", 10));
+    world.bind(ELSEWHERE, &agent(1, "db", 11));
+    let visitor = world.visit("203.0.113.1:1");
+    assert_eq!(who_else(&mut world, visitor.address, visitor.tag), None);
+    assert_eq!(who_else(&mut world, client.address, Tag([0; 6])), None);
+}
+
+#[test]
+fn of_very_many_instances_eight_are_told() {
+    let mut world = World::open();
+    let client = world.bind(HOME, &agent(1, "db", 10));
+    for number in 11..40 {
+        world.bind(&format!("203.0.113.{number}:1"), &agent(1, "db", number));
+    }
+    let told = who_else(&mut world, client.address, client.tag).expect("an answer");
+    assert_eq!(told.len(), frame::MAX_OTHERS);
+}
+
 #[test]
 fn a_changed_address_is_challenged_and_then_keeps_its_binding() {
     let mut world = World::open();
@@ -316,5 +380,5 @@ fn a_draining_relay_tells_every_binding_and_takes_no_newcomers() {
     assert_eq!(world.send(addr("203.0.113.2:1"), &frame::visit(Tag([1; 6]), cookie, None)), Out::Nothing);
     assert!(world.send_to_route(&visitor, db.id.routing_id()).was_forwarded(), "it still forwards");
     let alive = world.send(bound[0].address, &frame::keepalive(bound[0].tag, [1; 8])).expect_reply();
-    assert!(matches!(Frame::parse(&alive), Ok((_, Frame::Alive { draining: true, .. }))));
+    assert!(matches!(Frame::parse(&alive), Ok((_, Frame::Alive { flags: AliveFlags { draining: true, .. }, .. }))));
 }

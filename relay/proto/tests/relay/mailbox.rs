@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::{Agent, Client, Out, World, addr, agent, authority};
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
-use peerage_model::relay::frame::{self, Frame};
+use peerage_model::relay::frame::{self, AliveFlags, Frame};
 use peerage_model::{AgentId, AgreementKey, AgreementSecret, AuthorityRecord, RoutingId};
 use peerage_relay_proto::{Access, DropReason, Limits};
 
@@ -136,10 +136,10 @@ fn an_owner_that_is_bound_is_told_at_once_and_by_each_alive() {
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].0, addr(HOME));
     let (tag, alive) = Frame::parse(&told[0].1).expect("it is a frame");
-    assert!(tag == owner.tag && matches!(alive, Frame::Alive { mail: true, .. }));
+    assert!(tag == owner.tag && matches!(alive, Frame::Alive { flags: AliveFlags { mail: true, .. }, .. }));
     let flag = |world: &mut World| {
         let reply = world.send(owner.address, &frame::keepalive(owner.tag, [1; 8])).expect_reply();
-        matches!(Frame::parse(&reply), Ok((_, Frame::Alive { mail: true, .. })))
+        matches!(Frame::parse(&reply), Ok((_, Frame::Alive { flags: AliveFlags { mail: true, .. }, .. })))
     };
     assert!(flag(&mut world));
     let (id, _) = check(&mut world, &owner, MailId::NONE).expect("it is there");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::EndpointId;
 use tracing::info;
 
 use super::super::Node;
@@ -78,6 +79,14 @@ impl Fallback {
         match self {
             Self::Open { stream, client, .. } | Self::Leaving { stream, client, .. } => Some((*stream, client)),
             Self::Unneeded | Self::Opening { .. } | Self::Failed { .. } => None,
+        }
+    }
+
+    /// Who else is bound under our routing id, by the word of the relay on the stream.
+    pub(super) fn others(&self) -> &[EndpointId] {
+        match self {
+            Self::Open { client, .. } | Self::Leaving { client, .. } => client.others(),
+            Self::Unneeded | Self::Opening { .. } | Self::Failed { .. } => &[],
         }
     }
 
@@ -421,7 +430,7 @@ impl Node {
                     self.events.push_back(Event::RelayRefused { relay, reason: format!("{reason:?}") });
                 }
             }
-            RelayEvent::Draining { .. } => self.on_relay_event(key, event, now),
+            RelayEvent::Draining { .. } | RelayEvent::Others => self.on_relay_event(key, event, now),
         }
     }
 

@@ -90,6 +90,7 @@ fn every_other_frame_is_written_as_the_vectors_say() {
     let (session, nonce) = (v.session(), v.bytes("nonce"));
     let refusal = MacKey::new(Zeroizing::new(v.bytes("refusal")));
     let mac = |body: &[u8]| session.mac(body);
+    let none = AliveFlags::default();
 
     assert_eq!(hello(tag)[..], v.frame("hello"));
     assert_eq!(super::cookie(tag, cookie, boot)[..], v.frame("cookie"));
@@ -101,8 +102,12 @@ fn every_other_frame_is_written_as_the_vectors_say() {
     assert_eq!(visiting(tag, &v.grant("visitor_tag", "address6"), visitor)[..], v.frame("visiting"));
     assert_eq!(moved(tag, cookie, endpoint, 7, mac)[..], v.frame("move"));
     assert_eq!(keepalive(endpoint_tag, nonce)[..], v.frame("keepalive"));
-    assert_eq!(alive(endpoint_tag, nonce, 90, true, false)[..], v.frame("alive_draining"));
-    assert_eq!(alive(endpoint_tag, nonce, 90, false, true)[..], v.frame("alive_mail"));
+    let (draining, mail) = (AliveFlags { draining: true, ..none }, AliveFlags { mail: true, ..none });
+    assert_eq!(alive(endpoint_tag, nonce, 90, draining)[..], v.frame("alive_draining"));
+    assert_eq!(alive(endpoint_tag, nonce, 90, mail)[..], v.frame("alive_mail"));
+    assert_eq!(alive(endpoint_tag, nonce, 90, AliveFlags { others: true, ..none })[..], v.frame("alive_others"));
+    assert_eq!(who_else(endpoint_tag, nonce)[..], v.frame("who_else"));
+    assert_eq!(others(endpoint_tag, nonce, [visitor, endpoint])[..], v.frame("others"));
     assert_eq!(drain(endpoint_tag, 30, mac)[..], v.frame("drain"));
     assert_eq!(unbind(endpoint_tag, endpoint, mac)[..], v.frame("unbind"));
     let packet = unhex(v.text("packet"));

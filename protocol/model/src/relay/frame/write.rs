@@ -3,8 +3,8 @@
 use core::net::{IpAddr, SocketAddr};
 
 use super::{
-    ALIVE, BIND_HEAD, BOUND, Boot, COOKIE, Cookie, DRAIN, ENDPOINT_HEADER, EndpointId, Grant, HEADER, HELLO, KEEPALIVE,
-    MAC, MOVE, REFUSED, Refusal, Tag, Type, UNBIND, VERSION_1, VISIT, VISITING,
+    ALIVE, AliveFlags, BIND_HEAD, BOUND, Boot, COOKIE, Cookie, DRAIN, ENDPOINT_HEADER, EndpointId, Grant, HEADER,
+    HELLO, KEEPALIVE, MAC, MAX_OTHERS, MOVE, REFUSED, Refusal, Tag, Type, UNBIND, VERSION_1, VISIT, VISITING, WHO_ELSE,
 };
 use crate::keys::AgreementKey;
 
@@ -112,12 +112,31 @@ pub fn keepalive(tag: Tag, nonce: [u8; 8]) -> [u8; KEEPALIVE] {
 
 /// ALIVE.
 #[must_use]
-pub fn alive(tag: Tag, nonce: [u8; 8], lifetime: u16, draining: bool, mail: bool) -> [u8; ALIVE] {
+pub fn alive(tag: Tag, nonce: [u8; 8], lifetime: u16, flags: AliveFlags) -> [u8; ALIVE] {
     let mut out = [0; ALIVE];
     header(&mut out, Type::Alive, tag);
     out[8..16].copy_from_slice(&nonce);
     out[16..18].copy_from_slice(&lifetime.to_be_bytes());
-    out[18] = u8::from(draining) | u8::from(mail) << 1;
+    out[18] = flags.byte();
+    out
+}
+
+/// WHO_ELSE.
+#[must_use]
+pub fn who_else(tag: Tag, nonce: [u8; 8]) -> [u8; WHO_ELSE] {
+    let mut out = [0; WHO_ELSE];
+    header(&mut out, Type::WhoElse, tag);
+    out[8..16].copy_from_slice(&nonce);
+    out
+}
+
+/// OTHERS; of more than [`MAX_OTHERS`] the first.
+#[must_use]
+pub fn others(tag: Tag, nonce: [u8; 8], ids: impl IntoIterator<Item = EndpointId>) -> Vec<u8> {
+    let mut out = vec![0; HEADER];
+    header(&mut out, Type::Others, tag);
+    out.extend_from_slice(&nonce);
+    ids.into_iter().take(MAX_OTHERS).for_each(|id| out.extend_from_slice(&id.0));
     out
 }
 
