@@ -146,6 +146,34 @@ fn a_client_that_comes_late_learns_of_all_replicas_from_the_first_that_answers()
 }
 
 #[test]
+fn siblings_that_a_relay_invents_are_dialled_in_vain_and_change_nothing_else() {
+    for seed in 0..5 {
+        let mut sim = Sim::new(seed);
+        sim.add_relay("r1");
+        sim.add_agent("c", NatKind::home_router());
+        // By the lie; what it must not do is answer.
+        sim.may_speak("a", "c");
+        let stranger = sim.node("c").instance().0;
+        sim.tamper(move |mut packet| {
+            if packet.bytes.starts_with(&[4, 23]) {
+                packet.bytes.truncate(16);
+                packet.bytes.extend_from_slice(&stranger);
+                (1..8u8).for_each(|invented| packet.bytes.extend_from_slice(&[invented; 8]));
+            }
+            vec![(ms(0), packet)]
+        });
+        sim.add_agent("a", NatKind::home_router());
+        sim.add_agent("b", NatKind::home_router());
+        sim.trust("a", "b");
+        sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("two home routers meet");
+        let requests = ask(&mut sim, "a", 100, ms(200));
+        assert_answered(&sim, seed, &requests);
+        assert_eq!(instances(&sim, "a"), 1, "seed {seed}");
+        assert!(sim.sessions("c", "b").is_empty(), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_stream_that_a_replica_has_no_service_for_is_taken_by_another() {
     for seed in 0..5 {
         let mut sim = three_replicas(seed);

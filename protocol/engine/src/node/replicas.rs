@@ -341,3 +341,56 @@ impl Node {
         self.arm_pair(&pair_key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: InstanceId = InstanceId([1; 8]);
+    const SESSION: SessionKey = SessionKey(1);
+
+    fn dialled(replicas: &mut Replicas, instance: InstanceId, now: Instant) {
+        replicas.aside = Some(Aside { instance, session: SESSION, until: now + ATTEMPT });
+    }
+
+    #[test]
+    fn an_instance_that_never_answers_is_forgotten() {
+        let (mut replicas, now) = (Replicas::default(), Instant::now());
+        replicas.heard_of(ONE);
+        for attempt in 0..MAX_FAILURES {
+            assert!(replicas.known.contains_key(&ONE), "attempt {attempt}");
+            dialled(&mut replicas, ONE, now);
+            replicas.dial_ended(SESSION, now);
+        }
+        assert!(replicas.known.is_empty());
+    }
+
+    #[test]
+    fn hearsay_without_end_fills_no_memory_and_makes_room_for_who_is_there() {
+        let (mut replicas, now) = (Replicas::default(), Instant::now());
+        (0..=255).for_each(|invented| replicas.heard_of(InstanceId([invented; 8])));
+        assert_eq!(replicas.known.len(), MAX_KNOWN);
+        let there = InstanceId([0xaa; 8]);
+        replicas.met(there, SESSION, now);
+        assert!(replicas.known.contains_key(&there) && replicas.known.len() == MAX_KNOWN);
+    }
+
+    #[test]
+    fn a_dial_that_another_instance_answers_counts_against_the_one_that_was_asked() {
+        let (mut replicas, now) = (Replicas::default(), Instant::now());
+        replicas.heard_of(ONE);
+        dialled(&mut replicas, ONE, now);
+        replicas.met(InstanceId([2; 8]), SESSION, now);
+        assert_eq!(replicas.dialling(), None);
+        assert_eq!(replicas.known.get(&ONE).map(|known| known.failures), Some(1));
+    }
+
+    #[test]
+    fn who_refused_comes_after_who_is_busy_and_equals_go_round() {
+        let idle = Load::default();
+        let busy = Load { streams: 9, ..idle };
+        let refusing = Load { refusing: true, ..idle };
+        let served = Load { turn: 1, ..idle };
+        assert!(idle < served && served < busy && busy < refusing);
+    }
+}
