@@ -61,6 +61,10 @@ impl Relay {
     }
 }
 
+fn flags(draining: bool, mail: bool) -> AliveFlags {
+    AliveFlags { draining, mail, others: false }
+}
+
 fn instance() -> AgreementSecret {
     AgreementSecret::from_bytes([6; 32])
 }
@@ -90,6 +94,14 @@ fn bind_it(relay: &mut Relay, client: &mut RelayClient, now: Instant) {
     client.handle_datagram(now, &bound);
     let observed = OBSERVED.parse().expect("an address");
     assert_eq!(client.poll_event(), Some(RelayEvent::Ready { observed }));
+    asked_who_else(client);
+}
+
+/// Takes the question that is asked as soon as the relay knows an agent; gives its nonce.
+fn asked_who_else(client: &mut RelayClient) -> [u8; 8] {
+    let asked = sent(client);
+    let Ok((ENDPOINT_TAG, Frame::WhoElse { nonce })) = Frame::parse(&asked) else { panic!("WHO_ELSE: {asked:?}") };
+    nonce
 }
 
 fn bound_pair() -> (Relay, RelayClient, Instant) {
@@ -182,6 +194,7 @@ fn each_move_has_a_higher_counter() {
         counters.push(counter);
         let session = relay.session.as_ref().expect("bound");
         client.handle_datagram(now, &frame::bound(tag, &relay.grant(), |body| session.mac(body)));
+        asked_who_else(&mut client);
     }
     assert_eq!(counters, [1, 2, 3]);
 }
@@ -209,6 +222,7 @@ fn no_two_binds_use_the_same_key() {
         seen.push(e);
         let bound = relay.bound(&bind);
         client.handle_datagram(now, &bound);
+        asked_who_else(&mut client);
     }
 }
 
@@ -322,7 +336,7 @@ fn an_idle_binding_is_kept_alive_every_25_seconds() {
         let out = run(&mut client, now);
         assert_eq!(out.len(), 1);
         let Ok((tag, Frame::Keepalive { nonce })) = Frame::parse(&out[0]) else { panic!("KEEPALIVE") };
-        client.handle_datagram(now, &frame::alive(tag, nonce, 90, false, false));
+        client.handle_datagram(now, &frame::alive(tag, nonce, 90, flags(false, false)));
     }
     assert_eq!(client.poll_event(), None);
 }
@@ -355,7 +369,7 @@ fn a_draining_relay_is_reported_once_and_only_if_it_is_the_relay() {
 #[test]
 fn a_lost_drain_is_learned_from_the_next_alive() {
     let (_, mut client, now) = bound_pair();
-    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, true, false));
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, flags(true, false)));
     assert!(matches!(client.poll_event(), Some(RelayEvent::Draining { .. })));
 }
 
@@ -466,7 +480,7 @@ fn a_public_agent_opens_its_mailbox_when_it_is_bound_and_looks_again_after_five_
         let out = run(&mut client, at);
         for frame in &out {
             if let Ok((tag, Frame::Keepalive { nonce })) = Frame::parse(frame) {
-                client.handle_datagram(at, &frame::alive(tag, nonce, 90, false, false));
+                client.handle_datagram(at, &frame::alive(tag, nonce, 90, flags(false, false)));
             }
             if let Ok((_, Frame::Check { nonce, .. })) = Frame::parse(frame) {
                 client.handle_datagram(at, &mail(&relay, nonce, None));
@@ -484,7 +498,7 @@ fn mail_is_handed_out_one_by_one_and_forgotten_by_the_relay_when_it_is_safe() {
     let (first, second) = ((MailId([1; 8]), &[11; SEALED]), (MailId([2; 8]), &[22; SEALED]));
     client.handle_datagram(now, &mail(&relay, nonce, Some(first)));
     assert_eq!(client.poll_mail(), Some(MailEvent::Mail { id: first.0, sealed: Box::new(*first.1) }));
-    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, false, true));
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, flags(false, true)));
     assert_eq!(client.poll_transmit(), None, "not before the first is dealt with");
     client.mail_done(first.0, now);
     let (nonce, done) = checked(&mut client, &relay);
@@ -506,7 +520,7 @@ fn mail_that_nobody_could_deal_with_is_given_out_again_after_five_minutes() {
         for frame in run(&mut client, at) {
             match Frame::parse(&frame) {
                 Ok((tag, Frame::Keepalive { nonce })) => {
-                    client.handle_datagram(at, &frame::alive(tag, nonce, 90, false, true));
+                    client.handle_datagram(at, &frame::alive(tag, nonce, 90, flags(false, true)));
                 }
                 Ok((_, Frame::Check { nonce, done, .. })) => checks.push((nonce, done)),
                 _ => {}
@@ -526,7 +540,7 @@ fn a_word_of_mail_is_followed_at_once() {
     let (relay, mut client, now) = public_pair();
     let (nonce, _) = checked(&mut client, &relay);
     client.handle_datagram(now, &mail(&relay, nonce, None));
-    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, false, true));
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, flags(false, true)));
     checked(&mut client, &relay);
 }
 
@@ -575,7 +589,7 @@ fn forged_mail_and_an_answer_to_another_question_are_ignored() {
 #[test]
 fn an_agent_that_is_not_public_never_looks() {
     let (_, mut client, now) = bound_pair();
-    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, false, true));
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, flags(false, true)));
     assert_eq!(client.poll_transmit(), None);
 }
 
@@ -641,4 +655,26 @@ proptest::proptest! {
         proptest::prop_assert_eq!(delivered, None);
         proptest::prop_assert_eq!(client.poll_transmit(), None);
     }
+}
+
+#[test]
+fn who_shares_our_name_is_asked_after_each_alive_that_says_so() {
+    let (_, mut client, now) = bound_pair();
+    let alive = |others| frame::alive(ENDPOINT_TAG, [0; 8], 90, AliveFlags { others, ..AliveFlags::default() });
+    let sibling = EndpointId([3; 8]);
+    client.handle_datagram(now, &alive(true));
+    let nonce = asked_who_else(&mut client);
+    client.handle_datagram(now, &frame::others(ENDPOINT_TAG, nonce, [sibling]));
+    assert_eq!((client.poll_event(), client.others()), (Some(RelayEvent::Others), &[sibling][..]));
+    client.handle_datagram(now, &alive(false));
+    assert_eq!((client.poll_event(), client.others()), (Some(RelayEvent::Others), &[][..]));
+    assert_eq!(client.poll_transmit(), None);
+}
+
+#[test]
+fn siblings_that_were_not_asked_for_are_not_believed() {
+    let (_, mut client, now) = bound_pair();
+    client.handle_datagram(now, &frame::others(ENDPOINT_TAG, [0; 8], [EndpointId([3; 8])]));
+    client.handle_datagram(now, &frame::others(Tag([0; 6]), [0; 8], [EndpointId([3; 8])]));
+    assert_eq!((client.poll_event(), client.others()), (None, &[][..]));
 }
