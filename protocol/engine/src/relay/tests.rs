@@ -552,7 +552,9 @@ fn a_relay_that_answers_everything_but_the_look_into_the_mailbox_is_bound_at_ane
         let out: Vec<_> = std::iter::from_fn(|| client.poll_transmit()).collect();
         for frame in out {
             let answer = match Frame::parse(&frame) {
-                Ok((_, Frame::Keepalive { nonce })) => frame::alive(ENDPOINT_TAG, nonce, 90, false, false).to_vec(),
+                Ok((_, Frame::Keepalive { nonce })) => {
+                    frame::alive(ENDPOINT_TAG, nonce, 90, flags(false, false)).to_vec()
+                }
                 Ok((tag, Frame::Hello)) => {
                     hellos.push(at - now);
                     relay.cookie(tag).to_vec()
