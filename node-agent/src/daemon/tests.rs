@@ -301,6 +301,8 @@ async fn a_consent_whose_caller_has_hung_up_is_taken_back_all_the_same_when_its_
     until_peers(&asker, 1).await;
     caller.abort();
     assert!(caller.await.is_err(), "it has hung up");
+    // A question that was asked after that is answered after it was heard.
+    until_peers(&asker, 1).await;
     drop(held);
     until_peers(&asker, 0).await;
 }

@@ -40,7 +40,8 @@ async fn a_port_that_was_taken_at_first_is_answered_at_once_it_is_free() {
     tokio::spawn(server.run());
     assert_eq!(ask_udp(first, &query("db")).await.metadata.response_code, ResponseCode::NoError);
     drop(taken);
-    place.wait_for(|place| *place == Ok(wanted)).await.expect("it runs");
+    let moved = place.wait_for(|place| *place == Ok(wanted));
+    let _ = tokio::time::timeout(Duration::from_secs(60), moved).await.expect("it stays").expect("it runs");
     assert_eq!(ask_udp(wanted, &query("db")).await.metadata.response_code, ResponseCode::NoError);
 }
 
