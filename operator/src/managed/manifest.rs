@@ -110,10 +110,7 @@ impl Part {
             "automountServiceAccountToken": false,
             // It goes on forwarding for 10 s after it was told to stop, while agents bind elsewhere.
             "terminationGracePeriodSeconds": 20,
-            "securityContext": {
-                "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": settings.pod_security_context,
             "containers": [self.container(settings, authority)],
             "volumes": [{"name": "key", "secret": {
                 "secretName": keys::NAME, "defaultMode": 0o440, "items": [{"key": self.entry(), "path": "relay.key"}],

@@ -58,6 +58,8 @@ pub struct Settings {
     /// `resources` of the container.
     #[serde(default)]
     pub resources: Value,
+    /// `securityContext` of the pod, which PodSecurity `restricted` must admit.
+    pub pod_security_context: Value,
     /// On which nodes they may run.
     #[serde(default)]
     pub node_selector: Value,
