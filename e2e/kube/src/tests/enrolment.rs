@@ -40,7 +40,7 @@ pub(super) fn enrolment(stage: &Stage) -> Result<String, Failed> {
     cluster.kubectl("delete pod db-0 -n enrol --now")?;
     enrolled(0)?;
     agent.says("the operator says")?;
-    let denied = until(|| Ok(in_ledger(cluster, "", ".enrol")?.len() == 1))?;
+    let denied = until(|| Ok(in_ledger(cluster, "denied", ".enrol")?.len() == 1))?;
     ensure(denied, || "the deleted pod's instance is on no list of denied ones".into())?;
     Ok("a pod with its ServiceAccount enrols; not by labels, nor with a token for others; deletion denies it".into())
 }
