@@ -234,11 +234,11 @@ pub(super) fn away(stage: &Stage) -> Result<String, Failed> {
         .into())
 }
 
-/// Instances of agents whose name ends so that are written down as this.
-fn in_ledger(cluster: &Cluster, what: &str, agent_ends: &str) -> Result<Vec<String>, Failed> {
+/// Instances of agents of `.NAMESPACE` that are written down as this.
+fn in_ledger(cluster: &Cluster, what: &str, namespace: &str) -> Result<Vec<String>, Failed> {
     let maps = cluster.get(&format!("configmap -n {NAMESPACE} -l peerage.dev/{what}-instances"))?.unwrap_or_default();
     let maps = maps["items"].as_array().cloned().unwrap_or_default();
     let data = maps.iter().filter_map(|map| map["data"].as_object()).flatten();
-    let wanted = data.filter(|(_, value)| value.as_str().is_some_and(|value| value.ends_with(agent_ends)));
+    let wanted = data.filter(|(_, value)| value.as_str().is_some_and(|value| value.contains(namespace)));
     Ok(wanted.map(|(key, _)| key.clone()).collect())
 }
