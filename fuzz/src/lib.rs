@@ -26,6 +26,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("model_control", model::control),
     ("model_snapshot", model::snapshot),
     ("model_operator", model::operator),
+    ("model_linking", model::linking),
     ("mailbox", mailbox::mailbox),
     ("relay_frame", wire::relay_frame),
     ("relay_stream", wire::relay_stream),

@@ -9,6 +9,7 @@ use ed25519_dalek::SigningKey;
 use minicbor::{Decode, Encode};
 use peerage_model::control::{ControlMessage, MAX_CANDIDATES, MAX_MESSAGE, MAX_PORTS, MAX_REQUEST, TrustRequest};
 use peerage_model::id::sha256;
+use peerage_model::linking::{self, Heard, Tell};
 use peerage_model::operator::{Enrolment, MAX_FRAME, PREFIX, ToAgent, ToOperator, split_frame};
 use peerage_model::passport::MAX_CREDENTIAL;
 use peerage_model::relay::{RelayHost, RelayInfo};
@@ -183,6 +184,37 @@ pub fn operator(data: &[u8]) {
             assert_eq!(enrolment.agent.authority, authority().fingerprint());
             assert_eq!(Enrolment::verify(&enrolment.sign(authority()), authority().record()), Ok(enrolment));
         }
+    }
+}
+
+/// What another cluster's operator says. What is read is within the limits and is written as it was read; a record counts for
+/// the authority that signed it only.
+pub fn linking(data: &[u8]) {
+    let mut feed = Feed::new(data);
+    if feed.u8().is_multiple_of(2) {
+        frames(feed.rest(), |body| match Tell::decode(body) {
+            Ok(Some(tell)) => {
+                if let Tell::Hello(hello) = &tell {
+                    let records = hello.records(&authority().fingerprint(), NOW).unwrap_or_default();
+                    assert!(records.iter().all(|record| record.fingerprint() == authority().fingerprint()));
+                }
+                let written = tell.encode();
+                assert!(written.len() - PREFIX <= linking::MAX_FRAME);
+                assert_eq!(Tell::decode(&written[PREFIX..]), Ok(Some(tell)));
+                true
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        });
+    } else {
+        frames(feed.rest(), |body| match Heard::decode(body) {
+            Ok(Some(heard)) => {
+                assert_eq!(Heard::decode(&heard.encode()[PREFIX..]), Ok(Some(heard)));
+                true
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        });
     }
 }
 

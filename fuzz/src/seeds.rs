@@ -65,6 +65,7 @@ fn of(target: &str) -> Vec<Vec<u8>> {
         "model_control" => control(),
         "model_snapshot" => vec![cbor::to_vec(&Snapshot::default()), cbor::to_vec(&snapshot())],
         "model_operator" => operator(),
+        "model_linking" => linking(),
         "relay_frame" => [messages("relay.json", "frames"), messages("mailbox.json", "frames")].concat(),
         "relay_stream" => messages("relay.json", "tls"),
         "stun" => stun(),
@@ -207,7 +208,7 @@ fn control() -> Vec<Vec<u8>> {
             succeeds: Vec::new(),
             run: None,
             time: None,
-            siblings: vec![peerage_model::InstanceId([9; 8])],
+            siblings: vec![InstanceId([9; 8])],
         }),
         ControlMessage::Candidates(Candidates {
             generation: 3,
@@ -276,6 +277,14 @@ fn messages(file: &str, part: &str) -> Vec<Vec<u8>> {
         other => panic!("{file} has no messages in {other}"),
     };
     texts.into_iter().map(|text| HEXLOWER.decode(text.as_str().expect("hex").as_bytes()).expect("hex")).collect()
+}
+
+/// Each frame of a teller, all of them one after the other, and the one of a hearer.
+fn linking() -> Vec<Vec<u8>> {
+    let told = messages("linking.json", "tell");
+    let all = told.concat();
+    let heard = [&[1][..], &[0, 0, 0, 5, 0x82, 0, 0xa1, 0, 1]].concat();
+    told.into_iter().chain([all]).map(|frame| chosen(0, &frame)).chain([heard]).collect()
 }
 
 /// Each frame of both sides, and all of a side one after the other.

@@ -47,7 +47,7 @@ macro_rules! replay {
 }
 
 replay! {
-    model_text model_ticket model_signed model_control model_snapshot model_operator
+    model_text model_ticket model_signed model_control model_snapshot model_operator model_linking
     mailbox relay_frame relay_stream stun knock noise_session handshake path_agent relay_client relay_server node
     dns_message http_head socks control_line state words etc_files
 }
