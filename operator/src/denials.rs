@@ -2,7 +2,8 @@
 //! deleted while no operator runs must be denied by the next one.
 //!
 //! Each lies in sixteen ConfigMaps of the operator's namespace, by the first digit of the instance's id: a denial as
-//! `INSTANCE: "UNTIL AGENT"` in `peerage-denied-…`, an enrolment as `INSTANCE: "UID NAMESPACE/POD SERVICEACCOUNT ISSUED AGENT"`
+//! `INSTANCE: "UNTIL AGENT"` in `peerage-denied-…`, one of another cluster's instance as `INSTANCE.AUTHORITY: "UNTIL AGENT"`,
+//! because that cluster may say any id, ours too; an enrolment as `INSTANCE: "UID NAMESPACE/POD SERVICEACCOUNT ISSUED AGENT"`
 //! in `peerage-enrolled-…`. Every replica writes: a merge patch touches its own keys and no others, so two that write at
 //! once lose nothing. Every replica watches the denials, which is how the others hear of one; enrolments are read once,
 //! at the start, so that a rollout is no flood of news. The leader removes what has ended. Renewals are not written: an
@@ -21,7 +22,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use peerage_model::passport::LIFETIME;
 use peerage_model::snapshot::DeniedInstance;
-use peerage_model::{AgentId, InstanceId, TrustId, UnixTime};
+use peerage_model::{AgentId, Fingerprint, InstanceId, TrustId, UnixTime};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -81,17 +82,22 @@ pub enum Entry {
 /// All denials in one ConfigMap's data; what cannot be read is left out.
 #[must_use]
 pub fn read(data: &BTreeMap<String, String>) -> Vec<Denial> {
-    let one = |(instance, value): (&String, &String)| {
-        let (until, agent) = value.split_once(' ')?;
-        let agent: AgentId = agent.parse().ok()?;
-        let denied = DeniedInstance {
-            authority: agent.authority,
-            instance: instance.parse().ok()?,
-            until: UnixTime(until.parse().ok()?),
-        };
-        Some(Denial { agent, denied })
+    data.iter().filter_map(|(key, value)| read_one(key, value)).collect()
+}
+
+fn read_one(key: &str, value: &str) -> Option<Denial> {
+    let (until, agent) = value.split_once(' ')?;
+    let agent: AgentId = agent.parse().ok()?;
+    let instance = match key.split_once('.') {
+        Some((instance, authority)) => (authority.parse() == Ok(agent.authority)).then_some(instance)?,
+        None => key,
     };
-    data.iter().filter_map(one).collect()
+    let denied = DeniedInstance {
+        authority: agent.authority,
+        instance: instance.parse().ok()?,
+        until: UnixTime(until.parse().ok()?),
+    };
+    Some(Denial { agent, denied })
 }
 
 /// All enrolments in one ConfigMap's data, whose passports may count until a day after `now`; what cannot be read is left
@@ -125,14 +131,20 @@ fn enrolled(uid: &PodUid, holder: &Holder) -> (String, String) {
     (instance.to_string(), value)
 }
 
-fn entry(denial: &Denial) -> (String, String) {
-    (denial.denied.instance.to_string(), format!("{} {}", denial.denied.until.0, denial.agent))
+fn entry(denial: &Denial, ours: &Fingerprint) -> (String, String) {
+    let Denial { agent, denied } = denial;
+    let key = match agent.authority == *ours {
+        true => denied.instance.to_string(),
+        false => format!("{}.{}", denied.instance, agent.authority),
+    };
+    (key, format!("{} {agent}", denied.until.0))
 }
 
 /// Writes denials down, and forgets them when they have ended.
 #[derive(Clone)]
 pub struct Ledger {
     maps: Api<ConfigMap>,
+    ours: Fingerprint,
 }
 
 impl std::fmt::Debug for Ledger {
@@ -142,10 +154,10 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// In the operator's namespace.
+    /// In the operator's namespace; `ours`: this cluster's authority.
     #[must_use]
-    pub fn new(client: kube::Client, namespace: &str) -> Self {
-        Self { maps: Api::namespaced(client, namespace) }
+    pub fn new(client: kube::Client, namespace: &str, ours: Fingerprint) -> Self {
+        Self { maps: Api::namespaced(client, namespace), ours }
     }
 
     /// Who enrolled and was not denied, as earlier processes wrote it down; asked until there is an answer.
@@ -169,7 +181,7 @@ impl Ledger {
             let ledger = self.clone();
             async move { ledger.add(&place, &data).await }
         };
-        write_down(entries, written, write).await;
+        write_down(self.ours, entries, written, write).await;
     }
 
     /// Whether it is done with.
@@ -215,8 +227,10 @@ impl Ledger {
     /// What the API server said.
     pub async fn sweep(&self, now: UnixTime, is_there: impl Fn(&PodUid, &Holder) -> bool) -> kube::Result<()> {
         let ended = |data: &BTreeMap<String, String>| -> Changes {
-            let ended = read(data).into_iter().filter(|denial| denial.denied.until <= now);
-            ended.map(|denial| (entry(&denial).0, None)).collect()
+            let has_ended =
+                |key: &str, value: &str| read_one(key, value).is_some_and(|denial| denial.denied.until <= now);
+            let ended = data.iter().filter(|(key, value)| has_ended(key, value));
+            ended.map(|(key, _)| (key.clone(), None)).collect()
         };
         self.remove(Book::Denied, ended).await?;
         let left = |data: &BTreeMap<String, String>| -> Changes {
@@ -247,16 +261,19 @@ type Changes = BTreeMap<String, Option<String>>;
 /// One ConfigMap.
 type Place = (Book, String);
 
-fn note(what: &Entry, by_map: &mut BTreeMap<Place, Changes>, written: &mut BTreeSet<InstanceId>) {
+fn note(ours: &Fingerprint, what: &Entry, by_map: &mut BTreeMap<Place, Changes>, written: &mut BTreeSet<InstanceId>) {
     let mut put = |book: Book, key: String, value: Option<String>| {
         by_map.entry((book, book.map_of(&key))).or_default().insert(key, value);
     };
     match what {
         Entry::Denied(denial) => {
-            let (instance, value) = entry(denial);
-            put(Book::Enrolled, instance.clone(), None);
-            put(Book::Denied, instance, Some(value));
-            written.remove(&denial.denied.instance);
+            let (key, value) = entry(denial, ours);
+            // What another cluster says of its instances ends no enrolment here.
+            if denial.agent.authority == *ours {
+                put(Book::Enrolled, key.clone(), None);
+                written.remove(&denial.denied.instance);
+            }
+            put(Book::Denied, key, Some(value));
         }
         Entry::Enrolled(uid, holder) => {
             // Who comes back is enrolled already.
@@ -270,6 +287,7 @@ fn note(what: &Entry, by_map: &mut BTreeMap<Place, Changes>, written: &mut BTree
 
 /// Hands what happened to `write`, ConfigMap by ConfigMap, and again where it failed.
 async fn write_down<F: Future<Output = bool>>(
+    ours: Fingerprint,
     mut entries: mpsc::UnboundedReceiver<Entry>,
     mut written: BTreeSet<InstanceId>,
     write: impl Fn(Place, Changes) -> F,
@@ -287,7 +305,7 @@ async fn write_down<F: Future<Output = bool>>(
             entry = entries.recv() => {
                 let Some(mut entry) = entry else { return };
                 loop {
-                    note(&entry, &mut pending, &mut written);
+                    note(&ours, &entry, &mut pending, &mut written);
                     let Ok(more) = entries.try_recv() else { break };
                     entry = more;
                 }
@@ -333,6 +351,8 @@ mod tests {
     use peerage_model::Fingerprint;
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
+    const OURS: Fingerprint = Fingerprint([1; 32]);
+    const THEIRS: Fingerprint = Fingerprint([2; 32]);
 
     fn holder(instance: u8) -> Holder {
         Holder {
@@ -353,7 +373,7 @@ mod tests {
         for instance in [0xa1, 0xa2, 0xa3] {
             tell.send(Entry::Enrolled([instance; 16], holder(instance))).expect("it listens");
         }
-        tokio::spawn(write_down(enrolled, BTreeSet::new(), move |(_, name), data: Changes| {
+        tokio::spawn(write_down(OURS, enrolled, BTreeSet::new(), move |(_, name), data: Changes| {
             written.send((name, data.len())).expect("the test listens");
             std::future::ready(true)
         }));
@@ -365,7 +385,7 @@ mod tests {
         let holder = holder(0xab);
         let agent = holder.agent.clone();
         let (mut by_map, mut written) = (BTreeMap::new(), BTreeSet::new());
-        note(&Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
+        note(&OURS, &Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
         let place = (Book::Enrolled, "peerage-enrolled-a".to_owned());
         let changes = by_map.remove(&place).expect("by its first digit");
         assert!(by_map.is_empty(), "who follows denials hears nothing of it");
@@ -373,10 +393,10 @@ mod tests {
         assert_eq!(read_enrolled(&data, NOW), [([7; 16], holder.clone())]);
         assert!(read(&data).is_empty(), "it is no denial");
 
-        note(&Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
+        note(&OURS, &Entry::Enrolled([7; 16], holder.clone()), &mut by_map, &mut written);
         assert!(by_map.is_empty(), "it is written once");
         let denied = DeniedInstance { authority: agent.authority, instance: holder.instance, until: NOW };
-        note(&Entry::Denied(Denial { agent, denied }), &mut by_map, &mut written);
+        note(&OURS, &Entry::Denied(Denial { agent, denied }), &mut by_map, &mut written);
         let changes = by_map.remove(&place).expect("the same place");
         assert_eq!(changes.values().collect::<Vec<_>>(), [&None], "the enrolment goes");
         assert!(by_map.contains_key(&(Book::Denied, "peerage-denied-a".to_owned())));
@@ -395,7 +415,7 @@ mod tests {
         let (written, mut seen) = mpsc::unbounded_channel();
         let full = Arc::new(AtomicBool::new(true));
         let is_full = Arc::clone(&full);
-        tokio::spawn(write_down(denied, BTreeSet::new(), move |(book, name), data: Changes| {
+        tokio::spawn(write_down(OURS, denied, BTreeSet::new(), move |(book, name), data: Changes| {
             let refused = name == "peerage-denied-a" && is_full.load(Ordering::Relaxed);
             if !refused && book == Book::Denied {
                 written.send((name, data.len())).expect("the test listens");
@@ -411,11 +431,28 @@ mod tests {
     }
 
     #[test]
+    fn another_clusters_denial_of_an_id_of_ours_touches_neither_our_denial_nor_our_enrolment() {
+        let (mut by_map, mut written) = (BTreeMap::new(), BTreeSet::from([InstanceId([0xab; 8])]));
+        let ours = denial(0xab);
+        let agent = AgentId { authority: THEIRS, ..ours.agent.clone() };
+        let denied = DeniedInstance { authority: THEIRS, ..ours.denied.clone() };
+        let theirs = Denial { agent, denied };
+        note(&OURS, &Entry::Denied(theirs.clone()), &mut by_map, &mut written);
+        let mut changes = by_map.remove(&(Book::Denied, "peerage-denied-a".to_owned())).expect("by its first digit");
+        assert!(by_map.is_empty(), "no enrolment of ours goes");
+        assert!(written.contains(&InstanceId([0xab; 8])));
+        let (key, value) = entry(&ours, &OURS);
+        assert_eq!(changes.insert(key, Some(value)), None, "ours has a key of its own");
+        let data = changes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        assert_eq!(read(&data), [ours, theirs]);
+    }
+
+    #[test]
     fn a_denial_is_read_as_it_was_written_and_nonsense_is_left_out() {
         let agent = AgentId { authority: Fingerprint([1; 32]), name: "db.tools".parse().expect("a name") };
         let denied = DeniedInstance { authority: agent.authority, instance: InstanceId([0xab; 8]), until: UnixTime(7) };
         let denial = Denial { agent, denied };
-        let (key, value) = entry(&denial);
+        let (key, value) = entry(&denial, &OURS);
         assert_eq!(Book::Denied.map_of(&key), "peerage-denied-a");
         let data = BTreeMap::from([(key, value), ("x".into(), "y".into()), ("ab".into(), "1 z".into())]);
         assert_eq!(read(&data), [denial]);

@@ -144,7 +144,8 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     let others = Arc::new(Others::default());
 
     // Before the watches begin: whoever is written down was there when they list what is.
-    let ledger = Ledger::new(ground.client.clone(), &ground.namespace);
+    let authority = ground.cluster.read().index.authority();
+    let ledger = Ledger::new(ground.client.clone(), &ground.namespace, authority);
     let enrolled = tokio::select! {
         enrolled = ledger.enrolled() => enrolled,
         () = &mut stop => return Ok(()),
@@ -163,7 +164,6 @@ pub async fn run(options: Options, client: Client, stop: impl Future<Output = ()
     tokio::spawn(keys::keep(store, keep, Arc::clone(&ground.cluster), ground.leadership.clone(), ledger));
     let leading = tokio::spawn(candidate.run(stopping.clone()));
 
-    let authority = ground.cluster.read().index.authority();
     let server = Server::new(ground.cluster, authority, keyring, ground.client, others, stopping);
     let serving = tokio::spawn(server.run(listener));
     tracing::info!(%authority, listen = %options.listen, "serving");
