@@ -174,7 +174,8 @@ impl Runner {
         }
     }
 
-    /// Everything once: what there should be is there afterwards, and nothing else of ours.
+    /// Everything once: what there should be is there afterwards, and nothing else of ours. A relay whose objects the API
+    /// server does not take holds up no other.
     async fn round(
         &self,
         wanted: &BTreeMap<String, ManagedFacts>,
@@ -195,14 +196,18 @@ impl Runner {
                 *state = Running::Refused(Reason::SecretNotFound, self.lost(part));
                 continue;
             };
-            let deployment = part.deployment(&self.settings, &self.authority);
-            put(&self.deployments, &part.name(), deployment, deployments.contains_key(&part.name())).await?;
-            let service = part.service();
-            let service = put(&self.services, &part.name(), service, services.contains_key(&part.name())).await?;
+            let put = self.put(part, deployments.contains_key(&part.name()), services.contains_key(&part.name())).await;
             let Running::At { relays, waiting } = state else { continue };
-            match part.address(&service, *key) {
-                Some(relay) => relays.push(relay),
-                None => *waiting = Some(self.waits(part)),
+            match put.as_ref().map(|service| part.address(service, *key)) {
+                Ok(Some(relay)) => relays.push(relay),
+                Ok(None) => *waiting = Some(self.waits(part)),
+                Err(error) => {
+                    tracing::warn!(relay = part.relay, replica = part.replica, %error, "a managed relay could not be applied");
+                    // One that runs as it was is used all the same.
+                    let there = services.get(&part.name()).filter(|_| has_run(part));
+                    relays.extend(there.and_then(|service| part.address(service, *key)));
+                    *waiting = Some(self.fails(part, error));
+                }
             }
         }
         let names: Vec<_> = parts.iter().map(Part::name).collect();
@@ -210,9 +215,25 @@ impl Runner {
             let unreadable = relay.is_some_and(|relay| !wanted.contains_key(relay) && is_known(relay));
             !names.iter().any(|name| name == object) && !unreadable
         };
-        remove(&self.deployments, &deployments, left).await?;
-        remove(&self.services, &services, left).await?;
+        remove(&self.deployments, &deployments, left).await;
+        remove(&self.services, &services, left).await;
         Ok(states)
+    }
+
+    /// Applies one replica; its Service as it is then.
+    async fn put(&self, part: &Part, has_deployment: bool, has_service: bool) -> kube::Result<Service> {
+        let deployment = part.deployment(&self.settings, &self.authority);
+        put(&self.deployments, &part.name(), deployment, has_deployment).await?;
+        put(&self.services, &part.name(), part.service(), has_service).await
+    }
+
+    fn fails(&self, part: &Part, error: &kube::Error) -> String {
+        format!(
+            "Deployment or Service {} in namespace {} could not be written ({error}); mend what the API server names, here or in \
+             this AgentRelay: it is tried again all the time",
+            part.name(),
+            self.namespace
+        )
     }
 
     fn lost(&self, part: &Part) -> String {
@@ -254,11 +275,8 @@ where
     api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await
 }
 
-async fn remove<K>(
-    api: &Api<K>,
-    there: &BTreeMap<String, K>,
-    is_left: impl Fn(&str, Option<&String>) -> bool,
-) -> kube::Result<()>
+/// What cannot be removed is tried in the next round again.
+async fn remove<K>(api: &Api<K>, there: &BTreeMap<String, K>, is_left: impl Fn(&str, Option<&String>) -> bool)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
@@ -266,8 +284,107 @@ where
         match api.delete(name, &DeleteParams::default()).await {
             Ok(_) => tracing::info!(kind = %K::kind(&()), name, "of a relay that nobody wants any more: removed"),
             Err(kube::Error::Api(status)) if status.code == 404 => {} // it went with its AgentRelay
-            Err(error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(kind = %K::kind(&()), name, %error, "of a relay that nobody wants any more: not removed")
+            }
         }
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
+
+    use data_encoding::BASE64;
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::{Bytes, Incoming};
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper::{Method, Request, Response};
+    use hyper_util::rt::TokioIo;
+    use peerage_crds::relay::{ManagedRelay, RelayService, ServiceType};
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What an API server answers that has keys for `bad` and `good`, the Deployment of a relay that is gone, and takes no
+    /// Deployment of `bad`.
+    async fn answer(request: Request<Incoming>, deleted: mpsc::UnboundedSender<String>) -> (u16, Value) {
+        let (path, method) = (request.uri().path().to_owned(), request.method().clone());
+        let body = request.into_body().collect().await.expect("a body").to_bytes();
+        let kind = path.rsplit('/').find(|word| !word.starts_with("relay-")).unwrap_or_default();
+        match (method, kind) {
+            (Method::GET, "peerage-relays") => {
+                // 52 digits of base32, as the key's file is written.
+                let key = BASE64.encode("A".repeat(52).as_bytes());
+                (200, json!({"metadata": {"name": "peerage-relays"}, "data": {"bad.0": key, "good.0": key}}))
+            }
+            (Method::GET, "deployments") => {
+                (200, json!({"metadata": {}, "items": [{"metadata": {"name": "relay-gone-0"}}]}))
+            }
+            (Method::GET, _) => (200, json!({"metadata": {}, "items": []})),
+            (Method::DELETE, _) => {
+                deleted.send(path).expect("the test listens");
+                (200, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}))
+            }
+            (_, kind) => {
+                let object: Value = serde_json::from_slice(&body).expect("an object");
+                if kind == "deployments" && object["metadata"]["name"] == "relay-bad-0" {
+                    return (
+                        403,
+                        json!({"kind": "Status", "status": "Failure", "code": 403, "message": "no, says a webhook"}),
+                    );
+                }
+                (201, object)
+            }
+        }
+    }
+
+    async fn api_server(deleted: mpsc::UnboundedSender<String>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let deleted = deleted.clone();
+                let service = service_fn(move |request| {
+                    let answer = answer(request, deleted.clone());
+                    async move {
+                        let (status, body) = answer.await;
+                        let response =
+                            Response::builder().status(status).body(Full::new(Bytes::from(body.to_string())));
+                        Ok::<_, Infallible>(response.expect("a response"))
+                    }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_the_api_server_refuses_holds_up_neither_the_others_nor_what_is_to_be_removed() {
+        let (sender, mut deleted) = mpsc::unbounded_channel();
+        let address = api_server(sender).await;
+        let config = kube::Config::new(format!("http://{address}").parse().expect("an address"));
+        let client = kube::Client::try_from(config).expect("a client connects when it is used");
+        let runner = Runner::new(client, "peerage", Settings::default(), Fingerprint([1; 32]));
+        let relay = |name: &str| {
+            let host = Some(format!("{name}.example"));
+            let service = RelayService { type_: ServiceType::LoadBalancer, port: 443, node_port: None, host };
+            (
+                name.to_owned(),
+                ManagedFacts { uid: "u".into(), spec: ManagedRelay { service, replicas: 1 }, has_address: true },
+            )
+        };
+        let wanted = [relay("bad"), relay("good")].into();
+        let states = runner.round(&wanted, |_| true).await.expect("the API server answers");
+        let Running::At { relays, waiting: Some(why) } = &states["bad"] else { panic!("{states:?}") };
+        assert!(relays.is_empty() && why.contains("no, says a webhook"), "{why}");
+        let Running::At { relays, waiting: None } = &states["good"] else { panic!("{states:?}") };
+        assert_eq!(relays.len(), 1);
+        let gone = deleted.recv().await.expect("something is removed");
+        assert!(gone.ends_with("/deployments/relay-gone-0"), "{gone}");
+    }
 }
