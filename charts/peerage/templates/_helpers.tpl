@@ -93,15 +93,22 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- dict "webhook" (dict "configuration" (include "peerage.clusterName" .) "names" $names) "agent" $sidecar | toPrettyJson -}}
 {{- end }}
 
-{{/* The securityContext of a pod that PodSecurity "restricted" admits, as these users, unless the cluster gives them out. */}}
+{{/* The securityContext of a pod that PodSecurity "restricted" admits, as these users, unless the cluster gives them out. Values
+that a former chart wrote (helm upgrade --reuse-values) say nothing of users; without the group nobody reads the relay's key. */}}
 {{- define "peerage.podSecurityContext" -}}
 runAsNonRoot: true
-{{- range $field, $id := . }}
+{{- $users := ternary (dict "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532) . (kindIs "invalid" .) }}
+{{- range $field, $id := $users }}
 {{- if $id }}
 {{ $field }}: {{ int $id }}
 {{- end }}
 {{- end }}
 seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* The relay's Deployment, if it runs; who renders the chart without a cluster does not see it. */}}
+{{- define "peerage.relayThere" -}}
+{{- lookup "apps/v1" "Deployment" .Release.Namespace (include "peerage.relay" .) | toJson -}}
 {{- end }}
 
 {{/* By what agents know the relay: with the port at which the Service has it. Empty while that is not known. */}}
