@@ -346,6 +346,13 @@ impl Index {
         about.map(|facts| facts.agent.clone()).collect()
     }
 
+    /// Agents of other clusters that an owner here names.
+    #[must_use]
+    pub fn named_away(&self) -> BTreeSet<AgentId> {
+        let facts = self.over.values().flatten().filter_map(|key| self.trusts.get(key));
+        facts.filter_map(|facts| self.named_peer(facts)).collect()
+    }
+
     /// Whether AgentTrusts of a namespace may go over a link.
     #[must_use]
     pub fn may_use(&self, link: &str, namespace: &str) -> bool {

@@ -15,7 +15,7 @@ use peerage_model::linking::{
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{DeniedInstance, Snapshot};
 use peerage_model::stream::StreamStatus;
-use peerage_model::{AgentId, AuthorityRecord, Credential, InstanceId, TrustId, UnixTime, passport};
+use peerage_model::{AgentId, AgentName, AuthorityRecord, Credential, InstanceId, TrustId, UnixTime, passport};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
@@ -67,7 +67,7 @@ struct Line {
     row: Row,
     known: Known,
     /// Instances that it said are denied.
-    denied: BTreeMap<InstanceId, UnixTime>,
+    denied: BTreeMap<InstanceId, Refused>,
     outgoing: watch::Sender<Arc<Outgoing>>,
     tasks: Vec<AbortHandle>,
     /// The stream that the other operator tells us on, and which of them it is.
@@ -75,6 +75,17 @@ struct Line {
     streams: u64,
     /// What it said last of its relays, and since when it says so.
     told: Option<(Vec<RelayInfo>, UnixTime)>,
+}
+
+/// What the other operator said of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refused {
+    agent: AgentName,
+    /// Until when it is denied.
+    until: UnixTime,
+    /// Until when it counts among those that are taken of its link. That is as long as a passport can last, whatever its
+    /// operator says: denials that end at once would be writes without end.
+    held: UnixTime,
 }
 
 impl Drop for Line {
@@ -229,6 +240,11 @@ impl Desk {
             });
             line.settle_relays(now);
         }
+        refuse(&self.cluster, self.denials(now));
+    }
+
+    fn denials(&self, now: UnixTime) -> impl Iterator<Item = Denial> {
+        self.lines.values().flat_map(move |line| line.denials(now))
     }
 
     /// The links that lead somewhere, of two to one authority the first; and our relays.
@@ -429,8 +445,8 @@ impl Desk {
             Report::Said(number, tell) if number == line.streams => match line.known.take(tell) {
                 News::Hello(hello) => line.greet(hello, now),
                 News::Denied(denied) => {
-                    if let Some(denial) = line.denial(denied, now) {
-                        deny(&self.cluster, denial);
+                    if line.note_denied(denied, now) {
+                        refuse(&self.cluster, self.denials(now));
                     }
                 }
                 News::Wishes | News::Nothing => {}
@@ -493,18 +509,26 @@ impl Line {
         self.settle_relays(now);
     }
 
-    /// What the other operator's word that an instance is denied comes to: a denial of its own authority's agent, for as long as
-    /// a passport can last, and only so many.
-    fn denial(&mut self, denied: Denied, now: UnixTime) -> Option<Denial> {
-        let until = denied.until.min(now.plus(passport::LIFETIME + passport::BACKDATED));
-        self.denied.retain(|_, until| *until > now);
+    /// Takes the other operator's word that an instance is denied, for as long as a passport can last, and only so many in that
+    /// time. Whether that is news.
+    fn note_denied(&mut self, denied: Denied, now: UnixTime) -> bool {
+        let held = now.plus(passport::LIFETIME + passport::BACKDATED);
+        let until = denied.until.min(held);
+        self.denied.retain(|_, one| one.held > now);
         if until <= now || self.denied.contains_key(&denied.instance) || self.denied.len() >= MAX_DENIED {
-            return None;
+            return false;
         }
-        self.denied.insert(denied.instance, until);
+        self.denied.insert(denied.instance, Refused { agent: denied.agent, until, held });
+        true
+    }
+
+    /// Denials that hold, each of an agent of the link's own authority.
+    fn denials(&self, now: UnixTime) -> impl Iterator<Item = Denial> {
         let authority = self.link.authority;
-        let agent = AgentId { authority, name: denied.agent };
-        Some(Denial { agent, denied: DeniedInstance { authority, instance: denied.instance, until } })
+        self.denied.iter().filter(move |(_, one)| one.until > now).map(move |(instance, one)| Denial {
+            agent: AgentId { authority, name: one.agent.clone() },
+            denied: DeniedInstance { authority, instance: *instance, until: one.until },
+        })
     }
 
     /// Relays of a former list are used besides the new ones for a while, since agents over there change over one by one.
@@ -523,12 +547,15 @@ impl Line {
     }
 }
 
-/// Refuses an instance of another cluster, if it is of an agent that anybody here has to do with.
-fn deny(cluster: &Cluster, denial: Denial) {
-    let concerns_us = !cluster.read().index.trusting(&denial.agent).is_empty();
-    if concerns_us {
-        cluster.withdraw(denial);
+/// Refuses what other operators said is denied, of agents that anybody here has to do with. An owner may name an agent long
+/// after that was said of it.
+fn refuse(cluster: &Cluster, told: impl Iterator<Item = Denial>) {
+    let new: Vec<_> = told.filter(|one| !cluster.is_denied(&one.agent, &one.denied.instance)).collect();
+    if new.is_empty() {
+        return;
     }
+    let named = cluster.read().index.named_away();
+    new.into_iter().filter(|one| named.contains(&one.agent)).for_each(|one| cluster.withdraw(one));
 }
 
 fn newest(mut records: Vec<AuthorityRecord>) -> Vec<AuthorityRecord> {
@@ -539,4 +566,74 @@ fn newest(mut records: Vec<AuthorityRecord>) -> Vec<AuthorityRecord> {
 /// As much of a text as a message takes, cut between two characters.
 fn clipped(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_PURPOSE)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use peerage_model::Fingerprint;
+    use serde_json::json;
+
+    use super::*;
+    use crate::index::Index;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+    const THEIRS: Fingerprint = Fingerprint([2; 32]);
+
+    fn line() -> Line {
+        let uid = TrustId([9; 16]);
+        let name = "far".parse().expect("a label");
+        let link = Link { name, uid, authority: THEIRS, records: Vec::new(), relays: Vec::new() };
+        Line {
+            link,
+            row: Row::new(uid),
+            known: Known::default(),
+            denied: BTreeMap::new(),
+            outgoing: watch::Sender::default(),
+            tasks: Vec::new(),
+            listening: None,
+            streams: 0,
+            told: None,
+        }
+    }
+
+    fn denied(id: u64, until: UnixTime) -> Denied {
+        Denied { agent: "db.tools".parse().expect("a name"), instance: InstanceId(id.to_be_bytes()), until }
+    }
+
+    #[test]
+    fn denials_that_end_at_once_are_as_few_as_those_that_last() {
+        let mut line = line();
+        let each_second = (0..10_000).map(|second| (second, NOW.plus(Duration::from_secs(second))));
+        let news =
+            each_second.filter(|(id, now)| line.note_denied(denied(*id, now.plus(Duration::from_secs(1))), *now));
+        assert_eq!(news.count(), MAX_DENIED);
+        let next_day = NOW.plus(passport::LIFETIME + passport::BACKDATED);
+        assert!(
+            line.note_denied(denied(20_000, next_day.plus(Duration::from_secs(9))), next_day),
+            "there is room again"
+        );
+    }
+
+    #[test]
+    fn a_denial_that_was_told_before_anybody_named_the_agent_holds_once_somebody_does() {
+        let (news, _) = mpsc::unbounded_channel();
+        let index = Index::new(Fingerprint([1; 32]), NOW);
+        let cluster = Cluster::new(index, 1, Vec::new(), Arc::default(), news);
+        let mut line = line();
+        assert!(line.note_denied(denied(7, NOW.plus(passport::LIFETIME)), NOW));
+        let denial = line.denials(NOW).next().expect("it was noted");
+        refuse(&cluster, line.denials(NOW));
+        assert!(!cluster.is_denied(&denial.agent, &denial.denied.instance), "whom nobody names nobody refuses");
+        let trust = json!({
+            "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrust", "metadata": {"name": "yes", "namespace": "web"},
+            "spec": {"agentRef": {"name": "shop"}, "peer": {
+                "name": "db", "namespace": "tools", "linkRef": {"name": "far"}, "authority": THEIRS.to_string(),
+            }},
+        });
+        let trust = serde_json::from_value(trust).expect("an AgentTrust");
+        let trust = TrustFacts::read(&trust).expect("it is read");
+        cluster.change(|index| index.set_trust(&ObjectKey::new("web", "yes"), Some(trust)));
+        refuse(&cluster, line.denials(NOW));
+        assert!(cluster.is_denied(&denial.agent, &denial.denied.instance));
+    }
 }

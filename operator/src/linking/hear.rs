@@ -34,7 +34,7 @@ pub(super) enum News {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Known {
     wishes: BTreeMap<TrustId, Wish>,
-    /// Those of them that this stream has told; none once it has told all.
+    /// Those of them, and no others, that this stream has told; none once it has told all.
     fresh: Option<BTreeSet<TrustId>>,
     /// Whether some stream has told all.
     whole: bool,
@@ -61,10 +61,15 @@ impl Known {
         match tell {
             Tell::Hello(hello) => News::Hello(hello),
             Tell::Wish(wish) => self.wish(wish),
-            Tell::Withdrawn(gone) => match self.wishes.remove(&gone.id) {
-                Some(_) => News::Wishes,
-                None => News::Nothing,
-            },
+            Tell::Withdrawn(gone) => {
+                if let Some(fresh) = &mut self.fresh {
+                    fresh.remove(&gone.id);
+                }
+                match self.wishes.remove(&gone.id) {
+                    Some(_) => News::Wishes,
+                    None => News::Nothing,
+                }
+            }
             Tell::Denied(denied) => News::Denied(denied),
             Tell::Told(_) => {
                 let Some(fresh) = self.fresh.take() else { return News::Nothing };
@@ -151,5 +156,16 @@ mod tests {
         let gone = known.take(Tell::Withdrawn(Withdrawn { id: TrustId(1_u128.to_be_bytes()) }));
         assert_eq!(gone, News::Wishes);
         assert_eq!(known.take(wish(20_000)), News::Wishes, "there is room again");
+    }
+
+    #[test]
+    fn a_teller_that_wishes_and_takes_back_before_it_has_told_all_leaves_nothing() {
+        let mut known = Known::default();
+        known.begin();
+        for id in 0..10_u128 {
+            known.take(wish(id));
+            known.take(Tell::Withdrawn(Withdrawn { id: TrustId(id.to_be_bytes()) }));
+        }
+        assert_eq!(known, Known { fresh: Some(BTreeSet::new()), ..Known::default() });
     }
 }

@@ -77,40 +77,76 @@ async fn call(
     };
     let (mut reader, mut writer) = frames::split(stream);
     let (mut told, mut queue) = (None, VecDeque::new());
-    let (mut sent, mut acknowledged) = (0_u64, 0_u64);
-    let (mut last_sent, mut last_heard) = (Instant::now(), Instant::now());
+    let mut flow = Flow::begin(Instant::now());
     loop {
         if queue.is_empty() {
             let new = Arc::clone(&outgoing.borrow_and_update());
             queue.extend(difference(told.as_deref(), &new));
             told = Some(new);
         }
-        while sent - acknowledged < WINDOW
+        while flow.has_room()
             && let Some(tell) = queue.pop_front()
         {
             if let Err(ended) = writer.send(&tell.encode()).await {
                 return Some(ended);
             }
-            sent += 1;
-            last_sent = Instant::now();
+            flow.sent(Instant::now());
         }
         tokio::select! {
             frame = reader.next() => {
-                match frame.and_then(|frame| Heard::decode(&frame).map_err(|_| Ended::Malformed)) {
-                    // More than we said is no answer to us.
-                    Ok(Some(count)) if count.count <= sent => acknowledged = acknowledged.max(count.count),
-                    Ok(None) => {}
-                    Ok(Some(_)) => return Some(Ended::Malformed),
+                let answer = frame.and_then(|frame| Heard::decode(&frame).map_err(|_| Ended::Malformed));
+                match answer.and_then(|answer| answer.map_or(Ok(false), |answer| flow.heard(answer.count, Instant::now()))) {
+                    Ok(true) => {
+                        *wait = AGAIN;
+                        heard();
+                    }
+                    Ok(false) => {}
                     Err(ended) => return Some(ended),
                 }
-                last_heard = Instant::now();
-                *wait = AGAIN;
-                heard();
             }
             changed = outgoing.changed(), if queue.is_empty() => if changed.is_err() { return None },
-            () = tokio::time::sleep_until(last_sent + KEEPALIVE) => queue.push_back(Tell::Keepalive(Keepalive {})),
-            () = tokio::time::sleep_until(last_heard + SILENCE) => return Some(Ended::Silent),
+            // What cannot be sent is not queued either: a hearer that acknowledges nothing must not fill our memory.
+            () = tokio::time::sleep_until(flow.last_sent + KEEPALIVE), if flow.has_room() => {
+                queue.push_back(Tell::Keepalive(Keepalive {}));
+            }
+            () = tokio::time::sleep_until(flow.last_heard + SILENCE) => return Some(Ended::Silent),
         }
+    }
+}
+
+/// What is on its way on one stream, and when something went either way last.
+struct Flow {
+    sent: u64,
+    acknowledged: u64,
+    last_sent: Instant,
+    last_heard: Instant,
+}
+
+impl Flow {
+    fn begin(now: Instant) -> Self {
+        Self { sent: 0, acknowledged: 0, last_sent: now, last_heard: now }
+    }
+
+    /// Whether the hearer has acknowledged enough for another frame.
+    fn has_room(&self) -> bool {
+        self.sent - self.acknowledged < WINDOW
+    }
+
+    fn sent(&mut self, now: Instant) {
+        self.sent += 1;
+        self.last_sent = now;
+    }
+
+    /// Takes a count; whether it says anything new. Who repeats an old one for ever has fallen silent.
+    fn heard(&mut self, count: u64, now: Instant) -> Result<bool, Ended> {
+        if count > self.sent {
+            return Err(Ended::Malformed); // more than we said is no answer to us
+        }
+        let is_news = count > self.acknowledged;
+        if is_news {
+            (self.acknowledged, self.last_heard) = (count, now);
+        }
+        Ok(is_news)
     }
 }
 
@@ -151,6 +187,22 @@ mod tests {
         let outgoing = Outgoing { wishes: [wish(1), wish(2)].into(), ..Outgoing::default() };
         let told = difference(None, &outgoing);
         let [Tell::Hello(_), Tell::Wish(_), Tell::Wish(_), Tell::Told(_)] = &told[..] else { panic!("{told:?}") };
+    }
+
+    #[test]
+    fn a_hearer_that_acknowledges_nothing_is_told_a_window_and_counts_as_silent() {
+        let begun = Instant::now();
+        let mut flow = Flow::begin(begun);
+        for _ in 0..WINDOW {
+            assert!(flow.has_room());
+            flow.sent(begun);
+        }
+        assert!(!flow.has_room(), "neither news nor a keepalive");
+        assert!(matches!(flow.heard(0, begun + SILENCE), Ok(false)));
+        assert_eq!(flow.last_heard, begun, "an old count is no sign of life");
+        assert!(matches!(flow.heard(1, begun + KEEPALIVE), Ok(true)));
+        assert_eq!((flow.has_room(), flow.last_heard), (true, begun + KEEPALIVE));
+        assert!(matches!(flow.heard(WINDOW + 1, begun), Err(Ended::Malformed)));
     }
 
     #[test]
