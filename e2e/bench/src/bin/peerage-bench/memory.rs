@@ -15,8 +15,8 @@ use crate::network::Network;
 use crate::people::{Person, random};
 use crate::report::Report;
 
-/// After the last thing that happened.
-const SETTLE: Duration = Duration::from_secs(5);
+/// After the last thing that happened. An agent counts as idle after ten quiet seconds, and gives memory back at the next look.
+const SETTLE: Duration = Duration::from_secs(25);
 /// Clients bound at the relay, enough that pages divided by them tell bytes.
 const CLIENTS: u16 = 2_000;
 /// Clients of one /24: below the relay's quota for handshakes at once.
