@@ -97,7 +97,7 @@ impl Local {
         poll_fn(|cx| {
             let out = outward.poll(cx, &mut self.stream, &mut tunnel, &mut moved.sent).map_err(Broken::outward)?;
             let back = inward.poll(cx, &mut tunnel, &mut self.stream, &mut moved.received).map_err(Broken::inward)?;
-            if !inward.reads() {
+            if inward.holds() {
                 lost(&mut tunnel, cx)?;
             }
             if out.is_ready() || back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
@@ -126,7 +126,7 @@ impl Local {
             if let Poll::Ready(done) = inward.poll(cx, tunnel, &mut write, received) {
                 return Poll::Ready(done.map_err(Broken::inward));
             }
-            if !inward.reads() {
+            if inward.holds() {
                 lost(tunnel, cx)?;
             }
             dies.as_mut().poll(cx).map(|_| Err(Broken::Local(io::ErrorKind::ConnectionReset.into())))
@@ -137,11 +137,14 @@ impl Local {
     /// The peer has said all, and the program has heard it; what is left is for the peer to hear, for as long as it wants to.
     async fn send_rest(&mut self, mut outward: Pump, tunnel: &mut TunnelStream, sent: &mut u64) -> Result<(), Broken> {
         poll_fn(|cx| {
-            if let Poll::Ready(done) = outward.poll(cx, &mut self.stream, tunnel, sent) {
-                return Poll::Ready(done.map_err(Broken::outward));
+            match outward.poll(cx, &mut self.stream, tunnel, sent) {
+                Poll::Ready(Err(Side::Reader(error))) => return Poll::Ready(Err(Broken::Local(error))),
+                // Nobody takes it any more: as below.
+                Poll::Ready(Ok(()) | Err(Side::Writer(_))) => return Poll::Ready(Ok(())),
+                Poll::Pending => {}
             }
-            lost(tunnel, cx)?;
             // No reset, which would take from the program what it has not read yet. What it still writes is answered by one.
+            // Also where the session is over: the answer was whole before.
             tunnel.poll_unwanted(cx).map(Ok)
         })
         .await
@@ -193,9 +196,10 @@ enum Side {
 }
 
 impl Pump {
-    /// Whether it waits for its reader, and so learns what becomes of that.
-    fn reads(&self) -> bool {
-        matches!(self, Self::Empty | Self::Unflushed)
+    /// Whether it waits for its writer, and so does not learn what becomes of its reader. One that has read the end needs
+    /// nothing more of it.
+    fn holds(&self) -> bool {
+        matches!(self, Self::Holding { .. })
     }
 
     fn poll<R, W>(
@@ -322,6 +326,59 @@ mod tests {
         drop(end);
         let over = tokio::time::timeout(std::time::Duration::from_secs(60), splicing).await;
         assert!(matches!(over.expect("it hangs"), Err(Broken::Tunnel(_))));
+    }
+
+    /// A peer that has said all and ended; its session is over by then.
+    struct Ended {
+        rest: io::Cursor<Vec<u8>>,
+    }
+
+    impl AsyncRead for Ended {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.rest).poll_read(cx, buffer)
+        }
+    }
+
+    impl AsyncWrite for Ended {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+
+    impl Duplex for Ended {
+        fn poll_lost(&mut self, _: &mut Context<'_>) -> Poll<io::Error> {
+            match usize::try_from(self.rest.position()) == Ok(self.rest.get_ref().len()) {
+                true => Poll::Ready(io::ErrorKind::ConnectionReset.into()),
+                false => Poll::Pending,
+            }
+        }
+
+        fn poll_unwanted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+            self.poll_lost(cx).map(drop)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_whole_answer_reaches_a_slow_program_also_when_the_session_ends_behind_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let mut program = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+        let (accepted, _) = listener.accept().await.expect("the program's connection");
+        let answer = vec![7; 1 << 20];
+        let ended = Ended { rest: io::Cursor::new(answer.clone()) };
+        let mut moved = Moved::default();
+        let copied = splice(accepted, Box::new(ended), &mut moved).await;
+        // It reads nothing before all is over.
+        let mut heard = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(&mut program, &mut heard).await;
+        assert!(copied.is_ok() && read.is_ok() && heard == answer, "{copied:?} {read:?} after {} bytes", heard.len());
     }
 
     #[tokio::test]
