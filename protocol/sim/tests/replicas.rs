@@ -145,6 +145,18 @@ fn a_client_that_comes_late_learns_of_all_replicas_from_the_first_that_answers()
     }
 }
 
+/// Every relay that is asked who else there is says that it is `first` and seven that do not exist.
+fn invent_siblings(sim: &mut Sim, first: Vec<u8>) {
+    sim.tamper(move |mut packet| {
+        if packet.bytes.starts_with(&[4, 23]) {
+            packet.bytes.truncate(16);
+            packet.bytes.extend_from_slice(&first);
+            (1..8u8).for_each(|invented| packet.bytes.extend_from_slice(&[invented; 8]));
+        }
+        vec![(ms(0), packet)]
+    });
+}
+
 #[test]
 fn siblings_that_a_relay_invents_are_dialled_in_vain_and_change_nothing_else() {
     for seed in 0..5 {
@@ -154,14 +166,7 @@ fn siblings_that_a_relay_invents_are_dialled_in_vain_and_change_nothing_else() {
         // By the lie; what it must not do is answer.
         sim.may_speak("a", "c");
         let stranger = sim.node("c").instance().0;
-        sim.tamper(move |mut packet| {
-            if packet.bytes.starts_with(&[4, 23]) {
-                packet.bytes.truncate(16);
-                packet.bytes.extend_from_slice(&stranger);
-                (1..8u8).for_each(|invented| packet.bytes.extend_from_slice(&[invented; 8]));
-            }
-            vec![(ms(0), packet)]
-        });
+        invent_siblings(&mut sim, stranger.to_vec());
         sim.add_agent("a", NatKind::home_router());
         sim.add_agent("b", NatKind::home_router());
         sim.trust("a", "b");
@@ -195,6 +200,42 @@ fn a_stream_that_every_replica_refuses_is_refused_at_once() {
         assert!(refused.is_some(), "seed {seed}: it waits for nobody");
         let expected = Outcome::Failed(StreamError::Refused(StreamStatus::Refused));
         assert_eq!(sim.outcome(request), &expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_stream_that_eight_replicas_refuse_waits_for_none_that_is_not_dialled_beside_so_many() {
+    let mut sim = Sim::new(1);
+    sim.add_relay("r1");
+    invent_siblings(&mut sim, Vec::new());
+    sim.add_agent("a", NatKind::none());
+    sim.add_agent("b", NatKind::none());
+    sim.trust("a", "b");
+    for number in 2..=8 {
+        sim.add_replica(&format!("b#{number}"), "b", NatKind::none());
+    }
+    meets_all(&mut sim, "a", 8);
+    sim.serves("b", false);
+    (2..=8).for_each(|number| sim.serves(&format!("b#{number}"), false));
+    let request = sim.request("a", "b", b"anybody?");
+    sim.run_until(secs(5), |sim| sim.outcome(request) != &Outcome::Open).expect("it waits for nobody");
+    assert_eq!(sim.outcome(request), &Outcome::Failed(StreamError::Refused(StreamStatus::Refused)));
+}
+
+#[test]
+fn a_peer_that_runs_as_more_clients_than_it_may_have_sessions_is_served_in_all_of_them() {
+    let mut sim = Sim::new(1);
+    sim.add_relay("r1");
+    sim.add_agent("b", NatKind::none());
+    sim.add_agent("a", NatKind::none());
+    sim.trust("a", "b");
+    let clients: Vec<String> = (2..=70).map(|number| format!("a#{number}")).collect();
+    for client in &clients {
+        sim.add_replica(client, "a", NatKind::none());
+        let request = sim.request(client, "b", b"hello");
+        sim.run_until(secs(5), |sim| sim.outcome(request) != &Outcome::Open);
+        assert_eq!(sim.outcome(request), &Outcome::Finished, "{client}");
+        sim.run_for(secs(1));
     }
 }
 

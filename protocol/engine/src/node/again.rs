@@ -106,6 +106,13 @@ impl Stream {
         written.is_some_and(Vec::is_empty) && !self.finished
     }
 
+    /// Where it waits, it does so until then and no longer.
+    pub(super) fn wait_until(&mut self, latest: Instant) {
+        if let Place::Waiting { deadline, .. } = &mut self.place {
+            *deadline = latest.min(*deadline);
+        }
+    }
+
     /// Takes the stream off its session with all that was written. False leaves it as it was.
     pub(super) fn start_over(&mut self) -> bool {
         let Place::Asked { again, .. } = &mut self.place else { return false };

@@ -44,7 +44,7 @@ impl Node {
         let knock = Knock::new(direction, now.wall, &mut self.random);
         let judge = self.judge.expecting(pair.expected());
         let noise = NoiseClient::new(&pair.outbound, 0, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        let share = self.memory.offer(pair_key);
+        let share = self.memory.offer(pair_key, self.instances_up(pair_key).len());
         let config = client_config(noise, knock, transport(pair_key, share));
         let (handle, connection) = match self.endpoint.connect(now.mono, config, VIRTUAL_REMOTE, "peerage") {
             Ok(connected) => connected,

@@ -232,6 +232,7 @@ impl Node {
                 Timer::Session(key) => self.session_timeout(key, now),
                 Timer::Pair(key) => self.pair_timeout(&key, now),
                 Timer::Errand(key) => self.conclude_errand(key, now),
+                Timer::Siblings => self.tell_of_siblings(now.mono),
             }
         }
     }

@@ -325,9 +325,11 @@ impl Node {
             Place::Dead(why) if stream.packets.is_empty() => return Err(why.clone()),
             Place::Dead(_) | Place::Offered { .. } | Place::Open { .. } => return Ok(()),
         };
-        let answer = match self.on_session(session, |s| stream::read(s, id, 1))?.0? {
-            Some(byte) => stream::answered(StreamStatus::decode(byte.first().copied().unwrap_or(2))),
-            None => Err(StreamError::Reset),
+        let answer = match self.on_session(session, |s| stream::read(s, id, 1))?.0 {
+            Ok(Some(byte)) => stream::answered(StreamStatus::decode(byte.first().copied().unwrap_or(2))),
+            // QUIC tells of a reset once, and not what it was when asked again.
+            Ok(None) | Err(StreamError::Reset) => Err(StreamError::Reset),
+            Err(other) => return Err(other),
         };
         if let Err(StreamError::Refused(status)) = answer
             && self.ask_another(key, status)
@@ -337,11 +339,18 @@ impl Node {
         if answer.is_err() {
             self.discard(session, id);
         }
+        let stopped = |s: &mut Session| matches!(s.connection.send_stream(id).stopped(), Ok(Some(_)));
+        let was_stopped = answer.is_ok() && self.on_session(session, stopped)?;
         let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
         stream.place = match &answer {
             Ok(()) => Place::Open { session, id },
             Err(why) => Place::Dead(why.clone()),
         };
+        if was_stopped && std::mem::take(&mut stream.finished) {
+            // It could not be finished, and nothing else would free that half.
+            self.on_session(session, |s| s.reset(id, RESET_DROPPED))?;
+            self.ready.insert(session);
+        }
         answer
     }
 
@@ -380,7 +389,9 @@ impl Node {
             };
             match stream.place {
                 Place::Waiting { deadline, .. } if deadline <= now => {
-                    stream.place = Place::Dead(StreamError::Unreachable(why));
+                    // Those that were there are known better than those that were not.
+                    let refusal = stream.refusals.last().map(|(_, status)| StreamError::Refused(*status));
+                    stream.place = Place::Dead(refusal.unwrap_or(StreamError::Unreachable(why)));
                     self.wake(key);
                 }
                 _ => {

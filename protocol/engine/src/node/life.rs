@@ -43,6 +43,7 @@ impl Node {
             return;
         }
         self.knocks().mark_used(&matched);
+        self.make_room(&matched.pair, now);
         let key = self.new_session_key(handle);
         let pair_key = matched.pair.clone();
         let session = Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono);
@@ -63,14 +64,16 @@ impl Node {
         // An ended trust or invitation must not even show that we are here.
         let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(wall))?;
         let most = if pair.peer().is_some() { MAX_PER_PEER } else { MAX_PER_INVITE };
-        if pair.pending.len() >= MAX_PENDING || pair.up.len() >= most {
+        let full = pair.up.len() >= most;
+        if pair.pending.len() >= MAX_PENDING || full && self.dispensable(pair_key).is_none() {
             debug!(pair = ?pair_key, "too many handshakes or sessions at a time");
             return None;
         }
+        let pair = self.pairs.get(pair_key)?;
         let judge = self.judge.expecting(pair.expected());
         let inbound = pair.inbound.as_ref()?;
         let noise = NoiseServer::new(inbound, secret, self.identity.clone(), judge, self.random.bytes()).ok()?;
-        let share = self.memory.offer(pair_key);
+        let share = self.memory.offer(pair_key, self.instances_up(pair_key).len());
         Some((Arc::new(server_config(noise, transport(pair_key, share))), share))
     }
 
@@ -126,7 +129,7 @@ impl Node {
             StreamEvent::Readable { id } => self.on_readable(key, id, now),
             StreamEvent::Writable { id } | StreamEvent::Finished { id } | StreamEvent::Stopped { id, .. } => {
                 if let Some(session) = self.sessions.get_mut(&key) {
-                    session.pay(id);
+                    session.pay_from(id);
                 }
                 match self.sessions.get(&key).and_then(Session::up).and_then(|up| up.streams.get(&id)) {
                     Some(stream) => self.events.push_back(Event::Writable(*stream)),
@@ -235,7 +238,7 @@ impl Node {
         let ports = peerage_policy::open_to(peer, &self.ports);
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         let time = self.last.wall;
-        let (succeeds, siblings) = (self.predecessors.clone(), self.siblings.clone());
+        let (succeeds, siblings) = (self.predecessors.clone(), self.siblings.known().to_vec());
         let hello = Hello { ports, version, succeeds, run: Some(self.run), time: None, siblings };
         let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
         if up.said_hello.as_ref() != Some(&hello) {
@@ -305,7 +308,7 @@ impl Node {
                 up.run = hello.run;
                 up.clock_ahead = hello.time.and_then(|theirs| ahead(theirs, now.wall));
                 let own = up.credential.instance();
-                self.hear_of_siblings(&peer, &hello.siblings);
+                self.hear_of_siblings(&peer, own, &hello.siblings);
                 self.doubt_predecessors(&peer, &hello.succeeds, own);
                 if let Some(run) = hello.run {
                     self.doubt_earlier_runs(key, run);

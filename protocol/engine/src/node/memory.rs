@@ -3,8 +3,8 @@
 //!
 //! QUIC bounds one session. A node with many sessions needs a bound of its own, or peers whose words nobody reads here fill its
 //! memory, trusted as they are. Credit that was granted cannot be taken back, so each session gets its share when it
-//! begins: a quarter of what is free, up to as much as one session has use for. The first ones get all of that, and however many
-//! follow, what they have together does not reach the bound. Only the [`FLOOR`], without which a session is of no use, is
+//! begins: a quarter of what is free, up to as much as one session has use for, and of a peer that runs several times as many
+//! times less, or one peer would take it all. The first ones get all of that, and however many follow, what they have together does not reach the bound. Only the [`FLOOR`], without which a session is of no use, is
 //! granted beyond it. A share is free again when its session has ended.
 
 use std::collections::BTreeMap;
@@ -48,10 +48,13 @@ impl Memory {
         Self { bound, shares: BTreeMap::new(), granted: 0 }
     }
 
-    /// What a session of this pair may have that begins at this moment.
-    pub(super) fn offer(&self, pair: &PairKey) -> Share {
+    /// What a session of this pair may have that begins at this moment, where sessions are up with so many of the peer's
+    /// instances. With one it may replace that one's session, and gets as much.
+    pub(super) fn offer(&self, pair: &PairKey, instances: usize) -> Share {
+        let sharing = u64::try_from(instances).unwrap_or(u64::MAX).max(1);
+        let free = self.bound.saturating_sub(self.granted);
         match pair {
-            PairKey::Peer(_) => Share::OfPeer((self.bound.saturating_sub(self.granted) / PART).clamp(FLOOR, FULL)),
+            PairKey::Peer(_) => Share::OfPeer((free / PART / sharing).clamp(FLOOR, FULL)),
             PairKey::Invite(_) | PairKey::Ask(_) => Share::OfRequest,
         }
     }
@@ -123,7 +126,7 @@ mod tests {
     /// Shares of so many sessions that begin one after the other.
     fn shares(memory: &mut Memory, sessions: u64) -> Vec<Share> {
         let begin = |n| {
-            let share = memory.offer(&a_peer());
+            let share = memory.offer(&a_peer(), 0);
             memory.grant(SessionKey(n), share);
             share
         };
@@ -149,10 +152,21 @@ mod tests {
     #[test]
     fn what_ended_sessions_held_is_there_for_the_next() {
         let mut memory = Memory::new(DEFAULT_MEMORY);
-        let first = memory.offer(&a_peer());
+        let first = memory.offer(&a_peer(), 0);
         shares(&mut memory, 20);
-        assert_ne!(memory.offer(&a_peer()), first);
+        assert_ne!(memory.offer(&a_peer(), 0), first);
         (0..20).for_each(|n| memory.give_back(SessionKey(n)));
-        assert_eq!(memory.offer(&a_peer()), first);
+        assert_eq!(memory.offer(&a_peer(), 0), first);
+    }
+
+    #[test]
+    fn a_peer_with_eight_instances_leaves_another_peer_a_third_of_the_memory() {
+        let mut memory = Memory::new(DEFAULT_MEMORY);
+        for (instances, key) in (0..8).zip((0..).map(SessionKey)) {
+            let share = memory.offer(&a_peer(), instances);
+            memory.grant(key, share);
+        }
+        let left = DEFAULT_MEMORY - memory.granted;
+        assert!(left >= DEFAULT_MEMORY / 3, "{} MiB are left", left / MIB);
     }
 }

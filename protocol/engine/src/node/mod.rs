@@ -35,6 +35,7 @@ mod relays;
 mod replicas;
 mod rivals;
 mod session;
+mod siblings;
 mod sockets;
 mod status;
 mod stream;
@@ -68,6 +69,7 @@ use self::paths::CheckBudget;
 use self::ready::Ready;
 use self::relays::Relays;
 use self::session::Session;
+use self::siblings::Siblings;
 use self::sockets::Extras;
 use self::stream::Stream;
 use self::timers::Timers;
@@ -113,8 +115,7 @@ pub struct Node {
     run: RunId,
     ports: Vec<Port>,
     predecessors: Vec<InstanceId>,
-    /// Other instances of our agent, as relays say.
-    siblings: Vec<InstanceId>,
+    siblings: Siblings,
     revoked: BTreeSet<TrustId>,
     spent_invites: BTreeSet<TrustId>,
     /// Requests whose receipt waits until the driver has them safe.
@@ -156,6 +157,8 @@ enum Timer {
     Session(SessionKey),
     Pair(PairKey),
     Errand(ErrandKey),
+    /// Peers are told of other instances of ours.
+    Siblings,
 }
 
 impl Node {
@@ -183,7 +186,7 @@ impl Node {
             run,
             ports: Vec::new(),
             predecessors: Vec::new(),
-            siblings: Vec::new(),
+            siblings: Siblings::default(),
             revoked: BTreeSet::new(),
             spent_invites: BTreeSet::new(),
             unanswered: BTreeMap::new(),

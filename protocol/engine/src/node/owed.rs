@@ -41,6 +41,14 @@ impl Session {
         true
     }
 
+    /// Pays this stream, and then the others from the oldest on as far as it goes: of the streams that wait for room QUIC wakes
+    /// one at a time, and one that only has data to send would be served before a header.
+    pub(super) fn pay_from(&mut self, id: StreamId) {
+        self.pay(id);
+        let waiting: Vec<StreamId> = self.owed.keys().copied().collect();
+        let _all = waiting.into_iter().all(|other| self.pay(other));
+    }
+
     /// Takes a stream's sending half back, with what it owes.
     pub(super) fn reset(&mut self, id: StreamId, code: VarInt) {
         self.owed.remove(&id);

@@ -8,10 +8,10 @@
 //! leads to a knock and to nothing else: whoever does not show the peer's passport stays silent or is no session, so an
 //! instance (or a relay) that lies costs a few packets. A dial to one that is gone is not repeated for long.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use peerage_model::control::MAX_SIBLINGS;
 use peerage_model::stream::StreamStatus;
 use peerage_model::{AgentId, InstanceId};
 
@@ -30,11 +30,16 @@ const MAX_KNOWN: usize = 16;
 const MAX_FAILURES: u32 = 3;
 /// For how long an instance that did not take a stream is asked last.
 const REFUSING: Duration = Duration::from_secs(1);
+/// How long a stream that was refused waits for an instance that is not up: two dials, one after the other. Whoever is told
+/// in the end that it was refused should not have waited like somebody whose peer is not there.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(4);
 
 /// What is known of a peer's instances.
 #[derive(Debug, Default)]
 pub(super) struct Replicas {
     known: BTreeMap<InstanceId, Known>,
+    /// Instances that became known so far.
+    numbered: u64,
     aside: Option<Aside>,
     /// Streams placed so far: whoever got the last one gets the next one last.
     turn: u64,
@@ -45,6 +50,18 @@ pub(super) struct Replicas {
 struct Known {
     not_before: Option<Instant>,
     failures: u32,
+    source: Source,
+    /// When it became known, counted in instances.
+    number: u64,
+}
+
+/// How we know of an instance.
+#[derive(Debug)]
+enum Source {
+    /// It showed the peer's passport.
+    Met,
+    /// These instances name it in their latest hello, as far as we keep count.
+    Named(BTreeSet<InstanceId>),
 }
 
 /// The dial that runs, to one instance.
@@ -67,27 +84,48 @@ pub(super) struct Load {
 }
 
 impl Replicas {
-    /// Somebody who speaks for the peer, or the instance itself, says that it is there.
-    pub(super) fn heard_of(&mut self, instance: InstanceId) {
-        if self.known.len() < MAX_KNOWN || self.known.contains_key(&instance) {
-            self.known.entry(instance).or_insert(Known { not_before: None, failures: 0 });
+    /// An instance says which others there are: these, and of those that it named before no other.
+    pub(super) fn named_by(&mut self, speaker: InstanceId, named: &[InstanceId]) {
+        self.known.retain(|instance, known| match &mut known.source {
+            Source::Named(by) if !named.contains(instance) => !(by.remove(&speaker) && by.is_empty()),
+            Source::Named(_) | Source::Met => true,
+        });
+        for instance in named {
+            match self.known.get_mut(instance).map(|known| &mut known.source) {
+                Some(Source::Named(by)) if by.len() < MAX_KNOWN => {
+                    by.insert(speaker);
+                }
+                Some(Source::Named(_) | Source::Met) => {}
+                None => self.learn(*instance, Source::Named([speaker].into())),
+            }
         }
     }
 
     /// A session with it came up.
     pub(super) fn met(&mut self, instance: InstanceId, session: SessionKey, now: Instant) {
         self.known.remove(&instance);
-        if self.known.len() >= MAX_KNOWN {
-            // What has proven itself takes the place of what may be hearsay.
-            let least = self.known.iter().max_by_key(|(_, known)| known.failures).map(|(instance, _)| *instance);
-            least.and_then(|instance| self.known.remove(&instance));
-        }
-        self.heard_of(instance);
+        self.learn(instance, Source::Met);
         if let Some(aside) = self.aside.take_if(|aside| aside.session == session)
             && aside.instance != instance
         {
             self.failed(aside.instance, now);
         }
+    }
+
+    /// Remembers an instance, where there is room or another one is worth less: one that did not answer, or of which others
+    /// only speak, and the longest of these. What has proven itself takes any place.
+    fn learn(&mut self, instance: InstanceId, source: Source) {
+        if self.known.len() >= MAX_KNOWN {
+            let proven = matches!(source, Source::Met);
+            let gives_way = |known: &Known| proven || known.failures > 0 || matches!(known.source, Source::Named(_));
+            let worth = |known: &Known| (Reverse(known.failures), matches!(known.source, Source::Met), known.number);
+            let others = self.known.iter().filter(|(_, known)| gives_way(known));
+            let Some(least) = others.min_by_key(|(_, known)| worth(known)).map(|(least, _)| *least) else { return };
+            self.known.remove(&least);
+        }
+        self.numbered += 1;
+        let known = Known { not_before: None, failures: 0, source, number: self.numbered };
+        self.known.insert(instance, known);
     }
 
     /// It ended for certain.
@@ -164,6 +202,10 @@ impl Node {
         if let Some(pair) = self.pairs.get_mut(pair_key) {
             pair.waiting.push(key);
         }
+        if let Some(stream) = self.streams.get_mut(&key).filter(|stream| !stream.refusals.is_empty()) {
+            stream.wait_until(now.mono + REFUSED_PATIENCE);
+            self.arm_pair(pair_key);
+        }
         self.help_refused(pair_key, now);
     }
 
@@ -212,10 +254,8 @@ impl Node {
     /// Whether there is, or may be soon, a session with an instance that has not refused.
     fn has_another(&self, pair_key: &PairKey, refusals: &Refusals) -> bool {
         let Some(pair) = self.pairs.get(pair_key) else { return false };
-        let is_up = |instance: InstanceId| self.instances_up(pair_key).any(|up| up == instance);
-        let mut open = pair.replicas.known.iter().filter(|(instance, _)| !is_among(refusals, **instance));
-        let may_be_dialled =
-            open.any(|(instance, known)| known.not_before.is_none_or(|at| at <= self.last.mono) && !is_up(*instance));
+        let dialable = self.dialable(pair_key, self.last);
+        let may_be_dialled = dialable.iter().any(|instance| !is_among(refusals, *instance));
         let up = self.fittest(pair_key, |up| (!is_among(refusals, up.credential.instance())).then(Load::default));
         may_be_dialled || up.is_some() || pair.replicas.aside.is_some() || pair.is_dialling()
     }
@@ -244,48 +284,36 @@ impl Node {
         }
     }
 
-    fn instances_up(&self, pair_key: &PairKey) -> impl Iterator<Item = InstanceId> {
+    /// The peer's instances that sessions are up with.
+    pub(super) fn instances_up(&self, pair_key: &PairKey) -> BTreeSet<InstanceId> {
         let up = self.pairs.get(pair_key).map(|pair| &pair.up[..]).unwrap_or_default();
-        up.iter().filter_map(|key| Some(self.sessions.get(key)?.up()?.credential.instance()))
+        up.iter().filter_map(|key| Some(self.sessions.get(key)?.up()?.credential.instance())).collect()
     }
 
-    /// Relays know of other instances of ours than before: peers are told.
-    pub(super) fn siblings_changed(&mut self) {
-        let mut siblings = self.relays.others();
-        siblings.remove(&self.instance);
-        let siblings: Vec<InstanceId> = siblings.into_iter().take(MAX_SIBLINGS).collect();
-        if siblings == self.siblings {
-            return;
+    /// Instances that may be dialled at this moment; none where enough are up.
+    fn dialable(&self, pair_key: &PairKey, now: Now) -> Vec<InstanceId> {
+        let (Some(pair), up) = (self.pairs.get(pair_key), self.instances_up(pair_key)) else { return Vec::new() };
+        if up.len() >= MAX_SPREAD || pair.has_ended(now.wall) {
+            return Vec::new();
         }
-        self.siblings = siblings;
-        for key in self.up_sessions() {
-            self.say_hello(key);
-        }
+        let due = |known: &Known| known.not_before.is_none_or(|at| at <= now.mono);
+        let known = pair.replicas.known.iter().filter(|(instance, known)| due(known) && !up.contains(instance));
+        known.map(|(instance, _)| *instance).collect()
     }
 
     /// An instance of a peer names others of the same.
-    pub(super) fn hear_of_siblings(&mut self, peer: &AgentId, siblings: &[InstanceId]) {
+    pub(super) fn hear_of_siblings(&mut self, peer: &AgentId, speaker: InstanceId, siblings: &[InstanceId]) {
         if let Some(pair) = self.pairs.get_mut(&PairKey::Peer(peer.clone())) {
-            siblings.iter().for_each(|instance| pair.replicas.heard_of(*instance));
+            pair.replicas.named_by(speaker, siblings);
         }
     }
 
     /// Dials another instance of a peer that streams of ours are open with or wait for, where one is known.
     pub(super) fn widen(&mut self, pair_key: &PairKey, now: Now) {
-        let Some(pair) = self.pairs.get(pair_key) else { return };
-        if pair.replicas.aside.is_some() || pair.has_ended(now.wall) {
+        if self.pairs.get(pair_key).is_none_or(|pair| pair.replicas.aside.is_some()) {
             return;
         }
-        let up: Vec<InstanceId> = self.instances_up(pair_key).collect();
-        let mut distinct = up.clone();
-        distinct.sort_unstable();
-        distinct.dedup();
-        if distinct.len() >= MAX_SPREAD {
-            return;
-        }
-        let due = |known: &Known| known.not_before.is_none_or(|at| at <= now.mono);
-        let known = pair.replicas.known.iter().filter(|(instance, known)| due(known) && !up.contains(instance));
-        let open: Vec<InstanceId> = known.map(|(instance, _)| *instance).collect();
+        let open = self.dialable(pair_key, now);
         let count = u64::try_from(open.len()).unwrap_or(u64::MAX);
         if count == 0 {
             return;
@@ -347,6 +375,7 @@ mod tests {
     use super::*;
 
     const ONE: InstanceId = InstanceId([1; 8]);
+    const SPEAKER: InstanceId = InstanceId([9; 8]);
     const SESSION: SessionKey = SessionKey(1);
 
     fn dialled(replicas: &mut Replicas, instance: InstanceId, now: Instant) {
@@ -356,7 +385,7 @@ mod tests {
     #[test]
     fn an_instance_that_never_answers_is_forgotten() {
         let (mut replicas, now) = (Replicas::default(), Instant::now());
-        replicas.heard_of(ONE);
+        replicas.named_by(SPEAKER, &[ONE]);
         for attempt in 0..MAX_FAILURES {
             assert!(replicas.known.contains_key(&ONE), "attempt {attempt}");
             dialled(&mut replicas, ONE, now);
@@ -368,7 +397,7 @@ mod tests {
     #[test]
     fn hearsay_without_end_fills_no_memory_and_makes_room_for_who_is_there() {
         let (mut replicas, now) = (Replicas::default(), Instant::now());
-        (0..=255).for_each(|invented| replicas.heard_of(InstanceId([invented; 8])));
+        (0..=255).for_each(|invented| replicas.named_by(InstanceId([!invented; 8]), &[InstanceId([invented; 8])]));
         assert_eq!(replicas.known.len(), MAX_KNOWN);
         let there = InstanceId([0xaa; 8]);
         replicas.met(there, SESSION, now);
@@ -376,9 +405,32 @@ mod tests {
     }
 
     #[test]
+    fn instances_that_replace_all_that_were_named_become_known() {
+        let mut replicas = Replicas::default();
+        let generation = |tens: u8| [0, 1, 2, 3, 4, 5, 6, 7].map(|n| InstanceId([tens + n; 8]));
+        // Each speaker lives through one change, and ends with what it named last.
+        for (tens, speaker) in [(10, 1), (20, 1), (20, 2), (30, 2), (40, 3), (50, 4), (60, 5)] {
+            replicas.named_by(InstanceId([speaker; 8]), &generation(tens));
+            let known = |instance| replicas.known.contains_key(instance);
+            assert!(generation(tens).iter().all(known), "{:?}", replicas.known);
+        }
+        replicas.named_by(InstanceId([5; 8]), &[]);
+        assert!(!replicas.known.contains_key(&generation(60)[0]), "nobody names it");
+    }
+
+    #[test]
+    fn what_others_say_does_not_take_the_place_of_an_instance_that_was_met() {
+        let (mut replicas, now) = (Replicas::default(), Instant::now());
+        replicas.met(ONE, SESSION, now);
+        (10..=255).for_each(|invented| replicas.named_by(SPEAKER, &[ONE, InstanceId([invented; 8])]));
+        (10..=255).for_each(|liar| replicas.named_by(InstanceId([liar; 8]), &[InstanceId([!liar; 8])]));
+        assert!(replicas.known.contains_key(&ONE));
+    }
+
+    #[test]
     fn a_dial_that_another_instance_answers_counts_against_the_one_that_was_asked() {
         let (mut replicas, now) = (Replicas::default(), Instant::now());
-        replicas.heard_of(ONE);
+        replicas.named_by(SPEAKER, &[ONE]);
         dialled(&mut replicas, ONE, now);
         replicas.met(InstanceId([2; 8]), SESSION, now);
         assert_eq!(replicas.dialling(), None);

@@ -201,6 +201,24 @@ impl Node {
         }
     }
 
+    /// Of a peer's sessions, where they are as many as it may have, the one that gives way to another: nothing is on it, and its
+    /// peer was silent for longest. A peer may run as more clients than that, of which most are idle.
+    pub(super) fn dispensable(&mut self, pair_key: &PairKey) -> Option<SessionKey> {
+        let pair = self.pairs.get(pair_key).filter(|pair| pair.peer().is_some() && pair.up.len() >= MAX_PER_PEER)?;
+        let unused = pair.up.clone().into_iter().filter_map(|key| {
+            let session = self.sessions.get_mut(&key)?;
+            session.is_unused().then_some((session.last_heard(), key))
+        });
+        unused.min().map(|(_, key)| key)
+    }
+
+    /// Somebody who holds the peer's secret begins another session.
+    pub(super) fn make_room(&mut self, pair_key: &PairKey, now: Now) {
+        if let Some(key) = self.dispensable(pair_key) {
+            self.close(key, CloseCode::Replaced, DownReason::Replaced, now.mono);
+        }
+    }
+
     /// A draining session's time came: retires it once nothing is on it and another one serves the pair.
     pub(super) fn drain_on(&mut self, key: SessionKey, now: Now) {
         let replaced = self.rivals(key).is_some_and(|(instance, rivals)| {

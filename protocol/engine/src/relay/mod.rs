@@ -113,6 +113,8 @@ struct Granted {
     last_sent: Instant,
     last_heard: Instant,
     probes: u32,
+    /// Nonce of the latest KEEPALIVE, until it is answered.
+    asked: Option<[u8; 8]>,
     draining: bool,
     /// We were away for so long that the relay may know nothing of this.
     may_be_forgotten: bool,
@@ -381,7 +383,7 @@ impl RelayClient {
                 self.mailbox.on_frame(&frame, binding.map(|(session, _)| session), datagram, now);
                 None
             }
-            Frame::Alive { flags: AliveFlags { draining, mail, others }, .. } => {
+            Frame::Alive { nonce, flags: AliveFlags { draining, mail, others }, .. } => {
                 if self.is_granted_as(tag) {
                     self.answered(now);
                 }
@@ -393,9 +395,11 @@ impl RelayClient {
                 if draining {
                     self.drains(Duration::ZERO);
                 }
-                match others {
-                    true => self.ask_for_others(),
-                    false => self.now_others(&[]),
+                // Once for each question of ours: whatever else claims to be an ALIVE sets us no pace.
+                match (self.answers_keepalive(nonce), others) {
+                    (true, true) => self.ask_for_others(),
+                    (true, false) => self.now_others(&[]),
+                    (false, _) => {}
                 }
                 None
             }
@@ -599,6 +603,7 @@ impl RelayClient {
             last_sent: now,
             last_heard: now,
             probes: 0,
+            asked: None,
             draining: false,
             may_be_forgotten: false,
         });
@@ -664,6 +669,10 @@ impl RelayClient {
         Some(())
     }
 
+    fn answers_keepalive(&mut self, nonce: [u8; 8]) -> bool {
+        self.granted.as_mut().is_some_and(|granted| granted.asked.take_if(|asked| *asked == nonce).is_some())
+    }
+
     /// Asked when we are bound and whenever an answer says that there are some; one that is lost comes with the next ALIVE.
     fn ask_for_others(&mut self) {
         let Some(granted) = self.granted.as_ref().filter(|granted| granted.binding.is_some()) else { return };
@@ -698,6 +707,7 @@ impl RelayClient {
         let nonce = self.random.bytes();
         let Some(granted) = &mut self.granted else { return };
         granted.probes += 1;
+        granted.asked = Some(nonce);
         granted.last_sent = now;
         self.unanswered.get_or_insert(now);
         self.transmits.push_back(frame::keepalive(granted.tag, nonce).to_vec());

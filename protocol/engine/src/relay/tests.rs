@@ -662,15 +662,45 @@ proptest::proptest! {
 #[test]
 fn who_shares_our_name_is_asked_after_each_alive_that_says_so() {
     let (_, mut client, now) = bound_pair();
-    let alive = |others| frame::alive(ENDPOINT_TAG, [0; 8], 90, AliveFlags { others, ..AliveFlags::default() });
     let sibling = EndpointId([3; 8]);
-    client.handle_datagram(now, &alive(true));
+    let nonce = asked_whether_alive(&mut client, now);
+    client.handle_datagram(now, &alive(nonce, true));
     let nonce = asked_who_else(&mut client);
     client.handle_datagram(now, &frame::others(ENDPOINT_TAG, nonce, [sibling]));
     assert_eq!((client.poll_event(), client.others()), (Some(RelayEvent::Others), &[sibling][..]));
-    client.handle_datagram(now, &alive(false));
+    let nonce = asked_whether_alive(&mut client, now);
+    client.handle_datagram(now, &alive(nonce, false));
     assert_eq!((client.poll_event(), client.others()), (Some(RelayEvent::Others), &[][..]));
     assert_eq!(client.poll_transmit(), None);
+}
+
+#[test]
+fn an_alive_that_was_not_asked_for_or_comes_again_leaves_who_shares_our_name_alone() {
+    let (_, mut client, now) = bound_pair();
+    client.handle_datagram(now, &alive([0; 8], true));
+    assert_eq!(client.poll_transmit(), None, "the relay tells of mail in this way");
+    let nonce = asked_whether_alive(&mut client, now);
+    client.handle_datagram(now, &alive(nonce, true));
+    let asked = asked_who_else(&mut client);
+    client.handle_datagram(now, &frame::others(ENDPOINT_TAG, asked, [EndpointId([3; 8])]));
+    assert_eq!(client.poll_event(), Some(RelayEvent::Others));
+    for nonce in [nonce, [0; 8]] {
+        client.handle_datagram(now, &alive(nonce, false));
+        client.handle_datagram(now, &alive(nonce, true));
+    }
+    assert_eq!((client.poll_event(), client.poll_transmit()), (None, None));
+}
+
+fn alive(nonce: [u8; 8], others: bool) -> Vec<u8> {
+    frame::alive(ENDPOINT_TAG, nonce, 90, AliveFlags { others, ..AliveFlags::default() }).to_vec()
+}
+
+/// Makes the client ask its relay whether it is there; gives the question's nonce.
+fn asked_whether_alive(client: &mut RelayClient, now: Instant) -> [u8; 8] {
+    client.address_changed(now);
+    let asked = sent(client);
+    let Ok((ENDPOINT_TAG, Frame::Keepalive { nonce })) = Frame::parse(&asked) else { panic!("KEEPALIVE: {asked:?}") };
+    nonce
 }
 
 #[test]
