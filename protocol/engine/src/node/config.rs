@@ -35,8 +35,6 @@ const MAX_STREAMS: u32 = 512;
 /// A stream of the peer's whose header is not whole after this is reset: it has passed no policy, and its place counts.
 /// An opener sends the header with its first packet, so only retransmissions of that take time.
 pub(super) const HEADER_PATIENCE: Duration = Duration::from_secs(10);
-/// Who was silent for this long when that time is over has it once more: an opener that is there sends the header again and again.
-pub(super) const HEADER_SILENCE: Duration = Duration::from_secs(1);
 /// The control stream and room for another.
 const MAX_UNI_STREAMS: u32 = 2;
 /// UDP packets waiting in each direction, in bytes.

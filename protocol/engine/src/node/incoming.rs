@@ -10,7 +10,7 @@ use peerage_policy::{Verdict, check_inbound};
 use quinn_proto::{Dir, StreamId};
 use tracing::debug;
 
-use super::config::{DATAGRAM_BUFFER, HEADER_PATIENCE, HEADER_SILENCE};
+use super::config::{DATAGRAM_BUFFER, HEADER_PATIENCE};
 use super::event::{AskError, AskKey, CloseCode, DownReason, Event, Now, SessionKey, StreamError, StreamKey};
 use super::io::{FLOW_LEN, stream_of};
 use super::pair::{PairKey, Purpose};
@@ -98,12 +98,11 @@ impl Node {
 
     /// Resets the streams that had their time and have not said what they are for.
     pub(super) fn expire_headers(&mut self, key: SessionKey, now: Now) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        let quiet = now.mono.saturating_duration_since(session.last_heard()) > HEADER_SILENCE;
-        let Some(up) = session.up_mut() else { return };
+        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
         let is_due = |arriving: &Arriving| arriving.until <= now.mono;
-        if (quiet || up.suspect.is_some()) && up.arriving.values().any(is_due) {
-            // Not the opener but the way to it is late. All of them, so that the oldest stays the first that is due.
+        let silent = up.suspect.is_some() || up.path.is_silent();
+        if silent && up.arriving.values().any(is_due) {
+            // Not the opener but the way to it is late, and a session that stays silent ends. All of them, so that the oldest stays the first that is due.
             up.arriving.values_mut().for_each(|arriving| arriving.until = now.mono + HEADER_PATIENCE);
             return;
         }
