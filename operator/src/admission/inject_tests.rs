@@ -139,6 +139,22 @@ fn a_container_that_another_webhook_added_later_keeps_its_ports() {
 }
 
 #[test]
+fn an_image_that_another_webhook_chose_stays_when_the_agent_is_told_of_more_ports() {
+    let mut between = injected(&pod(json!({})));
+    let agent = &mut between["spec"]["initContainers"][0];
+    agent["image"] = json!("mirror.example/peerage-agent");
+    agent["env"].as_array_mut().expect("a list").push(json!({"name": "TZ", "value": "UTC"}));
+    let proxy = json!({"name": "proxy", "image": "proxy", "ports": [{"containerPort": 9402}]});
+    between["spec"]["containers"].as_array_mut().expect("a list").push(proxy);
+    let after = injected(&between);
+    let agent = &after["spec"]["initContainers"][0];
+    assert_eq!((&agent["image"], env(agent, "TZ")), (&json!("mirror.example/peerage-agent"), &json!("UTC")));
+    assert_eq!(env(agent, "PEERAGE_RESERVED_PORTS"), "8080,9402");
+    assert_eq!(agent["startupProbe"]["httpGet"]["port"], 9403, "it answers where it is told to");
+    assert_eq!(decide(&after, "tools", &[], &settings()), Decision::Unchanged);
+}
+
+#[test]
 fn the_agent_is_first_again_after_another_webhook_has_put_an_init_container_before_it() {
     let mut between = injected(&pod(json!({})));
     let own = json!({"name": "unseal", "image": "vault", "ports": [{"containerPort": 8200}]});

@@ -17,6 +17,8 @@ use super::sidecar::{Names, container, ports_of};
 
 /// What the agent is told of the pod around it, besides its nameservers.
 const ABOUT_THE_POD: [&str; 2] = ["PEERAGE_RESERVED_PORTS", "PEERAGE_HEALTH"];
+/// What it is told of names.
+const ABOUT_NAMES: [&str; 2] = ["PEERAGE_DNS", "PEERAGE_ADDRESSES"];
 
 /// Decides about a pod whose agent is at `place`.
 pub(super) fn refreshed(pod: &Value, spec: &PodSpec, namespace: &str, place: Place, settings: &Settings) -> Decision {
@@ -46,12 +48,27 @@ pub(super) fn refreshed(pod: &Value, spec: &PodSpec, namespace: &str, place: Pla
     match (is_told, place.is_proper()) {
         (true, true) => {}
         (true, false) => place.replace(pod, there.clone(), &mut patch),
-        (false, _) => place.replace(pod, new, &mut patch),
+        (false, _) => place.replace(pod, told_again(there, &new), &mut patch),
     }
     match (patch.is_empty(), &warnings[..]) {
         (true, []) => Decision::Unchanged,
         (_, _) => Decision::Inject { patch, warnings: warnings.iter().map(warning).collect() },
     }
+}
+
+/// The agent's container with what it should be told, and all else as somebody has made it, such as its image.
+fn told_again(there: &Value, new: &Value) -> Value {
+    let is_told = |one: &&Value| ABOUT_THE_POD.iter().chain(&ABOUT_NAMES).any(|name| one["name"] == *name);
+    let all = |container: &Value| container["env"].as_array().cloned().unwrap_or_default();
+    let (kept, told) = (all(there), all(new));
+    let mut container = there.clone();
+    container["env"] = kept.iter().filter(|one| !is_told(one)).chain(told.iter().filter(is_told)).cloned().collect();
+    if env(there, "PEERAGE_HEALTH") != env(new, "PEERAGE_HEALTH") {
+        for field in ["ports", "startupProbe"] {
+            container[field] = new[field].clone();
+        }
+    }
+    container
 }
 
 fn env<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
