@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use peerage_model::Fingerprint;
 
 /// Agents of this cluster, and clusters that it is linked with
 #[derive(Parser, Debug)]
@@ -118,7 +119,7 @@ pub struct Approve {
     pub name: String,
     #[command(flatten)]
     pub open: Open,
-    /// What our agent calls the other [default: the first part of its name]
+    /// What our agent calls the other [default: the first part of its name, unless a Service of this namespace is called so]
     #[arg(long = "as", value_name = "ALIAS")]
     pub alias: Option<String>,
 }
@@ -132,6 +133,9 @@ pub struct Trust {
     /// The AgentLink that leads to its cluster; without it, this cluster
     #[arg(long, value_name = "NAME")]
     pub link: Option<String>,
+    /// The fingerprint of that cluster's authority, for who may not read AgentLinks
+    #[arg(long, value_name = "FINGERPRINT", requires = "link")]
+    pub authority: Option<Fingerprint>,
     #[command(flatten)]
     pub open: Open,
     /// What our agent calls the other [default: the first part of its name]

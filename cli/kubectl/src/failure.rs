@@ -32,6 +32,8 @@ pub enum Code {
     NoRelay,
     /// What the other side may open was not said.
     PortsNotSaid,
+    /// What our agent calls the other was not said.
+    AliasNotSaid,
     /// It did not become so in time.
     TimedOut,
     /// Something we did not foresee.

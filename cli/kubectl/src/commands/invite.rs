@@ -88,7 +88,12 @@ async fn keep(cluster: &Cluster, id: TrustId, invitation: &Invitation) -> Result
             data: Some(BTreeMap::from([(id.to_string(), ByteString(value))])),
             ..Secret::default()
         };
-        return create(&secrets, &secret, "keep the invitation").await.map(drop);
+        let made = create(&secrets, &secret, "keep the invitation").await.map(drop);
+        return made.map_err(|failure| match failure.code {
+            // To delete it would be to delete their invitation.
+            Code::AlreadyExists => Failure { hint: "somebody invites at the same time; try again".into(), ..failure },
+            _ => failure,
+        });
     };
     let open = there.data.iter().flatten().filter_map(|(_, value)| serde_json::from_slice::<Invitation>(&value.0).ok());
     let open: Vec<_> = open.filter(|one| one.expires > now().0).collect();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -76,10 +77,35 @@ pub async fn approve(cluster: &Cluster, how: &Approve, output: Output) -> Result
         authority: from.link_ref.as_ref().map(|_| from.authority.clone()),
         ..TrustedPeer::default()
     };
-    let made = consent(cluster, agent, peer, &how.open, how.alias.clone(), None).await?;
+    let alias = match &how.alias {
+        Some(alias) => Some(alias.clone()),
+        None => {
+            let service = cluster.here::<Service>().get_opt(name).await;
+            may_be_called(name, service.map(|service| service.is_some()).as_ref())?;
+            None
+        }
+    };
+    let made = consent(cluster, agent, peer, &how.open, alias, None).await?;
     output
         .answer(&json!({"agenttrust": made, "namespace": cluster.namespace}), |_| format!("agenttrust/{made} created"));
     Ok(())
+}
+
+/// Whether our agent's programs may call who asks by the name that it has given itself: it must not take the place of a
+/// Service which they call by the same name.
+fn may_be_called(name: &str, is_service: Result<&bool, &kube::Error>) -> Result<(), Failure> {
+    let hint = format!("say what our agent calls it, such as --as their-{name}");
+    match is_service {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            let message = format!("who asks is called `{name}`, and so is a Service of this namespace");
+            Err(Failure::new(Code::AliasNotSaid, message, hint))
+        }
+        Err(error) => {
+            let failure = Failure::of_kube("see whether a Service has the name of who asks", error);
+            Err(Failure { hint, ..failure })
+        }
+    }
 }
 
 /// Says no. The request stays until its end, so that the same one does not come again.
@@ -96,9 +122,10 @@ pub async fn reject(cluster: &Cluster, name: &str, output: Output) -> Result<(),
 /// Consents to a peer that did not ask.
 pub async fn trust(cluster: &Cluster, how: &Trust, output: Output) -> Result<(), Failure> {
     let (name, namespace) = parted(&how.peer);
-    let authority = match &how.link {
-        Some(link) => Some(authority_of(cluster, link).await?),
-        None => None,
+    let authority = match (&how.authority, &how.link) {
+        (Some(authority), _) => Some(authority.to_string()),
+        (None, Some(link)) => Some(authority_of(cluster, link).await?),
+        (None, None) => None,
     };
     let peer = TrustedPeer {
         name: Some(name.to_owned()),
@@ -114,7 +141,14 @@ pub async fn trust(cluster: &Cluster, how: &Trust, output: Output) -> Result<(),
 }
 
 async fn authority_of(cluster: &Cluster, name: &str) -> Result<String, Failure> {
-    let link = get(&cluster.all::<AgentLink>(), name, "read the AgentLink").await?;
+    let link = get(&cluster.all::<AgentLink>(), name, "read the AgentLink").await;
+    let link = link.map_err(|failure| match failure.code {
+        Code::NotPermitted => {
+            let hint = "ask who administers the cluster for the other's fingerprint (status.authority), and say it with --authority";
+            Failure { hint: hint.into(), ..failure }
+        }
+        _ => failure,
+    })?;
     let authority = link.spec.authority.or_else(|| link.status?.authority);
     authority.ok_or_else(|| {
         let message = format!("AgentLink `{name}` does not lead to any authority yet");
@@ -217,4 +251,17 @@ async fn end(cluster: &Cluster, name: &str, patience: Duration) -> Result<(), Fa
         })
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_does_not_take_the_name_of_a_service() {
+        assert_eq!(may_be_called("reporter", Ok(&false)), Ok(()));
+        let taken = may_be_called("postgres", Ok(&true)).expect_err("there is such a Service");
+        assert_eq!(taken.code, Code::AliasNotSaid);
+        assert!(taken.hint.contains("--as their-postgres"), "{}", taken.hint);
+    }
 }
