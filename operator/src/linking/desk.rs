@@ -17,16 +17,16 @@ use peerage_model::snapshot::{DeniedInstance, Snapshot};
 use peerage_model::stream::StreamStatus;
 use peerage_model::{AgentId, AgentName, AuthorityRecord, Credential, InstanceId, TrustId, UnixTime, passport};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::Linking;
 use super::agent::{self, Agent, Link, operator_of};
 use super::board::{Board, Row};
-use super::hear::{self, Known, News};
+use super::hear::{self, Known, News, Pace};
 use super::invitations::{self, Open, Taken};
 use super::meet;
-use super::requests::{self, Asking, Memory};
+use super::requests::{self, Asking, Memory, There};
 use super::tell::{self, Going, Outgoing};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
@@ -41,6 +41,13 @@ const SOON: Duration = Duration::from_millis(200);
 const EVERY: Duration = Duration::from_secs(2);
 /// How many of those rounds lie between two looks at all requests.
 const REQUESTS_EVERY: u32 = 5;
+/// Between two streams of one link; an honest teller waits as long before it calls again.
+const STREAM_EVERY: Duration = Duration::from_secs(1);
+/// Between two Hellos of one link that count: each that says something else is a write of the AgentLink's status.
+const HELLO_EVERY: Duration = Duration::from_secs(10);
+/// How long an operator that was heard may not answer before the link's status says so: what ends and begins at once is not
+/// worth a write.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Messages of other operators that are not dealt with yet.
 const QUEUE: usize = 16;
 /// Denied instances that one link tells, and that are taken from it.
@@ -58,6 +65,14 @@ enum Report {
     Met(Result<(), String>),
 }
 
+/// How far a look at requests has got.
+enum Step {
+    /// These are there.
+    Found(kube::Result<Vec<There>>),
+    /// What was planned is done, or not; and whether to look again soon.
+    Done(kube::Result<()>, bool),
+}
+
 /// Links as they are declared, with where each one's ticket is.
 type Declared = BTreeMap<String, (Link, Option<meet::Place>)>;
 
@@ -73,6 +88,14 @@ struct Line {
     /// The stream that the other operator tells us on, and which of them it is.
     listening: Option<AbortHandle>,
     streams: u64,
+    /// When the latest of them began.
+    streamed: Option<Instant>,
+    pace: Pace,
+    /// What it said of itself since that was last taken, and when that was.
+    hello: Option<(Vec<AuthorityRecord>, Vec<RelayInfo>)>,
+    greeted: Option<UnixTime>,
+    /// Since when it does not answer, and why.
+    lost: Option<(UnixTime, String)>,
     /// What it said last of its relays, and since when it says so.
     told: Option<(Vec<RelayInfo>, UnixTime)>,
 }
@@ -103,7 +126,7 @@ pub(super) struct Desk {
     board: Arc<Board>,
     secrets: Api<Secret>,
     invitations: invitations::Store,
-    store: requests::Store,
+    store: Arc<requests::Store>,
     agent: Agent,
     applied: Snapshot,
     open: Open,
@@ -115,6 +138,9 @@ pub(super) struct Desk {
     wanted: BTreeSet<(TrustId, TrustId)>,
     /// Whether requests are looked at, whatever is wanted.
     asked: bool,
+    /// What the API server is asked about requests, one thing at a time. Nobody waits for it: how long it takes would tell
+    /// other operators what their words came to.
+    asks: JoinSet<Step>,
     /// Which of our records is published.
     published: Option<u64>,
     reports: mpsc::Sender<(TrustId, Report)>,
@@ -130,7 +156,7 @@ impl Desk {
             board: Arc::clone(&linking.board),
             secrets: Api::namespaced(linking.client.clone(), &linking.namespace),
             invitations: invitations::Store::new(&linking.client, &linking.namespace),
-            store: requests::Store::new(linking.client.clone()),
+            store: Arc::new(requests::Store::new(linking.client.clone())),
             agent,
             applied: Snapshot::default(),
             open: Open::new(),
@@ -139,6 +165,7 @@ impl Desk {
             memory: Memory::default(),
             wanted: BTreeSet::new(),
             asked: true,
+            asks: JoinSet::new(),
             published: None,
             reports,
             reported,
@@ -169,14 +196,21 @@ impl Desk {
                 _ = changes.changed() => due = due.or_else(|| Some(soon())),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     due = None;
-                    self.look().await;
+                    self.look();
                 }
+                Some(step) = self.asks.join_next() => match step {
+                    Ok(step) => self.go_on(step),
+                    Err(error) => {
+                        tracing::error!(%error, "a look at requests ended before its time");
+                        self.asked = true;
+                    }
+                },
                 _ = tick.tick() => {
                     self.read_invitations().await;
                     self.publish().await;
                     rounds += 1;
                     self.asked |= rounds.is_multiple_of(REQUESTS_EVERY);
-                    self.look().await;
+                    self.look();
                 }
             }
             self.board.set(self.lines.iter().map(|(name, line)| (name.clone(), line.row.clone())).collect());
@@ -203,12 +237,12 @@ impl Desk {
     }
 
     /// Brings everything in step with what the cluster declares.
-    async fn look(&mut self) {
+    fn look(&mut self) {
         if self.cluster.stale().is_some() {
             return; // what was not seen yet is not gone
         }
         self.connect();
-        self.make_requests().await;
+        self.look_at_requests();
     }
 
     fn connect(&mut self) {
@@ -238,7 +272,7 @@ impl Desk {
                 *old = outgoing;
                 changed
             });
-            line.settle_relays(now);
+            line.settle(now);
         }
         refuse(&self.cluster, self.denials(now));
     }
@@ -330,6 +364,11 @@ impl Desk {
             tasks,
             listening: None,
             streams: 0,
+            streamed: None,
+            pace: Pace::begin(Instant::now()),
+            hello: None,
+            greeted: None,
+            lost: None,
             told: None,
         }
     }
@@ -371,7 +410,10 @@ impl Desk {
         let there = {
             let state = self.cluster.read();
             let facts = state.index.link(&invitation.link);
-            facts.and_then(|facts| Some(state.index.leads(&invitation.link, facts).ok()?.authority).or(facts.authority))
+            facts.and_then(|facts| {
+                let leads = state.index.leads(&invitation.link, facts).ok();
+                leads.map(|leads| leads.authority).or(facts.authority)
+            })
         };
         match self.invitations.take(invite, invitation, guest.record(), there).await {
             Ok(Taken::Linked) => {
@@ -399,14 +441,18 @@ impl Desk {
         let peer = incoming.peer.clone();
         let line = self.lines.values_mut().find(|line| operator_of(line.link.authority) == peer);
         let Some(line) = line else { return incoming.refuse(StreamStatus::Denied) };
+        if line.streamed.is_some_and(|begun| begun.elapsed() < STREAM_EVERY) {
+            return incoming.refuse(StreamStatus::Busy);
+        }
         let Opened::Stream(stream) = incoming.accept() else { return };
+        line.streamed = Some(Instant::now());
         if let Some(earlier) = line.listening.take() {
             earlier.abort();
         }
         line.streams += 1;
         line.known.begin();
         let (out, mut said) = mpsc::channel(1);
-        let (uid, number, reports) = (line.link.uid, line.streams, self.reports.clone());
+        let (uid, number, reports, pace) = (line.link.uid, line.streams, self.reports.clone(), line.pace.clone());
         let listening = tokio::spawn(async move {
             let pass_on = async {
                 while let Some(tell) = said.recv().await {
@@ -415,7 +461,7 @@ impl Desk {
                     }
                 }
             };
-            tokio::join!(hear::run(stream, out), pass_on);
+            tokio::join!(hear::run(stream, pace, out), pass_on);
         });
         line.listening = Some(listening.abort_handle());
     }
@@ -424,13 +470,7 @@ impl Desk {
         let now = crate::clock::now();
         let Some(line) = self.lines.values_mut().find(|line| line.link.uid == link) else { return };
         match report {
-            Report::Going(Going::Heard) => line.row.live = LinkLive::Connected,
-            Report::Going(Going::Lost(why)) => {
-                // Whoever waits for its ticket to be taken is told about that.
-                if !matches!(line.row.live, LinkLive::TicketEnded { .. }) {
-                    line.row.live = LinkLive::Silent { why };
-                }
-            }
+            Report::Going(going) => line.goes(going, now),
             Report::Waiting(why) => {
                 if line.row.live != LinkLive::Connected {
                     line.row.live = LinkLive::Silent { why };
@@ -455,30 +495,47 @@ impl Desk {
         }
     }
 
-    /// Makes objects of wishes, and takes back those that are not wished for.
-    async fn make_requests(&mut self) {
+    /// Begins to make objects of wishes, and to take back those that are not wished for, where that is due.
+    fn look_at_requests(&mut self) {
+        if !self.asks.is_empty() {
+            return;
+        }
         let wanted = requests::all_wanted(&self.cluster.read().index, &self.asking());
         if wanted == self.wanted && !self.asked {
             return;
         }
+        (self.wanted, self.asked) = (wanted, false);
+        let store = Arc::clone(&self.store);
+        self.asks.spawn(async move { Step::Found(store.there().await) });
+    }
+
+    fn go_on(&mut self, step: Step) {
+        match step {
+            Step::Found(Ok(there)) => self.make_requests(&there),
+            Step::Found(Err(error)) => {
+                tracing::warn!(%error, "requests for trust could not be read");
+                self.asked = true;
+            }
+            Step::Done(applied, again) => {
+                if let Err(error) = &applied {
+                    tracing::warn!(%error, "requests for trust could not be written");
+                }
+                // Those that were made want their condition; what failed is tried again.
+                self.asked |= again || applied.is_err();
+            }
+        }
+    }
+
+    fn make_requests(&mut self, there: &[There]) {
         let now = crate::clock::now();
-        let there = match self.store.there().await {
-            Ok(there) => there,
-            Err(error) => return tracing::warn!(%error, "requests for trust could not be read"),
-        };
         let mut memory = std::mem::take(&mut self.memory);
-        let plan = requests::plan(&self.cluster.read().index, &self.asking(), &there, &mut memory, now);
+        let plan = requests::plan(&self.cluster.read().index, &self.asking(), there, &mut memory, now);
         self.memory = memory;
         for line in self.lines.values_mut() {
             line.row.pending = plan.pending.get(&line.link.uid).copied().unwrap_or(0);
         }
-        let applied = self.store.apply(&plan, now).await;
-        if let Err(error) = &applied {
-            tracing::warn!(%error, "requests for trust could not be written");
-        }
-        // Those that were made want their condition; what failed is tried again.
-        self.asked = !plan.create.is_empty() || applied.is_err();
-        self.wanted = wanted;
+        let store = Arc::clone(&self.store);
+        self.asks.spawn(async move { Step::Done(store.apply(&plan, now).await, !plan.create.is_empty()) });
     }
 
     fn asking(&self) -> Vec<Asking<'_>> {
@@ -502,9 +559,38 @@ impl Line {
             Ok(records) => records,
             Err(error) => return tracing::warn!(link = self.link.name.as_str(), %error, "an operator shows bad keys"),
         };
-        self.row.records = newest(records);
-        if self.told.as_ref().is_none_or(|(told, _)| *told != hello.relays) {
-            self.told = Some((hello.relays, now));
+        self.hello = Some((newest(records), hello.relays));
+        self.settle(now);
+    }
+
+    fn goes(&mut self, going: Going, now: UnixTime) {
+        match (going, &self.row.live) {
+            (Going::Heard, _) => (self.row.live, self.lost) = (LinkLive::Connected, None),
+            // Whoever waits for its ticket to be taken is told about that.
+            (Going::Lost(_), LinkLive::TicketEnded { .. }) => {}
+            (Going::Lost(why), LinkLive::Connected) => {
+                let since = self.lost.take().map_or(now, |(since, _)| since);
+                self.lost = Some((since, why));
+            }
+            (Going::Lost(why), LinkLive::Connecting | LinkLive::Silent { .. }) => {
+                self.row.live = LinkLive::Silent { why }
+            }
+        }
+    }
+
+    /// Lets count what had to wait.
+    fn settle(&mut self, now: UnixTime) {
+        if let Some((_, why)) = self.lost.take_if(|(since, _)| since.plus(LOST_AFTER) <= now) {
+            self.row.live = LinkLive::Silent { why };
+        }
+        if self.greeted.is_none_or(|at| at.plus(HELLO_EVERY) <= now)
+            && let Some((records, relays)) = self.hello.take()
+        {
+            self.greeted = Some(now);
+            self.row.records = records;
+            if self.told.as_ref().is_none_or(|(told, _)| *told != relays) {
+                self.told = Some((relays, now));
+            }
         }
         self.settle_relays(now);
     }
@@ -592,6 +678,11 @@ mod tests {
             tasks: Vec::new(),
             listening: None,
             streams: 0,
+            streamed: None,
+            pace: Pace::begin(Instant::now()),
+            hello: None,
+            greeted: None,
+            lost: None,
             told: None,
         }
     }
@@ -612,6 +703,42 @@ mod tests {
             line.note_denied(denied(20_000, next_day.plus(Duration::from_secs(9))), next_day),
             "there is room again"
         );
+    }
+
+    #[test]
+    fn however_often_an_operator_says_something_else_of_itself_its_status_changes_seldom() {
+        let theirs = peerage_model::Authority::new(&zeroize::Zeroizing::new([3; 96]), NOW);
+        let mut line = line();
+        line.link.authority = theirs.fingerprint();
+        let records = vec![RecordBytes(theirs.record().as_bytes().to_vec())];
+        let mut changes = 0;
+        for second in 0..100 {
+            let key = peerage_model::AgreementSecret::from_bytes([7; 32]).public();
+            let host = format!("relay-{second}.example").parse().expect("a host");
+            let relays = vec![RelayInfo { key, host, port: 3478, tls: None }];
+            let before = line.row.clone();
+            line.greet(
+                Hello { version: None, records: records.clone(), relays },
+                NOW.plus(Duration::from_secs(second)),
+            );
+            changes += usize::from(line.row != before);
+        }
+        assert_eq!(changes, 10);
+    }
+
+    #[test]
+    fn an_operator_that_answers_again_at_once_was_not_lost() {
+        let mut line = line();
+        line.goes(Going::Heard, NOW);
+        line.goes(Going::Lost("gone".into()), NOW);
+        line.settle(NOW);
+        assert_eq!(line.row.live, LinkLive::Connected);
+        line.goes(Going::Heard, NOW);
+        line.settle(NOW.plus(LOST_AFTER));
+        assert_eq!(line.row.live, LinkLive::Connected);
+        line.goes(Going::Lost("gone".into()), NOW);
+        line.settle(NOW.plus(LOST_AFTER));
+        assert_eq!(line.row.live, LinkLive::Silent { why: "gone".into() });
     }
 
     #[test]

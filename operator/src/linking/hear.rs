@@ -4,6 +4,7 @@
 //! is kept of a link has an end. Here nothing is written to the API server; `requests` decides what is worth that.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use peerage_agent::tunnel::TunnelStream;
@@ -16,6 +17,34 @@ use super::frames::{self, Ended};
 
 /// Between two messages of one link. An honest cluster has a thousand things to tell once, and then one at a time.
 const PACE: Duration = Duration::from_millis(10);
+
+/// When the next message of a link may be read, on whichever of its streams: a teller that opens one after the other is read
+/// no faster than one that keeps to one.
+#[derive(Clone, Debug)]
+pub(super) struct Pace(Arc<Mutex<Instant>>);
+
+impl Pace {
+    pub(super) fn begin(now: Instant) -> Self {
+        Self(Arc::new(Mutex::new(now)))
+    }
+
+    /// Waits until a message may be read, and counts it.
+    async fn turn(&self) {
+        while let Some(next) = self.wait(Instant::now()) {
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// Until when to wait; none: it is counted.
+    fn wait(&self, now: Instant) -> Option<Instant> {
+        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *next > now {
+            return Some(*next);
+        }
+        *next = now + PACE;
+        None
+    }
+}
 
 /// What one message came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,25 +127,26 @@ impl Known {
 }
 
 /// Reads a stream to its end and hands each message on, one after the other.
-pub(super) async fn run(stream: TunnelStream, out: mpsc::Sender<Tell>) {
-    let ended = listen(stream, out).await;
+pub(super) async fn run(stream: TunnelStream, pace: Pace, out: mpsc::Sender<Tell>) {
+    let ended = listen(stream, pace, out).await;
     tracing::debug!(?ended, "a stream from another operator ended");
 }
 
-async fn listen(stream: TunnelStream, out: mpsc::Sender<Tell>) -> Result<(), Ended> {
+async fn listen(stream: TunnelStream, pace: Pace, out: mpsc::Sender<Tell>) -> Result<(), Ended> {
     let (mut reader, mut writer) = frames::split(stream);
     let mut count = 0;
     loop {
+        pace.turn().await;
         let frame = tokio::time::timeout(SILENCE, reader.next()).await.map_err(|_| Ended::Silent)??;
-        let next = Instant::now() + PACE;
-        if let Some(tell) = Tell::decode(&frame).map_err(|_| Ended::Malformed)?
+        let tell = Tell::decode(&frame).map_err(|_| Ended::Malformed)?;
+        // Before anybody looks at it: how long that takes is an answer, too.
+        count += 1;
+        writer.send(&Heard { count }.encode()).await?;
+        if let Some(tell) = tell
             && out.send(tell).await.is_err()
         {
             return Ok(()); // the link is gone, or a younger stream has taken over
         }
-        count += 1;
-        writer.send(&Heard { count }.encode()).await?;
-        tokio::time::sleep_until(next).await;
     }
 }
 
@@ -143,6 +173,16 @@ mod tests {
         assert_eq!(known.take(Tell::Told(Told {})), News::Wishes);
         let left: Vec<_> = known.wishes().map(|wish| wish.id).collect();
         assert_eq!(left, [TrustId(2_u128.to_be_bytes())]);
+    }
+
+    #[test]
+    fn streams_of_one_link_share_one_pace() {
+        let now = Instant::now();
+        let pace = Pace::begin(now);
+        let younger = pace.clone();
+        assert_eq!(pace.wait(now), None);
+        assert_eq!(younger.wait(now), Some(now + PACE));
+        assert_eq!(younger.wait(now + PACE), None);
     }
 
     #[test]

@@ -57,7 +57,6 @@ pub(super) struct Asking<'a> {
 pub(super) struct There {
     pub(super) key: ObjectKey,
     pub(super) link: TrustId,
-    pub(super) wish: TrustId,
     /// Our agent, and who asks.
     pub(super) agent: ObjectKey,
     pub(super) from: AgentName,
@@ -65,6 +64,12 @@ pub(super) struct There {
     pub(super) rejected: bool,
     /// What its condition says.
     pub(super) answered: Option<String>,
+}
+
+impl There {
+    fn question(&self) -> Question {
+        (self.link, self.agent.clone(), self.from.clone())
+    }
 }
 
 /// What to do.
@@ -78,13 +83,16 @@ pub(super) struct Plan {
     pub(super) pending: BTreeMap<TrustId, usize>,
 }
 
+/// What is asked: over which link, of whom, by whom. A wish that is taken back and told anew under another id asks nothing new.
+type Question = (TrustId, ObjectKey, AgentName);
+
 /// What the leader remembers between two looks.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// Requests that were there when it last looked, by link and wish.
-    seen: BTreeSet<(TrustId, TrustId)>,
+    /// What requests that were there when it last looked ask.
+    seen: BTreeSet<Question>,
     /// Wishes whose request was deleted or has ended: their owner has had it.
-    done: BTreeSet<(TrustId, TrustId)>,
+    done: BTreeSet<Question>,
     /// When each link will have waited for all requests it has made.
     paces: BTreeMap<TrustId, UnixTime>,
 }
@@ -102,12 +110,13 @@ impl Memory {
 
 /// Decides from what is wished for and what is there.
 pub(super) fn plan(index: &Index, links: &[Asking<'_>], there: &[There], memory: &mut Memory, now: UnixTime) -> Plan {
-    let wished: BTreeSet<_> =
-        links.iter().flat_map(|link| link.wishes.iter().map(|wish| (link.uid, wish.id))).collect();
-    let present: BTreeSet<_> = there.iter().map(|request| (request.link, request.wish)).collect();
+    let wishes = links.iter().flat_map(|link| link.wishes.iter().map(move |wish| (link.uid, wish)));
+    let wished: BTreeSet<Question> =
+        wishes.filter_map(|(link, wish)| Some((link, ObjectKey::of_agent(&wish.to)?, wish.from.clone()))).collect();
+    let mut present: BTreeSet<_> = there.iter().map(There::question).collect();
     // Somebody deleted it while it was wished for: that is a no.
-    memory.done.extend(memory.seen.difference(&present).copied());
-    memory.done.extend(there.iter().filter(|request| request.expires <= now).map(|one| (one.link, one.wish)));
+    memory.done.extend(memory.seen.difference(&present).cloned());
+    memory.done.extend(there.iter().filter(|request| request.expires <= now).map(There::question));
     memory.done.retain(|wish| wished.contains(wish));
     let uids: BTreeSet<_> = links.iter().map(|link| link.uid).collect();
     memory.paces.retain(|link, paid| uids.contains(link) && *paid > now);
@@ -116,7 +125,8 @@ pub(super) fn plan(index: &Index, links: &[Asking<'_>], there: &[There], memory:
     let mut kept = Vec::new();
     for request in there {
         let link = links.iter().find(|link| link.uid == request.link);
-        let is_wished = |link: &Asking<'_>| !link.is_whole || wished.contains(&(link.uid, request.wish));
+        // What was rejected stays whatever the asker does, or it would take the wish back and ask again.
+        let is_wished = |link: &Asking<'_>| request.rejected || !link.is_whole || wished.contains(&request.question());
         let is_open = |link: &&Asking<'_>| is_wished(link) && is_wanted(index, link, &request.agent, &request.from);
         match link.filter(is_open) {
             Some(_) if request.expires > now => kept.push(request),
@@ -135,12 +145,12 @@ pub(super) fn plan(index: &Index, links: &[Asking<'_>], there: &[There], memory:
         }
     }
     let gone: BTreeSet<_> = plan.delete.iter().cloned().collect();
-    memory.seen = there.iter().filter(|one| !gone.contains(&one.key)).map(|one| (one.link, one.wish)).collect();
+    memory.seen = there.iter().filter(|one| !gone.contains(&one.key)).map(There::question).collect();
     for link in links {
         for wish in &link.wishes {
-            let id = (link.uid, wish.id);
             let Some(agent) = wanted(index, link, wish) else { continue };
-            if present.contains(&id) || memory.done.contains(&id) {
+            let question = (link.uid, agent.clone(), wish.from.clone());
+            if present.contains(&question) || memory.done.contains(&question) {
                 continue;
             }
             let of_link: usize = counts.iter().filter(|((uid, _), _)| *uid == link.uid).map(|(_, count)| count).sum();
@@ -150,6 +160,7 @@ pub(super) fn plan(index: &Index, links: &[Asking<'_>], there: &[There], memory:
             }
             *here += 1;
             *plan.pending.entry(link.uid).or_default() += 1;
+            present.insert(question);
             plan.create.push(request(link, wish, &agent, now));
         }
     }
@@ -264,7 +275,6 @@ fn read(object: &AgentTrustRequest) -> Option<There> {
         from: object.spec.from.name.parse().ok()?,
         key,
         link: object.labels().get(LINK_UID)?.parse().ok()?,
-        wish: object.labels().get(WISH)?.parse().ok()?,
         expires: UnixTime(u64::try_from(object.spec.expires_at.0.as_second()).unwrap_or(0)),
         rejected: object.annotations().contains_key(REJECTED),
         answered: answered.map(|one| one.reason.clone()),
@@ -422,5 +432,27 @@ mod tests {
         let plan = plan(&index(), &asking(&wishes), &there, &mut Memory::default(), NOW);
         assert_eq!(plan.say, [(there[0].key.clone(), Reason::Rejected)]);
         assert_eq!((plan.pending.get(&LINK), plan.delete.len()), (None, 0));
+    }
+
+    #[test]
+    fn who_was_rejected_does_not_ask_again_by_taking_the_wish_back() {
+        let wishes = [wish(1, "db.tools")];
+        let mut there = made(&plan(&index(), &asking(&wishes), &[], &mut Memory::default(), NOW));
+        there[0].rejected = true;
+        let mut memory = Memory::default();
+        let taken_back = plan(&index(), &asking(&[]), &there, &mut memory, NOW);
+        assert_eq!(taken_back.delete, []);
+        let other_id = [Wish { id: TrustId([8; 16]), ..wishes[0].clone() }];
+        let anew = plan(&index(), &asking(&other_id), &there, &mut memory, NOW);
+        assert_eq!((anew.create.len(), anew.delete.len()), (0, 0));
+        let ended = plan(&index(), &asking(&[]), &there, &mut memory, NOW.plus(LASTS));
+        assert_eq!(ended.delete.len(), 1, "it does not stay for ever");
+    }
+
+    #[test]
+    fn one_asker_with_two_wishes_for_one_agent_asks_once() {
+        let first = wish(1, "db.tools");
+        let wishes = [first.clone(), Wish { id: TrustId([8; 16]), ..first }];
+        assert_eq!(plan(&index(), &asking(&wishes), &[], &mut Memory::default(), NOW).create.len(), 1);
     }
 }
