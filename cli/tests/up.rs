@@ -45,8 +45,10 @@ impl Drop for Up {
     }
 }
 
+/// Also where the tests were started to ignore SIGHUP (`nohup`), which an agent would respect.
 fn peerage(state: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_peerage"));
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_peerage")]);
     command.arg("--state").arg(state).args(args).stdin(Stdio::null()).env_remove("PEERAGE_STATE");
     command
 }
