@@ -142,13 +142,13 @@ fn spliced(token: &str, claims: &str) -> String {
 /// Pods that are deleted while they enrol: before they show their token, and while the operator looks at it.
 pub(super) fn mid_enrolment(stage: &Stage) -> Result<String, Failed> {
     let cluster = &stage.cluster;
-    stage.namespace("leaving")?;
-    cluster.apply(&super::peer("db", "leaving"))?;
+    stage.namespace("mid-enrolment")?;
+    cluster.apply(&super::peer("db", "mid-enrolment"))?;
     let (place, authority, audience) = (first(stage)?, stage.authority()?, stage.audience()?);
     let mut codes = Vec::new();
     for (name, asks_first) in [("db-0", false), ("db-1", true)] {
-        stage.pod_as(name, "leaving", "db", "default")?;
-        let token = agent::token(cluster, "leaving", name, &audience)?;
+        stage.pod_as(name, "mid-enrolment", "db", "default")?;
+        let token = agent::token(cluster, "mid-enrolment", name, &audience)?;
         let delete = Todo::delete(format!("/api/v1/namespaces/leaving/pods/{name}"));
         let goodbye = stage.runtime.block_on(async {
             let mut knock = Knock::at(place, &authority).await?;
@@ -169,8 +169,8 @@ pub(super) fn mid_enrolment(stage: &Stage) -> Result<String, Failed> {
     }
     cluster.condition("agentpeer db -n leaving", "Ready", "True", "NoPods")?;
     // The same name again is another pod, and an agent like any other.
-    stage.pod_as("db-0", "leaving", "db", "default")?;
-    stage.agent_in("db-0", "leaving", &audience)?.says("the tunnel is up")?;
+    stage.pod_as("db-0", "mid-enrolment", "db", "default")?;
+    stage.agent_in("db-0", "mid-enrolment", &audience)?.says("the tunnel is up")?;
     Ok(format!("told {}; nobody stays enrolled, and the next pod enrols", codes.join(" and ")))
 }
 
