@@ -149,7 +149,7 @@ pub(super) fn mid_enrolment(stage: &Stage) -> Result<String, Failed> {
     for (name, asks_first) in [("db-0", false), ("db-1", true)] {
         stage.pod_as(name, "mid-enrolment", "db", "default")?;
         let token = agent::token(cluster, "mid-enrolment", name, &audience)?;
-        let delete = Todo::delete(format!("/api/v1/namespaces/leaving/pods/{name}"));
+        let delete = Todo::delete(format!("/api/v1/namespaces/mid-enrolment/pods/{name}"));
         let goodbye = stage.runtime.block_on(async {
             let mut knock = Knock::at(place, &authority).await?;
             let mut api = stage.api.connect().await?;
@@ -167,7 +167,7 @@ pub(super) fn mid_enrolment(stage: &Stage) -> Result<String, Failed> {
         ensure(expected.contains(&goodbye.code), || format!("{name} is told {goodbye:?}"))?;
         codes.push(format!("{:?}", goodbye.code));
     }
-    cluster.condition("agentpeer db -n leaving", "Ready", "True", "NoPods")?;
+    cluster.condition("agentpeer db -n mid-enrolment", "Ready", "True", "NoPods")?;
     // The same name again is another pod, and an agent like any other.
     stage.pod_as("db-0", "mid-enrolment", "db", "default")?;
     stage.agent_in("db-0", "mid-enrolment", &audience)?.says("the tunnel is up")?;
