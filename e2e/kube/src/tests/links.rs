@@ -36,7 +36,7 @@ pub(super) fn links(stage: &Stage) -> Result<String, Failed> {
     )?;
     let request = request(first)?;
     second.cluster.condition("agenttrust reporter-db-tools-hub -n reports", "Ready", "False", "WaitingForPeer")?;
-    plugin(stage, first, &["approve", &request, "-n", "tools", "--open", "mcp"], "")?;
+    plugin(stage, first, &["approve", &request, "-n", "tools", "--open", "mcp", "--as", "branch-reporter"], "")?;
     let answered = until(|| Ok(second.reporter.fetch("db").is_ok_and(|body| body == "hello")))?;
     ensure(answered, || {
         format!("http://db/ is not answered across clusters: {}\n{}", second.reporter.agent.log(), pair.db.agent.log())
