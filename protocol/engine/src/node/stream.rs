@@ -49,20 +49,14 @@ pub(super) enum Place {
 
 impl Stream {
     pub(super) fn waiting(pair: PairKey, header: StreamHeader, deadline: Instant) -> Self {
-        let place = Place::Waiting { early: Vec::new(), deadline };
-        Self {
-            pair,
-            header,
-            place,
-            finished: false,
-            read_to_end: false,
-            packets: VecDeque::new(),
-            refusals: Vec::new(),
-        }
+        Self::new(pair, header, Place::Waiting { early: Vec::new(), deadline })
     }
 
     pub(super) fn offered(pair: PairKey, header: StreamHeader, session: SessionKey, id: StreamId) -> Self {
-        let place = Place::Offered { session, id };
+        Self::new(pair, header, Place::Offered { session, id })
+    }
+
+    fn new(pair: PairKey, header: StreamHeader, place: Place) -> Self {
         Self {
             pair,
             header,
