@@ -9,22 +9,21 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use peerage_agent::driver::DriverEvent;
 use peerage_agent::tunnel::{Incoming, Opened};
-use peerage_model::linking::{
-    Denied, Hello, MAX_PURPOSE, MAX_RELAYS, MAX_WISHES, OPERATOR, RELAYS_OVERLAP, RecordBytes, Tell, Wish,
-};
+use peerage_model::linking::{Hello, MAX_PURPOSE, MAX_RELAYS, MAX_WISHES, OPERATOR, RecordBytes, Tell, Wish};
 use peerage_model::relay::RelayInfo;
-use peerage_model::snapshot::{DeniedInstance, Snapshot};
+use peerage_model::snapshot::Snapshot;
 use peerage_model::stream::StreamStatus;
-use peerage_model::{AgentId, AgentName, AuthorityRecord, Credential, InstanceId, TrustId, UnixTime, passport};
+use peerage_model::{Credential, TrustId, UnixTime};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::Linking;
 use super::agent::{self, Agent, Link, operator_of};
-use super::board::{Board, Row};
-use super::hear::{self, Known, News, Pace};
+use super::board::Board;
+use super::hear::{self, News};
 use super::invitations::{self, Open, Taken};
+use super::line::{Line, MAX_DENIED};
 use super::meet;
 use super::requests::{self, Asking, Memory, There};
 use super::tell::{self, Going, Outgoing};
@@ -43,16 +42,8 @@ const EVERY: Duration = Duration::from_secs(2);
 const REQUESTS_EVERY: u32 = 5;
 /// Between two streams of one link; an honest teller waits as long before it calls again.
 const STREAM_EVERY: Duration = Duration::from_secs(1);
-/// Between two Hellos of one link that count: each that says something else is a write of the AgentLink's status.
-const HELLO_EVERY: Duration = Duration::from_secs(10);
-/// How long an operator that was heard may not answer before the link's status says so: what ends and begins at once is not
-/// worth a write.
-const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Messages of other operators that are not dealt with yet.
 const QUEUE: usize = 16;
-/// Denied instances that one link tells, and that are taken from it.
-const MAX_DENIED: usize = 256;
-
 /// What tasks report.
 enum Report {
     /// The other operator hears us, or not.
@@ -75,49 +66,6 @@ enum Step {
 
 /// Links as they are declared, with where each one's ticket is.
 type Declared = BTreeMap<String, (Link, Option<meet::Place>)>;
-
-/// One link while this replica leads. Dropping it ends its tasks.
-struct Line {
-    link: Link,
-    row: Row,
-    known: Known,
-    /// Instances that it said are denied.
-    denied: BTreeMap<InstanceId, Refused>,
-    outgoing: watch::Sender<Arc<Outgoing>>,
-    tasks: Vec<AbortHandle>,
-    /// The stream that the other operator tells us on, and which of them it is.
-    listening: Option<AbortHandle>,
-    streams: u64,
-    /// When the latest of them began.
-    streamed: Option<Instant>,
-    pace: Pace,
-    /// What it said of itself since that was last taken, and when that was.
-    hello: Option<(Vec<AuthorityRecord>, Vec<RelayInfo>)>,
-    greeted: Option<UnixTime>,
-    /// Since when it does not answer, and why.
-    lost: Option<(UnixTime, String)>,
-    /// What it said last of its relays, and since when it says so.
-    told: Option<(Vec<RelayInfo>, UnixTime)>,
-}
-
-/// What the other operator said of an instance.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Refused {
-    agent: AgentName,
-    /// Until when it is denied.
-    until: UnixTime,
-    /// Until when it counts among those that are taken of its link. That is as long as a passport can last, whatever its
-    /// operator says: denials that end at once would be writes without end.
-    held: UnixTime,
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        for task in self.tasks.iter().chain(&self.listening) {
-            task.abort();
-        }
-    }
-}
 
 /// See the module.
 pub(super) struct Desk {
@@ -355,22 +303,7 @@ impl Desk {
             let meeting = async move { reports.send((uid, Report::Met(meeting.await))).await };
             tasks.push(tokio::spawn(meeting).abort_handle());
         }
-        Line {
-            link,
-            row: Row::new(uid),
-            known: Known::default(),
-            denied: BTreeMap::new(),
-            outgoing: sender,
-            tasks,
-            listening: None,
-            streams: 0,
-            streamed: None,
-            pace: Pace::begin(Instant::now()),
-            hello: None,
-            greeted: None,
-            lost: None,
-            told: None,
-        }
+        Line::new(link, sender, tasks)
     }
 
     /// Says how a link goes. What does not fit in the queue is said again soon.
@@ -552,87 +485,6 @@ impl Desk {
     }
 }
 
-impl Line {
-    /// The other operator says who it is. What is not signed by the authority of this link is nobody's word.
-    fn greet(&mut self, hello: Hello, now: UnixTime) {
-        let records = match hello.records(&self.link.authority, now) {
-            Ok(records) => records,
-            Err(error) => return tracing::warn!(link = self.link.name.as_str(), %error, "an operator shows bad keys"),
-        };
-        self.hello = Some((newest(records), hello.relays));
-        self.settle(now);
-    }
-
-    fn goes(&mut self, going: Going, now: UnixTime) {
-        match (going, &self.row.live) {
-            (Going::Heard, _) => (self.row.live, self.lost) = (LinkLive::Connected, None),
-            // Whoever waits for its ticket to be taken is told about that.
-            (Going::Lost(_), LinkLive::TicketEnded { .. }) => {}
-            (Going::Lost(why), LinkLive::Connected) => {
-                let since = self.lost.take().map_or(now, |(since, _)| since);
-                self.lost = Some((since, why));
-            }
-            (Going::Lost(why), LinkLive::Connecting | LinkLive::Silent { .. }) => {
-                self.row.live = LinkLive::Silent { why }
-            }
-        }
-    }
-
-    /// Lets count what had to wait.
-    fn settle(&mut self, now: UnixTime) {
-        if let Some((_, why)) = self.lost.take_if(|(since, _)| since.plus(LOST_AFTER) <= now) {
-            self.row.live = LinkLive::Silent { why };
-        }
-        if self.greeted.is_none_or(|at| at.plus(HELLO_EVERY) <= now)
-            && let Some((records, relays)) = self.hello.take()
-        {
-            self.greeted = Some(now);
-            self.row.records = records;
-            if self.told.as_ref().is_none_or(|(told, _)| *told != relays) {
-                self.told = Some((relays, now));
-            }
-        }
-        self.settle_relays(now);
-    }
-
-    /// Takes the other operator's word that an instance is denied, for as long as a passport can last, and only so many in that
-    /// time. Whether that is news.
-    fn note_denied(&mut self, denied: Denied, now: UnixTime) -> bool {
-        let held = now.plus(passport::LIFETIME + passport::BACKDATED);
-        let until = denied.until.min(held);
-        self.denied.retain(|_, one| one.held > now);
-        if until <= now || self.denied.contains_key(&denied.instance) || self.denied.len() >= MAX_DENIED {
-            return false;
-        }
-        self.denied.insert(denied.instance, Refused { agent: denied.agent, until, held });
-        true
-    }
-
-    /// Denials that hold, each of an agent of the link's own authority.
-    fn denials(&self, now: UnixTime) -> impl Iterator<Item = Denial> {
-        let authority = self.link.authority;
-        self.denied.iter().filter(move |(_, one)| one.until > now).map(move |(instance, one)| Denial {
-            agent: AgentId { authority, name: one.agent.clone() },
-            denied: DeniedInstance { authority, instance: *instance, until: one.until },
-        })
-    }
-
-    /// Relays of a former list are used besides the new ones for a while, since agents over there change over one by one.
-    fn settle_relays(&mut self, now: UnixTime) {
-        let Some((told, since)) = &self.told else { return };
-        let before = match self.row.relays.is_empty() {
-            true => &self.link.relays,
-            false => &self.row.relays,
-        };
-        let mut relays = told.clone();
-        if now < since.plus(RELAYS_OVERLAP) {
-            relays.extend(before.iter().filter(|relay| !told.contains(relay)).cloned());
-            relays.truncate(MAX_RELAYS);
-        }
-        self.row.relays = relays;
-    }
-}
-
 /// Refuses what other operators said is denied, of agents that anybody here has to do with. An owner may name an agent long
 /// after that was said of it.
 fn refuse(cluster: &Cluster, told: impl Iterator<Item = Denial>) {
@@ -644,11 +496,6 @@ fn refuse(cluster: &Cluster, told: impl Iterator<Item = Denial>) {
     new.into_iter().filter(|one| named.contains(&one.agent)).for_each(|one| cluster.withdraw(one));
 }
 
-fn newest(mut records: Vec<AuthorityRecord>) -> Vec<AuthorityRecord> {
-    records.sort_by_key(|record| std::cmp::Reverse(record.sequence()));
-    records
-}
-
 /// As much of a text as a message takes, cut between two characters.
 fn clipped(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_PURPOSE)].to_owned()
@@ -656,7 +503,8 @@ fn clipped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use peerage_model::Fingerprint;
+    use peerage_model::linking::Denied;
+    use peerage_model::{Fingerprint, InstanceId, passport};
     use serde_json::json;
 
     use super::*;
@@ -665,89 +513,16 @@ mod tests {
     const NOW: UnixTime = UnixTime(1_800_000_000);
     const THEIRS: Fingerprint = Fingerprint([2; 32]);
 
-    fn line() -> Line {
-        let uid = TrustId([9; 16]);
-        let name = "far".parse().expect("a label");
-        let link = Link { name, uid, authority: THEIRS, records: Vec::new(), relays: Vec::new() };
-        Line {
-            link,
-            row: Row::new(uid),
-            known: Known::default(),
-            denied: BTreeMap::new(),
-            outgoing: watch::Sender::default(),
-            tasks: Vec::new(),
-            listening: None,
-            streams: 0,
-            streamed: None,
-            pace: Pace::begin(Instant::now()),
-            hello: None,
-            greeted: None,
-            lost: None,
-            told: None,
-        }
-    }
-
-    fn denied(id: u64, until: UnixTime) -> Denied {
-        Denied { agent: "db.tools".parse().expect("a name"), instance: InstanceId(id.to_be_bytes()), until }
-    }
-
-    #[test]
-    fn denials_that_end_at_once_are_as_few_as_those_that_last() {
-        let mut line = line();
-        let each_second = (0..10_000).map(|second| (second, NOW.plus(Duration::from_secs(second))));
-        let news =
-            each_second.filter(|(id, now)| line.note_denied(denied(*id, now.plus(Duration::from_secs(1))), *now));
-        assert_eq!(news.count(), MAX_DENIED);
-        let next_day = NOW.plus(passport::LIFETIME + passport::BACKDATED);
-        assert!(
-            line.note_denied(denied(20_000, next_day.plus(Duration::from_secs(9))), next_day),
-            "there is room again"
-        );
-    }
-
-    #[test]
-    fn however_often_an_operator_says_something_else_of_itself_its_status_changes_seldom() {
-        let theirs = peerage_model::Authority::new(&zeroize::Zeroizing::new([3; 96]), NOW);
-        let mut line = line();
-        line.link.authority = theirs.fingerprint();
-        let records = vec![RecordBytes(theirs.record().as_bytes().to_vec())];
-        let mut changes = 0;
-        for second in 0..100 {
-            let key = peerage_model::AgreementSecret::from_bytes([7; 32]).public();
-            let host = format!("relay-{second}.example").parse().expect("a host");
-            let relays = vec![RelayInfo { key, host, port: 3478, tls: None }];
-            let before = line.row.clone();
-            line.greet(
-                Hello { version: None, records: records.clone(), relays },
-                NOW.plus(Duration::from_secs(second)),
-            );
-            changes += usize::from(line.row != before);
-        }
-        assert_eq!(changes, 10);
-    }
-
-    #[test]
-    fn an_operator_that_answers_again_at_once_was_not_lost() {
-        let mut line = line();
-        line.goes(Going::Heard, NOW);
-        line.goes(Going::Lost("gone".into()), NOW);
-        line.settle(NOW);
-        assert_eq!(line.row.live, LinkLive::Connected);
-        line.goes(Going::Heard, NOW);
-        line.settle(NOW.plus(LOST_AFTER));
-        assert_eq!(line.row.live, LinkLive::Connected);
-        line.goes(Going::Lost("gone".into()), NOW);
-        line.settle(NOW.plus(LOST_AFTER));
-        assert_eq!(line.row.live, LinkLive::Silent { why: "gone".into() });
-    }
-
     #[test]
     fn a_denial_that_was_told_before_anybody_named_the_agent_holds_once_somebody_does() {
         let (news, _) = mpsc::unbounded_channel();
         let index = Index::new(Fingerprint([1; 32]), NOW);
         let cluster = Cluster::new(index, 1, Vec::new(), Arc::default(), news);
-        let mut line = line();
-        assert!(line.note_denied(denied(7, NOW.plus(passport::LIFETIME)), NOW));
+        let name = "far".parse().expect("a label");
+        let link = Link { name, uid: TrustId([9; 16]), authority: THEIRS, records: Vec::new(), relays: Vec::new() };
+        let mut line = Line::new(link, watch::Sender::default(), Vec::new());
+        let (agent, instance) = ("db.tools".parse().expect("a name"), InstanceId([7; 8]));
+        assert!(line.note_denied(Denied { agent, instance, until: NOW.plus(passport::LIFETIME) }, NOW));
         let denial = line.denials(NOW).next().expect("it was noted");
         refuse(&cluster, line.denials(NOW));
         assert!(!cluster.is_denied(&denial.agent, &denial.denied.instance), "whom nobody names nobody refuses");

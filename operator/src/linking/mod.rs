@@ -6,7 +6,7 @@
 //!
 //! The leader is an agent called `operator` of this cluster's authority (`agent`). It answers those who hold a ticket
 //! (`invitations`), calls on those whose ticket it was given (`meet`), and has a stream each way with every operator that it
-//! is linked with (`tell`, `hear`). `desk` keeps what all that comes to; `requests` makes objects of wishes; the status
+//! is linked with (`tell`, `hear`). `desk` keeps what all that comes to, a `line` for each link; `requests` makes objects of wishes; the status
 //! writer reads the `board`.
 
 mod agent;
@@ -15,6 +15,7 @@ mod desk;
 mod frames;
 mod hear;
 mod invitations;
+mod line;
 mod meet;
 mod requests;
 mod tell;
