@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use peerage_agent::control::{Code, Failure};
+use peerage_output::Output;
 use serde_json::json;
 
 use super::{Done, system};
 use crate::args::Install;
-use crate::output::Output;
 
 const UNIT: &str = "/etc/systemd/system/peerage.service";
 /// What earlier versions wrote.

@@ -8,9 +8,9 @@ use peerage_agent::portmap::Mapping;
 use peerage_agent::state::Place;
 use peerage_agent::state::lookup::short;
 use peerage_agent::state::time::{now, rfc3339, span};
+use peerage_output::{Output, Table};
 
 use super::Done;
-use crate::output::{Output, Table};
 
 pub async fn status(place: &Place, output: Output) -> Done {
     let status: Status = client::call(place, &Request::Status).await?;

@@ -17,15 +17,27 @@ use peerage_agent::control::failure::chain;
 use peerage_agent::control::{Code, Failure};
 use peerage_agent::process;
 use peerage_agent::state::Place;
+use peerage_output::Output;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::{Cli, Command};
-use crate::output::Output;
+
+/// Exit status of a command that needs a daemon and found none.
+const NOT_RUNNING: u8 = 3;
 
 /// What a command gives: the status to end with.
 pub type Done = Result<ExitCode, Failure>;
+
+/// Says what went wrong, and with which status to end.
+pub fn failed(output: Output, failure: &Failure) -> ExitCode {
+    output.fail(failure, &failure.message, &failure.hint);
+    match failure.code {
+        Code::NotRunning => ExitCode::from(NOT_RUNNING),
+        _ => ExitCode::FAILURE,
+    }
+}
 
 /// Does what was typed.
 ///

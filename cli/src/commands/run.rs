@@ -14,10 +14,10 @@ use peerage_agent::control::view::Names;
 use peerage_agent::control::{Code, Failure, Request};
 use peerage_agent::state::Place;
 use peerage_agent::state::document;
+use peerage_output::Output;
 use peerage_run::{LiveNames, Program, Redirect, Transport};
 
-use super::{Done, Threads, runtime};
-use crate::output::Output;
+use super::{Done, Threads, failed, runtime};
 
 /// How long a daemon that has gone is left alone before it is looked for, at first and at most.
 const LOOK: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
@@ -79,7 +79,7 @@ pub fn run(place: &Place, command: Vec<OsString>, output: Output) -> Done {
         Err(error) => {
             let message = peerage_agent::control::failure::chain(&error);
             // A shell's statuses, not ours: 127 not found, 126 not executable, 125 anything else before it ran.
-            let _ = output.fail(&Failure::new(Code::NotPermitted, message, error.hint()));
+            failed(output, &Failure::new(Code::NotPermitted, message, error.hint()));
             Ok(ExitCode::from(error.exit_code()))
         }
     }

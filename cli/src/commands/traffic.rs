@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use peerage_agent::control::view::{Pong, Throughput};
 use peerage_agent::control::{Failure, Request, client};
 use peerage_agent::state::Place;
+use peerage_output::Output;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Done, system};
-use crate::output::Output;
+use super::{Done, failed, system};
 
 /// Bytes read at a time.
 const CHUNK: usize = 64 * 1024;
@@ -92,8 +92,8 @@ pub async fn connect(place: &Place, name: String, port: u16, message: Option<Str
     sending.abort();
     let outcome: Result<Value, Failure> = client::call(place, &Request::Outcome { connection }).await;
     let code = match (copied, outcome) {
-        (_, Err(failure)) => output.fail(&failure),
-        (Err(error), Ok(_)) => output.fail(&system("write to stdout", &error)),
+        (_, Err(failure)) => failed(output, &failure),
+        (Err(error), Ok(_)) => failed(output, &system("write to stdout", &error)),
         (Ok(()), Ok(_)) => ExitCode::SUCCESS,
     };
     // The thread that reads stdin cannot be called back, and nothing is left to do: end without waiting for it.

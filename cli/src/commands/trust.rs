@@ -12,11 +12,11 @@ use peerage_agent::state::{PeerRef, Place};
 use peerage_model::UnixTime;
 use peerage_model::relay::RelayInfo;
 use peerage_model::ticket::Ticket;
+use peerage_output::{Output, Table};
 use serde_json::{Value, json};
 
 use super::{Done, system};
 use crate::args::TermsArgs;
-use crate::output::{Output, Table};
 
 /// Most bytes read as a ticket; whole ones have at most 4096, white space apart.
 const MAX_TICKET: u64 = 8192;

@@ -14,6 +14,7 @@ use peerage_agent::driver::ProxySettings;
 use peerage_agent::process;
 use peerage_agent::state::Place;
 use peerage_agent::state::lookup::short;
+use peerage_output::Output;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -21,7 +22,6 @@ use tokio::sync::broadcast;
 use super::log::{self, LOG};
 use super::{Done, Threads, log_to_stderr, runtime, system};
 use crate::args::Up;
-use crate::output::Output;
 
 /// How long a daemon may take to come up or to go; its own limits are shorter.
 const PATIENCE: Duration = Duration::from_secs(15);

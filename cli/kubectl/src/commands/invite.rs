@@ -15,13 +15,13 @@ use peerage_crds::{AgentLink, AgentLinkSpec, AllowedNamespaces, NamespacesFrom};
 use peerage_model::linking::OPERATOR;
 use peerage_model::ticket::{InviteSecret, MAX_RELAYS, TicketError};
 use peerage_model::{Label, PairSecret, Ticket, TrustId};
+use peerage_output::Output;
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::args::{Allowed, Invite, Link};
 use crate::cluster::{Cluster, condition, create, get, now, until};
 use crate::failure::{Code, Failure};
-use crate::output::Output;
 
 /// The key of a ticket in its Secret.
 const TICKET: &str = "ticket";

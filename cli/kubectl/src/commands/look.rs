@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use kube::ResourceExt;
 use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust, AgentTrustRequest, Condition, ConditionStatus};
+use peerage_output::{Output, Table};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::cluster::{Cluster, condition, list};
 use crate::failure::{Code, Failure};
-use crate::output::{Output, table};
 
 /// Links, trusts and requests.
 pub async fn status(cluster: &Cluster, all: bool, output: Output) -> Result<(), Failure> {
@@ -44,9 +44,9 @@ pub async fn status(cluster: &Cluster, all: bool, output: Output) -> Result<(), 
             vec![one.name_any(), namespace, one.spec.agent_ref.name.clone(), peer, link, path, ready]
         };
         let none = if may_list { "no links" } else { "links: you may not read AgentLinks" };
-        let links = table(&["LINK", "AUTHORITY", "CONNECTED"], links.iter().map(link).collect(), none);
+        let links = Table::of(&["LINK", "AUTHORITY", "CONNECTED"], links.iter().map(link)).render_or(none);
         let head = ["TRUST", "NAMESPACE", "AGENT", "PEER", "LINK", "PATH", "READY"];
-        let trusts = table(&head, trusts.iter().map(trust).collect(), "no trusts");
+        let trusts = Table::of(&head, trusts.iter().map(trust)).render_or("no trusts");
         format!("{links}\n\n{trusts}\n\n{} requests wait (kubectl peerage requests)", requests.len())
     });
     Ok(())

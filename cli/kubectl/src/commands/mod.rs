@@ -6,10 +6,11 @@ mod trust;
 
 use std::process::ExitCode;
 
+use peerage_output::Output;
+
 use crate::args::{Cli, Command};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
-use crate::output::Output;
 
 /// Does what was typed.
 ///

@@ -11,12 +11,12 @@ use peerage_crds::trust::{InboundPort, TrustedPeer};
 use peerage_crds::{
     AgentLink, AgentPeer, AgentRef, AgentTrust, AgentTrustRequest, AgentTrustSpec, ConditionStatus, LinkRef,
 };
+use peerage_output::{Output, Table};
 use serde_json::json;
 
 use crate::args::{Approve, Open, Revoke, Trust};
 use crate::cluster::{Cluster, condition, create, get, list, until};
 use crate::failure::{Code, Failure};
-use crate::output::{Output, table};
 
 /// Annotation of a request that its owner does not want; the operator reads it.
 const REJECTED: &str = "peerage.dev/rejected";
@@ -55,7 +55,7 @@ pub async fn requests(cluster: &Cluster, all: bool, output: Output) -> Result<()
             ]
         };
         let head = ["NAME", "NAMESPACE", "AGENT", "FROM", "LINK", "ANSWERED", "WHY (their words)"];
-        table(&head, found.iter().map(row).collect(), "nobody asks")
+        Table::of(&head, found.iter().map(row)).render_or("nobody asks")
     });
     Ok(())
 }

@@ -1,17 +1,19 @@
-//! How things are said: text for people, or one JSON object a line; failures with a hint; progress where it takes long.
+//! How commands say things: text for people, or one JSON object a line; failures with a hint; progress where it takes long.
+//!
+//! For `peerage` and `kubectl peerage`, so that both keep the same word about what is written where.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use peerage_agent::control::{Code, Failure};
+use clap::error::ErrorKind;
 use serde::Serialize;
 use serde_json::json;
 
 /// Nothing that is done sooner needs to be explained.
 const QUIET: Duration = Duration::from_secs(1);
-/// Exit status of a command that needs a daemon and found none.
-const NOT_RUNNING: u8 = 3;
+/// Why what is said can always be written as JSON.
+const TEXT_KEYS: &str = "what we say has text for keys";
 
 /// Where and how to say things.
 #[derive(Clone, Copy, Debug)]
@@ -20,11 +22,14 @@ pub struct Output {
 }
 
 impl Output {
+    /// As JSON, or for people.
+    #[must_use]
     pub fn new(json: bool) -> Self {
         Self { json }
     }
 
     /// Whether JSON was asked for.
+    #[must_use]
     pub fn is_json(self) -> bool {
         self.json
     }
@@ -32,7 +37,7 @@ impl Output {
     /// One answer: the object, or what `text` makes of it.
     pub fn answer<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
         match self.json {
-            true => line(&serde_json::to_string(value).expect("views have text for keys")),
+            true => line(&serde_json::to_string(value).expect(TEXT_KEYS)),
             false => line(&text(value)),
         }
     }
@@ -41,7 +46,7 @@ impl Output {
     /// terminal that takes nothing at the moment must not end an agent.
     pub fn event<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
         let said = match self.json {
-            true => write_line(&serde_json::to_string(value).expect("views have text for keys")),
+            true => write_line(&serde_json::to_string(value).expect(TEXT_KEYS)),
             false => write_line(&text(value)),
         };
         if let Err(error) = said {
@@ -65,20 +70,15 @@ impl Output {
         }
     }
 
-    /// Says what went wrong, and with which status to end.
-    pub fn fail(self, failure: &Failure) -> ExitCode {
-        match self.json {
-            true => line(&json!({ "error": failure }).to_string()),
-            false => {
-                let _ = writeln!(io::stderr(), "error: {}", failure.message);
-                if !failure.hint.is_empty() {
-                    let _ = writeln!(io::stderr(), "hint: {}", failure.hint);
-                }
-            }
+    /// Says what went wrong: all of `failure` to programs; what happened, and what to do next if there is anything, to people.
+    pub fn fail<T: Serialize>(self, failure: &T, message: &str, hint: &str) {
+        if self.json {
+            return line(&json!({ "error": failure }).to_string());
         }
-        match failure.code {
-            Code::NotRunning => ExitCode::from(NOT_RUNNING),
-            _ => ExitCode::FAILURE,
+        // Nobody is left to tell when stderr is closed.
+        let _ = writeln!(io::stderr(), "error: {message}");
+        if !hint.is_empty() {
+            let _ = writeln!(io::stderr(), "hint: {hint}");
         }
     }
 
@@ -108,10 +108,23 @@ impl Output {
     }
 }
 
-/// A usage error as JSON.
-pub fn say_usage(text: &str) {
-    let message = text.trim().trim_start_matches("error: ");
-    line(&json!({ "error": { "code": "usage", "message": message, "hint": "see `peerage help`" } }).to_string());
+/// What came of a command line that is no command. Help is an answer; what cannot be understood is exit status 2, said as
+/// JSON where that was asked for, with `help` as the command that tells more.
+#[must_use]
+pub fn usage(error: &clap::Error, help: &str) -> ExitCode {
+    let is_help = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if !is_help && std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        line(&json!({ "error": { "code": "usage", "message": message, "hint": format!("see `{help}`") } }).to_string());
+    } else {
+        // A closed terminal is nobody to tell.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// The answer of a command. Whose answer cannot be said has nothing left to do.
@@ -144,14 +157,26 @@ pub struct Table {
 }
 
 impl Table {
+    /// One with nothing under its head.
+    #[must_use]
     pub fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|cell| (*cell).to_owned()).collect()] }
     }
 
+    /// One with these rows.
+    pub fn of(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Self {
+        let mut table = Self::new(head);
+        table.rows.extend(rows);
+        table
+    }
+
+    /// One row more.
     pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
+    /// All of it; each line ends with a line feed.
+    #[must_use]
     pub fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
@@ -165,6 +190,15 @@ impl Table {
         }
         out
     }
+
+    /// All of it without the last line feed, or `none` where there is nothing under the head.
+    #[must_use]
+    pub fn render_or(&self, none: &str) -> String {
+        match self.rows.len() {
+            0 | 1 => none.to_owned(),
+            _ => self.render().trim_end_matches('\n').to_owned(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -177,5 +211,11 @@ mod tests {
         table.row(vec!["db-tool-server".into(), "direct".into()]);
         table.row(vec!["é".into(), String::new()]);
         assert_eq!(table.render(), "NAME            PATH\ndb-tool-server  direct\né\n");
+    }
+
+    #[test]
+    fn a_table_without_rows_says_so_instead() {
+        assert_eq!(Table::new(&["NAME"]).render_or("nobody asks"), "nobody asks");
+        assert_eq!(Table::of(&["NAME"], [vec!["db".into()]]).render_or("nobody asks"), "NAME\ndb");
     }
 }
