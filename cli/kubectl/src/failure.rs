@@ -34,6 +34,8 @@ pub enum Code {
     PortsNotSaid,
     /// What our agent calls the other was not said.
     AliasNotSaid,
+    /// Our agent calls another peer so already.
+    AliasTaken,
     /// It did not become so in time.
     TimedOut,
     /// Something we did not foresee.

@@ -169,6 +169,10 @@ async fn consent(
     let parts = [Some(agent), peer.name.as_deref(), peer.namespace.as_deref()];
     let link = peer.link_ref.as_ref().map(|link| link.name.as_str());
     let name = parts.into_iter().chain([link]).flatten().collect::<Vec<_>>().join("-");
+    if let Some(called) = alias.as_deref().or(peer.name.as_deref()) {
+        let trusts = list(&cluster.here(), "see what our agent calls its other peers").await?;
+        calls_nobody_else(agent, called, &name, &trusts)?;
+    }
     let spec = AgentTrustSpec {
         agent_ref: AgentRef { name: agent.to_owned() },
         peer,
@@ -179,6 +183,19 @@ async fn consent(
     };
     let trust = AgentTrust::new(&name, spec);
     create(&cluster.here(), &trust, "make the AgentTrust").await.map(|made| made.name_any())
+}
+
+/// Whether this would be the first peer that `agent` calls so; the operator takes no AgentTrust that is younger than another
+/// with its alias. One called `name` is what is about to be made, and is there already.
+fn calls_nobody_else(agent: &str, called: &str, name: &str, trusts: &[AgentTrust]) -> Result<(), Failure> {
+    let holder = trusts.iter().find(|trust| {
+        let spec = &trust.spec;
+        let alias = spec.alias.as_deref().or(spec.peer.name.as_deref());
+        spec.agent_ref.name == agent && alias == Some(called) && trust.name_any() != name
+    });
+    let Some(holder) = holder else { return Ok(()) };
+    let message = format!("`{agent}` calls another peer `{called}` already, by AgentTrust `{}`", holder.name_any());
+    Err(Failure::new(Code::AliasTaken, message, format!("say what it calls this one, such as --as other-{called}")))
 }
 
 /// What the other may open. An agent that offers something needs a word about that: silence is no consent.
@@ -256,6 +273,31 @@ async fn end(cluster: &Cluster, name: &str, patience: Duration) -> Result<(), Fa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn trusts(agent: &str, peer: &str, alias: Option<&str>) -> Vec<AgentTrust> {
+        let agent_ref = AgentRef { name: agent.into() };
+        let peer = TrustedPeer { name: Some(peer.into()), ..TrustedPeer::default() };
+        let alias = alias.map(Into::into);
+        let spec = AgentTrustSpec { agent_ref, peer, alias, inbound: Vec::new(), purpose: None, expires_at: None };
+        vec![AgentTrust::new("elder", spec)]
+    }
+
+    #[test]
+    fn an_agent_does_not_call_two_peers_the_same() {
+        let taken = calls_nobody_else("db", "reporter", "younger", &trusts("db", "reporter", None));
+        let taken = taken.expect_err("one is called so");
+        assert_eq!(taken.code, Code::AliasTaken);
+        assert!(taken.message.contains("elder") && taken.hint.contains("--as other-reporter"), "{taken:?}");
+        let by_alias = calls_nobody_else("db", "reporter", "younger", &trusts("db", "planner", Some("reporter")));
+        assert!(by_alias.is_err());
+        assert_eq!(calls_nobody_else("db", "reporter", "younger", &trusts("db", "reporter", Some("planner"))), Ok(()));
+        assert_eq!(calls_nobody_else("db", "reporter", "younger", &trusts("shop", "reporter", None)), Ok(()));
+    }
+
+    #[test]
+    fn a_consent_that_is_there_already_is_not_taken_for_another_peer() {
+        assert_eq!(calls_nobody_else("db", "reporter", "elder", &trusts("db", "reporter", None)), Ok(()));
+    }
 
     #[test]
     fn a_stranger_does_not_take_the_name_of_a_service() {
