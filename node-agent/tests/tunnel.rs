@@ -8,10 +8,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use peerage_agent::driver::DriverEvent;
-use peerage_agent::tunnel::{Dial, Opened};
+use peerage_agent::tunnel::{Dial, Opened, TunnelStream};
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use world::{Running, WEB, person, relay, snapshot, stream, trust};
+use world::{Running, TestRelay, WEB, person, relay, snapshot, stream, trust};
 
 /// Accepts every stream and sends back what comes.
 fn echo(running: Running) -> tokio::task::JoinHandle<()> {
@@ -39,6 +39,35 @@ fn echo(running: Running) -> tokio::task::JoinHandle<()> {
             }
         }
     })
+}
+
+/// Two agents with a stream between them, on which ann has said hello.
+struct Met {
+    relay: TestRelay,
+    _ann: Running,
+    bob: Running,
+    /// Ann's end.
+    near: TunnelStream,
+    /// Bob's.
+    far: TunnelStream,
+}
+
+async fn meet() -> Met {
+    let relay = relay().await;
+    let (ann, bob) = (person("ann"), person("bob"));
+    let mut bob_runs = bob.start(snapshot(&relay.info, vec![trust(&bob, &ann, &relay.info, &["web"])]));
+    let ann_runs = ann.start(snapshot(&relay.info, vec![trust(&ann, &bob, &relay.info, &[])]));
+    let mut near = stream(ann_runs.handle.dial(&bob.id, WEB).await.expect("bob is trusted"));
+    near.write_all(b"hello").await.expect("it is taken");
+    let far = stream(bob_runs.incoming.recv().await.expect("ann opens a stream").accept());
+    Met { relay, _ann: ann_runs, bob: bob_runs, near, far }
+}
+
+impl Met {
+    /// Takes back all that bob has consented to.
+    fn withdraw(&self) {
+        self.bob.handle.apply_snapshot(snapshot(&self.relay.info, vec![]));
+    }
 }
 
 #[tokio::test]
@@ -98,18 +127,12 @@ async fn a_port_that_is_not_open_to_us_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_withdrawn_trust_resets_open_streams_on_both_sides() {
-    let relay = relay().await;
-    let (ann, bob) = (person("ann"), person("bob"));
-    let mut bob_runs = bob.start(snapshot(&relay.info, vec![trust(&bob, &ann, &relay.info, &["web"])]));
-    let ann_runs = ann.start(snapshot(&relay.info, vec![trust(&ann, &bob, &relay.info, &[])]));
-    let mut near = stream(ann_runs.handle.dial(&bob.id, WEB).await.expect("bob is trusted"));
-    near.write_all(b"hello").await.expect("it is taken");
-    let mut far = stream(bob_runs.incoming.recv().await.expect("ann opens a stream").accept());
+    let mut met = meet().await;
     let mut hello = [0; 5];
-    far.read_exact(&mut hello).await.expect("ann said hello");
-    bob_runs.handle.apply_snapshot(snapshot(&relay.info, vec![]));
+    met.far.read_exact(&mut hello).await.expect("ann said hello");
+    met.withdraw();
     let start = Instant::now();
-    let (near, far) = tokio::join!(near.read_u8(), far.read_u8());
+    let (near, far) = tokio::join!(met.near.read_u8(), met.far.read_u8());
     for end in [near, far] {
         assert_eq!(end.expect_err("the stream is reset").kind(), io::ErrorKind::ConnectionReset);
     }
@@ -118,37 +141,25 @@ async fn a_withdrawn_trust_resets_open_streams_on_both_sides() {
 
 #[tokio::test]
 async fn a_withdrawn_trust_is_told_also_to_who_has_read_the_end_of_a_stream() {
-    let relay = relay().await;
-    let (ann, bob) = (person("ann"), person("bob"));
-    let mut bob_runs = bob.start(snapshot(&relay.info, vec![trust(&bob, &ann, &relay.info, &["web"])]));
-    let ann_runs = ann.start(snapshot(&relay.info, vec![trust(&ann, &bob, &relay.info, &[])]));
-    let mut near = stream(ann_runs.handle.dial(&bob.id, WEB).await.expect("bob is trusted"));
-    near.write_all(b"hello").await.expect("it is taken");
-    let mut far = stream(bob_runs.incoming.recv().await.expect("ann opens a stream").accept());
-    far.shutdown().await.expect("bob has nothing to say");
-    assert_eq!(near.read(&mut [0; 8]).await.expect("a clean end"), 0);
-    bob_runs.handle.apply_snapshot(snapshot(&relay.info, vec![]));
-    let told = tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| near.poll_lost(cx))).await;
+    let mut met = meet().await;
+    met.far.shutdown().await.expect("bob has nothing to say");
+    assert_eq!(met.near.read(&mut [0; 8]).await.expect("a clean end"), 0);
+    met.withdraw();
+    let told = tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| met.near.poll_lost(cx))).await;
     assert_eq!(told.expect("nobody told").kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
 async fn a_stream_that_its_peer_reads_no_more_is_unwanted_and_not_lost() {
-    let relay = relay().await;
-    let (ann, bob) = (person("ann"), person("bob"));
-    let mut bob_runs = bob.start(snapshot(&relay.info, vec![trust(&bob, &ann, &relay.info, &["web"])]));
-    let ann_runs = ann.start(snapshot(&relay.info, vec![trust(&ann, &bob, &relay.info, &[])]));
-    let mut near = stream(ann_runs.handle.dial(&bob.id, WEB).await.expect("bob is trusted"));
-    near.write_all(b"hello").await.expect("it is taken");
-    let mut far = stream(bob_runs.incoming.recv().await.expect("ann opens a stream").accept());
-    far.write_all(b"bye").await.expect("it is taken");
-    far.shutdown().await.expect("that was all");
-    drop(far);
-    let told = tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| near.poll_unwanted(cx))).await;
+    let mut met = meet().await;
+    met.far.write_all(b"bye").await.expect("it is taken");
+    met.far.shutdown().await.expect("that was all");
+    drop(met.far);
+    let told = tokio::time::timeout(Duration::from_secs(20), poll_fn(|cx| met.near.poll_unwanted(cx))).await;
     told.expect("nobody told");
-    assert!(poll_fn(|cx| Poll::Ready(near.poll_lost(cx))).await.is_pending(), "the session is up");
+    assert!(poll_fn(|cx| Poll::Ready(met.near.poll_lost(cx))).await.is_pending(), "the session is up");
     let mut said = Vec::new();
-    near.read_to_end(&mut said).await.expect("what was said before arrives");
+    met.near.read_to_end(&mut said).await.expect("what was said before arrives");
     assert_eq!(said, b"bye");
 }
 
