@@ -4,8 +4,9 @@
 //! QUIC bounds one session. A node with many sessions needs a bound of its own, or peers whose words nobody reads here fill its
 //! memory, trusted as they are. Credit that was granted cannot be taken back, so each session gets its share when it
 //! begins: a quarter of what is free, up to as much as one session has use for, and of a peer that runs several times as many
-//! times less, or one peer would take it all. The first ones get all of that, and however many follow, what they have together does not reach the bound. Only the [`FLOOR`], without which a session is of no use, is
-//! granted beyond it. A share is free again when its session has ended.
+//! times less, or one peer would take it all. The first ones get all of that, and however many follow, what they have
+//! together does not reach the bound. Only the [`FLOOR`], without which a session is of no use, is granted beyond it. A share
+//! is free again when its session has ended.
 
 use std::collections::BTreeMap;
 
@@ -30,8 +31,6 @@ const REQUEST: u64 = 4 << 10;
 pub(super) struct Memory {
     bound: u64,
     shares: BTreeMap<SessionKey, Share>,
-    /// The sum of them.
-    granted: u64,
 }
 
 /// What one session may hold.
@@ -45,29 +44,32 @@ pub(super) enum Share {
 
 impl Memory {
     pub(super) fn new(bound: u64) -> Self {
-        Self { bound, shares: BTreeMap::new(), granted: 0 }
+        Self { bound, shares: BTreeMap::new() }
     }
 
     /// What a session of this pair may have that begins at this moment, where sessions are up with so many of the peer's
     /// instances. With one it may replace that one's session, and gets as much.
     pub(super) fn offer(&self, pair: &PairKey, instances: usize) -> Share {
         let sharing = u64::try_from(instances).unwrap_or(u64::MAX).max(1);
-        let free = self.bound.saturating_sub(self.granted);
+        let free = self.bound.saturating_sub(self.granted());
         match pair {
             PairKey::Peer(_) => Share::OfPeer((free / PART / sharing).clamp(FLOOR, FULL)),
             PairKey::Invite(_) | PairKey::Ask(_) => Share::OfRequest,
         }
     }
 
+    fn granted(&self) -> u64 {
+        self.shares.values().map(|share| share.bytes()).sum()
+    }
+
     /// A session has begun with this share.
     pub(super) fn grant(&mut self, key: SessionKey, share: Share) {
         self.shares.insert(key, share);
-        self.granted += share.bytes();
     }
 
     /// A session is over, and all that it held.
     pub(super) fn give_back(&mut self, key: SessionKey) {
-        self.granted -= self.shares.remove(&key).map_or(0, Share::bytes);
+        self.shares.remove(&key);
     }
 }
 
@@ -166,7 +168,7 @@ mod tests {
             let share = memory.offer(&a_peer(), instances);
             memory.grant(key, share);
         }
-        let left = DEFAULT_MEMORY - memory.granted;
+        let left = DEFAULT_MEMORY - memory.granted();
         assert!(left >= DEFAULT_MEMORY / 3, "{} MiB are left", left / MIB);
     }
 }
