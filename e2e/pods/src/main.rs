@@ -3,10 +3,6 @@
 //!
 //! One line for each test, with `--json` as `{"test":…,"ok":…}`; it ends with 0 only if everything was as expected.
 
-mod cluster;
-mod failed;
-mod processes;
-mod stage;
 mod tests;
 
 use std::path::Path;
@@ -14,9 +10,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use peerage_e2e_pods::failed::Failed;
+use peerage_e2e_pods::stage::Stage;
 
-use crate::failed::Failed;
-use crate::stage::Stage;
 use crate::tests::ALL;
 
 /// Pods that reach each other by hostname, on a real cluster

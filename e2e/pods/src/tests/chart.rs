@@ -2,11 +2,11 @@
 
 use std::process::Stdio;
 
+use peerage_e2e_pods::cluster::{Cluster, until};
+use peerage_e2e_pods::failed::{Failed, Trying, ensure};
+use peerage_e2e_pods::stage::{REPORTER, SIDECAR, SYSTEM, Stage, pod, restricted};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, until};
-use crate::failed::{Failed, Trying, ensure};
-use crate::stage::{REPORTER, SIDECAR, SYSTEM, Stage, pod, restricted};
 use crate::tests::lives::{counts, load};
 
 /// From the previous commit's chart to this one and back, while requests go on over the tunnels that are there.

@@ -3,10 +3,9 @@
 use std::process::Stdio;
 use std::time::Instant;
 
+use peerage_e2e_pods::failed::{Failed, Trying, ensure};
+use peerage_e2e_pods::stage::{SIDECAR, SYSTEM, Stage};
 use serde_json::Value;
-
-use crate::failed::{Failed, Trying, ensure};
-use crate::stage::{SIDECAR, SYSTEM, Stage};
 
 const PAGE: &str = "docs/kubernetes.md";
 const HEADING: &str = "From nothing to the first answered request";

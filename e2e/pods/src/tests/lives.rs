@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use peerage_e2e_pods::failed::{Failed, Trying, ensure};
+use peerage_e2e_pods::stage::{REPORTER, Stage, pod, restricted};
 use serde_json::{Value, json};
-
-use crate::failed::{Failed, Trying, ensure};
-use crate::stage::{REPORTER, Stage, pod, restricted};
 
 /// How long an ended replica may be felt.
 const FELT: Duration = Duration::from_secs(2);

@@ -7,8 +7,8 @@ mod names;
 mod ports;
 mod protocol;
 
-use crate::failed::Failed;
-use crate::stage::Stage;
+use peerage_e2e_pods::failed::Failed;
+use peerage_e2e_pods::stage::Stage;
 
 /// A test's name and what it does; it tells what it saw.
 pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);

@@ -1,9 +1,9 @@
 //! Names, as the resolvers of two libcs see them in pods with an agent.
 
-use crate::cluster::until;
-use crate::failed::{Failed, Trying, ensure};
-use crate::processes;
-use crate::stage::{REPORTER, SIDECAR, Stage, pod, restricted};
+use peerage_e2e_pods::cluster::until;
+use peerage_e2e_pods::failed::{Failed, Trying, ensure};
+use peerage_e2e_pods::processes;
+use peerage_e2e_pods::stage::{REPORTER, SIDECAR, Stage, pod, restricted};
 
 const CLIENTS: [&str; 2] = ["/bin/client-glibc", "/bin/client-musl"];
 

@@ -1,10 +1,9 @@
 //! Two agents whose applications listen where the peer would be found.
 
+use peerage_e2e_pods::cluster::until;
+use peerage_e2e_pods::failed::{Failed, ensure};
+use peerage_e2e_pods::stage::{Stage, agent, deployment, restricted, trust};
 use serde_json::json;
-
-use crate::cluster::until;
-use crate::failed::{Failed, ensure};
-use crate::stage::{Stage, agent, deployment, restricted, trust};
 
 const LEFT: &str = "-n clash deploy/left -c app";
 

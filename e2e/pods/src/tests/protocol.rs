@@ -1,9 +1,8 @@
 //! What people run: a server and a client of the Model Context Protocol, with its official Python SDK.
 
+use peerage_e2e_pods::failed::{Failed, ensure};
+use peerage_e2e_pods::stage::{Stage, agent, deployment, restricted, trust};
 use serde_json::json;
-
-use crate::failed::{Failed, ensure};
-use crate::stage::{Stage, agent, deployment, restricted, trust};
 
 /// Streamable HTTP from pod to pod by name; nothing of the SDK is changed, and the server knows its name as documented.
 pub fn mcp(stage: &Stage) -> Result<String, Failed> {
