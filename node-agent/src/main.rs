@@ -16,19 +16,22 @@
 //! A sidecar reads `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_PROXY`, `PEERAGE_HEALTH` and `PEERAGE_TUNNEL_MEMORY` of these,
 //! too, and `PEERAGE_DNS`.
 //!
+//! `peerage-agent ask WHAT` asks the agent that runs on the same state, in the same container, and prints its answer as JSON:
+//! the image has no other program.
+//!
 //! Logs are JSON on stderr. Exit status 0 after SIGTERM, 1 with the failure as JSON when it cannot run.
 
 use std::env;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use clap::Parser;
+use clap::{Parser, Subcommand, ValueEnum};
 use peerage_agent::cluster::{self, Dns, Operator};
-use peerage_agent::control::Failure;
+use peerage_agent::control::{Failure, Request, client};
 use peerage_agent::daemon::{self, Options, Stopper, driver};
 use peerage_agent::driver::ProxySettings;
 use peerage_agent::keep;
@@ -36,6 +39,7 @@ use peerage_agent::listen::Avoid;
 use peerage_agent::process;
 use peerage_agent::state::Place;
 use peerage_model::{AgentId, Fingerprint};
+use serde_json::{Value, json};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -44,6 +48,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Debug, Parser)]
 #[command(name = "peerage-agent", version)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Where operators are; commas between several. With this, the agent is a pod's sidecar
     #[arg(long, env = "PEERAGE_OPERATOR", value_name = "HOST:PORT", value_delimiter = ',', requires = "authority")]
     operator: Vec<Operator>,
@@ -67,8 +73,29 @@ struct Arguments {
     #[arg(long)]
     keep: bool,
     /// The directory for key, passport and what the operator said; for a sidecar a volume in memory
-    #[arg(long, env = "PEERAGE_STATE", value_name = "PATH")]
+    #[arg(long, env = "PEERAGE_STATE", value_name = "PATH", global = true)]
     state: Option<PathBuf>,
+}
+
+/// What else the program does than being the agent.
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Command {
+    /// Asks the agent that runs here, and prints its answer as JSON
+    Ask {
+        /// What about
+        what: Question,
+    },
+}
+
+/// What a running agent can be asked from within its container.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Question {
+    /// Who it is, its relays, its NAT, its operator
+    Status,
+    /// Whom it trusts, by which path, and why not by a better one
+    Peers,
+    /// What stands in the way, and what to do about it
+    Doctor,
 }
 
 /// `ADDRESS=NAME@FINGERPRINT`.
@@ -87,6 +114,9 @@ impl FromStr for Known {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Ask { what }) = arguments.command {
+        return ask(arguments.state.as_deref(), what);
+    }
     let said = env::var("PEERAGE_LOG").ok().and_then(|filter| filter.parse().ok());
     let filter: Targets = said.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
     tracing_subscriber::registry()
@@ -119,6 +149,32 @@ fn main() -> ExitCode {
             tracing::error!(code = ?failure.code, hint = failure.hint, "{failure}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints what the running agent answers, or its failure, as one line of JSON.
+fn ask(state: Option<&Path>, what: Question) -> ExitCode {
+    let request = match what {
+        Question::Status => Request::Status,
+        Question::Peers => Request::Peers,
+        Question::Doctor => Request::Doctor,
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let place = Place::find(state).map_err(Failure::from);
+    let answer: Result<Value, Failure> = place.and_then(|place| runtime.block_on(client::call(&place, &request)));
+    let (said, code) = match &answer {
+        Ok(answer) => (answer.clone(), ExitCode::SUCCESS),
+        Err(failure) => (json!({ "error": failure }), ExitCode::FAILURE),
+    };
+    match writeln!(io::stdout(), "{said}") {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE, // nobody is left to tell
     }
 }
 

@@ -35,7 +35,7 @@ pub enum Command {
     Link(Link),
     /// Prints what another cluster must declare to link itself without a ticket
     Keys,
-    /// Who asks to talk to agents here
+    /// Who of linked clusters asks to talk to agents here
     Requests(All),
     /// Agrees to a request: makes the AgentTrust
     Approve(Approve),
@@ -47,8 +47,10 @@ pub enum Command {
     Revoke(Revoke),
     /// Links, trusts and requests, and what stands in their way
     Status(All),
+    /// By which path an agent's pods reach its peers, and why not by a better one
+    Path(PathTo),
     /// Looks for what stands in the way, and says what to do about it
-    Doctor,
+    Doctor(Doctor),
 }
 
 /// Whose namespaces may use a link.
@@ -84,7 +86,7 @@ pub struct Link {
     #[command(flatten)]
     pub allowed: Allowed,
     /// Waits until the two operators talk, for at most so long
-    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = duration)]
     pub wait: Option<Duration>,
 }
 
@@ -122,6 +124,9 @@ pub struct Approve {
     /// What our agent calls the other [default: the first part of its name, unless a Service of this namespace is called so]
     #[arg(long = "as", value_name = "ALIAS")]
     pub alias: Option<String>,
+    /// After how long the consent ends by itself: 12h, 30d
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub expires: Option<Duration>,
 }
 
 #[derive(Args, Debug)]
@@ -144,6 +149,9 @@ pub struct Trust {
     /// What it is for; shown to the other's owner
     #[arg(long, value_name = "TEXT")]
     pub purpose: Option<String>,
+    /// After how long the consent ends by itself: 12h, 30d
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub expires: Option<Duration>,
 }
 
 #[derive(Args, Debug)]
@@ -151,8 +159,22 @@ pub struct Revoke {
     /// The AgentTrust's name
     pub name: String,
     /// Waits until every connected agent has ended its connections, for at most so long
-    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "30s", value_parser = duration)]
     pub wait: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
+pub struct PathTo {
+    /// Our agent, an AgentPeer of this namespace
+    pub agent: String,
+    /// Only to this peer, by the name that our agent calls it
+    pub peer: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// An AgentPeer of this namespace whose pods are asked, too
+    pub agent: Option<String>,
 }
 
 /// A number and one of s, m, h, d.
@@ -181,6 +203,13 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_name_after_wait_is_not_taken_for_a_time() {
+        let cli = Cli::try_parse_from(["kubectl-peerage", "revoke", "--wait", "reporter-db"]).expect("a command");
+        let Command::Revoke(revoke) = cli.command else { panic!("{cli:?}") };
+        assert_eq!((revoke.name.as_str(), revoke.wait), ("reporter-db", Some(Duration::from_secs(30))));
     }
 
     #[test]

@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A cluster, as whoever calls us may see it.
 pub struct Cluster {
     pub client: Client,
+    /// The context that was named.
+    pub context: Option<String>,
     /// The namespace that was named, or the context's.
     pub namespace: String,
     /// Where the operator is.
@@ -58,7 +60,7 @@ impl Cluster {
         };
         let namespace = cli.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(|error| no_way(error.to_string()))?;
-        Ok(Self { client, namespace, operator: cli.operator_namespace.clone() })
+        Ok(Self { client, context: cli.context.clone(), namespace, operator: cli.operator_namespace.clone() })
     }
 
     /// Objects of a cluster-scoped kind, or of every namespace.
@@ -99,12 +101,14 @@ impl Cluster {
     /// The API server does not say.
     pub async fn relays(&self) -> Result<Vec<RelayInfo>, Failure> {
         let relays = list(&self.all::<AgentRelay>(), "list AgentRelays").await?;
-        let address = |relay: &AgentRelay| {
-            let status = relay.status.as_ref().and_then(|status| status.address.as_ref());
-            relay.spec.address.as_ref().or(status)?.parse().ok()
-        };
-        Ok(relays.iter().filter_map(address).collect())
+        Ok(relays.iter().flat_map(addresses).collect())
     }
+}
+
+/// Where a relay is: as it was declared, or as the operator that runs it found, once for each of its replicas.
+fn addresses(relay: &AgentRelay) -> Vec<RelayInfo> {
+    let found = relay.status.iter().flat_map(|status| &status.addresses);
+    relay.spec.address.iter().chain(found).filter_map(|text| text.parse().ok()).collect()
 }
 
 /// All objects.

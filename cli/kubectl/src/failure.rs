@@ -38,6 +38,8 @@ pub enum Code {
     AliasTaken,
     /// It did not become so in time.
     TimedOut,
+    /// The agent in a pod could not be asked, or did not answer.
+    NoAnswer,
     /// Something we did not foresee.
     Internal,
 }

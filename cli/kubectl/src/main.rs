@@ -2,8 +2,9 @@
 //!
 //! It has the rights of whoever calls it, by kubectl's own configuration, and nothing else: every command reads or writes
 //! objects that could be read and written by hand. `args` is what can be typed, `commands` what it does; `cluster`
-//! is the way to the API server.
+//! is the way to the API server, `agents` the one to agents in their pods.
 
+mod agents;
 mod args;
 mod cluster;
 mod commands;

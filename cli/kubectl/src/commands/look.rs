@@ -1,11 +1,8 @@
-//! What there is, and what stands in its way.
-
-use std::process::ExitCode;
+//! What there is, and how each of it fares.
 
 use kube::ResourceExt;
-use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust, AgentTrustRequest, Condition, ConditionStatus};
+use peerage_crds::{AgentLink, AgentTrust, AgentTrustRequest, Condition, ConditionStatus};
 use peerage_output::{Output, Table};
-use serde::Serialize;
 use serde_json::json;
 
 use crate::cluster::{Cluster, condition, list};
@@ -79,76 +76,4 @@ fn one_line(condition: Option<&Condition>) -> String {
         Some(one) => format!("{}: {}", one.reason, one.message),
         None => "no operator has looked at it".into(),
     }
-}
-
-/// Something that stands in the way.
-#[derive(Clone, Debug, Serialize)]
-struct Finding {
-    /// The condition's reason, or a word of ours: it never changes.
-    code: String,
-    /// What it is about, as kubectl names it.
-    about: String,
-    /// What is the matter, with what to do.
-    message: String,
-}
-
-/// Looks at everything that should be so. Ends with failure where something is not.
-pub async fn doctor(cluster: &Cluster, output: Output) -> Result<ExitCode, Failure> {
-    let mut findings = Vec::new();
-    if let Err(failure) = cluster.record().await {
-        findings.push(Finding {
-            code: "not_installed".into(),
-            about: format!("configmap/peerage-authority -n {}", cluster.operator),
-            message: format!("{}; {}", failure.message, failure.hint),
-        });
-    }
-    let relays = list(&cluster.all::<AgentRelay>(), "list AgentRelays").await?;
-    if relays.is_empty() {
-        findings.push(Finding {
-            code: "no_relay".into(),
-            about: "agentrelays".into(),
-            message: "agents find each other at relays, and there is none; make an AgentRelay".into(),
-        });
-    }
-    for relay in &relays {
-        let conditions = relay.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        findings.extend(finding(format!("agentrelay/{}", relay.name_any()), conditions, "Ready"));
-    }
-    for link in list(&cluster.all::<AgentLink>(), "list AgentLinks").await? {
-        let conditions = link.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        findings.extend(finding(format!("agentlink/{}", link.name_any()), conditions, "Connected"));
-    }
-    let of = |kind: &str, name: String, namespace: Option<String>| {
-        format!("{kind}/{name} -n {}", namespace.unwrap_or_default())
-    };
-    for peer in list(&cluster.all::<AgentPeer>(), "list AgentPeers").await? {
-        let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        findings.extend(finding(of("agentpeer", peer.name_any(), peer.namespace()), conditions, "Ready"));
-    }
-    for trust in list(&cluster.all::<AgentTrust>(), "list AgentTrusts").await? {
-        let conditions = trust.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        findings.extend(finding(of("agenttrust", trust.name_any(), trust.namespace()), conditions, "Ready"));
-    }
-    let said = findings.clone();
-    output.list(&said, |findings| {
-        let text = |one: &Finding| format!("{}: {}\n    {}", one.about, one.code, one.message);
-        match findings.is_empty() {
-            true => "nothing stands in the way".into(),
-            false => findings.iter().map(text).collect::<Vec<_>>().join("\n"),
-        }
-    });
-    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn finding(about: String, conditions: &[Condition], aspect: &str) -> Option<Finding> {
-    let Some(found) = condition(conditions, aspect) else {
-        let message =
-            "no operator has looked at it: is one running, and does it lead? See the Lease peerage-operator".into();
-        return Some(Finding { code: "not_judged".into(), about, message });
-    };
-    (found.status != ConditionStatus::True).then(|| Finding {
-        code: found.reason.clone(),
-        about,
-        message: found.message.clone(),
-    })
 }

@@ -1,7 +1,9 @@
 //! What each command does.
 
+mod doctor;
 mod invite;
 mod look;
+mod path;
 mod trust;
 
 use std::process::ExitCode;
@@ -28,7 +30,8 @@ pub async fn run(cli: Cli, output: Output) -> Result<ExitCode, Failure> {
         Command::Trust(how) => trust::trust(&cluster, how, output).await?,
         Command::Revoke(how) => trust::revoke(&cluster, how, output).await?,
         Command::Status(of) => look::status(&cluster, of.all_namespaces, output).await?,
-        Command::Doctor => return look::doctor(&cluster, output).await,
+        Command::Path(to) => path::path(&cluster, to, output).await?,
+        Command::Doctor(of) => return doctor::doctor(&cluster, of.agent.as_deref(), output).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -85,7 +85,8 @@ pub async fn approve(cluster: &Cluster, how: &Approve, output: Output) -> Result
             None
         }
     };
-    let made = consent(cluster, agent, peer, &how.open, alias, None).await?;
+    let terms = Terms { open: &how.open, alias, purpose: None, expires: how.expires };
+    let made = consent(cluster, agent, peer, terms).await?;
     output
         .answer(&json!({"agenttrust": made, "namespace": cluster.namespace}), |_| format!("agenttrust/{made} created"));
     Ok(())
@@ -134,7 +135,8 @@ pub async fn trust(cluster: &Cluster, how: &Trust, output: Output) -> Result<(),
         authority,
         ..TrustedPeer::default()
     };
-    let made = consent(cluster, &how.agent, peer, &how.open, how.alias.clone(), how.purpose.clone()).await?;
+    let terms = Terms { open: &how.open, alias: how.alias.clone(), purpose: how.purpose.clone(), expires: how.expires };
+    let made = consent(cluster, &how.agent, peer, terms).await?;
     output
         .answer(&json!({"agenttrust": made, "namespace": cluster.namespace}), |_| format!("agenttrust/{made} created"));
     Ok(())
@@ -156,15 +158,17 @@ async fn authority_of(cluster: &Cluster, name: &str) -> Result<String, Failure> 
     })
 }
 
-/// Makes an AgentTrust; its name.
-async fn consent(
-    cluster: &Cluster,
-    agent: &str,
-    peer: TrustedPeer,
-    open: &Open,
+/// What is agreed beside who with whom.
+struct Terms<'a> {
+    open: &'a Open,
     alias: Option<String>,
     purpose: Option<String>,
-) -> Result<String, Failure> {
+    expires: Option<Duration>,
+}
+
+/// Makes an AgentTrust; its name.
+async fn consent(cluster: &Cluster, agent: &str, peer: TrustedPeer, terms: Terms<'_>) -> Result<String, Failure> {
+    let Terms { open, alias, purpose, expires } = terms;
     let inbound = inbound(cluster, agent, open).await?;
     let parts = [Some(agent), peer.name.as_deref(), peer.namespace.as_deref()];
     let link = peer.link_ref.as_ref().map(|link| link.name.as_str());
@@ -179,10 +183,16 @@ async fn consent(
         alias,
         inbound,
         purpose,
-        expires_at: None,
+        expires_at: expires.map(time_after),
     };
     let trust = AgentTrust::new(&name, spec);
     create(&cluster.here(), &trust, "make the AgentTrust").await.map(|made| made.name_any())
+}
+
+/// The time so long from now, in whole seconds as Kubernetes keeps times.
+fn time_after(after: Duration) -> Time {
+    let seconds = Timestamp::now().as_second().saturating_add_unsigned(after.as_secs());
+    Time(Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX))
 }
 
 /// Whether this would be the first peer that `agent` calls so; the operator takes no AgentTrust that is younger than another
@@ -248,8 +258,7 @@ pub async fn revoke(cluster: &Cluster, how: &Revoke, output: Output) -> Result<(
 /// Ends a consent without deleting it, and waits until every agent with a live stream says that it acts on that.
 async fn end(cluster: &Cluster, name: &str, patience: Duration) -> Result<(), Failure> {
     let trusts = cluster.here::<AgentTrust>();
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH);
-    let patch = Patch::Merge(json!({"spec": {"expiresAt": Time(now)}}));
+    let patch = Patch::Merge(json!({"spec": {"expiresAt": time_after(Duration::ZERO)}}));
     let ended = trusts.patch(name, &PatchParams::default(), &patch).await;
     let generation = ended.map_err(|error| Failure::of_kube("end the AgentTrust", &error))?.metadata.generation;
     until(patience, || async {
