@@ -1,6 +1,7 @@
 //! From options to a running relay, and to its orderly end.
 
 use std::fmt;
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -19,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::discovery::{self, Discovery};
 use crate::http::{self, Pages};
-use crate::keyfile::{self, KeyFileError};
+use crate::keyfile::{self, KeyFile, KeyFileError};
 use crate::options::{Options, StunAddress};
 use crate::socket::{self, BatchSocket};
 use crate::tls::{self, Tls};
@@ -107,6 +108,8 @@ pub struct Bound {
     tls: Option<TlsPort>,
     metrics: Option<TcpListener>,
     grace: Duration,
+    /// Our key is used by nobody else until we have ended.
+    _key_lock: File,
 }
 
 /// The TCP port, before anybody is answered there.
@@ -130,7 +133,8 @@ impl Bound {
     /// # Errors
     /// [`RunError`], all but `Socket`.
     pub async fn new(options: &Options) -> Result<Self, RunError> {
-        let key = keyfile::load_or_create(&options.key_file).map_err(RunError::Key)?;
+        let path = options.key_file.clone().map_or_else(keyfile::default_path, Ok).map_err(RunError::Key)?;
+        let KeyFile { key, lock } = keyfile::open(&path).map_err(RunError::Key)?;
         let seed = keyfile::random().map_err(RunError::Key)?;
         let listen = |cause| RunError::Listen { address: options.listen, cause };
         let beside_others = options.stun_address.is_some() && options.listen.ip().is_unspecified();
@@ -163,6 +167,7 @@ impl Bound {
             tls,
             metrics,
             grace: Duration::from_secs(u64::from(options.grace)),
+            _key_lock: lock,
         })
     }
 

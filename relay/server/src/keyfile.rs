@@ -2,11 +2,13 @@
 //!
 //! The key is the relay's identity in everybody's relay list, so a half-written file must never replace it and two
 //! relays that start at once must end with one key: a new key is written beside, synced, and then linked to its name,
-//! which fails if the name is taken.
+//! which fails if the name is taken. A relay holds a lock on its file as long as it runs: two relays with one key would be
+//! one relay at two places, and each would miss what came to the other.
 
-use std::fs::{self, File, OpenOptions};
+use std::env;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand;
@@ -41,13 +43,67 @@ pub enum KeyFileError {
         #[source]
         cause: io::Error,
     },
+    /// Of another relay that runs.
+    #[error("another relay that runs here has the key in {}; give this one its own --key-file", path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Nobody said where, and this user has no home.
+    #[error("this user has no home directory to keep the relay's key in; give --key-file")]
+    NoPlace,
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes")]
     Random,
 }
 
-/// Reads the key, or makes one if there is none.
-pub(crate) fn load_or_create(path: &Path) -> Result<AgreementSecret, KeyFileError> {
+/// A relay's key, which nobody else uses as long as the lock lives.
+#[derive(Debug)]
+pub(crate) struct KeyFile {
+    pub(crate) key: AgreementSecret,
+    pub(crate) lock: File,
+}
+
+/// What the key's file is called where nobody says it.
+const NAME: &str = "relay.key";
+
+/// Where the key is if nobody says it: in the directory that systemd gives a unit (`StateDirectory=`), `/var/lib/peerage`
+/// of root, or `$XDG_STATE_HOME/peerage` or `~/.local/state/peerage`. A key that lies in the
+/// current directory goes before these: it was made by a version that knew no other place.
+pub(crate) fn default_path() -> Result<PathBuf, KeyFileError> {
+    if Path::new(NAME).exists() {
+        return Ok(NAME.into());
+    }
+    // The XDG specification says to ignore relative paths, and systemd gives absolute ones, with colons between several.
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let by_systemd = env::var("STATE_DIRECTORY").ok().and_then(|all| all.split(':').next().map(PathBuf::from));
+    let folder = match by_systemd.filter(|path| path.is_absolute()) {
+        Some(folder) => folder,
+        None if rustix::process::geteuid().is_root() => "/var/lib/peerage".into(),
+        None => {
+            let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+            base.ok_or(KeyFileError::NoPlace)?.join("peerage")
+        }
+    };
+    let path = folder.join(NAME);
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.map_err(|cause| KeyFileError::Write { path: path.clone(), cause })?;
+    Ok(path)
+}
+
+/// Reads the key, or makes one if there is none, and takes it for this process.
+pub(crate) fn open(path: &Path) -> Result<KeyFile, KeyFileError> {
+    let key = load_or_create(path)?;
+    let unreadable = |cause| KeyFileError::Read { path: path.to_owned(), cause };
+    let lock = File::open(path).map_err(unreadable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(KeyFile { key, lock }),
+        Err(TryLockError::WouldBlock) => Err(KeyFileError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(cause)) => Err(unreadable(cause)),
+    }
+}
+
+fn load_or_create(path: &Path) -> Result<AgreementSecret, KeyFileError> {
     match load(path) {
         Err(KeyFileError::Read { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
             create(path)?;
@@ -113,6 +169,16 @@ mod tests {
         let mode = fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn two_relays_do_not_run_with_one_key() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("relay.key");
+        let first = open(&path).expect("a key is made");
+        assert!(matches!(open(&path), Err(KeyFileError::InUse { .. })));
+        drop(first);
+        open(&path).expect("the first has ended");
     }
 
     #[test]

@@ -35,9 +35,10 @@ pub struct Options {
     #[arg(long, value_name = "HOST[:PORT[/TCPPORT]]", env = "PEERAGE_RELAY_ADVERTISE")]
     pub advertise: Option<Advertise>,
 
-    /// File with the relay's key; made, readable by this user only, when it does not exist
-    #[arg(long, value_name = "FILE", default_value = "relay.key", env = "PEERAGE_RELAY_KEY_FILE")]
-    pub key_file: PathBuf,
+    /// File with the relay's key, by which agents know it; made, readable by this user only, when it does not exist
+    /// [default: relay.key in the state directory]
+    #[arg(long, value_name = "FILE", env = "PEERAGE_RELAY_KEY_FILE")]
+    pub key_file: Option<PathBuf>,
 
     /// Authority whose agents may bind here; repeat for more, or give --open
     #[arg(
