@@ -183,18 +183,16 @@ words! {
         SecretInvalid,
         /// No relay of the list answers.
         RelayUnreachable,
+        /// The relay answers, and lets in no agent of this cluster.
+        RelayRefused,
         /// The other operator does not answer.
         PeerOperatorUnreachable,
         /// The operator was not installed with what the object asks for; the message says which value of the chart it is.
         NotEnabled,
         /// A managed relay has no address yet.
         WaitingForAddress,
-        /// The path that the policy asks for is not available; the message says what stands in the way.
-        PathUnavailable,
         /// Nobody has decided yet.
         Pending,
-        /// An AgentTrust for this request exists.
-        Approved,
         /// The owner does not want it.
         Rejected,
     }

@@ -21,7 +21,6 @@ use crate::shape;
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether it answers"),
     printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#, description = "Why"),
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.managed.service.type", description = "How the operator exposes it; empty if somebody else runs it"),
-    printcolumn(name = "Agents", type_ = "integer", json_path = ".status.boundAgents", description = "Agents of this cluster that are bound there"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.address", priority = "1", description = "What agents are told"),
     printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#, priority = "1", description = "Why, and what to do"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -55,6 +54,13 @@ pub struct ManagedRelay {
     #[serde(default = "one")]
     #[schemars(with = "i32", range(min = 1, max = 16))]
     pub replicas: u16,
+    /// AgentLinks whose clusters' agents may bind here, too, as if it were a relay of their own. Whoever is trusted by an agent of
+    /// ours reaches it over this relay in any case; this is for a linked cluster that has no relay. A link that does not
+    /// exist, or has not met the other operator yet, lets nobody in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = shape::LABEL_MAX), regex(pattern = shape::LABEL)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub allowed_links: Vec<String>,
 }
 
 fn one() -> u16 {
@@ -123,8 +129,4 @@ pub struct AgentRelayStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = shape::RELAYS_MAX), inner(length(max = shape::RELAY_MAX), regex(pattern = shape::RELAY)))]
     pub addresses: Vec<String>,
-    /// Agents of this cluster that are bound there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub bound_agents: Option<i32>,
 }

@@ -9,8 +9,9 @@ use crate::common::{AgentRef, LinkRef, time_schema};
 use crate::condition::Condition;
 use crate::shape;
 
-/// An agent of somebody else asks to talk to one of ours. The operator writes it and removes it when it ends, after
-/// seven days at most. It grants nothing: who agrees makes an AgentTrust, who does not deletes it or lets it end.
+/// An agent of a linked cluster asks to talk to one of ours. The operator writes it and removes it when it ends, after
+/// seven days at most. It grants nothing. Who agrees makes an AgentTrust (`kubectl peerage approve`). Who does not sets annotation
+/// `peerage.dev/rejected` (`kubectl peerage reject`): one that is deleted may come again.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[kube(
     group = "peerage.dev",
@@ -30,13 +31,13 @@ use crate::shape;
         name = "Link",
         type_ = "string",
         json_path = ".spec.from.linkRef.name",
-        description = "From which cluster; empty for this one"
+        description = "From which cluster"
     ),
     printcolumn(
         name = "Answered",
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="Answered")].reason"#,
-        description = "Pending, Approved or Expired"
+        description = "Pending or Rejected"
     ),
     printcolumn(
         name = "Why",
@@ -86,7 +87,7 @@ pub struct Asker {
     /// The fingerprint of the authority that vouches for it.
     #[schemars(length(max = shape::FINGERPRINT_LEN), regex(pattern = shape::FINGERPRINT))]
     pub authority: String,
-    /// The link it came over; left out for an agent of this cluster.
+    /// The link it came over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_ref: Option<LinkRef>,
 }

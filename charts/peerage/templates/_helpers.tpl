@@ -75,7 +75,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- $relay := .Values.relay -}}
 {{- dict "image" (include "peerage.image" (list $relay.image .Chart.AppVersion)) "imagePullPolicy" $relay.image.pullPolicy
   "imagePullSecrets" .Values.imagePullSecrets "resources" $relay.resources "nodeSelector" $relay.nodeSelector
-  "tolerations" $relay.tolerations
+  "tolerations" $relay.tolerations "args" (default list $relay.extraArgs)
   "podSecurityContext" (include "peerage.podSecurityContext" $relay.podSecurityContext | fromYaml) | toJson -}}
 {{- end }}
 

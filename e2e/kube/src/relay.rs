@@ -26,7 +26,15 @@ impl Relay {
     /// # Errors
     /// It does not start; the error has its log.
     pub fn start(program: &Path, address: Ipv4Addr) -> Result<Self, Failed> {
-        Self::launch(program, address, |_| Ok(()))
+        Self::launch(program, address, "--open", |_| Ok(()))
+    }
+
+    /// Starts one at `address` that lets in agents of this authority only.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn only_for(program: &Path, address: Ipv4Addr, authority: &str) -> Result<Self, Failed> {
+        Self::launch(program, address, &format!("--allow-authority={authority}"), |_| Ok(()))
     }
 
     /// Starts one at `address`, whose key file holds this.
@@ -34,7 +42,7 @@ impl Relay {
     /// # Errors
     /// As [`Self::start`].
     pub fn with_key(program: &Path, address: Ipv4Addr, key: &[u8]) -> Result<Self, Failed> {
-        Self::launch(program, address, |file| {
+        Self::launch(program, address, "--open", |file| {
             fs::write(file, key).trying("write a key")?;
             let owner = std::os::unix::fs::PermissionsExt::from_mode(0o600);
             fs::set_permissions(file, owner).trying("write a key")
@@ -44,6 +52,7 @@ impl Relay {
     fn launch(
         program: &Path,
         address: Ipv4Addr,
+        access: &str,
         prepare: impl FnOnce(&PathBuf) -> Result<(), Failed>,
     ) -> Result<Self, Failed> {
         let folder = tempfile::tempdir().trying("make a folder")?;
@@ -51,7 +60,7 @@ impl Relay {
         prepare(&key)?;
         let listen = SocketAddr::from((address, 3478)).to_string();
         let mut command = Command::new(program);
-        command.args(["--listen", &listen, "--advertise", &listen, "--open", "--no-tls", "--key-file"]).arg(key);
+        command.args(["--listen", &listen, "--advertise", &listen, access, "--no-tls", "--key-file"]).arg(key);
         let errors = fs::File::create(&log).trying("make a log")?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
         let mut process = Process(command.spawn().trying("start the relay")?);

@@ -55,6 +55,17 @@ pub struct TrustLive {
     pub conflict: Option<String>,
 }
 
+/// What a relay said last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard<'a> {
+    /// Nothing: no probe came back.
+    Nothing,
+    /// It answers.
+    Answer,
+    /// It answers, and lets nobody of this cluster in, for this reason.
+    Refusal(&'a str),
+}
+
 /// How it is between our operator and the one of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkLive {
@@ -332,10 +343,10 @@ impl Index {
         vec![accepted, connected, ready]
     }
 
-    /// The conditions of an AgentRelay. `answers`: whether it answered our last probe; `None` before there was one.
-    /// `running`: what became of it, if the operator runs it.
+    /// The conditions of an AgentRelay. `heard`: what it last said; `None` before it was asked. `running`: what became of it,
+    /// if the operator runs it.
     #[must_use]
-    pub fn judge_relay(&self, answers: Option<bool>, running: Option<&Running>) -> Vec<Verdict> {
+    pub fn judge_relay(&self, heard: Option<Heard<'_>>, running: Option<&Running>) -> Vec<Verdict> {
         let waiting = match running {
             Some(Running::Refused(reason, message)) => {
                 let all = [ConditionType::Accepted, ConditionType::Available, ConditionType::Ready];
@@ -353,16 +364,24 @@ impl Index {
             }
             None => "it does not answer our probes over UDP; see its log and firewalls",
         };
-        let available = match (waiting, answers) {
+        let available = match (waiting, heard) {
             (Some(waiting), _) => Verdict::fails(aspect, Reason::WaitingForAddress, waiting.clone()),
-            (None, Some(true)) => Verdict::holds(aspect, Reason::AsDeclared, ""),
-            (None, Some(false)) => Verdict::fails(aspect, Reason::RelayUnreachable, silent),
+            (None, Some(Heard::Answer)) => Verdict::holds(aspect, Reason::AsDeclared, ""),
+            (None, Some(Heard::Refusal(why))) => Verdict::fails(aspect, Reason::RelayRefused, self.refused(why)),
+            (None, Some(Heard::Nothing)) => Verdict::fails(aspect, Reason::RelayUnreachable, silent),
             (None, None) => {
                 Verdict::of(aspect, ConditionStatus::Unknown, Reason::Pending, "it has not been probed yet")
             }
         };
         let good = accepted.clone();
         with_summary(vec![accepted, available], good)
+    }
+
+    fn refused(&self, why: &str) -> String {
+        format!(
+            "it answers, and does not let this cluster's agents in ({why}); whoever runs it must add --allow-authority {}",
+            self.authority()
+        )
     }
 
     /// What an AgentPeer calls the numbers of its status: matched, injected, enrolled, outdated.

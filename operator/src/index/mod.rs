@@ -21,7 +21,7 @@ use peerage_model::relay::RelayInfo;
 use peerage_model::{AgentId, Fingerprint, Label, TrustId, UnixTime};
 
 pub use dirty::Dirty;
-pub use judge::{LinkLive, PeerLive, TrustLive, Verdict};
+pub use judge::{Heard, LinkLive, PeerLive, TrustLive, Verdict};
 pub use leads::Leads;
 pub use matching::{Labels, Matching, covers};
 pub use pods::{Host, PodAgent, PodSums};

@@ -33,6 +33,7 @@ use crate::facts::{Target, TrustFacts};
 use crate::index::LinkLive;
 use crate::key::ObjectKey;
 use crate::roll::Denial;
+use crate::status::Finding;
 
 /// How soon after a change everything is looked at: a hundred changes are one look.
 const SOON: Duration = Duration::from_millis(200);
@@ -75,6 +76,7 @@ pub(super) struct Desk {
     secrets: Api<Secret>,
     invitations: invitations::Store,
     store: Arc<requests::Store>,
+    found: mpsc::Sender<Finding>,
     agent: Agent,
     applied: Snapshot,
     open: Open,
@@ -105,6 +107,7 @@ impl Desk {
             secrets: Api::namespaced(linking.client.clone(), &linking.namespace),
             invitations: invitations::Store::new(&linking.client, &linking.namespace),
             store: Arc::new(requests::Store::new(linking.client.clone())),
+            found: linking.found.clone(),
             agent,
             applied: Snapshot::default(),
             open: Open::new(),
@@ -312,6 +315,12 @@ impl Desk {
         move |report| drop(reports.try_send((link, report)))
     }
 
+    /// A relay takes the operator's own agent, and so all of this cluster, or it does not.
+    async fn tell_of(&self, relay: RelayInfo, refusal: Option<String>) {
+        // Who writes statuses has ended only when we end, too.
+        let _ = self.found.send(Finding::Refuses(relay, refusal)).await;
+    }
+
     /// Something happened in the tunnel.
     async fn hear(&mut self, event: DriverEvent) {
         match event {
@@ -320,9 +329,15 @@ impl Desk {
                 self.agent.tunnel.answer_request(invite, status);
             }
             DriverEvent::Mail { relay, id, .. } => self.agent.tunnel.mail_done(&relay, id),
-            DriverEvent::Relay { relay, observed } => tracing::debug!(%relay, ?observed, "the operator's relay"),
+            DriverEvent::Relay { relay, observed } => {
+                tracing::debug!(%relay, ?observed, "the operator's relay");
+                if observed.is_some() {
+                    self.tell_of(relay, None).await;
+                }
+            }
             DriverEvent::RelayRefused { relay, reason } => {
                 tracing::warn!(%relay, reason, "a relay does not take the operator's own agent");
+                self.tell_of(relay, Some(reason)).await;
             }
             DriverEvent::Nat(_)
             | DriverEvent::SessionUp { .. }

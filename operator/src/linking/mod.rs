@@ -24,13 +24,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use self::board::{Board, Row};
 pub use self::requests::REJECTED;
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::leader::Leadership;
+use crate::status::Finding;
 use agent::Agent;
 use desk::Desk;
 
@@ -52,8 +53,10 @@ pub struct Linking {
     pub keyring: watch::Receiver<Arc<Keyring>>,
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
-    /// What is found out goes here.
+    /// What is found out of links goes here.
     pub board: Arc<Board>,
+    /// What is found out of relays.
+    pub found: mpsc::Sender<Finding>,
 }
 
 impl std::fmt::Debug for Linking {

@@ -1,5 +1,7 @@
 //! What there should be of a managed relay: the same AgentRelay gives the same objects.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use peerage_crds::relay::ServiceType;
@@ -31,6 +33,8 @@ pub struct Part {
     /// Whether the status has an address of it, so that agents know its key.
     pub has_address: bool,
     facts: ManagedFacts,
+    /// Who may bind there beside the agents of this cluster.
+    guests: BTreeSet<Fingerprint>,
 }
 
 /// Which AgentRelay an entry of the Secret is of.
@@ -41,13 +45,14 @@ pub fn relay_of(entry: &str) -> &str {
 
 impl Part {
     /// All replicas.
-    pub fn all(relay: &str, facts: &ManagedFacts) -> Vec<Self> {
+    pub fn all(relay: &str, facts: &ManagedFacts, guests: &BTreeSet<Fingerprint>) -> Vec<Self> {
         let one = |replica| Self {
             relay: relay.to_owned(),
             replica,
             // The status counts those that have one; of a lone relay that is it.
             has_address: replica == 0 && facts.has_address,
             facts: facts.clone(),
+            guests: guests.clone(),
         };
         (0..facts.spec.replicas).map(one).collect()
     }
@@ -129,12 +134,14 @@ impl Part {
     }
 
     fn container(&self, settings: &Settings, authority: &Fingerprint) -> Value {
+        let admitted =
+            BTreeSet::from([*authority]).union(&self.guests).map(ToString::to_string).collect::<Vec<_>>().join(",");
         let probe = |path: &str| json!({"httpGet": {"path": path, "port": "metrics"}, "periodSeconds": 5});
         let mut env = vec![
             json!({"name": "PEERAGE_RELAY_KEY_FILE", "value": "/etc/peerage/relay.key"}),
             json!({"name": "PEERAGE_RELAY_LISTEN", "value": format!("[::]:{PORT}")}),
             json!({"name": "PEERAGE_RELAY_METRICS", "value": "[::]:8080"}),
-            json!({"name": "PEERAGE_RELAY_ALLOW_AUTHORITY", "value": authority.to_string()}),
+            json!({"name": "PEERAGE_RELAY_ALLOW_AUTHORITY", "value": admitted}),
         ];
         env.extend(
             self.facts.spec.service.host.as_ref().map(|host| json!({"name": "PEERAGE_RELAY_ADVERTISE", "value": host})),
@@ -154,6 +161,9 @@ impl Part {
         });
         if let Some(policy) = &settings.image_pull_policy {
             container["imagePullPolicy"] = json!(policy);
+        }
+        if !settings.args.is_empty() {
+            container["args"] = json!(settings.args);
         }
         if !is_empty(&settings.resources) {
             container["resources"] = settings.resources.clone();
@@ -223,8 +233,12 @@ mod tests {
 
     fn part(type_: ServiceType, host: Option<&str>, node_port: Option<u16>) -> Part {
         let service = RelayService { type_, port: 443, node_port, host: host.map(Into::into) };
-        let facts = ManagedFacts { uid: "u".into(), spec: ManagedRelay { service, replicas: 2 }, has_address: false };
-        Part::all("edge", &facts).remove(1)
+        let facts = ManagedFacts {
+            uid: "u".into(),
+            spec: ManagedRelay { service, replicas: 2, allowed_links: Vec::new() },
+            has_address: false,
+        };
+        Part::all("edge", &facts, &BTreeSet::new()).remove(1)
     }
 
     fn key() -> AgreementKey {
@@ -260,6 +274,30 @@ mod tests {
         let found = node.address(&service(json!({"ports": ports}), json!({})), key()).expect("it has ports");
         assert_eq!((found.host.as_str(), found.port, found.tls), ("198.51.100.7", 30478, Some(30479)));
         assert_eq!(node.address(&service(json!({}), json!({})), key()), None, "before there are any");
+    }
+
+    #[test]
+    fn a_relay_lets_in_agents_of_this_cluster_and_of_the_links_that_were_named() {
+        let admitted = |part: &Part| {
+            let deployment = part.deployment(&Settings::default(), &Fingerprint([1; 32]));
+            let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+            let env: Vec<(String, String)> = env
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|one| {
+                    (
+                        one["name"].as_str().unwrap_or_default().to_owned(),
+                        one["value"].as_str().unwrap_or_default().to_owned(),
+                    )
+                })
+                .collect();
+            env.into_iter().find(|(name, _)| name == "PEERAGE_RELAY_ALLOW_AUTHORITY").expect("it is said").1
+        };
+        let mut relay = part(ServiceType::LoadBalancer, None, None);
+        assert_eq!(admitted(&relay), Fingerprint([1; 32]).to_string());
+        relay.guests.insert(Fingerprint([2; 32]));
+        assert_eq!(admitted(&relay), format!("{},{}", Fingerprint([1; 32]), Fingerprint([2; 32])));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 pub mod keys;
 pub mod manifest;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,9 @@ pub struct Settings {
     /// With which Secrets.
     #[serde(default)]
     pub image_pull_secrets: Vec<Value>,
+    /// Further options of the program.
+    #[serde(default)]
+    pub args: Vec<String>,
     /// `resources` of the container.
     #[serde(default)]
     pub resources: Value,
@@ -140,10 +143,22 @@ fn refused_by_chart() -> Running {
     Running::Refused(Reason::NotEnabled, text.to_owned())
 }
 
-fn wanted(cluster: &Cluster) -> BTreeMap<String, ManagedFacts> {
+/// What an AgentRelay asks for, and who may bind there beside the agents of this cluster.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    facts: ManagedFacts,
+    guests: BTreeSet<Fingerprint>,
+}
+
+fn wanted(cluster: &Cluster) -> BTreeMap<String, Wanted> {
     let state = cluster.read();
-    let relays = state.index.relays();
-    relays.filter_map(|(name, facts)| Some((name.clone(), facts.managed.clone()?))).collect()
+    let authority = |link: &String| state.index.link(link)?.authority;
+    let relays = state.index.relays().filter_map(|(name, relay)| {
+        let facts = relay.managed.clone()?;
+        let guests = facts.spec.allowed_links.iter().filter_map(authority).collect();
+        Some((name.clone(), Wanted { facts, guests }))
+    });
+    relays.collect()
 }
 
 /// Whether there is an AgentRelay of this name, readable or not.
@@ -178,10 +193,11 @@ impl Runner {
     /// server does not take holds up no other.
     async fn round(
         &self,
-        wanted: &BTreeMap<String, ManagedFacts>,
+        wanted: &BTreeMap<String, Wanted>,
         is_known: impl Fn(&str) -> bool,
     ) -> Result<BTreeMap<String, Running>, KeysError> {
-        let parts: Vec<Part> = wanted.iter().flat_map(|(name, facts)| Part::all(name, facts)).collect();
+        let parts: Vec<Part> =
+            wanted.iter().flat_map(|(name, wanted)| Part::all(name, &wanted.facts, &wanted.guests)).collect();
         let ours = ListParams::default().labels(&format!("{}={}", manifest::COMPONENT, manifest::MANAGED));
         let deployments = by_name(self.deployments.list(&ours).await?.items);
         let services = by_name(self.services.list(&ours).await?.items);
@@ -373,10 +389,9 @@ mod tests {
         let relay = |name: &str| {
             let host = Some(format!("{name}.example"));
             let service = RelayService { type_: ServiceType::LoadBalancer, port: 443, node_port: None, host };
-            (
-                name.to_owned(),
-                ManagedFacts { uid: "u".into(), spec: ManagedRelay { service, replicas: 1 }, has_address: true },
-            )
+            let spec = ManagedRelay { service, replicas: 1, allowed_links: Vec::new() };
+            let facts = ManagedFacts { uid: "u".into(), spec, has_address: true };
+            (name.to_owned(), Wanted { facts, guests: BTreeSet::new() })
         };
         let wanted = [relay("bad"), relay("good")].into();
         let states = runner.round(&wanted, |_| true).await.expect("the API server answers");

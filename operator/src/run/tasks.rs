@@ -54,6 +54,7 @@ pub(super) fn start_telling(
         keyring: keyring.clone(),
         leadership: leadership.clone(),
         board: Arc::clone(&board),
+        found: find.clone(),
     };
     tokio::spawn(linking.run());
     let writer = Writer::new(Arc::clone(cluster), others, client.clone(), leadership.clone(), board);

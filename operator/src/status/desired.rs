@@ -11,7 +11,7 @@ use peerage_model::UnixTime;
 use crate::clock::api_time;
 use crate::facts::{LinkFacts, RelayFacts};
 use crate::hub::{AgentTold, Hub};
-use crate::index::{Index, PeerLive, TrustLive, Verdict};
+use crate::index::{Heard, Index, PeerLive, TrustLive, Verdict};
 use crate::key::ObjectKey;
 use crate::linking::Row;
 use crate::managed::Running;
@@ -149,13 +149,13 @@ pub fn link(index: &Index, name: &str, facts: &LinkFacts, row: Option<&Row>, now
     (new != *old).then_some(new)
 }
 
-/// The status of an AgentRelay, if it is another one than it has. `answers`: what the last probe found; `running`: what
+/// The status of an AgentRelay, if it is another one than it has. `heard`: what it last said; `running`: what
 /// became of one that the operator runs.
 #[must_use]
 pub fn relay(
     index: &Index,
     facts: &RelayFacts,
-    answers: Option<bool>,
+    heard: Option<Heard<'_>>,
     running: Option<&Running>,
     now: UnixTime,
 ) -> Option<AgentRelayStatus> {
@@ -169,15 +169,14 @@ pub fn relay(
     // A leader that was just elected has not looked yet, and knows nothing better.
     let is_unknown = facts.managed.is_some() && running.is_none();
     let is_as_told = old.observed_generation == facts.generation && old.addresses == addresses;
-    if is_unknown || (answers.is_none() && !relays.is_empty() && is_as_told) {
+    if is_unknown || (heard.is_none() && !relays.is_empty() && is_as_told) {
         return None;
     }
     let new = AgentRelayStatus {
         observed_generation: facts.generation,
-        conditions: conditions(&old.conditions, index.judge_relay(answers, running), facts.generation, now),
+        conditions: conditions(&old.conditions, index.judge_relay(heard, running), facts.generation, now),
         address: addresses.first().cloned(),
         addresses,
-        bound_agents: old.bound_agents,
     };
     (new != *old).then_some(new)
 }

@@ -13,14 +13,16 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
 use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust};
+use peerage_model::relay::RelayInfo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::Cluster;
+use crate::facts::RelayFacts;
 use crate::heap::Heap;
-use crate::index::Dirty;
+use crate::index::{Dirty, Heard};
 use crate::key::{Object, ObjectKey};
 use crate::leader::Leadership;
 use crate::linking::Board;
@@ -59,6 +61,8 @@ pub struct Writer {
     round: Instant,
     pending: Dirty,
     probes: BTreeMap<String, bool>,
+    /// Of relays that do not let the operator's own agent in: why.
+    refusals: BTreeMap<RelayInfo, String>,
     running: BTreeMap<String, Running>,
     /// What was written of objects that cannot be read: their status cannot be read either.
     said: BTreeMap<Object, String>,
@@ -76,6 +80,8 @@ impl Debug for Writer {
 pub enum Finding {
     /// Whether it answers.
     Answers(String, bool),
+    /// Whether it lets the operator's own agent in, as far as that has tried; why not, if it does not.
+    Refuses(RelayInfo, Option<String>),
     /// What became of one that the operator runs.
     Runs(String, Running),
 }
@@ -123,6 +129,7 @@ impl Writer {
             round: Instant::now(),
             pending: Dirty::default(),
             probes: BTreeMap::new(),
+            refusals: BTreeMap::new(),
             running: BTreeMap::new(),
             said: BTreeMap::new(),
             links,
@@ -158,8 +165,25 @@ impl Writer {
                     self.pending.all = true;
                 }
             }
+            Finding::Refuses(relay, why) => {
+                let before = match &why {
+                    Some(why) => self.refusals.insert(relay, why.clone()),
+                    None => self.refusals.remove(&relay),
+                };
+                self.pending.all |= before != why;
+            }
             Finding::Runs(relay, running) => drop(self.running.insert(relay, running)),
         }
+    }
+
+    /// What a relay said last.
+    fn heard(&self, name: &str, facts: &RelayFacts) -> Option<Heard<'_>> {
+        let refusal = || facts.relays.iter().find_map(|relay| self.refusals.get(relay));
+        Some(match (*self.probes.get(name)?, refusal()) {
+            (false, _) => Heard::Nothing,
+            (true, Some(why)) => Heard::Refusal(why),
+            (true, None) => Heard::Answer,
+        })
     }
 
     /// Writes what is due, if this replica leads.
@@ -173,6 +197,7 @@ impl Writer {
             self.retries = Retries::default();
             self.said.clear();
             self.running.clear();
+            self.refusals.clear();
             return;
         }
         if self.leads_since.is_none() {
@@ -252,8 +277,8 @@ impl Writer {
             writes.extend(status.map(|status| Write::Link(name.clone(), Box::new(status))));
         }
         for (name, facts) in index.relays() {
-            let (probe, running) = (self.probes.get(name).copied(), self.running.get(name));
-            let status = desired::relay(index, facts, probe, running, now);
+            let (heard, running) = (self.heard(name, facts), self.running.get(name));
+            let status = desired::relay(index, facts, heard, running, now);
             writes.extend(status.map(|status| Write::Relay(name.clone(), Box::new(status))));
         }
         self.said.retain(|object, why| index.unreadable().get(object) == Some(why));

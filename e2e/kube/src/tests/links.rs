@@ -72,7 +72,7 @@ fn invite(stage: &Stage, first: &Cluster) -> Result<String, Failed> {
 }
 
 fn link(stage: &Stage, first: &Cluster, second: &Second, ticket: &str) -> Result<(), Failed> {
-    let arguments = ["link", "hub", "--ticket", "-", "--namespaces", "reports", "--wait", "60s"];
+    let arguments = ["link", "hub", "--ticket", "-", "--namespaces", "reports", "--wait=60s"];
     plugin(stage, &second.cluster, &arguments, ticket)
         .map_err(|failed| Failed::new(format!("{failed}\n{}", second.log())))?;
     first.condition("agentlink branch", "Connected", "True", "AsDeclared")?;

@@ -26,6 +26,10 @@ pub(super) fn agent_relay(stage: &Stage) -> Result<String, Failed> {
     let silent = format!("{}q@{NOWHERE}", "a".repeat(51));
     cluster.apply(&relay(json!({"address": silent, "allowedNamespaces": everybody})))?;
     cluster.condition("agentrelay given", "Ready", "False", "RelayUnreachable")?;
+    let closed = Relay::only_for(&stage.programs.relay, RELAYS[0], &"0".repeat(64))?;
+    cluster.apply(&relay(json!({"address": closed.address, "allowedNamespaces": everybody})))?;
+    cluster.condition("agentrelay given", "Ready", "False", "RelayRefused")?;
+    drop(closed);
     let running = Relay::start(&stage.programs.relay, RELAYS[0])?;
     cluster.apply(&relay(json!({"address": running.address, "allowedNamespaces": everybody})))?;
     cluster.kubectl("wait agentrelay/given --for=condition=Ready --timeout=90s")?;
@@ -43,7 +47,7 @@ pub(super) fn agent_relay(stage: &Stage) -> Result<String, Failed> {
     cluster.kubectl("delete agentrelay given")?;
     cluster.condition("agentpeer a-0 -n relayed", "Ready", "False", "RelayUnreachable")?;
     drop(fleet);
-    Ok("silent, then answering at another address; what it permits and its deletion show at agents".into())
+    Ok("silent, then one that refuses us, then answering at another address; what it permits and its deletion show at agents".into())
 }
 
 pub(super) fn managed_relay(stage: &Stage) -> Result<String, Failed> {
