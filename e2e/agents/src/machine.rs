@@ -94,6 +94,22 @@ impl Machine {
     #[must_use]
     pub fn peerage(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.programs.peerage);
+        command.args(words);
+        self.at_home(command)
+    }
+
+    /// A line of a page, as a person would paste it into a shell here.
+    #[must_use]
+    pub fn shell(&self, line: &str) -> Command {
+        let mut command = Command::new("bash");
+        let programs = self.programs.peerage.parent().into_iter().map(Path::to_owned);
+        let searched = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(programs.chain(std::env::split_paths(&searched)));
+        command.args(["-euo", "pipefail", "-c", line]).env("PATH", path.unwrap_or(searched));
+        self.at_home(command)
+    }
+
+    fn at_home(&self, mut command: Command) -> Command {
         // What the tester's own agents, relays and proxies are told is not meant for these.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
@@ -101,7 +117,7 @@ impl Machine {
                 command.env_remove(name);
             }
         }
-        command.args(words).stdin(Stdio::null()).current_dir(&self.home);
+        command.stdin(Stdio::null()).current_dir(&self.home);
         command.env("HOME", &self.home).env("PEERAGE_STATE", self.home.join("state"));
         command
     }
@@ -121,14 +137,21 @@ impl Machine {
     /// # Errors
     /// It cannot be started, or does not end.
     pub fn attempt(&self, words: &[&str]) -> Result<Finished, Failed> {
+        self.finish(self.peerage(words), &format!("peerage {}", words.join(" ")))
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// As [`Self::attempt`].
+    pub fn finish(&self, mut command: Command, name: &str) -> Result<Finished, Failed> {
         let begun = Instant::now();
-        let mut command = self.peerage(words);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = self.host.spawn(command).trying("start peerage")?;
+        let mut child = self.host.spawn(command).trying(&format!("start {name}"))?;
         let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let mut running = Running { child };
         let (out, err) = (whole(out), whole(err));
-        let stuck = || Failed::new(format!("`peerage {}` still runs after {PATIENCE:?}", words.join(" ")));
+        let stuck = || Failed::new(format!("`{name}` still runs after {PATIENCE:?}"));
         let stdout = out.recv_timeout(PATIENCE).map_err(|_| stuck())?;
         let stderr = err.recv_timeout(PATIENCE).map_err(|_| stuck())?;
         Ok(Finished { status: running.wait()?, stdout, stderr, took: begun.elapsed() })

@@ -143,6 +143,12 @@ impl World {
         Ok(())
     }
 
+    /// Where the first relay runs, with a public address.
+    #[must_use]
+    pub fn relay_machine(&self) -> &Machine {
+        &self.relays[0].machine
+    }
+
     /// How agents name the first relay.
     #[must_use]
     pub fn relay(&self) -> &str {

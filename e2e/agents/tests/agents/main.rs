@@ -4,6 +4,7 @@
 mod bad_input;
 mod field;
 mod nat;
+mod pages;
 mod restarts;
 mod revocation;
 mod support;
