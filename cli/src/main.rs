@@ -5,6 +5,8 @@
 
 mod args;
 mod commands;
+#[cfg(test)]
+mod reference;
 
 use std::process::ExitCode;
 

@@ -21,6 +21,12 @@ fn no_manifest_is_left_of_a_kind_that_is_gone() {
     assert_eq!(folder.count(), peerage_crds::all().len());
 }
 
+#[test]
+fn the_reference_says_what_to_do_about_each_reason() {
+    let reasons = peerage_crds::Reason::ALL.iter().map(|(reason, _)| reason.as_str());
+    peerage_docs::Page::at("docs/troubleshooting.md").has_rows("Reasons of conditions", reasons);
+}
+
 /// Calls `see` with the path and the schema of every value below `schema`.
 fn walk(path: &str, schema: &Value, see: &mut impl FnMut(&str, &Value)) {
     see(path, schema);

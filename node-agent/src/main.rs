@@ -301,4 +301,22 @@ mod tests {
         let failure = options(|name| (name == "PEERAGE_RELAYS").then(|| "host".into())).expect_err("it is wrong");
         assert!(failure.message.starts_with("PEERAGE_RELAYS: "), "{failure}");
     }
+
+    #[test]
+    fn the_reference_has_every_flag_and_variable() {
+        let asked = std::cell::RefCell::new(std::collections::BTreeSet::new());
+        let variable = |name: &str| {
+            asked.borrow_mut().insert(name.to_owned());
+            None
+        };
+        options(variable).expect("nothing is said");
+        let line = Arguments::try_parse_from(["peerage-agent"]).expect("nothing is said");
+        sidecar(line, Fingerprint([0; 32]), variable).expect("nothing is said");
+        let command = <Arguments as clap::CommandFactory>::command();
+        let flags = command.get_arguments().filter_map(|one| one.get_env());
+        asked.borrow_mut().extend(flags.map(|name| name.to_string_lossy().into_owned()));
+        // What is asked for in small letters, too, is told in large ones.
+        let asked = asked.into_inner().into_iter().filter(|name| *name == name.to_uppercase());
+        peerage_docs::Page::at("docs/reference/agent.md").names("`peerage-agent`", asked);
+    }
 }

@@ -174,6 +174,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_reference_has_every_series() {
+        let metrics = Metrics::default();
+        // A family shows its labels once it has a member.
+        metrics.enrolments.get_or_create(&Outcome { outcome: "ok".into() }).inc_by(0);
+        metrics.status_writes.get_or_create(&Kind { kind: Word("AgentPeer") }).inc_by(0);
+        metrics.status_failures.get_or_create(&Kind { kind: Word("AgentPeer") }).inc_by(0);
+        let mut scraped = String::new();
+        let registry = metrics.registry(vec![Health::new("AgentPeer")]);
+        prometheus_client::encoding::text::encode(&mut scraped, &registry).expect("text");
+        peerage_docs::Page::at("docs/reference/metrics.md").holds("operator", &peerage_docs::series(&scraped));
+    }
+
+    #[test]
     fn every_answer_to_a_review_is_counted_from_zero() {
         let mut text = String::new();
         let registry = Metrics::default().registry(Vec::new());

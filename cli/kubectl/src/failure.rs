@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// A stable word for a kind of failure. Words are added, never renamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// What was typed makes no sense.

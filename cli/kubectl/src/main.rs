@@ -9,6 +9,8 @@ mod args;
 mod cluster;
 mod commands;
 mod failure;
+#[cfg(test)]
+mod reference;
 
 use std::process::ExitCode;
 

@@ -111,9 +111,13 @@ impl Machine {
 
     fn at_home(&self, mut command: Command) -> Command {
         // What the tester's own agents, relays and proxies are told is not meant for these.
+        let places = ["XDG_STATE_HOME", "STATE_DIRECTORY"];
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if name.starts_with("PEERAGE_") && name != "PEERAGE_LOG" || name.to_ascii_lowercase().ends_with("_proxy") {
+            if places.contains(&name.as_str())
+                || name.starts_with("PEERAGE_") && name != "PEERAGE_LOG"
+                || name.to_ascii_lowercase().ends_with("_proxy")
+            {
                 command.env_remove(name);
             }
         }

@@ -205,7 +205,7 @@ impl Relay {
 }
 
 fn relay_words(listen: &str) -> Vec<String> {
-    ["relay", "--open", "--listen", listen, "--key-file", "relay.key"].map(str::to_owned).to_vec()
+    ["relay", "--open", "--listen", listen, "--key-file", "laboratory.key"].map(str::to_owned).to_vec()
 }
 
 /// Starts a relay and waits until it says how agents name it.

@@ -22,6 +22,42 @@ const CLOCKS_DIFFER: u64 = 30;
 /// The smallest packet every IPv6 path carries is 1280 bytes; QUIC needs 1200 of payload (RFC 9000 section 14).
 const SMALL_PACKET: u16 = 1200;
 
+/// What is looked at, and what to do about it is in `docs/troubleshooting.md`.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(serde::Deserialize))]
+#[cfg_attr(test, serde(rename_all = "snake_case"))]
+enum Check {
+    Relay,
+    Nat,
+    Mapping,
+    Clock,
+    PeerClocks,
+    Mtu,
+    LowPorts,
+    Dns,
+    Run,
+    Ports,
+    Problem,
+}
+
+impl Check {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Nat => "nat",
+            Self::Mapping => "mapping",
+            Self::Clock => "clock",
+            Self::PeerClocks => "peer_clocks",
+            Self::Mtu => "mtu",
+            Self::LowPorts => "low_ports",
+            Self::Dns => "dns",
+            Self::Run => "run",
+            Self::Ports => "ports",
+            Self::Problem => "problem",
+        }
+    }
+}
+
 /// Looks at everything.
 pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     let link = agent.link.status().await;
@@ -38,16 +74,16 @@ pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     findings.extend(held_ports(&agent.edge.listening()));
     findings.extend(agent.problems().into_iter().map(|problem| {
         let severity = if problem.expected { Severity::Note } else { Severity::Problem };
-        finding("problem", severity, problem.text, "")
+        finding(Check::Problem, severity, problem.text, "")
     }));
     findings
 }
 
-fn finding(check: &str, severity: Severity, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
-    Finding { check: check.into(), severity, found: found.into(), remedy: remedy.into() }
+fn finding(check: Check, severity: Severity, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { check: check.word().into(), severity, found: found.into(), remedy: remedy.into() }
 }
 
-fn good(check: &str, found: impl Into<String>) -> Finding {
+fn good(check: Check, found: impl Into<String>) -> Finding {
     finding(check, Severity::Good, found, "")
 }
 
@@ -55,7 +91,7 @@ fn relays(link: &LinkStatus) -> Vec<Finding> {
     if link.relays.is_empty() {
         let remedy = "start one with `peerage relay` on a public machine, then `peerage up --relay KEY@HOST:PORT`";
         return vec![finding(
-            "relay",
+            Check::Relay,
             Severity::Problem,
             "no relay is configured: peers cannot find this agent",
             remedy,
@@ -67,15 +103,15 @@ fn relays(link: &LinkStatus) -> Vec<Finding> {
     };
     let look = |relay: &crate::control::view::Relay| match (relay.up, relay.observed) {
         (true, _) if relay.tls => finding(
-            "relay",
+            Check::Relay,
             Severity::Note,
             format!("{}: {}", place(&relay.relay), relay.note.as_deref().unwrap_or("using TLS on TCP")),
             "it works, with more delay and without direct paths; a firewall that lets UDP out to the relay gives both",
         ),
-        (true, Some(observed)) => good("relay", format!("{} and sees us at {observed}", answers(relay))),
-        (true, None) => good("relay", answers(relay)),
+        (true, Some(observed)) => good(Check::Relay, format!("{} and sees us at {observed}", answers(relay))),
+        (true, None) => good(Check::Relay, answers(relay)),
         (false, _) => finding(
-            "relay",
+            Check::Relay,
             Severity::Problem,
             match &relay.note {
                 Some(note) => format!("{} cannot be used: {note}", place(&relay.relay)),
@@ -98,13 +134,13 @@ fn nat(link: &LinkStatus) -> Finding {
     let text = if link.nat.detail.is_empty() { link.nat.kind.clone() } else { link.nat.detail.clone() };
     match link.nat.kind.as_str() {
         "" | "unknown" => finding(
-            "nat",
+            Check::Nat,
             Severity::Note,
             "the kind of NAT is not known yet",
             "two relays are needed to tell kinds apart: give a second --relay",
         ),
         kind if kind.contains("symmetric") => finding(
-            "nat",
+            Check::Nat,
             Severity::Note,
             text,
             "direct paths to peers behind a NAT that is symmetric or port-restricted need luck: ports that can be predicted, or \
@@ -112,16 +148,16 @@ fn nat(link: &LinkStatus) -> Finding {
              makes them certain",
         ),
         kind if kind.contains("firewalled") => finding(
-            "nat",
+            Check::Nat,
             Severity::Note,
             text,
             "only answers are let in, which is enough for peers whose address outside can be known; let UDP in to this agent's port \
              for all others",
         ),
         kind if kind.contains("blocked") => {
-            finding("nat", Severity::Problem, text, "let UDP out of this network to the relay's port")
+            finding(Check::Nat, Severity::Problem, text, "let UDP out of this network to the relay's port")
         }
-        _ => good("nat", text),
+        _ => good(Check::Nat, text),
     }
 }
 
@@ -130,13 +166,13 @@ fn mapping(link: &LinkStatus) -> Option<Finding> {
     Some(match &link.mapping {
         Mapping::Off => return None,
         Mapping::Asking => {
-            finding("mapping", Severity::Note, "the router has not answered yet", "look again in some seconds")
+            finding(Check::Mapping, Severity::Note, "the router has not answered yet", "look again in some seconds")
         }
         Mapping::Mapped { external, by } => {
-            good("mapping", format!("the router forwards {external} to this agent ({by})"))
+            good(Check::Mapping, format!("the router forwards {external} to this agent ({by})"))
         }
         Mapping::None { why } => finding(
-            "mapping",
+            Check::Mapping,
             Severity::Note,
             format!("the router forwards no port to this agent: {why}"),
             "where direct paths are missing, allow PCP, NAT-PMP or UPnP in the router, or forward a UDP port by hand and \
@@ -151,7 +187,7 @@ fn clock(directory: &Path, now: UnixTime) -> Finding {
         written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map(|since| UnixTime(since.as_secs()));
     if written.is_some_and(|written| written > now.plus(CLOCK_SLACK)) {
         return finding(
-            "clock",
+            Check::Clock,
             Severity::Problem,
             "the clock went back: the state was written in the future",
             "set the clock (`timedatectl set-ntp true`); passports of peers are checked against it",
@@ -160,13 +196,13 @@ fn clock(directory: &Path, now: UnixTime) -> Finding {
     let timesyncd = Path::new("/run/systemd/timesync");
     if timesyncd.exists() && !timesyncd.join("synchronized").exists() {
         return finding(
-            "clock",
+            Check::Clock,
             Severity::Note,
             "the clock is not synchronised yet",
             "more than 5 minutes of difference end sessions: `timedatectl status` says more",
         );
     }
-    good("clock", format!("it is {}", time::rfc3339(now)))
+    good(Check::Clock, format!("it is {}", time::rfc3339(now)))
 }
 
 /// What peers' clocks say of ours: the middle one, so that of three peers one that is wrong, or lies, says nothing.
@@ -176,11 +212,11 @@ fn clocks_of_peers(ahead: impl Iterator<Item = i64>) -> Option<Finding> {
     let middle = *ahead.get(ahead.len() / 2)?;
     let seconds = middle.unsigned_abs();
     if seconds < CLOCKS_DIFFER {
-        return Some(good("peer_clocks", "the clocks of peers agree with this one"));
+        return Some(good(Check::PeerClocks, "the clocks of peers agree with this one"));
     }
     let direction = if middle > 0 { "ahead of" } else { "behind" };
     Some(finding(
-        "peer_clocks",
+        Check::PeerClocks,
         Severity::Note,
         format!("peers say that their clocks are {seconds} s {direction} this one"),
         "compare `date` here and there: more than 5 minutes of difference end sessions",
@@ -191,12 +227,12 @@ fn packets(link: &LinkStatus) -> Option<Finding> {
     let smallest = link.sessions.iter().filter_map(|session| session.mtu).min()?;
     Some(match smallest <= SMALL_PACKET {
         true => finding(
-            "mtu",
+            Check::Mtu,
             Severity::Note,
             format!("packets of {smallest} bytes are the largest that get through on some path"),
             "larger ones are faster: check the MTU of VPNs and of the interface towards the peer",
         ),
-        false => good("mtu", format!("packets of {smallest} bytes get through on every path")),
+        false => good(Check::Mtu, format!("packets of {smallest} bytes get through on every path")),
     })
 }
 
@@ -204,10 +240,10 @@ fn low_ports() -> Finding {
     let start = read_number("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or(1024);
     let capable = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_BIND_SERVICE));
     if start <= 53 || capable {
-        return good("low_ports", "ports below 1024 can be bound here");
+        return good(Check::LowPorts, "ports below 1024 can be bound here");
     }
     finding(
-        "low_ports",
+        Check::LowPorts,
         Severity::Note,
         format!("ports below {start} are reserved to root, so names and low ports work inside `peerage run` only"),
         "start programs by `peerage run -- COMMAND`, or run the agent of the whole machine: `sudo peerage install`",
@@ -216,15 +252,15 @@ fn low_ports() -> Finding {
 
 fn names(agent: &Agent) -> Finding {
     match agent.edge.dns() {
-        Some(address) if address.port() == 53 => good("dns", format!("names of peers are answered at {address}")),
+        Some(address) if address.port() == 53 => good(Check::Dns, format!("names of peers are answered at {address}")),
         Some(address) => finding(
-            "dns",
+            Check::Dns,
             Severity::Note,
             format!("names of peers are answered at {address}, where no program looks by itself"),
             "start programs by `peerage run -- COMMAND`, or run the agent of the whole machine: `sudo peerage install`",
         ),
         None => finding(
-            "dns",
+            Check::Dns,
             Severity::Note,
             "names of peers are not answered by DNS",
             "start programs by `peerage run -- COMMAND`, or use `peerage connect`",
@@ -247,7 +283,7 @@ fn held_ports(listening: &Listening) -> Option<Finding> {
     }
     (!texts.is_empty()).then(|| {
         finding(
-            "ports",
+            Check::Ports,
             Severity::Note,
             format!("ports of peers that listen here: {}", texts.join(", ")),
             "a program that is to listen on one of them, on all addresses, needs it named: `peerage up --avoid PORT`",
@@ -260,9 +296,9 @@ fn run_without_root() -> Vec<Finding> {
     let mut findings = Vec::new();
     let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     findings.push(match actions.split_whitespace().any(|action| action == "user_notif") {
-        true => good("run", "the kernel lets `peerage run` supervise a program"),
+        true => good(Check::Run, "the kernel lets `peerage run` supervise a program"),
         false => finding(
-            "run",
+            Check::Run,
             Severity::Problem,
             "the kernel has no seccomp user notification, so `peerage run` cannot work",
             "use Linux 5.14 or newer, or `sudo peerage install` once",
@@ -270,7 +306,7 @@ fn run_without_root() -> Vec<Finding> {
     });
     if read_number("/proc/sys/kernel/yama/ptrace_scope").is_some_and(|scope| scope > 1) {
         findings.push(finding(
-            "run",
+            Check::Run,
             Severity::Problem,
             "kernel.yama.ptrace_scope forbids `peerage run` to look into its program",
             "set it to 1: `sudo sysctl kernel.yama.ptrace_scope=1`",
@@ -299,5 +335,15 @@ mod tests {
         assert_eq!(told(&[95, 95, 0]), Some(ahead));
         let behind = (Severity::Note, "peers say that their clocks are 31 s behind this one".to_owned());
         assert_eq!(told(&[-31]), Some(behind));
+    }
+
+    #[test]
+    fn the_reference_says_what_to_do_about_each_check() {
+        let checks = peerage_docs::words_of(&serde_json::from_str::<Check>("\"?\"").expect_err("no such check"));
+        for check in &checks {
+            let known: Check = serde_json::from_value(check.as_str().into()).expect("one of them");
+            assert_eq!(known.word(), check);
+        }
+        peerage_docs::Page::at("docs/troubleshooting.md").has_rows("peerage doctor", checks);
     }
 }

@@ -99,3 +99,16 @@ impl Collector for Traffic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_has_every_series() {
+        let mut scraped = String::new();
+        let registry = Metrics::default().registry(Arc::default());
+        prometheus_client::encoding::text::encode(&mut scraped, &registry).expect("text");
+        peerage_docs::Page::at("docs/reference/metrics.md").holds("agent", &peerage_docs::series(&scraped));
+    }
+}

@@ -223,6 +223,13 @@ fn metrics_health_and_readiness_are_served() {
 }
 
 #[test]
+fn the_reference_has_every_series() {
+    let relay = Running::start(&["--listen", "127.0.0.1:0"]);
+    let page = peerage_docs::Page::at("docs/reference/metrics.md");
+    page.holds("relay", &peerage_docs::series(&relay.get("/metrics")));
+}
+
+#[test]
 fn a_relay_told_to_stop_says_so_forwards_for_the_grace_period_and_ends() {
     let mut relay = Running::start(&["--listen", "127.0.0.1:0", "--grace", "2"]);
     let (id, instance, credential) = agent(&authority(1), "db", [10; 32]);
