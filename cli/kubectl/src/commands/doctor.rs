@@ -29,6 +29,35 @@ enum Severity {
     Problem,
 }
 
+/// What is found besides conditions and what agents say of themselves.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(Deserialize))]
+#[cfg_attr(test, serde(rename_all = "snake_case"))]
+enum Word {
+    /// The operator's namespace has no authority.
+    NotInstalled,
+    /// There is no AgentRelay.
+    NoRelay,
+    /// Not looked at, for want of a right.
+    NotPermitted,
+    /// No operator has written the condition.
+    NotJudged,
+    /// An agent in a pod could not be asked.
+    NoAnswer,
+}
+
+impl Word {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotInstalled => "not_installed",
+            Self::NoRelay => "no_relay",
+            Self::NotPermitted => "not_permitted",
+            Self::NotJudged => "not_judged",
+            Self::NoAnswer => "no_answer",
+        }
+    }
+}
+
 /// Something to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Finding {
@@ -90,9 +119,11 @@ async fn installed(cluster: &Cluster) -> Result<Option<Finding>, Failure> {
     let about = format!("configmap/{} -n {}", peerage_crds::invitation::AUTHORITY_MAP, cluster.operator);
     match cluster.record().await {
         Ok(_) => Ok(None),
-        Err(failure) if failure.code == Code::NotInstalled => {
-            Ok(Some(Finding::problem("not_installed", about, format!("{}; {}", failure.message, failure.hint))))
-        }
+        Err(failure) if failure.code == Code::NotInstalled => Ok(Some(Finding::problem(
+            Word::NotInstalled.as_str(),
+            about,
+            format!("{}; {}", failure.message, failure.hint),
+        ))),
         Err(failure) => not_looked_at(about, failure).map(Some),
     }
 }
@@ -104,7 +135,7 @@ async fn relays(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
     };
     if relays.is_empty() {
         let message = "agents find each other at relays, and there is none; make an AgentRelay";
-        return Ok(vec![Finding::problem("no_relay", "agentrelays", message)]);
+        return Ok(vec![Finding::problem(Word::NoRelay.as_str(), "agentrelays", message)]);
     }
     let of = |relay: AgentRelay| {
         let about = format!("agentrelay/{}", relay.name_any());
@@ -159,7 +190,7 @@ where
 fn not_looked_at(about: impl Into<String>, failure: Failure) -> Result<Finding, Failure> {
     match failure.code {
         Code::NotPermitted => Ok(Finding {
-            code: "not_permitted".into(),
+            code: Word::NotPermitted.as_str().into(),
             severity: Severity::Note,
             about: about.into(),
             message: format!("not looked at: {}; {}", failure.message, failure.hint),
@@ -172,7 +203,7 @@ fn judged(about: String, conditions: Option<Vec<Condition>>, aspect: &str) -> Op
     let conditions = conditions.unwrap_or_default();
     let Some(found) = condition(&conditions, aspect) else {
         let message = "no operator has looked at it: is one running, and does it lead? See the Lease peerage-operator";
-        return Some(Finding::problem("not_judged", about, message));
+        return Some(Finding::problem(Word::NotJudged.as_str(), about, message));
     };
     (found.status != ConditionStatus::True).then(|| Finding::problem(&found.reason, about, &found.message))
 }
@@ -185,7 +216,11 @@ async fn pods(cluster: &Cluster, agent: &str) -> Result<Vec<Finding>, Failure> {
         match answer.said {
             Ok(said) => findings.extend(said.into_iter().filter_map(|one| diagnosed(&about, one))),
             Err(failure) => {
-                findings.push(Finding::problem("no_answer", about, format!("{}; {}", failure.message, failure.hint)));
+                findings.push(Finding::problem(
+                    Word::NoAnswer.as_str(),
+                    about,
+                    format!("{}; {}", failure.message, failure.hint),
+                ));
             }
         }
     }
@@ -224,5 +259,15 @@ mod tests {
         assert_eq!(diagnosed("pod/db", said(Severity::Good)), None);
         let note = diagnosed("pod/db", said(Severity::Note)).expect("a finding");
         assert_eq!((note.message.as_str(), note.code.as_str()), ("cone; open it", "nat"));
+    }
+
+    #[test]
+    fn the_reference_says_what_to_do_about_each_word() {
+        let words = peerage_docs::words_of(&serde_json::from_str::<Word>("\"?\"").expect_err("no such word"));
+        for word in &words {
+            let known: Word = serde_json::from_value(word.as_str().into()).expect("one of them");
+            assert_eq!(known.as_str(), word);
+        }
+        peerage_docs::Page::at("docs/troubleshooting.md").has_rows("kubectl peerage doctor", words);
     }
 }
