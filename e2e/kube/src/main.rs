@@ -8,7 +8,6 @@ mod answering;
 mod api;
 mod audit;
 mod cluster;
-mod failed;
 mod fleet;
 mod gate;
 mod injection;
@@ -24,10 +23,10 @@ mod tests;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::Parser;
 use peerage_netlab::kernel::KernelLab;
+use peerage_suite::{Choice, exit_code, failed};
 
 use crate::api::Api;
 use crate::cluster::Cluster;
@@ -39,9 +38,8 @@ use crate::tests::{ALL, Programs, Stage};
 #[derive(Parser, Debug)]
 #[command(name = "peerage-e2e-kube")]
 struct Cli {
-    /// One JSON object a line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    tests: Choice,
 
     /// The `peerage-operator` to test [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
@@ -70,32 +68,17 @@ struct Cli {
     /// For --scale: how many agents are connected, one number after the other
     #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "scale", default_values_t = [1000])]
     streams: Vec<usize>,
-
-    /// Only these tests; commas between them
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    only: Vec<String>,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // Before anything starts a thread: control plane, operators and agents are in a network of their own.
-    let done = peerage_netlab::enter_own_network().trying("make a network").and_then(|()| run(&cli));
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(failed) => {
-            eprintln!("error: {failed}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(peerage_netlab::enter_own_network().trying("make a network").and_then(|()| run(&cli)))
 }
 
 /// Runs what was asked for; true if all of it was as expected.
 fn run(cli: &Cli) -> Result<bool, Failed> {
-    if let Some(unknown) = cli.only.iter().find(|name| !ALL.iter().any(|(known, _)| known == name)) {
-        let known: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
-        return Err(Failed::new(format!("`{unknown}` is not one of {}", known.join(", "))));
-    }
+    cli.tests.check(&ALL)?;
     let programs = Programs {
         operator: program(cli.operator.as_deref(), "peerage-operator")?,
         agent: program(cli.agent.as_deref(), "peerage-agent")?,
@@ -105,17 +88,10 @@ fn run(cli: &Cli) -> Result<bool, Failed> {
     process::many_files()?;
     let stage = set_up(cli, programs)?;
     if let Some(agents) = cli.scale {
-        let size = scale::Size { agents: agents.into(), streams: cli.streams.clone(), json: cli.json };
+        let size = scale::Size { agents: agents.into(), streams: cli.streams.clone(), json: cli.tests.json };
         return scale::run(&stage, &size).map(|()| true);
     }
-    let mut good = true;
-    for (name, test) in ALL.iter().filter(|(name, _)| cli.only.is_empty() || cli.only.iter().any(|one| one == name)) {
-        let begun = Instant::now();
-        let found = test(&stage);
-        good &= found.is_ok();
-        say(cli.json, name, &found, begun);
-    }
-    Ok(good)
+    Ok(cli.tests.run(&ALL, &stage))
 }
 
 /// The program that was named, or the one beside this one.
@@ -141,17 +117,4 @@ fn set_up(cli: &Cli, programs: Programs) -> Result<Stage, Failed> {
     let operators = (0..cli.replicas).map(|number| Operator::start(&cluster, &programs.operator, number));
     let operators = operators.collect::<Result<Vec<_>, _>>()?;
     Ok(Stage::new(cluster, api, programs, lab, operators, runtime.trying("start a runtime")?))
-}
-
-fn say(json: bool, name: &str, found: &Result<String, Failed>, begun: Instant) {
-    let seconds = (begun.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-    let (ok, said) = match found {
-        Ok(said) => (true, said.clone()),
-        Err(failed) => (false, failed.to_string()),
-    };
-    if json {
-        println!("{}", serde_json::json!({"test": name, "ok": ok, "said": said, "seconds": seconds}));
-    } else {
-        println!("{:<7} {name:<14} {seconds:>5.1} s  {said}", if ok { "ok" } else { "FAILED" });
-    }
 }

@@ -4,6 +4,7 @@
 //! `scripts/e2e pods` tests one cluster with it; what needs several starts several.
 
 pub mod cluster;
-pub mod failed;
 pub mod processes;
 pub mod stage;
+
+pub use peerage_suite::failed;

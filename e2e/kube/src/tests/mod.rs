@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::TrustId;
 use peerage_netlab::kernel::KernelLab;
+use peerage_suite::Test;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -71,12 +72,9 @@ pub struct Stage {
     pub runtime: Runtime,
 }
 
-/// A test's name and what it does; it tells what it saw.
-pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
-
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last. A rotation takes two
 /// minutes, which `rotation-begins` and `rotation-ends` leave to what is between them.
-pub const ALL: [Test; 34] = [
+pub const ALL: [Test<Stage>; 34] = [
     ("agent-peer", objects::agent_peer),
     ("agent-trust", objects::agent_trust),
     ("agent-link", objects::agent_link),

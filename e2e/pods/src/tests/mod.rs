@@ -7,14 +7,11 @@ mod names;
 mod ports;
 mod protocol;
 
-use peerage_e2e_pods::failed::Failed;
 use peerage_e2e_pods::stage::Stage;
-
-/// A test's name and what it does; it tells what it saw.
-pub type Test = (&'static str, fn(&Stage) -> Result<String, Failed>);
+use peerage_suite::Test;
 
 /// All tests. The first makes what the others use.
-pub const ALL: [Test; 14] = [
+pub const ALL: [Test<Stage>; 14] = [
     ("first-request", first::request),
     ("restricted", first::restricted),
     ("names", names::in_the_same_pods),
