@@ -3,8 +3,9 @@
 //! In a pod the agent is everybody's nameserver. Were it the container's first process, its death would end the container,
 //! and names would be gone until the kubelet notices and, from the second time on, for as long as it backs off. So
 //! the first process does nothing but this: it starts the agent, hands on the signal to stop, and starts it again when a
-//! signal or a panic ended it. What the agent needs for going on is in its memory volume, as after any restart. An agent that
-//! says itself why it cannot run is believed: its exit status becomes the container's.
+//! signal or a panic ended it. What the agent needs for going on is in its memory volume, as after any restart, and the questions
+//! that programs have asked meanwhile are with this process ([`HandedOn`]). An agent that says itself why it cannot run is
+//! believed: its exit status becomes the container's.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -15,14 +16,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::dns::HandedOn;
 use crate::process::PANICKED;
 
 /// What the flag is called.
 pub const FLAG: &str = "--keep";
 /// What this process calls itself, so that who looks for `peerage-agent` finds the one that works.
 const NAME: &std::ffi::CStr = c"peerage-keep";
-/// How long the first restart waits, and the longest: names are gone for so long at most, and an agent that dies at once
-/// every time costs a start in so many seconds.
+/// How long the first restart waits, and the longest: names are not answered for so long at most, and an agent that dies at
+/// once every time costs a start in so many seconds.
 const WAIT: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(2)];
 /// Who lived so long has earned a restart without waiting.
 const LIVED: Duration = Duration::from_secs(10);
@@ -36,17 +38,20 @@ pub fn name_agent() {
 /// Keeps the agent of these arguments running until told to stop, or until it ends for a reason of its own.
 ///
 /// # Errors
-/// The agent's process cannot be started, or signals cannot be heard.
+/// The agent's process cannot be started, signals cannot be heard, or there is no socket for [`HandedOn`].
 pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<ExitCode> {
     let arguments: Vec<_> = arguments.filter(|argument| argument != FLAG).collect();
     rustix::thread::set_name(NAME)?;
+    let handed_on = HandedOn::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut wait = WAIT[0];
         loop {
             // The link leads to this very program, also where it was replaced on disk.
-            let child = Command::new("/proc/self/exe").args(&arguments).spawn()?;
+            let mut agent = Command::new("/proc/self/exe");
+            handed_on.hand_to(&mut agent)?;
+            let child = agent.args(&arguments).spawn()?;
             let (pid, begun) = (Pid::from_child(&child), Instant::now());
             let mut ended = wait_for(child);
             let status = tokio::select! {

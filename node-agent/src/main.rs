@@ -28,11 +28,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use peerage_agent::cluster::{self, Dns, Operator};
 use peerage_agent::control::{Failure, Request, client};
 use peerage_agent::daemon::{self, Options, Stopper, driver};
+use peerage_agent::dns::HandedOn;
 use peerage_agent::driver::ProxySettings;
 use peerage_agent::keep;
 use peerage_agent::listen::Avoid;
@@ -225,6 +227,7 @@ fn sidecar(
         proxy: one("PEERAGE_PROXY", get("PEERAGE_PROXY"))?,
         names: true,
         dns: arguments.dns.unwrap_or_default(),
+        handed_on: HandedOn::received().map(Arc::new),
         health: one("PEERAGE_HEALTH", get("PEERAGE_HEALTH"))?,
         reserved: arguments.reserved_ports.into_iter().map(|avoid| (avoid.protocol, avoid.port)).collect(),
         addresses: arguments.addresses.into_iter().map(|Known(id, address)| (id, address)).collect(),

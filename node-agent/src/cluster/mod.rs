@@ -76,6 +76,8 @@ pub struct Options {
     pub names: bool,
     /// Who answers for names, and whom it asks about others.
     pub dns: Dns,
+    /// What the process before this one has left of that.
+    pub handed_on: Option<Arc<dns::HandedOn>>,
     /// Where `/healthz`, `/readyz` and `/metrics` answer; nowhere unless said.
     pub health: Option<SocketAddr>,
     /// Ports that the pod's containers declare.
@@ -117,6 +119,7 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
         proxy: options.proxy,
         names: options.names,
         dns: options.dns.clone(),
+        handed_on: options.handed_on.clone(),
         whose: Whose::Pod,
         addresses: options.addresses.clone(),
         kept: Some(memory.place().file(addresses::FILE)),
@@ -131,6 +134,7 @@ pub async fn start(place: Place, options: Options, starters: Starters) -> Result
     let node = Node::new(Parts { memory, options, tunnel, edge, metrics, starters, events, incoming });
     watch_readiness(&node, &readiness, &mut serving);
     node.begin();
+    node.edge.answer();
     serving.spawn(socket.serve(Arc::clone(&node)));
     serving.spawn(stream::run(Arc::clone(&node)));
     Ok(Cluster { node, link_events, health, readiness, serving })

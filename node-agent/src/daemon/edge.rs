@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use peerage_model::AgentId;
 use peerage_model::snapshot::{Peer, Port, Protocol};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::addresses::Kept;
@@ -34,6 +34,8 @@ pub struct EdgeConfig {
     pub names: bool,
     /// Who answers for names, and whom it asks about others.
     pub dns: Dns,
+    /// What the process before this one has left of that.
+    pub handed_on: Option<Arc<dns::HandedOn>>,
     /// Where this runs.
     pub whose: Whose,
     /// Addresses that stand for peers already, because programs were told of them.
@@ -96,6 +98,8 @@ pub struct Edge {
     pub outbound: Outbound,
     /// Where DNS answers, if it is ours to answer.
     dns: Option<watch::Receiver<dns::Place>>,
+    /// That it may begin to.
+    known: Arc<Notify>,
     /// Where the proxy listens.
     pub proxy: Option<SocketAddr>,
     problems: Vec<String>,
@@ -114,14 +118,14 @@ struct Book {
 }
 
 impl Edge {
-    /// Starts everything.
+    /// Starts everything; questions for names wait for [`Self::answer`].
     pub async fn start(config: EdgeConfig, dial: Arc<dyn Dial>, incoming: mpsc::Receiver<Incoming>) -> Self {
         let (directory, seen) = watch::channel(Arc::default());
         let (services, offered) = watch::channel(Arc::default());
         let (report, listening) = watch::channel(Arc::default());
         let stats = Arc::new(Stats::default());
         let outbound = Outbound::new(dial, Arc::clone(&stats));
-        let (mut tasks, mut problems) = (JoinSet::new(), Vec::new());
+        let (mut tasks, mut problems, known) = (JoinSet::new(), Vec::new(), Arc::new(Notify::new()));
         let shares = Shares::of(process::files());
         let inbound = Inbound::new(offered, seen.clone(), shares.inbound, Arc::clone(&stats));
         tasks.spawn(inbound.run(incoming));
@@ -135,9 +139,13 @@ impl Edge {
         };
         let dns = match upstreams.filter(|_| config.names) {
             Some(upstreams) => {
-                let server = dns::Server::bind(dns::Config::new(upstreams), seen.clone()).await;
-                let place = server.place();
-                tasks.spawn(server.run());
+                let dns = dns::Config { handed_on: config.handed_on, ..dns::Config::new(upstreams) };
+                let server = dns::Server::bind(dns, seen.clone()).await;
+                let (place, known) = (server.place(), Arc::clone(&known));
+                tasks.spawn(async move {
+                    known.notified().await;
+                    server.run().await;
+                });
                 Some(place)
             }
             None => None,
@@ -162,11 +170,18 @@ impl Edge {
             stats,
             outbound,
             dns,
+            known,
             proxy,
             problems,
             whose: config.whose,
             _tasks: tasks,
         }
+    }
+
+    /// Begins to answer for names. Who goes on with what was there before calls it when that is known: until then a peer would be
+    /// answered to be nobody, and programs remember such an answer.
+    pub fn answer(&self) {
+        self.known.notify_one();
     }
 
     /// Acts on whom we trust and what we offer.

@@ -152,6 +152,7 @@ pub async fn start(place: Place, options: Options, starter: Starter) -> Result<D
     };
     let waiting = (!store.document().relays.is_empty()).then(|| readiness.wait_for("the first relay"));
     let agent = Agent::new(Parts { us, instance_key, passport_until, store, link, edge, metrics }, now);
+    agent.edge.answer();
     serving.spawn(socket.serve(Arc::clone(&agent)));
     Ok(Daemon { agent, link_events, waiting, readiness, health, serving })
 }

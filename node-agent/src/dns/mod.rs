@@ -4,15 +4,18 @@
 //! and never leave the machine, not even when nobody is called that; all others go upstream byte for byte (`upstream`),
 //! so that EDNS, DNSSEC and whatever comes next work as if we were not there. The server needs neither enrolment nor
 //! tunnels: with an empty directory it is a plain forwarder, so a program's other names resolve from the first moment.
+//! What programs have asked outlives the process, where another one keeps it (`handed_on`).
 //!
 //! [`Directory`]: crate::address::Directory
 
+mod handed_on;
 mod local;
 mod question;
 mod resolv;
 mod server;
 mod upstream;
 
+pub use handed_on::HandedOn;
 pub use local::{Decision, decide};
 pub use question::Question;
 pub use resolv::{ResolvConf, Upstreams};

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use super::handed_on::{HandedOn, Notes, Waiting};
 use super::local::{Decision, decide, failure};
 use super::question::Question;
 use super::resolv::Upstreams;
@@ -42,6 +43,8 @@ pub struct Config {
     pub max_waiting: usize,
     /// How often the port asked for is tried while another has to do.
     pub again: Duration,
+    /// What the process before this one has left, for the port asked for.
+    pub handed_on: Option<Arc<HandedOn>>,
 }
 
 impl Config {
@@ -55,6 +58,7 @@ impl Config {
             patience: Duration::from_secs(2),
             max_waiting: 256,
             again: Duration::from_secs(30),
+            handed_on: None,
         }
     }
 }
@@ -77,6 +81,10 @@ struct Sockets {
     udp: Arc<UdpSocket>,
     tcp: TcpListener,
     local: SocketAddr,
+    /// For the process after this one.
+    notes: Option<Arc<Notes>>,
+    /// From the process before this one.
+    left: Vec<Waiting>,
 }
 
 #[derive(Debug)]
@@ -85,13 +93,14 @@ struct Shared {
     config: Arc<Config>,
     local: SocketAddr,
     waiting: Arc<Semaphore>,
+    notes: Option<Arc<Notes>>,
 }
 
 impl Server {
     /// Takes the port asked for, UDP and TCP, or a free one where that is taken or reserved to root. [`Self::run`] moves to
     /// the one asked for as soon as it can be had: programs look at port 53 only.
     pub async fn bind(config: Config, directory: watch::Receiver<Arc<Directory>>) -> Self {
-        let sockets = bind_both(config.address, config.port).await;
+        let sockets = bind_both(&config).await;
         let place = watch::Sender::new(match &sockets {
             Ok(sockets) => Ok(sockets.local),
             Err(error) => Err(error.to_string()),
@@ -110,13 +119,14 @@ impl Server {
     pub async fn run(mut self) {
         loop {
             let there = self.sockets.as_ref().map(|sockets| sockets.local);
+            let left = self.sockets.as_mut().map(|sockets| std::mem::take(&mut sockets.left)).unwrap_or_default();
             let wanted = asked_for(&self.config, there);
             let sockets = match &self.sockets {
                 None => wanted.await,
-                Some(Sockets { udp, tcp, local }) => {
-                    let shared = Arc::new(self.shared(*local));
-                    let serving =
-                        async { tokio::join!(serve_udp(udp.clone(), shared.clone()), serve_tcp(tcp, shared)) };
+                Some(sockets) => {
+                    let shared = Arc::new(self.shared(sockets));
+                    let udp = serve_udp(sockets.udp.clone(), shared.clone(), left);
+                    let serving = async { tokio::join!(udp, serve_tcp(&sockets.tcp, shared)) };
                     tokio::select! {
                         _ = serving => return,
                         sockets = wanted => sockets,
@@ -129,9 +139,9 @@ impl Server {
         }
     }
 
-    fn shared(&self, local: SocketAddr) -> Shared {
+    fn shared(&self, sockets: &Sockets) -> Shared {
         let (directory, config, waiting) = (self.directory.clone(), self.config.clone(), self.waiting.clone());
-        Shared { directory, config, local, waiting }
+        Shared { directory, config, local: sockets.local, waiting, notes: sockets.notes.clone() }
     }
 }
 
@@ -142,18 +152,18 @@ async fn asked_for(config: &Config, there: Option<SocketAddr>) -> Sockets {
     }
     loop {
         tokio::time::sleep(config.again).await;
-        match bind_at(config.address, config.port).await {
+        match bind_at(config, config.port).await {
             Ok(sockets) => return sockets,
             Err(error) => tracing::trace!(port = config.port, %error, "the port is still not to be had"),
         }
     }
 }
 
-async fn bind_both(address: Ipv4Addr, port: u16) -> io::Result<Sockets> {
-    let mut wanted = port;
+async fn bind_both(config: &Config) -> io::Result<Sockets> {
+    let mut wanted = config.port;
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..PORT_TRIES {
-        match bind_at(address, wanted).await {
+        match bind_at(config, wanted).await {
             Ok(both) => return Ok(both),
             Err(error) if [io::ErrorKind::PermissionDenied, io::ErrorKind::AddrInUse].contains(&error.kind()) => {
                 tracing::debug!(port = wanted, %error, "DNS takes another port");
@@ -166,42 +176,58 @@ async fn bind_both(address: Ipv4Addr, port: u16) -> io::Result<Sockets> {
     Err(last)
 }
 
-async fn bind_at(address: Ipv4Addr, port: u16) -> io::Result<Sockets> {
-    let udp = UdpSocket::bind((address, port)).await?;
-    let local = udp.local_addr()?;
-    let tcp = TcpListener::bind(local).await?;
-    Ok(Sockets { udp: Arc::new(udp), tcp, local })
+async fn bind_at(config: &Config, port: u16) -> io::Result<Sockets> {
+    // TCP first: where that cannot be had, no question shall wait in a socket that was handed on.
+    let tcp = TcpListener::bind((config.address, port)).await?;
+    let local = tcp.local_addr()?;
+    match &config.handed_on {
+        Some(handed_on) if local.port() == config.port => {
+            let udp = Arc::new(UdpSocket::from_std(handed_on.bound(local)?)?);
+            let (notes, left) = handed_on.notes(config.max_waiting)?;
+            Ok(Sockets { udp, tcp, local, notes: Some(notes), left })
+        }
+        _ => {
+            let udp = Arc::new(UdpSocket::bind(local).await?);
+            Ok(Sockets { udp, tcp, local, notes: None, left: Vec::new() })
+        }
+    }
 }
 
-async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
+async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>, left: Vec<Waiting>) {
+    for Waiting { client, question } in left {
+        take(&socket, &shared, &question, client, None);
+    }
     let mut backoff = Backoff::default();
     let mut buffer = vec![0; MAX_UDP_REQUEST];
     loop {
-        let (length, client) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                backoff.failed("receiving a DNS request", &error).await;
-                continue;
+        match socket.recv_from(&mut buffer).await {
+            Ok((length, client)) => {
+                backoff.succeeded();
+                take(&socket, &shared, &buffer[..length], client, shared.notes.as_ref());
             }
-        };
-        backoff.succeeded();
-        let request = &buffer[..length];
-        match shared.decide(request) {
-            Decision::Drop => {}
-            // A full send buffer drops the answer, as UDP does; the program asks again.
-            Decision::Answer(answer) => drop(socket.try_send_to(&answer, client)),
-            Decision::Forward(question) => {
-                let Ok(permit) = shared.waiting.clone().try_acquire_owned() else {
-                    drop(socket.try_send_to(&failure(&question, ResponseCode::ServFail), client));
-                    continue;
-                };
-                let (socket, shared, request) = (socket.clone(), shared.clone(), request.to_vec());
-                tokio::spawn(async move {
-                    let answer = shared.forward(Transport::Udp, &request, &question).await;
-                    drop(socket.send_to(&answer, client).await);
-                    drop(permit);
-                });
-            }
+            Err(error) => backoff.failed("receiving a DNS request", &error).await,
+        }
+    }
+}
+
+/// Answers a question by UDP, at once or when an upstream has. Until then it is in the notes.
+fn take(socket: &Arc<UdpSocket>, shared: &Arc<Shared>, request: &[u8], client: SocketAddr, notes: Option<&Arc<Notes>>) {
+    match shared.decide(request) {
+        Decision::Drop => {}
+        // A full send buffer drops the answer, as UDP does; the program asks again.
+        Decision::Answer(answer) => drop(socket.try_send_to(&answer, client)),
+        Decision::Forward(question) => {
+            let Ok(permit) = shared.waiting.clone().try_acquire_owned() else {
+                drop(socket.try_send_to(&failure(&question, ResponseCode::ServFail), client));
+                return;
+            };
+            let noted = notes.and_then(|notes| notes.note(client, request));
+            let (socket, shared, request) = (socket.clone(), shared.clone(), request.to_vec());
+            tokio::spawn(async move {
+                let answer = shared.forward(Transport::Udp, &request, &question).await;
+                drop(socket.send_to(&answer, client).await);
+                drop((permit, noted));
+            });
         }
     }
 }

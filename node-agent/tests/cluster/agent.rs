@@ -60,6 +60,7 @@ impl Pod {
             proxy: None,
             names: true,
             dns: cluster::Dns::System,
+            handed_on: None,
             health: None,
             reserved: Vec::new(),
             addresses: Vec::new(),

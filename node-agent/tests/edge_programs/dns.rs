@@ -1,13 +1,14 @@
 //! The DNS server on real sockets, with upstream servers that are honest, silent or lying.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use peerage_agent::address::AddressBook;
-use peerage_agent::dns::{Config, Server, Upstreams};
+use peerage_agent::dns::{Config, HandedOn, Server, Upstreams};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -43,6 +44,58 @@ async fn a_port_that_was_taken_at_first_is_answered_at_once_it_is_free() {
     let moved = place.wait_for(|place| *place == Ok(wanted));
     let _ = tokio::time::timeout(Duration::from_secs(60), moved).await.expect("it stays").expect("it runs");
     assert_eq!(ask_udp(wanted, &query("db")).await.metadata.response_code, ResponseCode::NoError);
+}
+
+/// A server at `address` that goes on with what another one there has left.
+async fn next_server(
+    handed_on: &Arc<HandedOn>,
+    address: SocketAddr,
+    upstream: SocketAddr,
+) -> tokio::task::JoinHandle<()> {
+    let mut config = Config::new(Upstreams::fixed([upstream]));
+    (config.address, config.port) = (Ipv4Addr::LOCALHOST, address.port());
+    config.handed_on = Some(Arc::clone(handed_on));
+    let server = Server::bind(config, fixed(AddressBook::new().directory([]))).await;
+    assert_eq!(*server.place().borrow(), Ok(address));
+    tokio::spawn(server.run())
+}
+
+/// As when its process is killed: it receives no more, and what it had received stays without an answer.
+async fn kill(server: tokio::task::JoinHandle<()>) {
+    server.abort();
+    let _ = server.await; // it was cancelled
+}
+
+fn free_address() -> SocketAddr {
+    std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port is free")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_died_over_is_answered_by_the_next_one() {
+    let (handed_on, address) = (Arc::new(HandedOn::new().expect("there is one")), free_address());
+    let (told, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let silent = upstream(move |_| {
+        told.send(()).expect("the test listens");
+        Vec::new()
+    });
+    let first = next_server(&handed_on, address, silent.await).await;
+    let asking = tokio::spawn(async move { ask_udp(address, &query("example.com.")).await });
+    asked.recv().await.expect("it is passed on");
+    kill(first).await;
+    let _second = next_server(&handed_on, address, honest().await).await;
+    assert_forwarded(&asking.await.expect("it is answered"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_while_there_is_no_server_waits_for_one() {
+    let (handed_on, address) = (Arc::new(HandedOn::new().expect("there is one")), free_address());
+    kill(next_server(&handed_on, address, honest().await).await).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+    socket.send_to(&query("example.com.").to_vec().expect("encodes"), address).await.expect("sent");
+    let _server = next_server(&handed_on, address, honest().await).await;
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).await.expect("an answer");
+    assert_forwarded(&Message::from_vec(&buffer[..length]).expect("a DNS message"));
 }
 
 fn query(name: &str) -> Message {
