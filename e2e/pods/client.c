@@ -2,8 +2,9 @@
  *
  *   client resolve NAME         each IPv4 address of the name, one a line, sorted as the libc gives them
  *   client get NAME PORT PATH   the body that an HTTP server there answers
- *   client gap NAME SECONDS     begins to resolve the name each 50 ms; the longest time, in milliseconds, in which no
- *                               attempt began that was answered within a second
+ *   client steadily NAME SECS   begins to resolve the name each 50 ms: says so in a line, and in another one how many
+ *                               attempts there were, how many failed, and how many milliseconds the slowest took
+ *   client once NAME            says in a line that it begins to, and resolves the name
  *
  * Exit status: 0, 1 when the name does not resolve, 2 when nobody answers. */
 #include <netdb.h>
@@ -12,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -64,38 +66,46 @@ static long now(void) {
 }
 
 /* One attempt, in a process of its own: one that hangs does not keep the next from beginning. */
-static pid_t attempt(const char *name) {
-    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *found;
-    pid_t child = fork();
-    if (child)
-        return child;
+static void attempt(const char *name, long *took) {
+    if (fork())
+        return;
     long begun = now();
-    _exit(getaddrinfo(name, NULL, &hints, &found) || now() - begun > 1000);
+    if (resolve(name, NULL))
+        *took = now() - begun;
+    _exit(0);
 }
 
-static int gap(const char *name, long seconds) {
-    enum { EVERY = 50, MOST = 3000 };
-    static long begun[MOST];
-    static pid_t child[MOST];
-    int count = 0;
-    puts("resolving");
+static void say(const char *line) {
+    puts(line);
     fflush(stdout);
+}
+
+static int steadily(const char *name, long seconds) {
+    enum { EVERY = 50, MOST = 3000 };
+    long *took = mmap(NULL, MOST * sizeof *took, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (took == MAP_FAILED)
+        return 2;
+    int count = 0, failed = 0;
+    long slowest = 0;
+    say("resolving");
     for (long end = now() + seconds * 1000; now() < end && count < MOST; count++) {
-        begun[count] = now();
-        child[count] = attempt(name);
+        took[count] = -1;
+        attempt(name, &took[count]);
         nanosleep(&(struct timespec){.tv_nsec = EVERY * 1000000}, NULL);
     }
-    long answered = begun[0], longest = 0;
+    while (wait(NULL) > 0)
+        ;
     for (int one = 0; one < count; one++) {
-        int status = 1;
-        waitpid(child[one], &status, 0);
-        if (begun[one] - answered > longest)
-            longest = begun[one] - answered;
-        if (!status)
-            answered = begun[one];
+        failed += took[one] < 0;
+        slowest = took[one] > slowest ? took[one] : slowest;
     }
-    printf("%ld\n", longest);
+    printf("%d %d %ld\n", count, failed, slowest);
     return 0;
+}
+
+static int once(const char *name) {
+    say("resolving");
+    return resolve(name, NULL) ? 0 : 1;
 }
 
 int main(int count, char **words) {
@@ -104,8 +114,10 @@ int main(int count, char **words) {
         return (found = resolve(words[2], NULL)) ? print(found) : 1;
     if (count == 5 && !strcmp(words[1], "get"))
         return (found = resolve(words[2], words[3])) ? get(found, words[2], words[4]) : 1;
-    if (count == 4 && !strcmp(words[1], "gap"))
-        return gap(words[2], atol(words[3]));
-    fputs("usage: client gap NAME SECONDS | resolve NAME | get NAME PORT PATH\n", stderr);
+    if (count == 4 && !strcmp(words[1], "steadily"))
+        return steadily(words[2], atol(words[3]));
+    if (count == 3 && !strcmp(words[1], "once"))
+        return once(words[2]);
+    fputs("usage: client resolve NAME | get NAME PORT PATH | steadily NAME SECONDS | once NAME\n", stderr);
     return 64;
 }

@@ -139,18 +139,25 @@ impl Cluster {
     /// # Errors
     /// It ended before.
     pub fn begin(&self, place: &str, command: &[&str]) -> Result<Running, Failed> {
+        let mut words: Vec<&str> = vec!["exec"];
+        words.extend(place.split_whitespace());
+        words.push("--");
+        words.extend(command);
+        let mut running = self.watch(&words)?;
+        running.line()?;
+        Ok(running)
+    }
+
+    /// Starts kubectl with something that goes on, such as `logs --follow`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn watch(&self, arguments: &[&str]) -> Result<Running, Failed> {
         let mut kubectl = self.command("kubectl");
-        kubectl.arg("exec").args(place.split_whitespace()).arg("--").args(command);
-        let mut child = kubectl.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().trying("start kubectl")?;
-        let mut output = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let mut first = String::new();
-        output.read_line(&mut first).trying("read what a pod says")?;
-        let what = command.join(" ");
-        if first.is_empty() {
-            let _ = child.wait(); // it has ended, or is about to
-            return Err(Failed::new(format!("`{what}` in {place} said nothing")));
-        }
-        Ok(Running { child, output, what })
+        let kubectl = kubectl.args(arguments).stdout(Stdio::piped()).stdin(Stdio::null());
+        let mut child = kubectl.spawn().trying("start kubectl")?;
+        let output = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        Ok(Running { child, output, what: arguments.join(" ") })
     }
 
     /// Waits until a condition of an object, `KIND NAME -n NAMESPACE`, has this status, and, if one is named, this reason.
@@ -174,7 +181,7 @@ fn holds<'a>(conditions: &'a Value, name: &str, status: &str, reason: Option<&st
     })
 }
 
-/// A command that runs in a pod.
+/// A kubectl that runs.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -183,7 +190,18 @@ pub struct Running {
 }
 
 impl Running {
-    /// Waits for its end; what it printed after its first line.
+    /// The next line that it prints, once it has.
+    ///
+    /// # Errors
+    /// It ended before.
+    pub fn line(&mut self) -> Result<String, Failed> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).trying("read what a pod says")?;
+        ensure(!line.is_empty(), || format!("`kubectl {}` says nothing more", self.what))?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// Waits for its end; what it printed after what was read.
     ///
     /// # Errors
     /// It failed.
@@ -191,7 +209,7 @@ impl Running {
         let mut said = String::new();
         self.output.read_to_string(&mut said).trying("read what a pod says")?;
         let status = self.child.wait().trying("wait for kubectl")?;
-        ensure(status.success(), || format!("`{}` ended with {status}: {said}", self.what))?;
+        ensure(status.success(), || format!("`kubectl {}` ended with {status}: {said}", self.what))?;
         Ok(said.trim().to_owned())
     }
 }

@@ -56,6 +56,16 @@ impl Stage {
         Ok(lines.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
     }
 
+    /// Takes one of those steps; what it printed.
+    ///
+    /// # Errors
+    /// It failed, or PodSecurity has warned of it.
+    pub fn step(&self, step: &str) -> Result<String, Failed> {
+        let said = self.cluster.run("bash", &["-euo", "pipefail", "-c", step], "")?;
+        ensure(!said.err.contains("PodSecurity"), || format!("`{step}` is warned: {}", said.err))?;
+        Ok(said.out)
+    }
+
     /// A namespace that enforces PodSecurity "restricted", in which pods can be made and are injected.
     ///
     /// # Errors

@@ -1,13 +1,14 @@
 //! What the pods of the tests run: an application that knows nothing of Peerage.
 //!
 //! `serve ADDRESS…` answers every HTTP request with the pod's name and who asked. `load HOST:PORT COUNT PAUSE-MS RETRIES`
-//! sends that many, one connection each, and prints a JSON line of what came of them. `get HOST:PORT` asks once. `sleep`
-//! waits for SIGTERM, at which all of them end at once.
+//! sends that many, one connection each, and prints a JSON line of what came of them. `get HOST:PORT` asks once.
+//! `forgetful-dns ADDRESS` is a DNS server that answers a question when it is asked the second time. `sleep` waits for
+//! SIGTERM, at which all of them end at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io::{self, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,11 +24,12 @@ fn main() -> ExitCode {
         ["serve", addresses @ ..] if !addresses.is_empty() => serve(addresses),
         ["load", target, count, pause, retries] => load(target, count, pause, retries),
         ["get", target] => ask(target).map(|body| println!("{body}")),
+        ["forgetful-dns", address] => forgetful_dns(address),
         ["sleep"] => loop {
             thread::park();
         },
         _ => Err(io::Error::other(
-            "usage: app serve ADDRESS… | load HOST:PORT COUNT PAUSE-MS RETRIES | get HOST:PORT | sleep",
+            "usage: app serve ADDRESS… | load HOST:PORT COUNT PAUSE-MS RETRIES | get HOST:PORT | forgetful-dns ADDRESS | sleep",
         )),
     };
     match done {
@@ -96,6 +98,39 @@ fn ask(target: &str) -> io::Result<String> {
     stream.read_to_string(&mut answer)?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no HTTP answer"))?;
     Ok(body.trim().to_owned())
+}
+
+/// What a DNS message begins with (RFC 1035 section 4.1.1).
+const DNS_HEAD: usize = 12;
+
+/// Answers what is asked about names of the top-level domain `test` when it is asked again, with 192.0.2.53, and says so
+/// in a line when it does not answer. It refuses what is about other names.
+fn forgetful_dns(address: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind(address)?;
+    let mut heard = BTreeSet::new();
+    let mut buffer = [0; 512];
+    println!("answering on {address}");
+    loop {
+        let (length, client) = socket.recv_from(&mut buffer)?;
+        let Some((head, rest)) = buffer[..length].split_first_chunk::<DNS_HEAD>() else { continue };
+        // The name with its end, and the type and class that are asked for.
+        let Some(name) = rest.iter().position(|byte| *byte == 0) else { continue };
+        let Some(question) = rest.get(..name + 5) else { continue };
+        let is_known = rest[..name].ends_with(b"\x04test");
+        if is_known && heard.insert(question.to_vec()) {
+            println!("asked for the first time");
+            continue;
+        }
+        // NOERROR or REFUSED; one answer to who asks for an address (type A, class IN), and none to others.
+        let has_address = is_known && question.ends_with(&[0, 1, 0, 1]);
+        let mut answer =
+            [&head[..2], &[0x81, if is_known { 0x80 } else { 0x85 }, 0, 1, 0, has_address.into(), 0, 0, 0, 0]].concat();
+        answer.extend_from_slice(question);
+        if has_address {
+            answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4, 192, 0, 2, 53]);
+        }
+        socket.send_to(&answer, client)?;
+    }
 }
 
 /// What came of a load.

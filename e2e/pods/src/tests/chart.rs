@@ -37,13 +37,23 @@ pub fn upgrade(stage: &Stage) -> Result<String, Failed> {
     ))
 }
 
-/// `helm test`, as NOTES.txt says it.
-pub fn helm_test(stage: &Stage) -> Result<String, Failed> {
-    let said = stage.cluster.helm(&format!("-n {SYSTEM} test peerage --timeout 120s"))?;
-    ensure(said.contains("Succeeded"), || format!("it says {said}"))?;
-    let left = stage.cluster.kubectl(&format!("get pods -n {SYSTEM} -l app.kubernetes.io/component=test -o name"))?;
-    ensure(left.is_empty(), || format!("it left {left}"))?;
-    Ok("the operator answers through its Service, and the sidecar's image starts".into())
+/// Every command that the chart's notes print, `helm test` among them, with a namespace of ours in it.
+pub fn notes(stage: &Stage) -> Result<String, Failed> {
+    let cluster = &stage.cluster;
+    let notes = cluster.helm(&format!("get notes peerage -n {SYSTEM}"))?;
+    let commands: Vec<&str> = notes.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    for command in &commands {
+        let said = stage.step(&command.replace("YOUR-NAMESPACE", "tools"))?;
+        let tested = !command.contains(" test ") || said.contains("Succeeded");
+        ensure(tested, || format!("`{command}` says {said}"))?;
+    }
+    ensure(commands.iter().any(|command| command.contains(" test ")), || format!("no test is named: {notes}"))?;
+    let left = cluster.kubectl(&format!("get pods -n {SYSTEM} -l app.kubernetes.io/component=test -o name"))?;
+    ensure(left.is_empty(), || format!("helm test left {left}"))?;
+    Ok(format!(
+        "{} commands, and helm test: the operator answers through its Service, the sidecar's image starts",
+        commands.len()
+    ))
 }
 
 /// Operators are replaced, and one is deleted as by a drain; each pod that is made meanwhile gets its agent.
