@@ -458,6 +458,29 @@ fn a_direct_path_twice_as_slow_as_the_relay_is_not_taken() {
 }
 
 #[test]
+fn a_path_that_a_queue_made_too_slow_is_taken_soon_after_the_queue_is_gone() {
+    let mut net = Net::new(None, None);
+    (net.relay_delay, net.direct_delay) = (ms(5), ms(30));
+    net.establish();
+    net.run_for(Duration::from_secs(6));
+    assert_eq!(net.kind(A), PathKind::Relayed);
+    net.direct_delay = ms(5);
+    net.run_for(Duration::from_secs(8));
+    assert_eq!([net.kind(A), net.kind(B)], [PathKind::Direct; 2]);
+}
+
+#[test]
+fn a_path_that_stays_too_slow_is_asked_ever_more_rarely() {
+    let mut net = Net::new(None, None);
+    (net.relay_delay, net.direct_delay) = (ms(5), ms(30));
+    net.establish();
+    net.run_for(Duration::from_secs(600));
+    let later = net.ends[A].checks.iter().filter(|(at, _)| *at >= Duration::from_secs(300)).count();
+    // Seven a round, and an answer to each of the peer's.
+    assert!(later <= (300 / 40 + 1) * 7 * 2, "{later} packets in five minutes");
+}
+
+#[test]
 fn forged_and_unauthenticated_checks_teach_nothing_and_get_no_answer() {
     let mut net = Net::new(None, None);
     net.establish();

@@ -516,7 +516,7 @@ impl PathAgent {
                 }
             }
         }
-        if self.checklist.take_opened() {
+        if self.checklist.take_opened(now) {
             self.events.push_back(PathEvent::Opened { generation: self.remote_generation });
         }
         if self.checklist.take_failed() {
@@ -569,6 +569,11 @@ impl PathAgent {
                 self.move_to(now, to, Why::CheckAnswered);
             }
             Some(_) | None if current.rank == Rank::Slow => {
+                if let Hop::Direct(path) = self.hop
+                    && let Some(remote) = self.checklist.get_mut(path)
+                {
+                    remote.is_too_slow(now);
+                }
                 self.move_to(now, Hop::Relayed, Why::SlowerThanRelay);
             }
             Some(_) | None => {}

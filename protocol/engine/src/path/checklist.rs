@@ -103,7 +103,7 @@ pub(super) struct Remote {
     /// The newest round trips; the least of them counts, for what is above it was a queue.
     samples: VecDeque<Duration>,
     losses: u32,
-    /// Rounds of its own that went unanswered since the path was lost.
+    /// Rounds of its own since the path was lost, or was found to be too slow.
     revivals: u32,
     held_until: Option<Instant>,
 }
@@ -145,8 +145,23 @@ impl Remote {
         let doubled = FIRST_HOLD.saturating_mul(1 << self.losses.min(16));
         self.held_until = Some(now + doubled.min(LONGEST_HOLD));
         self.losses += 1;
+        self.revivals = 0;
         self.proof = Proof::Unproven;
         self.samples.clear();
+    }
+
+    /// Traffic left it for the relay, which is faster: it is asked again soon, since what made it slow may be a queue.
+    pub(super) fn is_too_slow(&mut self, now: Instant) {
+        self.revivals = 0;
+        self.revive(now);
+    }
+
+    /// Gives it a round of its own, each later than the one before.
+    fn revive(&mut self, now: Instant) {
+        self.revivals += 1;
+        let wait = FIRST_HOLD.saturating_mul(1 << self.revivals.min(16)).min(GAPS[0]);
+        self.schedule = Schedule::Running { base: now + wait, step: 0 };
+        self.answers_in_round = 0;
     }
 
     /// The tunnel was heard here again.
@@ -380,8 +395,10 @@ impl Checklist {
     }
 
     /// Whether a packet of ours has gone to every address of this round, which is said once.
-    pub(super) fn take_opened(&mut self) -> bool {
-        let unsent = |remote: &Remote| remote.opens || matches!(remote.schedule, Schedule::Running { step: 0, .. });
+    pub(super) fn take_opened(&mut self, now: Instant) -> bool {
+        // A round that an address has for itself, later, is not this one.
+        let begins = |schedule| matches!(schedule, Schedule::Running { step: 0, base } if base <= now);
+        let unsent = |remote: &Remote| remote.opens || begins(remote.schedule);
         let done = self.unsaid.opened && !self.remotes.iter().any(unsent);
         self.unsaid.opened &= !done;
         done
@@ -461,7 +478,6 @@ impl Checklist {
         remote.proof = Proof::Proven { rtt, mapped };
         remote.owes_answer = false;
         remote.answers_in_round = remote.answers_in_round.saturating_add(1);
-        remote.revivals = 0;
         true
     }
 
@@ -515,11 +531,12 @@ fn advance(now: Instant, remote: &mut Remote, in_use: Option<DirectPath>) -> boo
     if Some(remote.path) != in_use && remote.answers_in_round == 0 {
         remote.proof = Proof::Unproven;
     }
-    // A path that worked once gets small rounds of its own until it works again.
-    if remote.losses > 0 && remote.answers_in_round == 0 {
-        remote.revivals += 1;
-        let wait = FIRST_HOLD.saturating_mul(1 << remote.revivals.min(16)).min(GAPS[0]);
-        remote.schedule = Schedule::Running { base: now + wait, step: 0 };
+    let lost = remote.losses > 0 && remote.answers_in_round == 0;
+    // It answers, and traffic is relayed all the same: it is more than twice as slow as the relay.
+    let too_slow = remote.answers_in_round > 0 && in_use.is_none() && !remote.is_held();
+    // A path that worked once gets small rounds of its own until it works again, one that is slow until it is not.
+    if lost || too_slow {
+        remote.revive(now);
     }
     false
 }
