@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 const FIRST: Duration = Duration::from_millis(250);
 /// Longest pause.
 const LONGEST: Duration = Duration::from_secs(8);
-/// Longest pause where there is no hurry, since another way to the relay works.
+/// Longest ordinary pause where there is no hurry, since another way to the relay works.
 const LONGEST_UNHURRIED: Duration = Duration::from_secs(60);
+/// Every other one after that. A gateway that changed its address, or the line that it uses, may go on giving our flow the former one
+/// for as long as something comes; Linux forgets a flow that was answered after 120 s, formerly 180 s, and the next question makes it anew.
+const UNTIL_FORGOTTEN: Duration = Duration::from_secs(200);
 /// Asked this often, about a minute, pauses begin to grow where there is no hurry.
 const HURRIED_SENDS: u32 = 12;
 
@@ -45,12 +48,13 @@ impl Schedule {
 
     /// It was asked once more.
     pub(super) fn sent(&mut self, now: Instant, hurried: bool, random: [u8; 1]) {
-        let grown = self.sends.saturating_sub(HURRIED_SENDS).min(4);
+        let grown = self.sends.saturating_sub(HURRIED_SENDS);
         let pause = match hurried || grown == 0 {
             true => FIRST.saturating_mul(1 << self.sends.min(5)).min(LONGEST),
-            false => LONGEST.saturating_mul(1 << grown).min(LONGEST_UNHURRIED),
+            false if grown >= 4 && grown.is_multiple_of(2) => UNTIL_FORGOTTEN,
+            false => LONGEST.saturating_mul(1 << grown.min(4)).min(LONGEST_UNHURRIED),
         };
-        let earlier = pause * u32::from(random[0]) / (4 * 256);
+        let earlier = pause.min(LONGEST_UNHURRIED) * u32::from(random[0]) / (4 * 256);
         self.sends += 1;
         self.next = now + pause - earlier;
     }
@@ -74,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn without_hurry_pauses_grow_to_a_minute_and_a_hurry_ends_them() {
+    fn without_hurry_pauses_grow_past_the_memory_of_gateways_and_a_hurry_ends_them() {
         let mut now = Instant::now();
         let mut schedule = Schedule::new(now);
         let mut pauses = Vec::new();
@@ -83,7 +87,7 @@ mod tests {
             pauses.push((schedule.next() - now).as_secs());
             now = schedule.next();
         }
-        assert_eq!(pauses[5..], [8, 8, 8, 8, 8, 8, 8, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(pauses[5..], [8, 8, 8, 8, 8, 8, 8, 8, 16, 32, 60, 200, 60]);
         schedule.sent(now, false, [0]);
         schedule.hurry(now);
         assert!(schedule.due(now));
