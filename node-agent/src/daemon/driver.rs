@@ -137,7 +137,7 @@ fn session(state: SessionState) -> Option<LinkSession> {
         bytes_in: state.bytes_received,
         bytes_out: state.bytes_sent,
         streams: state.streams as u64,
-        mtu: Some(state.mtu),
+        mtu: state.mtu,
         clock_ahead: state.clock_ahead,
     })
 }

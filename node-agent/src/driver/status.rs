@@ -70,8 +70,8 @@ pub struct SessionState {
     pub packets_sent: u64,
     /// Of those, believed lost.
     pub packets_lost: u64,
-    /// Largest UDP payload in use, in bytes.
-    pub mtu: u16,
+    /// Largest UDP payload in use, in bytes, once it is known.
+    pub mtu: Option<u16>,
     /// How many seconds the peer's clock is ahead of ours, as it said.
     pub clock_ahead: Option<i64>,
 }

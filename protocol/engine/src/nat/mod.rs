@@ -195,6 +195,8 @@ pub enum Missing {
     SecondAddress,
     /// Filtering needs a relay with a second address (RFC 5780).
     RelayWithTwoAddresses,
+    /// Filtering is being measured with one.
+    Moment,
 }
 
 impl fmt::Display for Missing {
@@ -204,6 +206,7 @@ impl fmt::Display for Missing {
             Self::SecondEndpoint => "a second relay endpoint to compare with",
             Self::SecondAddress => "a relay at another address to compare with",
             Self::RelayWithTwoAddresses => "a relay with a second address, to measure filtering",
+            Self::Moment => "some seconds more, to measure filtering",
         })
     }
 }
@@ -223,6 +226,9 @@ pub struct NatReport {
 
 impl fmt::Display for NatReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.nat_type == NatType::Blocked {
+            return write!(f, "{} (no relay answers over UDP)", self.nat_type);
+        }
         write!(f, "{} ({}, {}", self.nat_type, self.behaviour.mapping, self.behaviour.filtering)?;
         match self.port_preserving {
             Some(true) => f.write_str(", port-preserving")?,
@@ -264,6 +270,8 @@ pub struct NatClassifier {
     mapped: BTreeMap<SocketAddr, SocketAddr>,
     other_address: Option<FilterOutcome>,
     other_port: Option<FilterOutcome>,
+    /// A relay with two addresses is being asked.
+    filtering_runs: bool,
     gave_up: bool,
 }
 
@@ -276,6 +284,7 @@ impl NatClassifier {
             mapped: BTreeMap::new(),
             other_address: None,
             other_port: None,
+            filtering_runs: false,
             gave_up: false,
         }
     }
@@ -298,6 +307,11 @@ impl NatClassifier {
             FilterTest::OtherAddressAndPort => self.other_address = Some(outcome),
             FilterTest::OtherPort => self.other_port = Some(outcome),
         }
+    }
+
+    /// Whether filtering is being measured.
+    pub fn filtering_runs(&mut self, runs: bool) {
+        self.filtering_runs = runs;
     }
 
     /// The network is another one: what was let in before says nothing.
@@ -366,9 +380,11 @@ impl NatClassifier {
             (0, _, _) => Some(Missing::AnyAnswer),
             (1, Mapping::Unknown, _) => Some(Missing::SecondEndpoint),
             (_, Mapping::Unknown, _) => Some(Missing::SecondAddress),
-            (_, Mapping::None | Mapping::EndpointIndependent, Filtering::Unknown) => {
-                Some(Missing::RelayWithTwoAddresses)
-            }
+            (_, Mapping::None | Mapping::EndpointIndependent, Filtering::Unknown) => match self.filtering_runs {
+                true => Some(Missing::Moment),
+                // Of IPv6 it is not measured, whatever relays have.
+                false => self.mapped.keys().any(SocketAddr::is_ipv4).then_some(Missing::RelayWithTwoAddresses),
+            },
             (_, _, _) => None,
         }
     }

@@ -91,6 +91,23 @@ fn no_answer_at_all_is_blocked() {
     let mut nat = seen(&[]);
     nat.observe_silence();
     assert_eq!(nat.report().nat_type, NatType::Blocked);
+    assert_eq!(nat.report().to_string(), "blocked (no relay answers over UDP)");
+}
+
+#[test]
+fn while_filtering_is_measured_only_time_is_missing() {
+    let mut nat = seen(&[(R1, "198.18.9.9:4000"), (R2, "198.18.9.9:4000")]);
+    nat.filtering_runs(true);
+    assert_eq!(nat.report().missing, Some(Missing::Moment));
+    nat.filtering_runs(false);
+    assert_eq!(nat.report().missing, Some(Missing::RelayWithTwoAddresses));
+}
+
+#[test]
+fn nobody_is_sent_for_a_second_address_where_only_ipv6_is_spoken() {
+    let mut nat = NatClassifier::new(4000, [address("[2001:db8::5]:0").ip()]);
+    nat.set_mappings([(address("[2001:db8:6::1]:3478"), address("[2001:db8::5]:4000"))]);
+    assert_eq!((nat.report().nat_type, nat.report().missing), (NatType::NoNat, None));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What is between us and everybody else, beyond what relays tell of themselves: whom it lets in, and whether new
-//! destinations see us where old ones do.
+//! What is between us and everybody else, beyond what relays tell of themselves: whom it lets in, whether it looks at ports,
+//! and whether new destinations see us where old ones do.
 //!
 //! The first is measured once for each network, with a relay that has two addresses (`nat/filter.rs`). The second is looked
 //! at when a peer does not answer: a gateway may have lost our port to a stranger's packet and given us another one, which
@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::Node;
 use super::event::Now;
-use crate::nat::{FilterProbe, FilterTest, Filtered};
+use crate::nat::{FilterProbe, FilterTest, Filtered, Mapping};
 use crate::path::{CheckTransmit, DirectPath, Link, is_private};
 use crate::stun::{AnswerFrom, PlainRequest, PlainResponse, TransactionId, canonical};
 
@@ -43,9 +43,20 @@ enum Filter {
 /// A question to a place that we have never spoken to.
 #[derive(Debug)]
 struct Look {
+    place: SocketAddr,
+    /// What the answer tells.
+    about: About,
     id: TransactionId,
     since: Instant,
     asked: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum About {
+    /// Whether new destinations see us where old ones do.
+    NewDestinations,
+    /// Whether our symmetric NAT looks at ports: it is the second port of a relay of ours.
+    Ports,
 }
 
 /// What is known of what is outside.
@@ -101,6 +112,7 @@ impl Node {
                 let random = &mut self.random;
                 let ids = [(); 4].map(|()| TransactionId(random.bytes()));
                 self.outside.filter = Filter::Running(FilterProbe::new(now.mono, relay, ids));
+                self.relays.filtering_runs(true);
                 self.drive_filter(now);
             }
             Filter::Running(probe) => {
@@ -127,8 +139,13 @@ impl Node {
                     Some(SocketAddr::new(other.ip(), relay.port())).filter(|_| !is_private(other.ip()));
                 self.relays.observe_filtering(FilterTest::OtherAddressAndPort, other_address);
                 self.relays.observe_filtering(FilterTest::OtherPort, other_port);
+                if self.relays.nat_report().behaviour.mapping == Mapping::DestinationDependent {
+                    // Not before the filter is known: who is sent to is let in.
+                    self.look_at(SocketAddr::new(relay.ip(), other.port()), About::Ports, now);
+                }
             }
         }
+        self.relays.filtering_runs(matches!(self.outside.filter, Filter::Running(_)));
         debug!(?progress, "filter of the NAT");
         self.settle_relays(now);
     }
@@ -139,22 +156,24 @@ impl Node {
         let translated = self.relays.reflexive().iter().any(|seen| seen.is_ipv4() && !self.hosts.contains(seen));
         // Where every destination sees another port, one of them says nothing of the next.
         let symmetric = self.relays.nat_report().behaviour.mapping.is_symmetric();
-        if waits || !translated || symmetric || self.outside.unspoken.is_none() {
-            return;
-        }
+        let Some(place) = self.outside.unspoken.filter(|_| !waits && translated && !symmetric) else { return };
         self.outside.looked = Some(now.mono);
+        self.look_at(place, About::NewDestinations, now);
+    }
+
+    fn look_at(&mut self, place: SocketAddr, about: About, now: Now) {
         let id = TransactionId(self.random.bytes());
-        self.outside.look = Some(Look { id, since: now.mono, asked: 0 });
+        self.outside.look = Some(Look { place, about, id, since: now.mono, asked: 0 });
         self.drive_look(now);
     }
 
     fn drive_look(&mut self, now: Now) {
-        let (Some(look), Some(place)) = (&mut self.outside.look, self.outside.unspoken) else { return };
+        let Some(look) = &mut self.outside.look else { return };
         let due = LOOK_AT.iter().skip(look.asked).take_while(|offset| look.since + **offset <= now.mono).count();
         if due > 0 {
             look.asked += due;
             let question = PlainRequest { id: look.id, answer_from: AnswerFrom::SameAddress, answer_at: None };
-            self.out.push_back(from_main(place, question.encode()));
+            self.out.push_back(from_main(look.place, question.encode()));
         }
     }
 
@@ -171,12 +190,20 @@ impl Node {
         let Some(answer) = PlainResponse::decode(datagram).ok().filter(|answer| answer.id == look.id) else {
             return false;
         };
+        let (place, about) = (look.place, look.about);
         self.outside.look = None;
         let seen = canonical(answer.mapped);
-        if !self.relays.reflexive().contains(&seen) {
-            debug!("new destinations see another port than relays do");
-            self.outside.moved = Some((seen, now.mono));
-            self.candidates_changed(now);
+        match about {
+            About::Ports => {
+                self.relays.observe_second_port(place, seen);
+                self.settle_relays(now);
+            }
+            About::NewDestinations if !self.relays.reflexive().contains(&seen) => {
+                debug!("new destinations see another port than relays do");
+                self.outside.moved = Some((seen, now.mono));
+                self.candidates_changed(now);
+            }
+            About::NewDestinations => {}
         }
         true
     }

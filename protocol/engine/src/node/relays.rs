@@ -67,6 +67,8 @@ pub(super) struct Relays {
     /// Where we are seen, as it counts: follows from the entries, by [`Self::judge_nat`].
     outside: BTreeSet<SocketAddr>,
     nat: NatClassifier,
+    /// Where the second port of one of our relays sees us, where that was asked.
+    second_port: Option<Word>,
     /// Names that the driver must look up.
     names: Names,
     news: News,
@@ -136,6 +138,7 @@ impl Relays {
             hosts: BTreeSet::new(),
             outside: BTreeSet::new(),
             nat: NatClassifier::new(0, []),
+            second_port: None,
             names: Names::default(),
             news: News::default(),
             next_stream: 0,

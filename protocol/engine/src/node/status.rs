@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::relay::RelayInfo;
 use peerage_model::{AgentId, InstanceId, UnixTime};
+use quinn_proto::PathStats;
 
 use super::Node;
 use super::event::SessionKey;
@@ -12,6 +13,9 @@ use super::pair::{Dial, Pair};
 use super::session::Session;
 use crate::nat::{MappingLifetime, NatReport};
 use crate::path::PathKind;
+
+/// What every QUIC path begins with (RFC 9000 section 14.1).
+const INITIAL_MTU: u16 = 1200;
 
 /// A node at one moment.
 #[derive(Clone, Debug)]
@@ -87,8 +91,8 @@ pub struct SessionStatus {
     pub bytes: (u64, u64),
     /// Packets sent, and of those believed lost.
     pub packets: (u64, u64),
-    /// Largest UDP payload in use.
-    pub mtu: u16,
+    /// Largest UDP payload in use; `None` while larger ones are being tried for the first time.
+    pub mtu: Option<u16>,
     /// How many seconds the peer's clock is ahead of ours, as it said; it may say anything.
     pub clock_ahead: Option<i64>,
 }
@@ -133,10 +137,16 @@ impl Node {
             streams: up.streams.len(),
             bytes: (stats.udp_tx.bytes, stats.udp_rx.bytes),
             packets: (stats.path.sent_packets, stats.path.lost_packets),
-            mtu: stats.path.current_mtu,
+            mtu: known_mtu(&stats.path),
             clock_ahead: up.clock_ahead,
         })
     }
+}
+
+/// Every path begins with the smallest, which says nothing until a larger one was given up: quinn-proto sends a probe three times.
+fn known_mtu(path: &PathStats) -> Option<u16> {
+    let untried = path.current_mtu <= INITIAL_MTU && path.lost_plpmtud_probes < 3;
+    (!untried).then_some(path.current_mtu)
 }
 
 fn dial_status(pair: &Pair) -> Option<PeerDial> {

@@ -78,6 +78,7 @@ impl Relays {
         let rebound = before.is_some_and(|before| before.relay == word.relay && before.seen != word.seen);
         if entry.own && rebound {
             // What the silent ones said is of the time before.
+            self.second_port = None;
             for (_, other) in self.entries.iter_mut().filter(|(other, _)| **other != key) {
                 other.word = other.latest_word();
             }
@@ -90,7 +91,11 @@ impl Relays {
         let words = |own: bool| self.entries.values().filter(move |e| e.own == own).filter_map(|e| e.word);
         let (ours, visited): (Vec<Word>, Vec<Word>) = (words(true).collect(), words(false).collect());
         let witnesses: &[Word] = if ours.len() < ENOUGH { &visited } else { &[] };
-        self.nat.set_mappings(ours.iter().chain(witnesses).map(|word| (word.relay, word.seen)));
+        // A word of another time is none on whether ports count: relays see us elsewhere since.
+        let same = |word: &&Word| ours.iter().any(|of| of.relay.ip() == word.relay.ip());
+        let second_port = self.second_port.iter().filter(same);
+        let all = ours.iter().chain(witnesses).chain(second_port);
+        self.nat.set_mappings(all.map(|word| (word.relay, word.seen)));
         let speakers = if ours.is_empty() { &visited } else { &ours };
         self.outside = speakers.iter().map(|word| word.seen).collect();
     }
@@ -113,8 +118,19 @@ impl Relays {
         self.nat.observe_filtering(test, outcome);
     }
 
+    pub(in super::super) fn filtering_runs(&mut self, runs: bool) {
+        self.nat.filtering_runs(runs);
+    }
+
     pub(in super::super) fn forget_filtering(&mut self) {
         self.nat.forget_filtering();
+        self.second_port = None;
+    }
+
+    /// The second port of a relay says where it sees us: whether ports count to our NAT.
+    pub(in super::super) fn observe_second_port(&mut self, place: SocketAddr, seen: SocketAddr) {
+        self.second_port = Some(Word { relay: place, seen });
+        self.judge_nat();
     }
 
     /// Where relays see us.
