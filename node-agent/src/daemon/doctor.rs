@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use peerage_model::UnixTime;
+use peerage_model::{AgentId, UnixTime};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::agent::Agent;
-use super::link::LinkStatus;
+use super::link::{LinkSession, LinkStatus};
 use crate::control::view::{Finding, Severity};
 use crate::listen::{Avoid, Listening};
 use crate::portmap::Mapping;
@@ -30,6 +30,7 @@ enum Check {
     Relay,
     Nat,
     Mapping,
+    Path,
     Clock,
     PeerClocks,
     Mtu,
@@ -46,6 +47,7 @@ impl Check {
             Self::Relay => "relay",
             Self::Nat => "nat",
             Self::Mapping => "mapping",
+            Self::Path => "path",
             Self::Clock => "clock",
             Self::PeerClocks => "peer_clocks",
             Self::Mtu => "mtu",
@@ -65,6 +67,7 @@ pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     let mut findings = relays(&link);
     findings.push(nat(&link));
     findings.extend(mapping(&link));
+    findings.extend(paths(&link, |peer| agent.alias(peer)));
     findings.push(clock(&directory, time::now()));
     findings.extend(clocks_of_peers(link.sessions.iter().filter_map(|session| session.clock_ahead)));
     findings.extend(packets(&link));
@@ -145,7 +148,7 @@ fn nat(link: &LinkStatus) -> Finding {
             text,
             "direct paths to peers behind a NAT that is symmetric or port-restricted need luck: ports that can be predicted, or \
              both owners' leave to guess them (--birthday); else they stay relayed. A forwarded UDP port, told with --endpoint, \
-             makes them certain",
+             or IPv6 at both ends makes them certain",
         ),
         kind if kind.contains("firewalled") => finding(
             Check::Nat,
@@ -154,17 +157,52 @@ fn nat(link: &LinkStatus) -> Finding {
             "only answers are let in, which is enough for peers whose address outside can be known; let UDP in to this agent's port \
              for all others",
         ),
-        kind if kind.contains("blocked") => {
-            finding(Check::Nat, Severity::Problem, text, "let UDP out of this network to the relay's port")
-        }
+        kind if kind.contains("blocked") => finding(
+            Check::Nat,
+            // By TLS it works.
+            if link.relays.iter().any(|relay| relay.up) { Severity::Note } else { Severity::Problem },
+            text,
+            "let UDP out of this network, to the relay's port and for direct paths to any",
+        ),
         _ => good(Check::Nat, text),
     }
 }
 
-/// The port from the router; nothing to say where nobody is asked, as in containers.
+/// Most peers whose path is told one by one.
+const NAMED_PATHS: usize = 20;
+
+/// How each peer that is connected is reached, and why not better. The reasons say what would help.
+fn paths(link: &LinkStatus, alias: impl Fn(&AgentId) -> String) -> Vec<Finding> {
+    let peers: BTreeSet<&AgentId> = link.sessions.iter().map(|session| &session.peer).collect();
+    let best = peers.into_iter().filter_map(|peer| Some((alias(peer), link.best_session_with(peer)?)));
+    let said: BTreeSet<(bool, String)> = best.map(|(peer, session)| path(&peer, session)).collect();
+    let more = said.len().saturating_sub(NAMED_PATHS);
+    let told = said.into_iter().take(NAMED_PATHS).map(|(direct, text)| match direct {
+        true => good(Check::Path, text),
+        false => finding(Check::Path, Severity::Note, text, ""),
+    });
+    let more = (more > 0).then(|| good(Check::Path, format!("and {more} more: `peerage peers`")));
+    told.chain(more).collect()
+}
+
+/// Relayed ones come first.
+fn path(peer: &str, session: &LinkSession) -> (bool, String) {
+    let took = session.rtt.map(|rtt| format!(", {:.1} ms", rtt.as_secs_f64() * 1e3)).unwrap_or_default();
+    let how = session.path.as_str();
+    match (&session.why_not_better, how) {
+        (Some(why), _) => (false, format!("{peer} is reached through a relay{took}: {why}")),
+        (None, "relayed") => (false, format!("{peer} is reached through a relay{took}")),
+        (None, _) => (true, format!("{peer} is reached directly ({how}{took})")),
+    }
+}
+
+/// The port from the router; nothing to say where nobody is asked, as in containers, and where one would open nothing that is not
+/// open, or could not be reached.
 fn mapping(link: &LinkStatus) -> Option<Finding> {
+    let of_no_use = ["open internet", "no NAT", "full cone", "blocked"].contains(&link.nat.kind.as_str());
     Some(match &link.mapping {
         Mapping::Off => return None,
+        Mapping::Asking | Mapping::None { .. } if of_no_use => return None,
         Mapping::Asking => {
             finding(Check::Mapping, Severity::Note, "the router has not answered yet", "look again in some seconds")
         }
@@ -321,10 +359,86 @@ fn read_number(path: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use peerage_model::{Fingerprint, InstanceId};
+
     use super::*;
+    use crate::control::view::{Nat, Relay};
 
     fn told(ahead: &[i64]) -> Option<(Severity, String)> {
         clocks_of_peers(ahead.iter().copied()).map(|finding| (finding.severity, finding.found))
+    }
+
+    fn session(peer: &str, path: &str, why: Option<&str>) -> LinkSession {
+        LinkSession {
+            peer: AgentId { authority: Fingerprint([1; 32]), name: peer.parse().expect("a name") },
+            instance: InstanceId([2; 8]),
+            path: path.into(),
+            rtt: Some(Duration::from_millis(20)),
+            since: UnixTime(1),
+            why_not_better: why.map(Into::into),
+            bytes_in: 0,
+            bytes_out: 0,
+            streams: 0,
+            mtu: None,
+            clock_ahead: None,
+        }
+    }
+
+    #[test]
+    fn each_peers_path_is_told_the_relayed_ones_first_with_the_reason() {
+        let sessions =
+            vec![session("db", "punched", None), session("planner", "relayed", Some("both NATs are symmetric"))];
+        let link = LinkStatus { sessions, ..LinkStatus::default() };
+        let told: Vec<_> = paths(&link, |peer| peer.name.to_string())
+            .into_iter()
+            .map(|finding| (finding.severity, finding.found))
+            .collect();
+        let expected = [
+            (Severity::Note, "planner is reached through a relay, 20.0 ms: both NATs are symmetric"),
+            (Severity::Good, "db is reached directly (punched, 20.0 ms)"),
+        ];
+        assert_eq!(told, expected.map(|(severity, text)| (severity, text.to_owned())));
+    }
+
+    #[test]
+    fn of_many_peers_some_are_told_and_the_others_counted() {
+        let sessions = (0..30).map(|n| session(&format!("peer-{n}"), "direct", None)).collect();
+        let told = paths(&LinkStatus { sessions, ..LinkStatus::default() }, |peer| peer.name.to_string());
+        assert_eq!(told.len(), NAMED_PATHS + 1);
+        assert_eq!(told[NAMED_PATHS].found, "and 10 more: `peerage peers`");
+    }
+
+    #[test]
+    fn a_missing_port_mapping_is_told_only_where_one_would_help() {
+        let told = |kind: &str| {
+            let nat = Nat { kind: kind.into(), detail: String::new() };
+            let none = Mapping::None { why: "nobody answers".into() };
+            mapping(&LinkStatus { nat, mapping: none, ..LinkStatus::default() }).is_some()
+        };
+        assert_eq!(["symmetric", "port-restricted cone"].map(told), [true; 2]);
+        assert_eq!(["open internet", "no NAT", "full cone", "blocked"].map(told), [false; 4]);
+    }
+
+    #[test]
+    fn blocked_udp_is_a_problem_only_where_no_relay_is_reached_by_tls() {
+        let told = |up| {
+            let nat_view = Nat { kind: "blocked".into(), detail: String::new() };
+            let relay = Relay { up, tls: up, ..relay() };
+            nat(&LinkStatus { nat: nat_view, relays: vec![relay], ..LinkStatus::default() }).severity
+        };
+        assert_eq!((told(true), told(false)), (Severity::Note, Severity::Problem));
+    }
+
+    fn relay() -> Relay {
+        Relay {
+            relay: "key@relay.test:3478".into(),
+            up: false,
+            observed: None,
+            rtt_ms: None,
+            mailbox: false,
+            tls: false,
+            note: None,
+        }
     }
 
     #[test]
