@@ -6,6 +6,7 @@
 //! Nothing here waits for time to pass: it waits for events, for counters, or until patience ends.
 
 mod agent;
+mod doctor;
 mod failed;
 pub mod fallback;
 pub mod field;

@@ -15,6 +15,7 @@ use peerage_netlab::{Access, Possibility};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Mark};
+use crate::doctor::{self, Truth};
 use crate::failed::Failed;
 use crate::kernel::{KernelWorld, Place, acquaint_on, fetch};
 use crate::programs::Programs;
@@ -71,6 +72,8 @@ pub struct Seen {
     pub nats: [String; 2],
     /// Why the path is no better, in the client's words.
     pub why: String,
+    /// What the client's doctor said that is not so.
+    pub misadvised: Vec<String>,
 }
 
 impl Cell {
@@ -113,6 +116,12 @@ impl Cell {
             .collect()
     }
 
+    /// What the client's doctor said that is not so.
+    #[must_use]
+    pub fn misadvised(&self) -> &[String] {
+        self.seen.as_ref().map_or(&[], |seen| &seen.misadvised)
+    }
+
     /// The path in a word; `failed` if there was none.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -133,6 +142,7 @@ impl Cell {
                 line["client_nat"] = json!(seen.nats[0]);
                 line["server_nat"] = json!(seen.nats[1]);
                 line["why"] = json!(seen.why);
+                line["misadvised"] = json!(seen.misadvised);
             }
             Err(why) => line["error"] = json!(why),
         }
@@ -338,12 +348,16 @@ impl Stage {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let peers = status["peers"].as_array().into_iter().flatten();
         let peer = peers.into_iter().find(|peer| peer["name"] == name).cloned().unwrap_or_default();
+        let (path, why) = (text(&peer["path"]), text(&peer["why"]));
+        let truth = Truth { network: client.place.site.network(), peer: name, path: &path, why: &why };
+        let misadvised = doctor::faults(&client.agent, &truth)?;
         Ok(Seen {
-            path: text(&peer["path"]),
+            path,
             first_byte,
             direct_after: direct.map(|(at, _)| at.saturating_duration_since(connected)),
             nats: [text(&status["nat"]["kind"]), text(&other["nat"]["kind"])],
-            why: text(&peer["why"]),
+            why,
+            misadvised,
         })
     }
 

@@ -38,6 +38,11 @@ pub fn matrix(cells: &[Cell]) -> String {
     for (network, said) in misnamed {
         writeln!(out, "? an agent in {network} called its NAT {said}, not {}", network.nat_type()).expect(ENDLESS);
     }
+    for cell in cells {
+        for fault in cell.misadvised() {
+            writeln!(out, "? the doctor in {}, connected to {}, {fault}", cell.client, cell.server).expect(ENDLESS);
+        }
+    }
     for cell in cells.iter().filter(|cell| !cell.is_as_expected()) {
         let why = cell.seen.as_ref().map_or_else(Clone::clone, |seen| seen.why.clone());
         let (client, server, path) = (cell.client, cell.server, cell.path());
@@ -80,6 +85,8 @@ pub fn flights(flights: &[Flight]) -> String {
     out.push('\n');
     spread(&mut out, "warm", flights.iter().filter_map(|flight| flight.warm.clone().ok()).collect());
     spread(&mut out, "cold", flights.iter().filter_map(|flight| flight.cold.clone().ok()).collect());
+    spread(&mut out, "path", flights.iter().filter_map(|flight| flight.path).collect());
+    beyond(&mut out, flights);
     for flight in flights {
         if let Some(error) = flight.warm.as_ref().err().or(flight.cold.as_ref().err()) {
             let (client, server) = (flight.client, flight.server);
@@ -87,6 +94,17 @@ pub fn flights(flights: &[Flight]) -> String {
         }
     }
     out
+}
+
+/// What a request took besides its one and a half round trips of the path as both ends measured it.
+fn beyond(out: &mut String, flights: &[Flight]) {
+    let of_one = |flight: &Flight| Some((flight.warm.as_ref().ok()?.as_secs_f64(), flight.path?.as_secs_f64()));
+    let millis: Vec<f64> = flights.iter().filter_map(of_one).map(|(warm, path)| (warm - path * 1.5) * 1e3).collect();
+    if !millis.is_empty() {
+        let [middle, most] = [50, 95].map(|percent| of(&millis, percent));
+        writeln!(out, "warm, beyond 1.5 of the path as measured: median {middle:.1} ms, 95 % below {most:.1} ms")
+            .expect(ENDLESS);
+    }
 }
 
 /// Throughput and latency by way to the relay.

@@ -32,6 +32,9 @@ pub struct Flight {
     pub client: Network,
     /// Before the server.
     pub server: Network,
+    /// What both ends measure of their ways to relays, one after the other: the relay path's round trip with what the emulated
+    /// links and the agents add to it.
+    pub path: Option<Duration>,
     /// From the program's `connect` until its request is at the server; no session, bound agents.
     pub warm: Result<Duration, String>,
     /// From the start of the client's agent until a request is at the server.
@@ -53,6 +56,7 @@ impl Flight {
         json!({
             "test": "warm", "client": self.client.name(), "server": self.server.name(),
             "relay_rtt_ms": RELAY_ROUND_TRIP.as_millis() as u64,
+            "measured_rtt_ms": self.path.map(|of| (of.as_secs_f64() * 1e4).round() / 10.0),
             "warm_ms": millis(&self.warm), "warm_rtts": trips(&self.warm),
             "cold_ms": millis(&self.cold), "cold_rtts": trips(&self.cold),
             "error": self.warm.as_ref().err().or(self.cold.as_ref().err()),
@@ -90,16 +94,26 @@ pub fn run(programs: &Programs, pairs: &[Pair], mut done: impl FnMut(Flight)) ->
             Some(why) => Err(why),
             None => request(&stage, pair, Instant::now()).map_err(|failed| failed.to_string()),
         };
-        flights.push((pair, warm));
+        flights.push((pair, relay_path(&stage, pair), warm));
     }
-    for (pair, warm) in flights {
+    for (pair, path, warm) in flights {
         let cold = match &warm {
             Ok(_) => cold(&mut stage, pair).map_err(|failed| failed.to_string()),
             Err(_) => Err("not tried".into()),
         };
-        done(Flight { client: pair.0, server: pair.1, warm, cold });
+        done(Flight { client: pair.0, server: pair.1, path, warm, cold });
     }
     Ok(())
+}
+
+/// The slower of each end's two ways, since either may have carried it.
+fn relay_path(stage: &Stage, (client, server): Pair) -> Option<Duration> {
+    let longest = |party: &Party| {
+        let status = party.agent.ask(&["status"]).ok()?;
+        let relays = status["relays"].as_array()?.iter().filter_map(|relay| relay["rtt_ms"].as_f64());
+        relays.reduce(f64::max).map(|millis| Duration::from_secs_f64(millis / 1e3))
+    };
+    Some(longest(&stage.clients[&client])? + longest(&stage.servers[&server])?)
 }
 
 fn meet(stage: &Stage, (client, server): Pair) -> Result<(), Failed> {

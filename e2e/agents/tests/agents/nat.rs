@@ -6,7 +6,7 @@ use std::time::Duration;
 use peerage_e2e::matrix::{self, Cell, Pair, Plan};
 use peerage_e2e::{Failed, Programs};
 use peerage_netlab::kernel::Network::{
-    Carrier, CarrierHairpin, DualStack, FullCone, HttpProxy, Ipv6Only, None as Open, PortRestricted,
+    self, Carrier, CarrierHairpin, DualStack, FullCone, HttpProxy, Ipv6Only, None as Open, PortRestricted,
     PortRestrictedOpenInput, RestrictedCone, SymmetricPreserving, SymmetricRandom, SymmetricSequential, UdpBlocked,
 };
 
@@ -58,6 +58,17 @@ fn pairs_that_cannot_meet_stay_relayed_and_say_why() {
             if [cell.client, cell.server].iter().any(|network| !network.has_udp()) {
                 assert!(seen.why.contains("UDP is blocked"), "{seen:?}");
             }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_doctor_says_in_each_network_what_is_true_there() {
+    inside("nat::the_doctor_says_in_each_network_what_is_true_there", |programs| {
+        let pairs = Network::ALL.map(|network| (network, network));
+        for cell in as_theory_says(programs, &pairs)? {
+            assert_eq!(cell.misadvised(), [""; 0], "{cell:?}");
         }
         Ok(())
     });
