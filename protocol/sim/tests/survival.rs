@@ -46,9 +46,26 @@ fn a_stream_survives_a_nat_that_forgets_everything() {
     let (mut sim, stream) = direct_pair(2);
     sim.flush_nat("a");
     goes_on(&mut sim, stream, secs(2));
-    // Nothing can reach `b` before it sends something itself: its keepalive, every 15 s directly and 25 s to relays.
+    // Nothing can reach `b` before it sends something itself. That it hears nothing more makes it ask after a second.
     sim.flush_nat("b");
-    goes_on(&mut sim, stream, secs(27));
+    goes_on(&mut sim, stream, secs(3));
+}
+
+#[test]
+fn who_only_listens_is_found_again_after_no_longer_than_it_was_quiet_before() {
+    for (seed, quiet) in [(0, 0), (1, 1), (2, 3), (3, 7)] {
+        for kind in [NatKind::symmetric_random(), NatKind::home_router()] {
+            let mut sim = Sim::seeded_pair(seed, kind, kind);
+            sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+            let stream = sim.open("a", "b");
+            sim.write(stream, b"hello");
+            sim.run_for(secs(2));
+            sim.write(stream, b"and then nothing");
+            sim.run_for(ms(500) + secs(quiet));
+            sim.flush_nat("b");
+            goes_on(&mut sim, stream, secs(quiet + 3));
+        }
+    }
 }
 
 #[test]
@@ -57,6 +74,19 @@ fn a_stream_survives_an_agent_that_wakes_up_in_another_network() {
         let (mut sim, stream) = direct_pair(3);
         sim.move_to(who, NatKind::symmetric_random());
         goes_on(&mut sim, stream, secs(3));
+    }
+}
+
+#[test]
+fn a_stream_survives_an_outage_that_is_longer_than_a_session_that_only_idles_is_believed() {
+    for seed in 0..6 {
+        let (mut sim, stream) = direct_pair(seed);
+        assert_eq!(sim.sessions("a", "b").len(), 2, "seed {seed}: both dialled, and one of the two idles");
+        ["a", "b"].iter().for_each(|who| sim.cut_off(who, true));
+        sim.run_for(secs(50));
+        assert_eq!(sim.outcome(stream), &Outcome::Open, "seed {seed}");
+        ["a", "b"].iter().for_each(|who| sim.cut_off(who, false));
+        goes_on(&mut sim, stream, secs(12));
     }
 }
 

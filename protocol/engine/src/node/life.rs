@@ -222,6 +222,7 @@ impl Node {
             said_to_be_over: false,
             suspect: None,
             next_ping,
+            listening: Default::default(),
             expires: Some(expires),
         }));
         // Streams may have come with the packet that proved the peer.

@@ -23,6 +23,7 @@ mod io;
 mod judge;
 mod life;
 mod lifetime;
+mod listening;
 mod mailbox;
 mod memory;
 mod output;

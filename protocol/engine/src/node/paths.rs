@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peerage_model::control::{Candidate, CandidateKind, Candidates, ControlMessage, MAX_CANDIDATES, Opened};
 use peerage_model::snapshot;
@@ -38,7 +38,7 @@ const ASK_LATER: Duration = Duration::from_secs(5);
 /// How many checks may still be looked at this second.
 #[derive(Debug)]
 pub(super) struct CheckBudget {
-    second: Option<std::time::Instant>,
+    second: Option<Instant>,
     left: u32,
 }
 
@@ -320,10 +320,12 @@ impl Node {
         let Some(suspicion) = &mut up.suspect else { return };
         let lasting = now.mono.saturating_duration_since(suspicion.since);
         suspicion.next = now.mono + if lasting < DOUBT { ASK_SOON } else { ASK_LATER };
-        if self.is_succeeded(key, lasting) {
+        let since = suspicion.since;
+        if self.is_succeeded(key, since, lasting) {
             self.close(key, CloseCode::Replaced, DownReason::TimedOut, now.mono);
             return;
         }
+        self.ask_others(key, since);
         if let Some(session) = self.sessions.get_mut(&key) {
             // Or a full window on a way that leads nowhere would keep the question back.
             session.connection.path_changed(now.mono);
@@ -331,18 +333,29 @@ impl Node {
         self.race_relays(key, now);
     }
 
-    /// Whether the same agent answers on another session, while this one was silent for that long.
-    fn is_succeeded(&self, key: SessionKey, silent: Duration) -> bool {
+    /// Makes the peer speak on its other sessions, if it still does: one that had nothing to say is no proof that anybody is there.
+    fn ask_others(&mut self, key: SessionKey, since: Instant) {
+        let pair = self.sessions.get(&key).and_then(|session| self.pairs.get(&session.pair));
+        let others = pair.map(|pair| pair.up.clone()).unwrap_or_default();
+        for other in others.into_iter().filter(|other| *other != key) {
+            if let Some(session) = self.sessions.get_mut(&other).filter(|session| session.last_heard() < since) {
+                session.connection.ping();
+                self.ready.insert(other);
+            }
+        }
+    }
+
+    /// Whether the same agent has answered on another session since then, while this one was silent for that long.
+    fn is_succeeded(&self, key: SessionKey, since: Instant, silent: Duration) -> bool {
         let Some(session) = self.sessions.get(&key) else { return false };
         let (Some(up), Some(pair)) = (session.up(), self.pairs.get(&session.pair)) else { return false };
         let is_same_process = |other: &Up| {
             let other_run = other.run.zip(up.run).is_some_and(|(theirs, ours)| theirs != ours);
             other.credential.instance() == up.credential.instance() && !other_run
         };
-        pair.up.iter().filter(|other| **other != key && self.answers(**other)).any(|other| {
-            let other = self.sessions.get(other).and_then(Session::up);
-            silent >= if other.is_some_and(is_same_process) { DOUBT_OF_TWIN } else { DOUBT }
-        })
+        let others = pair.up.iter().filter(|other| **other != key && self.answers(**other));
+        let heard = others.filter_map(|other| self.sessions.get(other)).filter(|other| other.last_heard() >= since);
+        heard.filter_map(Session::up).any(|other| silent >= if is_same_process(other) { DOUBT_OF_TWIN } else { DOUBT })
     }
 
     /// A session's deadline came.
@@ -357,6 +370,7 @@ impl Node {
         }
         let Some(session) = self.sessions.get_mut(&key) else { return };
         let ping = session.ping_interval();
+        let listens = session.listening_due(now.mono).is_some_and(|at| at <= now.mono);
         if let Phase::Up(up) = &mut session.phase {
             let refused = !up.confirmed && session.born + HANDSHAKE_TIMEOUT <= now.mono;
             up.path.handle_timeout(now.mono);
@@ -365,6 +379,10 @@ impl Node {
                 if ping.is_some() {
                     session.connection.ping();
                 }
+            }
+            if listens {
+                up.listening.asks();
+                session.connection.ping();
             }
             let drain = up.drain.is_due(now.mono);
             let over = up.expires.is_some_and(|at| at <= now.mono);
@@ -412,15 +430,25 @@ impl Node {
             return;
         };
         let quic = session.connection.poll_timeout();
+        let listening = session.listening_due(self.last.mono);
         let ours = match &session.phase {
             Phase::Up(up) => {
                 let ping = session.ping_interval().map(|_| up.next_ping);
                 let refused = (!up.confirmed).then_some(session.born + HANDSHAKE_TIMEOUT);
                 let doubt = up.suspect.map(|suspicion| suspicion.next);
-                [up.path.poll_timeout(), ping, up.expires, up.drain.next(), doubt, refused, session.header_due()]
+                [
+                    up.path.poll_timeout(),
+                    ping,
+                    up.expires,
+                    up.drain.next(),
+                    doubt,
+                    refused,
+                    session.header_due(),
+                    listening,
+                ]
             }
-            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None, None, None],
-            Phase::Closing => [None; 7],
+            Phase::Handshaking => [Some(session.born + HANDSHAKE_TIMEOUT), None, None, None, None, None, None, None],
+            Phase::Closing => [None; 8],
         };
         let at = ours.into_iter().chain([quic]).flatten().min();
         self.timers.set(&Timer::Session(key), at);

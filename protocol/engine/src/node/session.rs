@@ -13,6 +13,7 @@ use quinn_proto::{Connection, ConnectionHandle, FrameStats, StreamId};
 use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL};
 use super::control::{ControlIn, ControlOut};
 use super::event::StreamKey;
+use super::listening::Listening;
 use super::owed::Owed;
 use super::pair::PairKey;
 use super::relays::RelayKey;
@@ -114,6 +115,7 @@ pub(super) struct Up {
     /// Silent for so long that a fresh dial runs: takes no new streams.
     pub(super) suspect: Option<Suspicion>,
     pub(super) next_ping: Instant,
+    pub(super) listening: Listening,
     /// When trust or passport end, as far as the wall clock said.
     pub(super) expires: Option<Instant>,
 }
@@ -199,6 +201,17 @@ impl Session {
     /// Whether the peer has shown that it takes us.
     pub(super) fn handshake_is_confirmed(&self) -> bool {
         !self.initiator || self.connection.stats().frame_rx.handshake_done > 0
+    }
+
+    /// When the peer is asked whether there is a way from it to us, since data of streams that are open, or of those whose
+    /// header has not come, are missing.
+    pub(super) fn listening_due(&mut self, now: Instant) -> Option<Instant> {
+        let stats = self.connection.stats();
+        let carried = [stats.frame_rx, stats.frame_tx].map(|frames| frames.stream + frames.datagram);
+        let up = self.up_mut()?;
+        up.listening.observe(carried.iter().sum(), now);
+        let awaits = !up.streams.is_empty() || !up.arriving.is_empty();
+        up.listening.due().filter(|_| awaits)
     }
 
     /// When the first of the streams without a header has had its time: the oldest, since all have the same.
