@@ -17,7 +17,6 @@ use super::report::Reporter;
 use super::session::{Opening, Reaction, Session, SessionError, Showing};
 use crate::control::failure::chain;
 use crate::state::time;
-use crate::tls;
 
 /// How long TCP, TLS and the upgrade may take.
 const OPENING: Duration = Duration::from_secs(15);
@@ -76,7 +75,7 @@ fn said(go_away: &GoAway) -> String {
 
 /// Runs until dropped.
 pub(super) async fn run(node: Arc<Node>) {
-    let config = match tls::client() {
+    let config = match peerage_tls::client() {
         Ok(config) => config,
         Err(error) => return tracing::error!(%error, "TLS cannot be set up; there will be no operator"),
     };

@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use peerage_model::operator::{EXPORTER_LABEL, SILENCE};
 use peerage_model::pair::hkdf;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::error::RecvError;
@@ -357,7 +354,8 @@ async fn connect(address: &str) -> io::Result<(tokio_rustls::client::TlsStream<T
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     let name = ServerName::try_from("operator.invalid").map_err(io::Error::other)?;
-    let mut stream = TlsConnector::from(Arc::new(config()?)).connect(name, tcp).await?;
+    let config = peerage_tls::client().map_err(io::Error::other)?;
+    let mut stream = TlsConnector::from(config).connect(name, tcp).await?;
     let mut binding = Zeroizing::new([0; 32]);
     stream.get_ref().1.export_keying_material(&mut binding[..], EXPORTER_LABEL, Some(&[])).map_err(io::Error::other)?;
     let request =
@@ -374,58 +372,6 @@ async fn connect(address: &str) -> io::Result<(tokio_rustls::client::TlsStream<T
     match head.starts_with(b"HTTP/1.1 101 ") {
         true => Ok((stream, binding)),
         false => Err(refused("the leader did not upgrade the connection")),
-    }
-}
-
-fn config() -> io::Result<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(schemes)))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
-}
-
-/// Believes every certificate: what is believed afterwards is a proof over the session.
-#[derive(Debug)]
-struct AnyCertificate(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 only".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
     }
 }
 

@@ -1,7 +1,6 @@
 //! An agent as small as one can be: it says what docs/spec/control-plane.md says, over real TLS.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_model::operator::{
@@ -9,10 +8,7 @@ use peerage_model::operator::{
     ToOperator, UPGRADE, frame_len,
 };
 use peerage_model::{AgreementSecret, Fingerprint, UnixTime};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -109,52 +105,7 @@ pub async fn ask(to: SocketAddr, request: &str) -> String {
 
 async fn tls(to: SocketAddr) -> TlsStream<TcpStream> {
     let tcp = TcpStream::connect(to).await.expect("it listens");
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3 is known")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anything(schemes)))
-        .with_no_client_auth();
+    let config = peerage_tls::client().expect("TLS 1.3 is known");
     let name = ServerName::try_from("operator.invalid").expect("a name");
-    TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS comes up")
-}
-
-#[derive(Debug)]
-struct Anything(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for Anything {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 only".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
-    }
+    TlsConnector::from(config).connect(name, tcp).await.expect("TLS comes up")
 }

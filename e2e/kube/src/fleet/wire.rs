@@ -1,15 +1,11 @@
 //! One connection of a simulated agent: TCP, TLS, the upgrade, and frames (docs/spec/control-plane.md sections 1 and 2).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use peerage_model::operator::{
     ChannelBinding, EXPORTER_LABEL, HTTP_PATH, MAX_FRAME, PREFIX, ToAgent, ToOperator, UPGRADE, frame_len,
 };
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -41,12 +37,7 @@ struct Reader {
 /// # Errors
 /// TLS 1.3 is not there.
 pub fn tls() -> Result<TlsConnector, Failed> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
-    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
-    let verifier = Arc::new(Anything(schemes));
-    let config = config.trying("set up TLS")?.dangerous().with_custom_certificate_verifier(verifier);
-    Ok(TlsConnector::from(Arc::new(config.with_no_client_auth())))
+    peerage_tls::client().map(TlsConnector::from).trying("set up TLS")
 }
 
 impl Wire {
@@ -105,45 +96,5 @@ impl Wire {
     pub async fn say(&mut self, message: &ToOperator) -> Result<(), Failed> {
         self.writer.write_all(&message.encode()).await.trying("tell an operator")?;
         self.writer.flush().await.trying("tell an operator")
-    }
-}
-
-/// Believes every certificate: what is believed afterwards is Hello, over the session.
-#[derive(Debug)]
-struct Anything(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for Anything {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 only".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
     }
 }

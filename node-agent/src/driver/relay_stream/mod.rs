@@ -72,7 +72,7 @@ impl RelayStreams {
     /// # Errors
     /// When TLS cannot be set up.
     pub(super) fn new(proxy: ProxySettings) -> io::Result<Self> {
-        let tls = crate::tls::client().map_err(io::Error::other)?;
+        let tls = peerage_tls::client().map_err(io::Error::other)?;
         Ok(Self { open: BTreeMap::new(), tls, proxy: Arc::new(proxy), reports: mpsc::channel(REPORTS) })
     }
 

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use peerage_model::relay::frame::{self, Cookie, Destination, EndpointId, Frame, Tag};
 use peerage_model::relay::stream::{ChannelBinding, EXPORTER_LABEL, OPEN, PREFIX, frame_len, open, prefix, proves};
 use peerage_model::{AgreementKey, AgreementSecret};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection, StreamOwned};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConnection, ServerConfig, ServerConnection, StreamOwned};
 use zeroize::Zeroizing;
 
 use crate::Running;
@@ -19,44 +18,6 @@ use crate::client::{Client, agent, authority};
 /// As many segments of a tunnel as make a slow reader's queue and socket overflow.
 const FLOOD: usize = 20_000;
 const PACKET: &[u8] = &[0x40; 1200];
-
-#[derive(Debug)]
-struct AnyCertificate;
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is offered".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
 
 type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 
@@ -68,16 +29,9 @@ struct Streamed {
 }
 
 fn connect_tls(to: SocketAddr) -> TlsClient {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3 is there")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let config = peerage_tls::client().expect("TLS 1.3 is there");
     let name = ServerName::try_from("relay.example").expect("a name");
-    let connection = ClientConnection::new(Arc::new(config), name).expect("a connection");
+    let connection = ClientConnection::new(config, name).expect("a connection");
     let stream = TcpStream::connect(to).expect("the port is open");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     StreamOwned::new(connection, stream)

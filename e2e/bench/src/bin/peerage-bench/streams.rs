@@ -11,10 +11,8 @@ use peerage_model::AgreementSecret;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::stream::{ChannelBinding, EXPORTER_LABEL, PREFIX, frame_len, open, prefix, proves};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConnection, DigitallySignedStruct, PeerIncompatible, SignatureScheme};
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpSocket;
 use zeroize::Zeroizing;
 
@@ -77,7 +75,7 @@ fn allow_files() -> Result<()> {
 
 fn idle(info: &RelayInfo, process: u32) -> Result<Found> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (person, tls) = (Person::new("idle"), any_certificate()?);
+    let (person, tls) = (Person::new("idle"), peerage_tls::client()?);
     let connect = |number| Client::connect(&runtime, &person, info, &tls, number);
     // The first few make what all share.
     let mut clients: Vec<Client> = (0..8).map(&connect).collect::<Result<_>>()?;
@@ -95,57 +93,6 @@ fn idle(info: &RelayInfo, process: u32) -> Result<Found> {
         std::thread::sleep(Duration::from_millis(500));
     }
     Ok(Found { took, before, after: resident(process)?, processor: processor_time(process)? - used })
-}
-
-/// TLS 1.3 with whoever is there: the relay proves its key inside.
-fn any_certificate() -> Result<Arc<rustls::ClientConfig>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        Err(PeerIncompatible::Tls12NotOffered.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// One client: a stream, TLS in it, and the state of a client.
