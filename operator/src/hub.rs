@@ -307,7 +307,7 @@ impl Hub {
         for (agent, peer) in &dirty.pairs {
             note(agent, &|notes| {
                 notes.pairs.insert(peer.clone());
-                notes.gone.extend(&dirty.gone);
+                notes.gone.extend(dirty.gone.keys());
             });
         }
         for agent in &dirty.agents {
@@ -411,6 +411,8 @@ fn summary(words: &[(PeerState, PathWord)]) -> Option<PathSummary> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::Target;
+    use crate::index::Deleted;
     use peerage_model::Fingerprint;
     use peerage_model::operator::{Nat, PeerReport};
 
@@ -433,7 +435,9 @@ mod tests {
         let mut dirty = Dirty::default();
         dirty.pairs.insert((ObjectKey::new("n", "a"), peer("b.n")));
         dirty.pairs.insert((ObjectKey::new("n", "b"), peer("a.n")));
-        dirty.gone.insert(TrustId([7; 16]));
+        let key = |name| ObjectKey::new("n", name);
+        let deleted = Deleted { trust: key("a-b"), agent: key("a"), target: Target::Here(key("b")) };
+        dirty.gone.insert(TrustId([7; 16]), deleted);
         assert_eq!(hub.spread(&dirty, Instant::now()), 2);
         for seat in [&a, &b] {
             let notes = seat.stream.notes().await;

@@ -1,10 +1,22 @@
 //! What one change touches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use peerage_model::{AgentId, TrustId};
 
+use crate::facts::Target;
 use crate::key::ObjectKey;
+
+/// An AgentTrust that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    /// What it was called.
+    pub trust: ObjectKey,
+    /// The agent that consented.
+    pub agent: ObjectKey,
+    /// To whom.
+    pub target: Target,
+}
 
 /// What has to be asked for again after a change. Too much costs time; too little would be a lie that stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +34,7 @@ pub struct Dirty {
     /// AgentPeers that were deleted, or made anew under the same name.
     pub replaced: BTreeSet<ObjectKey>,
     /// AgentTrusts that were deleted: what rests on them ends for ever.
-    pub gone: BTreeSet<TrustId>,
+    pub gone: BTreeMap<TrustId, Deleted>,
     /// Everything: something that all agents depend on changed, which is rare.
     pub all: bool,
 }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use peerage_model::relay::RelayInfo;
 use peerage_model::{AgentId, Fingerprint, Label, TrustId, UnixTime};
 
-pub use dirty::Dirty;
+pub use dirty::{Deleted, Dirty};
 pub use judge::{Heard, LinkLive, PeerLive, TrustLive, Verdict};
 pub use leads::Leads;
 pub use matching::{Labels, Matching, covers};
@@ -295,7 +295,7 @@ impl Index {
         // The UID, not the key, is what agents remember: of an object that was deleted and made again within one
         // interruption of the watch, the first one is gone.
         if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {
-            dirty.gone.insert(old.uid);
+            dirty.gone.insert(old.uid, Deleted { trust: key.clone(), agent: old.agent, target: old.target });
         }
         if let Some(facts) = new {
             self.list_trust(key, facts);

@@ -334,7 +334,7 @@ impl Follower {
             }
             *told = here;
         }
-        let gone: Vec<_> = dirty.gone.iter().map(|uid| uid.0).collect();
+        let gone: Vec<_> = dirty.gone.keys().map(|uid| uid.0).collect();
         for chunk in trusts.chunks(CHUNK) {
             writer.say(&Message::Counts { trusts: chunk.to_vec(), peers: Vec::new(), gone: Vec::new() }).await?;
         }

@@ -57,14 +57,15 @@ pub(super) fn start_telling(
         found: find.clone(),
     };
     tokio::spawn(linking.run());
-    let writer = Writer::new(Arc::clone(cluster), others, client.clone(), leadership.clone(), board);
+    let (refuse, refused) = mpsc::channel(notices::QUEUE);
+    let writer = Writer::new(Arc::clone(cluster), others, client.clone(), leadership.clone(), board, refuse);
     tokio::spawn(writer.run(judged, findings));
     let follower = Follower { cluster: Arc::clone(cluster), keyring, leadership: leadership.clone() };
     tokio::spawn(follower.run(counted, admitted));
     tokio::spawn(probe::run(Arc::clone(cluster), leadership.clone(), find.clone()));
     let (c, n) = (client.clone(), namespace.clone());
     tokio::spawn(managed::run(Arc::clone(cluster), c, n, relays, leadership.clone(), find));
-    tokio::spawn(notices::run(Arc::clone(cluster), client.clone(), leadership.clone(), noticed));
+    tokio::spawn(notices::run(Arc::clone(cluster), client.clone(), leadership.clone(), noticed, refused));
     tokio::spawn(ledger.run(entries, written));
 }
 
@@ -90,7 +91,7 @@ async fn spread_news(
         match news {
             News::Judge(dirty) => {
                 heaps.iter().for_each(|heap| heap.add(dirty.clone()));
-                if !dirty.pods.is_empty() {
+                if !dirty.pods.is_empty() || !dirty.gone.is_empty() {
                     let _ = notice.send(dirty);
                 }
             }

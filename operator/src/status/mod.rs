@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
-use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust};
+use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust, Reason};
 use peerage_model::relay::RelayInfo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,12 +23,13 @@ use tokio::sync::{mpsc, watch};
 use crate::cluster::Cluster;
 use crate::facts::RelayFacts;
 use crate::heap::Heap;
-use crate::index::{Dirty, Heard};
+use crate::index::{Dirty, Heard, Index};
 use crate::key::{Object, ObjectKey};
 use crate::leader::Leadership;
 use crate::linking::Board;
 use crate::managed::Running;
 use crate::metrics::{Kind, Word};
+use crate::notices::{Refusal, Told};
 use crate::replicas::Others;
 use desired::Live;
 use retry::{Outcome, Retries};
@@ -67,6 +69,8 @@ pub struct Writer {
     /// What was written of objects that cannot be read: their status cannot be read either.
     said: BTreeMap<Object, String>,
     links: Arc<Board>,
+    /// What objects are refused for, for whoever writes Events.
+    events: mpsc::Sender<Told>,
 }
 
 impl Debug for Writer {
@@ -117,6 +121,7 @@ impl Writer {
         client: kube::Client,
         leadership: watch::Receiver<Leadership>,
         links: Arc<Board>,
+        events: mpsc::Sender<Told>,
     ) -> Self {
         Self {
             cluster,
@@ -133,6 +138,7 @@ impl Writer {
             running: BTreeMap::new(),
             said: BTreeMap::new(),
             links,
+            events,
         }
     }
 
@@ -216,9 +222,12 @@ impl Writer {
         let pending = std::mem::take(&mut self.pending);
         let now = Instant::now();
         let mut writes = self.due(&pending);
-        writes.retain(|write| self.retries.may(&write.object(), now));
-        let outcomes: Vec<_> =
-            futures::stream::iter(writes).map(|write| self.write(write)).buffer_unordered(AT_ONCE).collect().await;
+        writes.retain(|(write, _)| self.retries.may(&write.object(), now));
+        let outcomes: Vec<_> = futures::stream::iter(writes)
+            .map(|(write, why)| self.write(write, why))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
         for (object, said, outcome) in outcomes {
             if let (Some(why), Outcome::Written) = (said, outcome) {
                 self.said.insert(object.clone(), why);
@@ -232,8 +241,8 @@ impl Writer {
         }
     }
 
-    /// Compares what the objects say with what they should say.
-    fn due(&mut self, pending: &Dirty) -> Vec<Write> {
+    /// Compares what the objects say with what they should say; and what an object is refused for, where that is news.
+    fn due(&mut self, pending: &Dirty) -> Vec<(Write, Option<Refusal>)> {
         let cluster = Arc::clone(&self.cluster);
         let state = cluster.read();
         let index = &state.index;
@@ -284,14 +293,19 @@ impl Writer {
         self.said.retain(|object, why| index.unreadable().get(object) == Some(why));
         let unsaid = index.unreadable().iter().filter(|(object, _)| !self.said.contains_key(object));
         writes.extend(unsaid.map(|(object, why)| Write::Unreadable(object.clone(), why.clone())));
-        writes
+        let with_refusal = |write| {
+            let why = refusal(index, &write);
+            (write, why)
+        };
+        writes.into_iter().map(with_refusal).collect()
     }
 
-    /// Writes one status; the second is what was said of an object that cannot be read.
-    async fn write(&self, write: Write) -> (Object, Option<String>, Outcome) {
+    /// Writes one status, and has an Event say what the object is `refused` for; the second is what was said of one that cannot
+    /// be read.
+    async fn write(&self, write: Write, refused: Option<Refusal>) -> (Object, Option<String>, Outcome) {
         let (object, client) = (write.object(), self.client.clone());
         let mut said = None;
-        let outcome = match write {
+        let (outcome, written) = match write {
             Write::Peer(key, status) => apply(&peers(client, &key), &key.name, &*status).await,
             Write::Trust(key, status) => apply(&trusts(client, &key), &key.name, &*status).await,
             Write::Link(name, status) => apply(&links(client), &name, &*status).await,
@@ -307,9 +321,29 @@ impl Writer {
                 }
             }
         };
+        if let (Some(refused), Some(written)) = (refused, written) {
+            // Of many at once some are left out: each has its condition.
+            let _ = self.events.try_send((written, refused));
+        }
         (object, said, outcome)
     }
 }
+
+/// What the object is refused for, if its status does not say so yet.
+fn refusal(index: &Index, write: &Write) -> Option<Refusal> {
+    match write {
+        Write::Peer(key, new) => Refusal::between(&index.peer(key)?.status.conditions, &new.conditions),
+        Write::Trust(key, new) => Refusal::between(&index.trust(key)?.status.conditions, &new.conditions),
+        Write::Link(name, new) => Refusal::between(&index.link(name)?.status.conditions, &new.conditions),
+        Write::Relay(name, new) => Refusal::between(&index.relay(name)?.status.conditions, &new.conditions),
+        Write::Unreadable(_, why) => {
+            Some(Refusal { reason: Reason::NotUnderstood.as_str().to_owned(), message: why.clone() })
+        }
+    }
+}
+
+/// What came of a write, and the object if it was written.
+type Written = (Outcome, Option<ObjectReference>);
 
 // What comes back may be an object that cannot be read, and was written all the same.
 fn peers(client: kube::Client, key: &ObjectKey) -> Api<DeserializeGuard<AgentPeer>> {
@@ -328,7 +362,7 @@ fn relays(client: kube::Client) -> Api<DeserializeGuard<AgentRelay>> {
     Api::all(client)
 }
 
-async fn apply<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Outcome
+async fn apply<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Written
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
@@ -339,29 +373,30 @@ where
 }
 
 /// Writes these fields of a status and leaves the others: an object that is not of its schema cannot be applied.
-async fn merge<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Outcome
+async fn merge<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Written
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     write(api, name, &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await
 }
 
-async fn write<K>(api: &Api<K>, name: &str, how: &PatchParams, patch: &Patch<serde_json::Value>) -> Outcome
+async fn write<K>(api: &Api<K>, name: &str, how: &PatchParams, patch: &Patch<serde_json::Value>) -> Written
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     match api.patch_status(name, how, patch).await {
         Ok(written) => {
             tracing::debug!(kind = %K::kind(&()), name, version = written.resource_version(), "status written");
-            Outcome::Written
+            (Outcome::Written, Some(written.object_ref(&())))
         }
-        Err(kube::Error::Api(status)) if status.code == 404 => Outcome::Written, // it was deleted meanwhile
+        Err(kube::Error::Api(status)) if status.code == 404 => (Outcome::Written, None), // it was deleted meanwhile
         Err(error) => {
             tracing::warn!(kind = %K::kind(&()), name, %error, "a status could not be written");
-            match error {
+            let outcome = match error {
                 kube::Error::Api(status) if status.code == 422 => Outcome::Refused,
                 _ => Outcome::Failed,
-            }
+            };
+            (outcome, None)
         }
     }
 }

@@ -172,7 +172,7 @@ fn a_deleted_trust_is_gone_and_touches_its_two_agents_only() {
     world.peer("other.tools", json!({}));
     let uid = world.index.trust(&name("serves.tools")).expect("it is there").uid;
     let dirty = world.index.set_trust(&name("serves.tools"), None);
-    assert_eq!(dirty.gone.into_iter().collect::<Vec<_>>(), [uid]);
+    assert_eq!(dirty.gone.into_keys().collect::<Vec<_>>(), [uid]);
     let agents: Vec<_> = dirty.pairs.iter().map(|(agent, _)| agent.to_string()).collect();
     assert_eq!(agents, ["reporter.reports", "db.tools"]);
     assert!(!dirty.all && dirty.agents.is_empty());
@@ -183,7 +183,7 @@ fn a_trust_made_again_under_its_name_has_a_new_uid_and_the_old_one_is_gone() {
     let mut world = World::pair();
     let old = world.index.trust(&name("serves.tools")).expect("it is there").uid;
     let dirty = world.trust("serves", "db.tools", "reporter.reports", json!({}));
-    assert!(dirty.gone.contains(&old));
+    assert!(dirty.gone.contains_key(&old));
     let entry = world.entry("db.tools", "reporter.reports").expect("both consent again");
     assert!(!entry.consents.contains(&old));
 }
