@@ -8,6 +8,10 @@ use crate::common::AllowedNamespaces;
 use crate::condition::Condition;
 use crate::shape;
 
+/// The Secret with the tickets of all links: besides its own, the only one that the operator may read. RBAC knows names, not
+/// labels, so a Secret for each link would need the right to read all of its namespace.
+pub const TICKETS: &str = "peerage-tickets";
+
 /// Another authority: a cluster or a machine with agents of its own. A link carries requests, revocations and status.
 /// It is no consent: each pair of agents still needs both sides' AgentTrusts.
 ///
@@ -64,21 +68,28 @@ pub struct AgentLinkSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Bootstrap {
-    /// The Secret, in the operator's namespace, that holds the ticket of `kubectl peerage invite`.
+    /// Where the ticket of `kubectl peerage invite` is: a value of the Secret `peerage-tickets` in the operator's namespace.
     pub token_secret_ref: SecretKeyRef,
 }
 
 /// One value of a Secret in the operator's namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.name == 'peerage-tickets'")
+    .message("tickets are in the Secret peerage-tickets of the operator's namespace, the only one of yours that it may read"))]
 pub struct SecretKeyRef {
-    /// The Secret's name.
+    /// The Secret's name: `peerage-tickets`.
+    #[serde(default = "tickets")]
     #[schemars(length(min = 1, max = shape::SUBDOMAIN_MAX), regex(pattern = shape::SUBDOMAIN))]
     pub name: String,
-    /// The key in it.
+    /// The key in it; `kubectl peerage link` takes the link's name.
     #[serde(default = "ticket")]
     #[schemars(length(min = 1, max = shape::SUBDOMAIN_MAX), regex(pattern = shape::SECRET_KEY))]
     pub key: String,
+}
+
+fn tickets() -> String {
+    TICKETS.to_owned()
 }
 
 fn ticket() -> String {

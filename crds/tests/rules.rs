@@ -240,7 +240,7 @@ fn a_request_is_what_somebody_asked() {
 
 #[test]
 fn a_link_pins_its_authority_for_good() {
-    let bootstrap = json!({"tokenSecretRef": {"name": "ticket"}});
+    let bootstrap = json!({"tokenSecretRef": {}});
     refused(&link(json!({})), "a link needs the other side's authority");
     let by_ticket = link(json!({"bootstrap": bootstrap}));
     let pinned = link(json!({"bootstrap": bootstrap, "authority": AUTHORITY}));
@@ -252,9 +252,16 @@ fn a_link_pins_its_authority_for_good() {
 #[test]
 fn a_record_goes_with_the_authority_that_it_is_of() {
     admitted(&link(json!({"authority": AUTHORITY, "authorityRecord": "AAAA"})));
-    let bootstrap = json!({"tokenSecretRef": {"name": "ticket"}});
+    let bootstrap = json!({"tokenSecretRef": {}});
     refused(&link(json!({"bootstrap": bootstrap, "authorityRecord": "AAAA"})), "set authority as well");
     refused(&link(json!({"authority": AUTHORITY, "authorityRecord": "A=="})), "pattern");
+}
+
+#[test]
+fn a_ticket_is_in_the_one_secret_that_the_operator_may_read() {
+    let at = |name: &str| link(json!({"bootstrap": {"tokenSecretRef": {"name": name, "key": "cluster-b"}}}));
+    admitted(&at("peerage-tickets"));
+    refused(&at("peerage-authority"), "tickets are in the Secret peerage-tickets");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Reads the tickets that AgentLinks refer to. Asked for by name, so that the operator needs no right to list Secrets.
+//! Reads the tickets that AgentLinks refer to. They are in one Secret, which is asked for by its name: the operator has no
+//! right to read or list any other that is not its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,18 +7,22 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
+use peerage_crds::link::TICKETS;
 use peerage_model::{AuthorityRecord, Ticket, UnixTime};
 
 use crate::cluster::Cluster;
 use crate::facts::LinkRecord;
 use crate::watch::{Health, number};
 
-/// How often the Secrets are looked at.
+/// How often the Secret is looked at.
 const EVERY: Duration = Duration::from_secs(10);
 /// How soon after a change.
 const SOON: Duration = Duration::from_millis(200);
 
-/// Looks at the Secrets of all links, for ever, and says in `health` how far that is: a link without its ticket leads
+/// Links, with the keys of their tickets.
+type Wanted = BTreeMap<String, Option<String>>;
+
+/// Looks at the tickets of all links, for ever, and says in `health` how far that is: a link without its ticket leads
 /// nowhere, so a replica that has not read them yet must not speak for all, and one that read them longer ago than another
 /// must not bring back what that one took away.
 pub async fn run(cluster: Arc<Cluster>, client: kube::Client, namespace: String, health: Arc<Health>) {
@@ -28,17 +33,20 @@ pub async fn run(cluster: Arc<Cluster>, client: kube::Client, namespace: String,
         // The links must be known, and what is read from here on is no older than this.
         let begun = cluster.watched().then(|| cluster.newest());
         let wanted = tickets(&cluster);
-        let mut is_whole = true;
-        for (link, ticket) in &wanted {
-            match look(&secrets, ticket.as_ref()).await {
-                Ok((version, record)) => apply(&cluster, &health, link, version, record, &mut known),
-                Err(error) => {
-                    // What is known already stays; an API server that is away takes no link away.
-                    tracing::warn!(link, %error, "a link's Secret could not be read");
-                    is_whole = false;
+        let is_whole = match look(&secrets, &wanted).await {
+            Ok(secret) => {
+                for (link, key) in &wanted {
+                    let record = key.as_ref().map(|key| read(secret.as_ref(), key, crate::clock::now()));
+                    apply(&cluster, &health, link, version(secret.as_ref()), record, &mut known);
                 }
+                true
             }
-        }
+            Err(error) => {
+                // What is known already stays; an API server that is away takes no link away.
+                tracing::warn!(%error, "the Secret with links' tickets could not be read");
+                false
+            }
+        };
         known.retain(|link, _| wanted.contains_key(link));
         if let Some(begun) = begun.filter(|_| is_whole) {
             health.hear();
@@ -54,14 +62,19 @@ pub async fn run(cluster: Arc<Cluster>, client: kube::Client, namespace: String,
     }
 }
 
-async fn look(secrets: &Api<Secret>, ticket: Option<&(String, String)>) -> kube::Result<(u64, Option<LinkRecord>)> {
-    let Some((secret, key)) = ticket else { return Ok((0, None)) };
-    let secret = secrets.get_opt(secret).await?;
-    let version = secret.as_ref().and_then(|secret| secret.metadata.resource_version.as_deref());
-    Ok((version.map_or(0, number), Some(read(secret.as_ref(), key, crate::clock::now()))))
+/// The Secret, if a link refers to it and it is there.
+async fn look(secrets: &Api<Secret>, wanted: &Wanted) -> kube::Result<Option<Secret>> {
+    match wanted.values().any(Option::is_some) {
+        true => secrets.get_opt(TICKETS).await,
+        false => Ok(None),
+    }
 }
 
-/// `known`: what each link's Secret said before.
+fn version(secret: Option<&Secret>) -> u64 {
+    secret.and_then(|secret| secret.metadata.resource_version.as_deref()).map_or(0, number)
+}
+
+/// `known`: what each link's ticket said before.
 fn apply(
     cluster: &Cluster,
     health: &Health,
@@ -78,14 +91,15 @@ fn apply(
     cluster.change(|index| index.set_record(link, record));
 }
 
-fn tickets(cluster: &Cluster) -> BTreeMap<String, Option<(String, String)>> {
+fn tickets(cluster: &Cluster) -> Wanted {
     let state = cluster.read();
     state.index.links().map(|(name, facts)| (name.clone(), facts.ticket.clone())).collect()
 }
 
 fn read(secret: Option<&Secret>, key: &str, now: UnixTime) -> LinkRecord {
     let Some(bytes) = secret.and_then(|secret| secret.data.as_ref()?.get(key)) else { return LinkRecord::Missing };
-    let invalid = |cause: String| LinkRecord::Invalid { cause: format!("`{key}` of the Secret is no ticket: {cause}") };
+    let invalid =
+        |cause: String| LinkRecord::Invalid { cause: format!("`{key}` of the Secret {TICKETS} is no ticket: {cause}") };
     let Ok(text) = std::str::from_utf8(&bytes.0) else { return invalid("not text".into()) };
     // A ticket ends as an invitation. What it says of the other authority holds for as long as the record in it.
     let ticket = match Ticket::parse(text, UnixTime(0)) {

@@ -1,4 +1,5 @@
-//! No right that is not used: the verbs of the chart's roles against those that the API server saw.
+//! No right that is not used: the verbs of the chart's roles, and the names that they are limited to, against what the API
+//! server saw.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,11 +10,21 @@ use crate::cluster::Cluster;
 use crate::failed::{Failed, Trying, ensure};
 use crate::operator::{ACCOUNT, NAMESPACE};
 
-/// `GROUP/RESOURCE VERB`; a subresource follows its resource after a slash.
+/// `GROUP/RESOURCE VERB NAME`; a subresource follows its resource after a slash, and the name is `*` where the role has none.
 type Right = String;
 
+/// The name in a right that is not limited to names.
+const ANY: &str = "*";
 /// What every ServiceAccount may do, and what therefore says nothing about the chart.
 const EVERYBODYS: [&str; 2] = ["selfsubjectaccessreviews", "selfsubjectrulesreviews"];
+
+/// Finds no request of the operator's that was refused.
+///
+/// # Errors
+/// One was.
+pub fn none_refused(cluster: &Cluster) -> Result<(), Failed> {
+    used(cluster).map(drop)
+}
 
 /// Compares what the operator may do with what it did, and finds no request of its that was refused.
 ///
@@ -35,7 +46,13 @@ fn granted(cluster: &Cluster) -> Result<BTreeSet<Right>, Failed> {
         for rule in words(&role["rules"]) {
             for group in words(&rule["apiGroups"]) {
                 for resource in words(&rule["resources"]) {
-                    granted.extend(words(&rule["verbs"]).map(|verb| right(text(group), text(resource), text(verb))));
+                    for verb in words(&rule["verbs"]) {
+                        let right = |name: &str| right(text(group), text(resource), text(verb), name);
+                        match rule["resourceNames"].as_array() {
+                            Some(names) => granted.extend(names.iter().map(|name| right(shard(text(name))))),
+                            None => drop(granted.insert(right(ANY))),
+                        }
+                    }
                 }
             }
         }
@@ -44,7 +61,7 @@ fn granted(cluster: &Cluster) -> Result<BTreeSet<Right>, Failed> {
 }
 
 fn used(cluster: &Cluster) -> Result<BTreeSet<Right>, Failed> {
-    let log = fs::read_to_string(cluster.audit_log()).trying("read the audit log")?;
+    let log = whole_log(cluster)?;
     let (mut used, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for line in log.lines() {
         let event: Value = serde_json::from_str(line).trying("read a line of the audit log")?;
@@ -56,10 +73,11 @@ fn used(cluster: &Cluster) -> Result<BTreeSet<Right>, Failed> {
             "" => text(&object["resource"]).to_owned(),
             part => format!("{}/{part}", text(&object["resource"])),
         };
-        let right = right(text(&object["apiGroup"]), &resource, text(&event["verb"]));
+        let right = |name: &str| right(text(&object["apiGroup"]), &resource, text(&event["verb"]), name);
+        let name = text(&object["name"]);
         match text(&event["annotations"]["authorization.k8s.io/decision"]) {
-            "forbid" => refused.insert(format!("{right} {}/{}", text(&object["namespace"]), text(&object["name"]))),
-            _ => used.insert(right),
+            "forbid" => drop(refused.insert(format!("{} in {}", right(name), text(&object["namespace"])))),
+            _ => used.extend([right(shard(name)), right(ANY)]),
         };
     }
     ensure(!used.is_empty(), || format!("the audit log has no request of {ACCOUNT}"))?;
@@ -67,8 +85,26 @@ fn used(cluster: &Cluster) -> Result<BTreeSet<Right>, Failed> {
     Ok(used)
 }
 
-fn right(group: &str, resource: &str, verb: &str) -> Right {
-    format!("{group}/{resource} {verb}")
+/// The log, and what was moved aside when it had become large.
+fn whole_log(cluster: &Cluster) -> Result<String, Failed> {
+    let folder = fs::read_dir(cluster.audit_log()).trying("look for audit logs")?;
+    let mut log = String::new();
+    for entry in folder {
+        let entry = entry.trying("look for audit logs")?;
+        if entry.file_name().to_string_lossy().starts_with("audit") {
+            log += &fs::read_to_string(entry.path()).trying("read an audit log")?;
+        }
+    }
+    Ok(log)
+}
+
+fn right(group: &str, resource: &str, verb: &str, name: &str) -> Right {
+    format!("{group}/{resource} {verb} {name}")
+}
+
+/// Which of sixteen ConfigMaps a pod is noted in, its UID decides: one stands for all.
+fn shard(name: &str) -> &str {
+    ["peerage-denied-", "peerage-enrolled-"].into_iter().find(|prefix| name.starts_with(prefix)).unwrap_or(name)
 }
 
 fn words(list: &Value) -> impl Iterator<Item = &Value> {

@@ -55,10 +55,10 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
     }
 
-    /// What the API server wrote down of every request.
+    /// The folder where the API server writes down every request, in files called `audit*.json`.
     #[must_use]
     pub fn audit_log(&self) -> PathBuf {
-        self.admin.with_file_name("log").join("audit.json")
+        self.admin.with_file_name("log")
     }
 
     /// The key by which the API server signs ServiceAccounts' tokens. Who has it can be everybody.
@@ -135,6 +135,24 @@ impl Cluster {
             Ok(all.any(|one| one["type"] == condition && one["status"] == status && one["reason"] == reason))
         })?;
         ensure(found, || format!("{object}: expected {condition} to be {status} for {reason}, found {last}"))
+    }
+
+    /// Waits for an Event with this reason, `regarding` an object, `KIND/NAME`.
+    ///
+    /// # Errors
+    /// There is none within [`PATIENCE`]; the error tells which there are.
+    pub fn event(&self, namespace: &str, regarding: &str, reason: &str) -> Result<(), Failed> {
+        let mut told = Vec::new();
+        let found = until(|| {
+            let events = self.get(&format!("events.events.k8s.io -n {namespace}"))?.unwrap_or_default();
+            let of = |event: &Value, field: &str| event["regarding"][field].as_str().unwrap_or_default().to_owned();
+            let all = events["items"].as_array().into_iter().flatten();
+            told = all
+                .map(|event| (format!("{}/{}", of(event, "kind"), of(event, "name")), event["reason"].clone()))
+                .collect();
+            Ok(told.iter().any(|(object, why)| object == regarding && why == reason))
+        })?;
+        ensure(found, || format!("no Event says {reason} of {regarding}; there are {told:?}"))
     }
 }
 

@@ -17,6 +17,8 @@ use crate::failed::{Failed, Trying, ensure};
 
 /// Where the chart is installed.
 pub const NAMESPACE: &str = "peerage-system";
+/// The Secret with tickets of links.
+pub const TICKETS: &str = "peerage-tickets";
 /// The chart's ServiceAccount, as the API server calls it.
 pub const ACCOUNT: &str = "system:serviceaccount:peerage-system:peerage-operator";
 /// How many operators there can be at a time; each has an address of its own.

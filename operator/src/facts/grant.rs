@@ -1,6 +1,7 @@
 //! Links and relays, and which namespaces may use them.
 
 use kube::ResourceExt;
+use peerage_crds::link::Bootstrap;
 use peerage_crds::relay::ManagedRelay;
 use peerage_crds::{AgentLink, AgentRelay, AllowedNamespaces, NamespacesFrom};
 use peerage_model::relay::RelayInfo;
@@ -67,8 +68,8 @@ pub struct LinkFacts {
     pub relays: Option<Vec<RelayInfo>>,
     /// Who may use it.
     pub allowed: Permitted,
-    /// The Secret of the operator's namespace that holds the ticket, and the key in it.
-    pub ticket: Option<(String, String)>,
+    /// The key of its ticket in the Secret [`TICKETS`](peerage_crds::link::TICKETS).
+    pub ticket: Option<String>,
     /// What its status says.
     pub status: peerage_crds::AgentLinkStatus,
 }
@@ -83,9 +84,9 @@ pub enum LinkRecord {
         /// Relays of the ticket.
         relays: Vec<RelayInfo>,
     },
-    /// The Secret is not there.
+    /// It is not there.
     Missing,
-    /// The Secret holds something else than a ticket.
+    /// Something else than a ticket is there.
     Invalid {
         /// What is wrong.
         cause: String,
@@ -100,9 +101,8 @@ impl LinkFacts {
     pub fn read(object: &AgentLink) -> Result<Self, Unreadable> {
         let spec = &object.spec;
         let relays = |list: &Vec<String>| list.iter().map(|text| text.parse()).collect::<Result<Vec<RelayInfo>, _>>();
-        let secret = |bootstrap: &peerage_crds::link::Bootstrap| {
-            (bootstrap.token_secret_ref.name.clone(), bootstrap.token_secret_ref.key.clone())
-        };
+        // That it is in the one Secret that we may read is the schema's business; no other is asked for.
+        let key = |bootstrap: &Bootstrap| bootstrap.token_secret_ref.key.clone();
         let status = object.status.clone().unwrap_or_default();
         let declared = spec.authority.as_ref().map(|text| text.parse()).transpose();
         let authority: Option<Fingerprint> = declared.map_err(Unreadable::at("spec.authority"))?;
@@ -117,7 +117,7 @@ impl LinkFacts {
             told: status.relays.iter().filter_map(|text| text.parse().ok()).collect(),
             relays: spec.relays.as_ref().map(relays).transpose().map_err(Unreadable::at("spec.relays"))?,
             allowed: Permitted::read(&spec.allowed_namespaces),
-            ticket: spec.bootstrap.as_ref().map(secret),
+            ticket: spec.bootstrap.as_ref().map(key),
             status,
         })
     }

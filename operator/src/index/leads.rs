@@ -80,8 +80,8 @@ fn without_record(ticket: Option<&LinkRecord>) -> Refusal {
         Some(LinkRecord::Invalid { cause }) => Refusal::new(Reason::SecretInvalid, cause.clone()),
         Some(LinkRecord::Missing | LinkRecord::Known { .. }) | None => Refusal::new(
             Reason::SecretNotFound,
-            "nothing says which keys the other side has: neither spec.authorityRecord, nor the Secret of \
-             spec.bootstrap.tokenSecretRef, which is not there",
+            "nothing says which keys the other side has: neither spec.authorityRecord, nor the key of \
+             spec.bootstrap.tokenSecretRef in the Secret peerage-tickets, which is not there",
         ),
     }
 }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn by_ticket() -> Value {
-        json!({"bootstrap": {"tokenSecretRef": {"name": "ticket"}}})
+        json!({"bootstrap": {"tokenSecretRef": {}}})
     }
 
     #[test]

@@ -65,8 +65,8 @@ enum Step {
     Done(kube::Result<()>, bool),
 }
 
-/// Links as they are declared, with where each one's ticket is.
-type Declared = BTreeMap<String, (Link, Option<meet::Place>)>;
+/// Links as they are declared, with the key of each one's ticket.
+type Declared = BTreeMap<String, (Link, Option<String>)>;
 
 /// See the module.
 pub(super) struct Desk {
@@ -208,12 +208,12 @@ impl Desk {
             self.agent.tunnel.apply_snapshot(snapshot.clone());
             self.applied = snapshot;
         }
-        for (name, (link, place)) in links {
+        for (name, (link, ticket)) in links {
             let outgoing = Arc::new(self.outgoing(&keys, &link, &relays));
             match self.lines.get_mut(&name) {
                 Some(line) => line.link = link,
                 None => {
-                    let line = self.open_line(link, place, Arc::clone(&outgoing), &relays);
+                    let line = self.open_line(link, ticket, Arc::clone(&outgoing), &relays);
                     self.lines.insert(name.clone(), line);
                 }
             }
@@ -254,8 +254,7 @@ impl Desk {
                 records: leads.records.into_iter().cloned().collect(),
                 relays,
             };
-            let place = facts.ticket.clone().map(|(secret, key)| meet::Place { secret, key });
-            links.insert(name.clone(), (link, place));
+            links.insert(name.clone(), (link, facts.ticket.clone()));
         }
         (links, index.all_relays())
     }
@@ -284,7 +283,7 @@ impl Desk {
         Outgoing { hello, wishes, denied: denied.take(MAX_DENIED).collect() }
     }
 
-    fn open_line(&self, link: Link, place: Option<meet::Place>, outgoing: Arc<Outgoing>, relays: &[RelayInfo]) -> Line {
+    fn open_line(&self, link: Link, ticket: Option<String>, outgoing: Arc<Outgoing>, relays: &[RelayInfo]) -> Line {
         let uid = link.uid;
         let (sender, receiver) = watch::channel(outgoing);
         let report = self.reporter(uid);
@@ -293,13 +292,13 @@ impl Desk {
             told(Report::Going(going));
         });
         let mut tasks = vec![tokio::spawn(calling).abort_handle()];
-        if let Some(place) = place {
+        if let Some(ticket) = ticket {
             let note = report.clone();
             let reports = self.reports.clone();
             let meeting = meet::run(
                 self.agent.tunnel.clone(),
                 self.secrets.clone(),
-                place,
+                ticket,
                 relays.iter().take(peerage_model::ticket::MAX_RELAYS).cloned().collect(),
                 move |why| note(Report::Waiting(why)),
             );

@@ -5,6 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use peerage_agent::driver::{DriverHandle, RequestError};
+use peerage_crds::link::TICKETS;
 use peerage_model::control::TrustRequest;
 use peerage_model::linking::OPERATOR;
 use peerage_model::relay::RelayInfo;
@@ -14,23 +15,16 @@ use peerage_model::{Ticket, UnixTime};
 /// How long a ticket that was not answered waits.
 const AGAIN: Duration = Duration::from_secs(15);
 
-/// A link's ticket: the Secret, and the key in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) secret: String,
-    pub(super) key: String,
-}
-
-/// Shows the ticket until it is taken (`Ok`) or good for nothing (`Err`, why). `note` hears why it is not taken yet.
+/// Shows the ticket at `key` of the Secret with tickets until it is taken (`Ok`) or good for nothing (`Err`, why). `note` hears why it is not taken yet.
 pub(super) async fn run(
     tunnel: DriverHandle,
     secrets: Api<Secret>,
-    place: Place,
+    key: String,
     relays: Vec<RelayInfo>,
     note: impl Fn(String) + Send,
 ) -> Result<(), String> {
     loop {
-        match read(&secrets, &place, crate::clock::now()).await {
+        match read(&secrets, &key, crate::clock::now()).await {
             Ok(Some(ticket)) => {
                 let request = TrustRequest { reason: String::new(), relays: relays.clone() };
                 match tunnel.request_trust(&ticket, request).await {
@@ -49,15 +43,15 @@ pub(super) async fn run(
 }
 
 /// The ticket, if it can be read now.
-async fn read(secrets: &Api<Secret>, place: &Place, now: UnixTime) -> Result<Option<Ticket>, String> {
-    let secret = match secrets.get_opt(&place.secret).await {
+async fn read(secrets: &Api<Secret>, key: &str, now: UnixTime) -> Result<Option<Ticket>, String> {
+    let secret = match secrets.get_opt(TICKETS).await {
         Ok(secret) => secret,
         Err(error) => {
             tracing::warn!(%error, "a ticket could not be read");
             return Ok(None);
         }
     };
-    let bytes = secret.as_ref().and_then(|secret| secret.data.as_ref()?.get(&place.key));
+    let bytes = secret.as_ref().and_then(|secret| secret.data.as_ref()?.get(key));
     let Some(text) = bytes.and_then(|bytes| std::str::from_utf8(&bytes.0).ok()) else { return Ok(None) };
     match Ticket::parse(text, now) {
         Ok(ticket) if ticket.name.as_str() == OPERATOR => Ok(Some(ticket)),

@@ -10,7 +10,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use peerage_crds::invitation::{Invitation, MAX_OPEN, SECRET, SECRET_TYPE};
-use peerage_crds::link::{Bootstrap, SecretKeyRef};
+use peerage_crds::link::{Bootstrap, SecretKeyRef, TICKETS};
 use peerage_crds::{AgentLink, AgentLinkSpec, AllowedNamespaces, NamespacesFrom};
 use peerage_model::linking::OPERATOR;
 use peerage_model::ticket::{InviteSecret, MAX_RELAYS, TicketError};
@@ -22,9 +22,6 @@ use zeroize::Zeroizing;
 use crate::args::{Allowed, Invite, Link};
 use crate::cluster::{Cluster, condition, create, get, now, until};
 use crate::failure::{Code, Failure};
-
-/// The key of a ticket in its Secret.
-const TICKET: &str = "ticket";
 
 /// Prints a ticket, and leaves for the operator by what it knows who holds it.
 pub async fn invite(cluster: &Cluster, how: &Invite, output: Output) -> Result<(), Failure> {
@@ -120,23 +117,15 @@ pub async fn link(cluster: &Cluster, how: &Link, output: Output) -> Result<(), F
         return Err(Failure::new(Code::OwnTicket, "this ticket is from this very cluster", hint));
     }
     is_free(cluster, &how.link).await?;
-    let name = format!("peerage-ticket-{}", how.link);
-    let secret = Secret {
-        metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
-        data: Some(BTreeMap::from([(TICKET.to_owned(), ByteString(ticket.to_string().into_bytes()))])),
-        ..Secret::default()
-    };
-    // A Secret that an earlier attempt left is overwritten: its ticket was used or has ended.
-    let parameters = PatchParams::apply("kubectl-peerage").force();
-    let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": secret.data});
-    let kept = cluster.operators::<Secret>().patch(&name, &parameters, &Patch::Apply(object)).await;
-    kept.map_err(|error| Failure::of_kube("keep the ticket", &error))?;
+    keep_ticket(cluster, &how.link, &ticket).await?;
     let spec = AgentLinkSpec {
         authority: Some(ticket.record.fingerprint().to_string()),
         authority_record: Some(ticket.record.to_text()),
         relays: None,
         allowed_namespaces: allowed(&how.allowed),
-        bootstrap: Some(Bootstrap { token_secret_ref: SecretKeyRef { name, key: TICKET.to_owned() } }),
+        bootstrap: Some(Bootstrap {
+            token_secret_ref: SecretKeyRef { name: TICKETS.to_owned(), key: how.link.clone() },
+        }),
     };
     let link = AgentLink::new(&how.link, spec);
     create(&cluster.all(), &link, "make the AgentLink").await?;
@@ -149,6 +138,17 @@ pub async fn link(cluster: &Cluster, how: &Link, output: Output) -> Result<(), F
         None => format!("agentlink/{} created", how.link),
     });
     Ok(())
+}
+
+/// Writes a ticket beside those of other links.
+async fn keep_ticket(cluster: &Cluster, link: &str, ticket: &Ticket) -> Result<(), Failure> {
+    // Of a manager of its own, or this ticket would take the place of the others. One that an earlier attempt left is
+    // overwritten: it was used or has ended.
+    let parameters = PatchParams::apply(&format!("kubectl-peerage-{link}")).force();
+    let value = ByteString(ticket.to_string().into_bytes());
+    let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": TICKETS}, "data": {link: value}});
+    let kept = cluster.operators::<Secret>().patch(TICKETS, &parameters, &Patch::Apply(object)).await;
+    kept.map(drop).map_err(|error| Failure::of_kube("keep the ticket", &error))
 }
 
 async fn connected(cluster: &Cluster, name: &str, patience: Duration) -> Result<(), Failure> {

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::{Stage, peer};
 use crate::api::{Todo, ours};
+use crate::audit;
 use crate::cluster::{Cluster, until};
 use crate::failed::{Failed, Trying, ensure};
 use crate::linked::Second;
-use crate::operator::NAMESPACE;
+use crate::operator::{NAMESPACE, TICKETS};
 use crate::pair::Stream;
 
 /// A reset that took longer than this was none of the deletion's.
@@ -50,6 +51,7 @@ pub(super) fn links(stage: &Stage) -> Result<String, Failed> {
     let reset = revoked(stage, &second)?;
     revoked_and_waited(stage, &second)?;
     let unlinked = unlinked(stage, &second)?;
+    audit::none_refused(&second.cluster)?;
     Ok(format!(
         "linked {} ms after the invitation, answered by name after {} ms; a deleted trust resets a stream after {} ms, a deleted link after {} ms; \
          no ticket stays, and an agent that is not there is asked like one that does not answer",
@@ -86,7 +88,7 @@ fn link(stage: &Stage, first: &Cluster, second: &Second, ticket: &str) -> Result
     let is_used = open["data"].as_object().is_none_or(serde_json::Map::is_empty);
     ensure(is_used, || "the invitation is open after it was used".into())?;
     // What was learned is written down: the ticket is needed for nothing any more.
-    second.cluster.kubectl(&format!("delete secret peerage-ticket-hub -n {NAMESPACE}"))?;
+    second.cluster.kubectl(&format!("delete secret {TICKETS} -n {NAMESPACE}"))?;
     Ok(())
 }
 

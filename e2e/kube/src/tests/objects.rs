@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::{Stage, message, object, peer, trust};
 use crate::cluster::{Cluster, until};
 use crate::failed::{Failed, Trying, ensure};
-use crate::operator::NAMESPACE;
+use crate::operator::{NAMESPACE, TICKETS};
 
 pub(super) fn agent_peer(stage: &Stage) -> Result<String, Failed> {
     let cluster = &stage.cluster;
@@ -38,10 +38,12 @@ pub(super) fn agent_peer(stage: &Stage) -> Result<String, Failed> {
     cluster.apply(&peer("db", "peers"))?;
     cluster.condition("agentpeer rival -n peers", "Accepted", "False", "ConflictingSelector")?;
     cluster.condition("agentpeer db -n peers", "Accepted", "False", "ConflictingSelector")?;
+    cluster.event("peers", "AgentPeer/rival", "ConflictingSelector")?;
     cluster.kubectl("delete agentpeer rival -n peers")?;
     cluster.condition("agentpeer db -n peers", "Accepted", "True", "AsDeclared")?;
     cluster.kubectl("delete agentpeer db -n peers")?;
-    Ok("no pods, a pod without a sidecar, a changed selector, two that select one pod, deletion".into())
+    Ok("no pods, a pod without a sidecar, a changed selector, two that select one pod and an Event about it, deletion"
+        .into())
 }
 
 pub(super) fn agent_trust(stage: &Stage) -> Result<String, Failed> {
@@ -61,25 +63,27 @@ pub(super) fn agent_trust(stage: &Stage) -> Result<String, Failed> {
     cluster.kubectl("wait -n trusts agenttrust a-b b-a --for=condition=Ready --timeout=60s")?;
     cluster.kubectl("delete agenttrust b-a -n trusts")?;
     cluster.condition("agenttrust a-b -n trusts", "Ready", "False", "WaitingForPeer")?;
+    cluster.event("trusts", "AgentPeer/b", "TrustDeleted")?;
     let mut expired = trust("b-a", "trusts", "b", "a");
     expired["spec"]["expiresAt"] = "2020-01-01T00:00:00Z".into();
     cluster.apply(&expired)?;
     cluster.condition("agenttrust b-a -n trusts", "Ready", "False", "Expired")?;
     cluster.condition("agenttrust a-b -n trusts", "Ready", "False", "WaitingForPeer")?;
-    Ok("one side waits, with the same words for unknown and unwilling; both are Ready; deletion and expiry end it"
+    Ok("one side waits, with the same words for unknown and unwilling; both are Ready; deletion, of which an Event tells, and expiry end it"
         .into())
 }
 
 pub(super) fn agent_link(stage: &Stage) -> Result<String, Failed> {
     let cluster = &stage.cluster;
-    let spec = json!({"bootstrap": {"tokenSecretRef": {"name": "far-ticket"}}, "allowedNamespaces": {"from": "All"}});
+    let bootstrap = json!({"tokenSecretRef": {"key": "far"}});
+    let spec = json!({"bootstrap": bootstrap, "allowedNamespaces": {"from": "All"}});
     cluster.apply(&object("AgentLink", "far", None, &spec))?;
     cluster.condition("agentlink far", "Ready", "False", "SecretNotFound")?;
-    cluster.kubectl(&format!("create secret generic far-ticket -n {NAMESPACE} --from-literal=ticket=nonsense"))?;
+    cluster.kubectl(&format!("create secret generic {TICKETS} -n {NAMESPACE} --from-literal=far=nonsense"))?;
     cluster.condition("agentlink far", "Ready", "False", "SecretInvalid")?;
     let (ticket, authority) = ticket()?;
-    cluster.kubectl(&format!("delete secret far-ticket -n {NAMESPACE}"))?;
-    cluster.kubectl(&format!("create secret generic far-ticket -n {NAMESPACE} --from-literal=ticket={ticket}"))?;
+    cluster.kubectl(&format!("delete secret {TICKETS} -n {NAMESPACE}"))?;
+    cluster.kubectl(&format!("create secret generic {TICKETS} -n {NAMESPACE} --from-literal=far={ticket}"))?;
     cluster.kubectl("wait agentlink/far --for=condition=Ready --timeout=60s")?;
 
     // Who may use it, and to whom it leads, decides what becomes of trusts.
@@ -93,7 +97,7 @@ pub(super) fn agent_link(stage: &Stage) -> Result<String, Failed> {
     cluster.condition("agenttrust a-b -n linked", "Accepted", "True", "AsDeclared")?;
     cluster.condition("agenttrust a-b -n linked", "Ready", "False", "WaitingForPeer")?;
     let others = json!({"from": "Selected", "names": ["somebody-else"]});
-    let narrowed = json!({"bootstrap": {"tokenSecretRef": {"name": "far-ticket"}}, "allowedNamespaces": others});
+    let narrowed = json!({"bootstrap": bootstrap, "allowedNamespaces": others});
     cluster.apply(&object("AgentLink", "far", None, &narrowed))?;
     cluster.condition("agenttrust a-b -n linked", "Ready", "False", "NotPermittedByLink")?;
     cluster.apply(&object("AgentLink", "far", None, &spec))?;

@@ -85,7 +85,7 @@ impl World {
     pub fn link(&mut self, link: &str, allowed: Value, authority: &peerage_model::Authority) -> Dirty {
         let value = json!({
             "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentLink", "metadata": {"name": link},
-            "spec": {"allowedNamespaces": allowed, "bootstrap": {"tokenSecretRef": {"name": "ticket"}}},
+            "spec": {"allowedNamespaces": allowed, "bootstrap": {"tokenSecretRef": {}}},
         });
         let value = serde_json::from_value(value).expect("an AgentLink");
         let mut dirty = self.index.set_link(link, Some(LinkFacts::read(&value).expect("it is read")));
