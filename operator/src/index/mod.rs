@@ -11,6 +11,7 @@ mod judge;
 mod leads;
 mod matching;
 mod pods;
+mod ranks;
 #[cfg(test)]
 mod tests;
 mod trusts;
@@ -18,25 +19,18 @@ mod trusts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use peerage_model::relay::RelayInfo;
-use peerage_model::{AgentId, Fingerprint, Label, TrustId, UnixTime};
+use peerage_model::{AgentId, Fingerprint, Label, UnixTime};
 
 pub use dirty::{Deleted, Dirty};
 pub use judge::{Heard, LinkLive, PeerLive, TrustLive, Verdict};
 pub use leads::Leads;
 pub use matching::{Labels, Matching, covers};
 pub use pods::{Host, PodAgent, PodSums};
+use ranks::Ranks;
 pub use trusts::Refusal;
 
 use crate::facts::{LinkFacts, LinkRecord, PeerFacts, PodFacts, RelayFacts, TrustFacts};
 use crate::key::{Object, ObjectKey};
-
-/// Which of two contradicting AgentTrusts holds: the elder, and of two from one second the one with the lower UID.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    created: i64,
-    uid: TrustId,
-    trust: ObjectKey,
-}
 
 /// How old agents' knowledge of their peers may become before they raise an alarm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,11 +65,11 @@ pub struct Index {
     /// Which fleet AgentTrust selects which AgentPeer.
     fleets: Matching,
     /// AgentTrusts that name one peer and have not ended, by agent and peer.
-    named: BTreeMap<(ObjectKey, AgentId), BTreeSet<Rank>>,
+    named: BTreeMap<(ObjectKey, AgentId), Ranks>,
     /// The same, by agent and alias.
-    aliases: BTreeMap<(ObjectKey, Label), BTreeSet<Rank>>,
+    aliases: BTreeMap<(ObjectKey, Label), Ranks>,
     /// AgentTrusts that select a fleet and have not ended, by agent.
-    fleets_of: BTreeMap<ObjectKey, BTreeSet<Rank>>,
+    fleets_of: BTreeMap<ObjectKey, Ranks>,
     /// All AgentTrusts of an agent.
     trusts_of: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// AgentTrusts that go over each link.

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use peerage_crds::Reason;
 use peerage_model::{AgentId, Label, TrustId};
 
-use super::{Dirty, Index, Rank};
+use super::ranks::{Rank, Ranks};
+use super::{Dirty, Index};
 use crate::facts::{Target, TrustFacts};
 use crate::key::ObjectKey;
 
@@ -51,7 +52,7 @@ impl Index {
     /// Of two AgentTrusts that contradict each other the elder holds.
     fn accept_claims(&self, key: &ObjectKey, facts: &TrustFacts) -> Result<(), Refusal> {
         let Some(peer) = self.named_peer(facts) else { return Ok(()) };
-        let first = |set: Option<&BTreeSet<Rank>>| set.and_then(BTreeSet::first).map(|rank| rank.trust.clone());
+        let first = |set: Option<&Ranks>| set.and_then(Ranks::first).map(|rank| rank.trust.clone());
         if let Some(elder) = first(self.named.get(&(facts.agent.clone(), peer.clone()))).filter(|elder| elder != key) {
             let message =
                 format!("AgentTrust `{}` of this agent names the same peer and is older; delete one", elder.name);
@@ -272,7 +273,7 @@ impl Index {
             return Some(alias);
         }
         let alias = peer.name.first_label();
-        let named = self.aliases.get(&(facts.agent.clone(), alias.clone())).and_then(BTreeSet::first);
+        let named = self.aliases.get(&(facts.agent.clone(), alias.clone())).and_then(Ranks::first);
         let holder = named.and_then(|rank| self.named_peer(self.trusts.get(&rank.trust)?));
         let holder = holder.or_else(|| self.members_called(&facts.agent, &alias).into_iter().next());
         (holder.as_ref() == Some(peer)).then_some(alias)
@@ -367,7 +368,7 @@ impl Index {
     }
 }
 
-fn remove<K: Ord>(map: &mut std::collections::BTreeMap<K, BTreeSet<Rank>>, key: K, rank: &Rank) {
+fn remove<K: Ord>(map: &mut std::collections::BTreeMap<K, Ranks>, key: K, rank: &Rank) {
     if let Some(set) = map.get_mut(&key) {
         set.remove(rank);
         if set.is_empty() {
