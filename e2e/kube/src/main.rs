@@ -57,9 +57,9 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
 
-    /// How many operators run
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
-    replicas: u8,
+    /// How many operators run [default: 2, and for --scale 1: what is measured is one that serves all of them]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
+    replicas: Option<u8>,
 
     /// Measures instead: so many AgentPeers, five AgentTrusts for each, and as many agents connected as --streams says
     #[arg(long, value_name = "AGENTS", conflicts_with = "only", value_parser = clap::value_parser!(u16).range(10..=60_000))]
@@ -68,6 +68,12 @@ struct Cli {
     /// For --scale: how many agents are connected, one number after the other
     #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "scale", default_values_t = [1000])]
     streams: Vec<usize>,
+}
+
+impl Cli {
+    fn replicas(&self) -> u8 {
+        self.replicas.unwrap_or(if self.scale.is_some() { 1 } else { 2 })
+    }
 }
 
 fn main() -> ExitCode {
@@ -114,7 +120,7 @@ fn set_up(cli: &Cli, programs: Programs) -> Result<Stage, Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let api = Api::new(&cluster)?;
     // One after the other: the second finds what the first has made.
-    let operators = (0..cli.replicas).map(|number| Operator::start(&cluster, &programs.operator, number));
+    let operators = (0..cli.replicas()).map(|number| Operator::start(&cluster, &programs.operator, number));
     let operators = operators.collect::<Result<Vec<_>, _>>()?;
     Ok(Stage::new(cluster, api, programs, lab, operators, runtime.trying("start a runtime")?))
 }

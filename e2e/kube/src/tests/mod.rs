@@ -227,17 +227,22 @@ impl Stage {
     /// # Errors
     /// It goes on for longer than `patience`.
     pub fn until_written(&self, patience: Duration) -> Result<(), Failed> {
-        let writes = |kind: &str| format!("peerage_operator_status_writes_total{{kind=\"{kind}\"}}");
-        let count = || ["AgentPeer", "AgentTrust"].map(|kind| self.sum(&writes(kind)));
-        let mut last = (count(), Instant::now());
+        let mut last = (self.sum_of_writes(), Instant::now());
         let settled = until_within(patience, || {
-            let now = count();
+            let now = self.sum_of_writes();
             if now != last.0 {
                 last = (now, Instant::now());
             }
             Ok(last.1.elapsed() >= QUIET)
         })?;
         ensure(settled, || "statuses are written without end".into())
+    }
+
+    /// How many statuses of AgentPeers and AgentTrusts were written since the replicas began.
+    #[must_use]
+    pub fn sum_of_writes(&self) -> f64 {
+        let writes = |kind: &str| format!("peerage_operator_status_writes_total{{kind=\"{kind}\"}}");
+        ["AgentPeer", "AgentTrust"].map(|kind| self.sum(&writes(kind))).iter().sum()
     }
 
     /// One number of all replicas' metrics together.
@@ -308,4 +313,39 @@ fn message(cluster: &Cluster, object: &str) -> Result<String, Failed> {
 
 fn rights(stage: &Stage) -> Result<String, Failed> {
     audit::compare(&stage.cluster)
+}
+
+#[cfg(test)]
+mod namespaces {
+    //! A whole run takes a quarter of an hour; that two tests want one namespace is found out before.
+
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::Path;
+
+    /// Names in the source that are given to `stage.namespace`, with the file of each.
+    fn wanted(folder: &Path, found: &mut BTreeMap<String, Vec<String>>) {
+        for entry in fs::read_dir(folder).expect("a folder of this crate") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                wanted(&path, found);
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a source file");
+            let calls = text.split("stage.namespace(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            let consts = text.split("\nconst NAMESPACE: &str = \"").skip(1).filter_map(|rest| rest.split('"').next());
+            for name in calls.chain(consts) {
+                found.entry(name.to_owned()).or_default().push(path.display().to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn each_test_has_a_namespace_of_its_own() {
+        let mut found = BTreeMap::new();
+        wanted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        assert!(found.len() > 10, "the tests are looked for in the wrong place: {found:?}");
+        found.retain(|_, files| files.len() > 1);
+        assert!(found.is_empty(), "wanted by two tests: {found:?}");
+    }
 }
