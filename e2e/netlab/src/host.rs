@@ -7,13 +7,13 @@
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::netlink::{self, LOOPBACK};
 use crate::sys::{self, HookData};
@@ -47,13 +47,24 @@ impl Namespace {
         Self::start_in(name, UnshareFlags::empty())
     }
 
+    /// Starts a thread called `name` in the network of another process.
+    pub(crate) fn of_process(name: String, process: u32) -> io::Result<Self> {
+        let network = File::open(format!("/proc/{process}/ns/net"))?;
+        let kind = Some(LinkNameSpaceType::Network);
+        Self::start_by(name, move || Ok(move_into_link_name_space(network.as_fd(), kind)?))
+    }
+
     fn start_in(name: String, flags: UnshareFlags) -> io::Result<Self> {
+        Self::start_by(name, move || sys::unshare(flags))
+    }
+
+    fn start_by(name: String, enter: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Self> {
         let (jobs, queue) = channel();
         let (ready, entered) = channel();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let unshared = sys::unshare(flags);
-            let failed = unshared.is_err();
-            if ready.send(unshared).is_ok() && !failed {
+            let there = enter();
+            let failed = there.is_err();
+            if ready.send(there).is_ok() && !failed {
                 work(&queue);
             }
         })?;

@@ -21,15 +21,16 @@ pub(super) fn range(number: u8) -> String {
 }
 
 /// The host's side of its own network.
-pub(super) fn inner_addresses(number: u8, network: Network, inside: Ipv4Addr) -> Vec<String> {
+pub(super) fn inner_addresses(number: u8, network: Network, inside: Ipv4Addr, link: &str) -> Vec<String> {
     let mut lines = Vec::new();
     if network.has_ipv4() {
-        lines.push(format!("addr add {inside}/24 dev eth0"));
-        lines.push("route add default dev eth0".into());
+        lines.push(format!("addr add {inside}/24 dev {link}"));
+        // A node has had another way out.
+        lines.push(format!("route replace default dev {link}"));
     }
     if network.has_ipv6() {
-        lines.push(format!("addr add 2001:db8:{number:x}::2/64 dev eth0 nodad"));
-        lines.push("route add ::/0 dev eth0".into());
+        lines.push(format!("addr add 2001:db8:{number:x}::2/64 dev {link} nodad"));
+        lines.push(format!("route replace ::/0 dev {link}"));
     }
     lines
 }

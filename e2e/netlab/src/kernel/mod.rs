@@ -147,6 +147,8 @@ struct State {
     /// The host's own.
     inside: Ipv4Addr,
     wire: Option<Wire>,
+    /// Ports of the gateway's own address at which everybody reaches the host.
+    open: Vec<u16>,
     /// The last octet that was given out, inside and outside.
     last: u8,
 }
@@ -265,14 +267,40 @@ impl KernelLab {
     /// # Errors
     /// The kernel refuses, or there are too many.
     pub fn site(&mut self, name: &str, config: &SiteConfig) -> Result<Site, LabError> {
-        let number = u8::try_from(self.sites().len() + 1).ok().filter(|number| *number <= 200);
-        let number = number.ok_or(LabError::AddressesExhausted(Ipv4Addr::new(198, 18, 200, 1)))?;
-        self.build(number, name, config).map_err(while_trying(format!("make the network of `{name}`")))
+        let number = self.next_number()?;
+        let jobs = self.space(name).map_err(while_trying(format!("make the network of `{name}`")))?;
+        let inner = LinkTo { jobs, name: "eth0".into(), index: LINK_INDEX };
+        self.build(number, name, config, &inner).map_err(while_trying(format!("make the network of `{name}`")))
     }
 
-    fn build(&mut self, number: u8, name: &str, config: &SiteConfig) -> io::Result<Site> {
+    /// Adds a site whose host is the network of a process that runs already, such as a cluster's node. A link `uplink` is
+    /// added to it, which is its way out from here on.
+    ///
+    /// # Errors
+    /// As [`Self::site`]; or the site is to have no gateway.
+    pub fn site_of_process(&mut self, name: &str, config: &SiteConfig, process: u32) -> Result<Site, LabError> {
+        let number = self.next_number()?;
+        let trying = while_trying(format!("put the network of process {process} behind a gateway"));
+        let mut adopt = || {
+            if config.network == Network::None {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is no gateway to put it behind"));
+            }
+            let space = Namespace::of_process(name.chars().take(15).collect(), process)?;
+            let inner = LinkTo { jobs: space.jobs(), name: "uplink".into(), index: LINK_INDEX };
+            self.spaces.push(space);
+            self.build(number, name, config, &inner)
+        };
+        adopt().map_err(trying)
+    }
+
+    fn next_number(&self) -> Result<u8, LabError> {
+        let number = u8::try_from(self.sites().len() + 1).ok().filter(|number| *number <= 200);
+        number.ok_or(LabError::AddressesExhausted(Ipv4Addr::new(198, 18, 200, 1)))
+    }
+
+    fn build(&mut self, number: u8, name: &str, config: &SiteConfig, inner: &LinkTo) -> io::Result<Site> {
         let network = config.network;
-        let host = self.space(name)?;
+        let host = inner.jobs.clone();
         prepare(&host, false)?;
         let gateway = if network == Network::None { None } else { Some(self.space(&format!("{name}-gw"))?) };
         let carrier = network.carrier().map(|carrier| self.carrier(carrier)).transpose()?;
@@ -285,8 +313,8 @@ impl KernelLab {
             inside = Ipv4Addr::new(10, 0, number, 2);
             prepare(gateway, true)?;
             let near = LinkTo { jobs: gateway.clone(), name: "lan".into(), index: LAN_INDEX };
-            join(&near, &LinkTo { jobs: host.clone(), name: "eth0".into(), index: LINK_INDEX })?;
-            ip(&host, inner_addresses(number, network, inside))?;
+            join(&near, inner)?;
+            ip(&host, inner_addresses(number, network, inside, &inner.name))?;
             ip(gateway, lan_addresses(number, network))?;
         } else {
             inside = public;
@@ -311,9 +339,9 @@ impl KernelLab {
         }
         if let Some(gateway) = &gateway {
             set_lifetimes(gateway, network, config.mapping_lifetime)?;
-            nft(gateway, rules::gateway(network, own_public(network, number, public), inside))?;
+            nft(gateway, rules::gateway(network, own_public(network, number, public), inside, &[]))?;
         }
-        self.sites().insert(number, State { network, public, inside, wire, last: 2 });
+        self.sites().insert(number, State { network, public, inside, wire, open: Vec::new(), last: 2 });
         let named = |jobs: Jobs, name: String| Host { id: HostId(usize::from(number)), name, jobs };
         let gateway = gateway.map(|jobs| named(jobs, format!("{name}-gw")));
         Ok(Site { number, network, host: named(host, name.to_owned()), gateway })

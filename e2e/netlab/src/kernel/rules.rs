@@ -22,10 +22,10 @@ pub(crate) fn subscriber_ports(number: u8) -> std::ops::RangeInclusive<u16> {
     first..=first + 999
 }
 
-/// A gateway with one host inside.
-pub(crate) fn gateway(network: Network, public: Ipv4Addr, host: Ipv4Addr) -> String {
+/// A gateway with one host inside, to which it lets everybody at these ports of its own address.
+pub(crate) fn gateway(network: Network, public: Ipv4Addr, host: Ipv4Addr, open: &[u16]) -> String {
     let mut rules = String::from("flush ruleset\ntable ip gateway {\n");
-    for part in [sets(network), input(network), forward(network), nat(network, public, host)] {
+    for part in [sets(network), input(network), forward(network), nat(network, public, host, open)] {
         rules.push_str(&part);
     }
     rules.push_str("}\n");
@@ -85,7 +85,7 @@ fn forward(network: Network) -> String {
     format!("  chain forward {{\n    type filter hook forward priority filter; policy accept;\n    {rules}\n  }}\n")
 }
 
-fn nat(network: Network, public: Ipv4Addr, host: Ipv4Addr) -> String {
+fn nat(network: Network, public: Ipv4Addr, host: Ipv4Addr, open: &[u16]) -> String {
     let (inward, outward) = match network {
         Network::FullCone | Network::RestrictedCone | Network::PortRestricted => {
             (format!("iifname \"wan\" meta l4proto udp dnat to {host}"), format!("snat to {public}"))
@@ -94,13 +94,22 @@ fn nat(network: Network, public: Ipv4Addr, host: Ipv4Addr) -> String {
         Network::SymmetricRandom | Network::DualStack => (String::new(), "masquerade fully-random".to_owned()),
         _ => (String::new(), "masquerade".to_owned()),
     };
+    let open = open_ports(public, host, open);
     format!(
-        "  chain prerouting {{ type nat hook prerouting priority dstnat; {inward}
+        "  chain prerouting {{ type nat hook prerouting priority dstnat; {open}
+    {inward}
   }}
   chain postrouting {{ type nat hook postrouting priority srcnat; oifname \"wan\" {outward}
     oifname \"wan\" masquerade
+    iifname \"lan\" oifname \"lan\" masquerade
   }}\n"
     )
+}
+
+/// Also for who is inside itself: what it sends to its own public address comes back.
+fn open_ports(public: Ipv4Addr, host: Ipv4Addr, ports: &[u16]) -> String {
+    let line = |port: &u16| format!("ip daddr {public} meta l4proto {{ tcp, udp }} th dport {port} dnat to {host}");
+    ports.iter().map(line).collect::<Vec<_>>().join("\n    ")
 }
 
 /// `numgen` counts in the machine's byte order and a port is in the network's, so that the step between them is a map.
@@ -178,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_sequential_gateway_counts_up() {
-        let rules = gateway(Network::SymmetricSequential, [198, 18, 1, 1].into(), [10, 0, 1, 2].into());
+        let rules = gateway(Network::SymmetricSequential, [198, 18, 1, 1].into(), [10, 0, 1, 2].into(), &[]);
         assert!(rules.contains("0:20000,1:20001,2:20002"), "{rules}");
         assert!(rules.contains("numgen inc mod 4000"), "{rules}");
     }

@@ -9,7 +9,7 @@ use rustix::thread::UnshareFlags;
 
 use super::addresses::subscriber;
 use super::programs::{self, ip, nft};
-use super::{KernelLab, Site, State, rules, set};
+use super::{KernelLab, Network, Site, State, rules, set};
 use crate::host::{Host, Jobs, LINK_INDEX};
 use crate::lab::{LabError, while_trying};
 use crate::netlink;
@@ -76,6 +76,46 @@ impl KernelLab {
             Ok(new)
         };
         change().map_err(trying)
+    }
+
+    /// Puts another kind of NAT before a site; open connections meet it as they are, what conntrack knows goes. What
+    /// [`Site::network`] says stays as it was.
+    ///
+    /// # Errors
+    /// The kernel refuses; one of the two kinds is more than the rules of one gateway.
+    pub fn change_network(&self, site: &Site, network: Network) -> Result<(), LabError> {
+        let is_gateway = |network: Network| {
+            network != Network::None
+                && network != Network::HttpProxy
+                && network.carrier().is_none()
+                && !network.has_ipv6()
+        };
+        let change = || {
+            let mut sites = self.sites();
+            let state = sites.get_mut(&site.number).ok_or(io::ErrorKind::NotFound)?;
+            let gateway = site.gateway.as_ref().filter(|_| is_gateway(state.network) && is_gateway(network));
+            let gateway =
+                gateway.ok_or_else(|| io::Error::other(format!("{} cannot become {network}", state.network)))?;
+            state.network = network;
+            renew(gateway, state)
+        };
+        change().map_err(while_trying("put another NAT before a site"))
+    }
+
+    /// Lets everybody reach the host at this port of its gateway's address, by UDP and TCP, as a router does that was told to, or
+    /// a cloud's load balancer. What conntrack knows goes.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the site has no gateway.
+    pub fn open_port(&self, site: &Site, port: u16) -> Result<(), LabError> {
+        let open = || {
+            let mut sites = self.sites();
+            let state = sites.get_mut(&site.number).ok_or(io::ErrorKind::NotFound)?;
+            let gateway = site.gateway.as_ref().ok_or_else(|| io::Error::other("there is no gateway"))?;
+            state.open.push(port);
+            renew(gateway, state)
+        };
+        open().map_err(while_trying("open a port of a gateway"))
     }
 
     fn readdress(&self, site: &Site) -> io::Result<Ipv4Addr> {
@@ -190,7 +230,7 @@ fn move_address(jobs: &Jobs, link: &str, old: Ipv4Addr, new: Ipv4Addr) -> io::Re
 
 /// New rules for new addresses; what conntrack knows is of the old ones.
 fn renew(gateway: &Host, state: &State) -> io::Result<()> {
-    nft(&gateway.jobs, rules::gateway(state.network, state.public, state.inside))?;
+    nft(&gateway.jobs, rules::gateway(state.network, state.public, state.inside, &state.open))?;
     gateway.jobs.run(netlink::flush_conntrack)?
 }
 
