@@ -206,15 +206,16 @@ choose_ports() {
     ) 7>"$cache/clusters/ports.lock"
 }
 
-# The kubeconfig of certificate $1.
+# The kubeconfig of certificate $1. Its context is called as the control plane is, so that several files go together in
+# KUBECONFIG.
 kubeconfig() {
-    local pki=$data/pki
+    local pki=$data/pki called=${data##*/}
     cat <<TXT
 apiVersion: v1
 kind: Config
-clusters: [{name: peerage, cluster: {server: "https://$host:$api_port", certificate-authority: "$pki/ca.crt"}}]
-users: [{name: $1, user: {client-certificate: "$pki/$1.crt", client-key: "$pki/$1.key"}}]
-contexts: [{name: peerage, context: {cluster: peerage, user: $1}}]
-current-context: peerage
+clusters: [{name: "$called", cluster: {server: "https://$host:$api_port", certificate-authority: "$pki/ca.crt"}}]
+users: [{name: "$1-$called", user: {client-certificate: "$pki/$1.crt", client-key: "$pki/$1.key"}}]
+contexts: [{name: "$called", context: {cluster: "$called", user: "$1-$called"}}]
+current-context: "$called"
 TXT
 }

@@ -108,7 +108,7 @@ SCRIPT
 table ip peerage-node {
     chain postrouting {
         type nat hook postrouting priority srcnat + 10; policy accept;
-        ip saddr $pod_network oifname "eth0" masquerade
+        ip saddr $pod_network ip daddr != $pod_network masquerade
     }
 }
 NFT
@@ -238,6 +238,7 @@ mode: nftables
 clientConnection: {kubeconfig: "$data/kube-proxy.conf"}
 clusterCIDR: $pod_network
 hostnameOverride: $1
+nodePortAddresses: [0.0.0.0/0]
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 YAML
     local hierarchy
