@@ -56,6 +56,9 @@ pub enum Command {
         /// Relay to look for a name at; repeat for more [default: those this agent uses]
         #[arg(long, value_name = "KEY@HOST:PORT")]
         relay: Vec<RelayInfo>,
+        /// With a cluster's ticket, from `kubectl peerage invite`: which of its agents this one is to trust
+        #[arg(long, value_name = "NAME.NAMESPACE")]
+        to: Option<String>,
         #[command(flatten)]
         terms: TermsArgs,
     },

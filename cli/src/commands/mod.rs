@@ -65,8 +65,8 @@ async fn ask(place: &Place, command: Command, output: Output) -> Done {
         Command::Peers => look::peers(place, output).await,
         Command::Doctor => look::doctor(place, output).await,
         Command::Invite { expires } => trust::invite(place, expires, output).await,
-        Command::Handshake { ticket, reason, relay, terms } => {
-            trust::handshake(place, ticket, reason, &relay, &terms, output).await
+        Command::Handshake { ticket, reason, relay, to, terms } => {
+            trust::handshake(place, ticket, reason, &relay, to, &terms, output).await
         }
         Command::Requests => trust::requests(place, output).await,
         Command::Approve { name, terms } => trust::approve(place, name, &terms, output).await,

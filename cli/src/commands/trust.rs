@@ -41,6 +41,7 @@ pub async fn handshake(
     ticket: String,
     reason: String,
     relays: &[RelayInfo],
+    to: Option<String>,
     terms: &TermsArgs,
     output: Output,
 ) -> Done {
@@ -50,8 +51,11 @@ pub async fn handshake(
     // What is left of a damaged ticket may read as a name; asking for that name would hide the damage.
     let is_name = !Ticket::is_meant(&ticket) && ticket.parse::<PeerRef>().is_ok();
     let request = match (is_name, &relays[..]) {
+        (true, _) if to.is_some() => {
+            return Err(Failure::bad_request("a name says whom to trust itself; --to goes with a cluster's ticket"));
+        }
         (true, _) => Request::HandshakeByName { name: ticket, relays, reason, terms },
-        (false, []) => Request::Handshake { ticket, reason, terms },
+        (false, []) => Request::Handshake { ticket, to, reason, terms },
         (false, _) => {
             return Err(Failure::bad_request("a ticket names its relays itself; --relay goes with a name"));
         }

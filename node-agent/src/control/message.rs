@@ -51,6 +51,9 @@ pub enum Request {
     Handshake {
         /// The ticket's text.
         ticket: String,
+        /// Whom we then trust, where the ticket is a cluster's: one of its agents. Otherwise the ticket's own agent.
+        #[serde(default)]
+        to: Option<String>,
         /// Why.
         reason: String,
         /// What the inviter may do here.

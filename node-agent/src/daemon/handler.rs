@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::control::{MAX_REASON, TrustRequest};
 use peerage_model::id::InvalidId;
+use peerage_model::linking::OPERATOR;
 use peerage_model::ticket::{InviteSecret, MAX_RELAYS, TicketError};
 use peerage_model::{AgentId, InstanceId, PairSecret, Ticket, TrustId};
 use serde::Serialize;
@@ -38,8 +39,8 @@ impl Handler for Agent {
                 Request::Peers => value(&report::status(&self).await.peers),
                 Request::Requests => value(&report::requests(&self.document())),
                 Request::Invite { expires_s } => value(&invite(&self, expires_s).await?),
-                Request::Handshake { ticket, reason, terms } => {
-                    let asked = async move { handshake(&self, &ticket, reason, &terms).await };
+                Request::Handshake { ticket, to, reason, terms } => {
+                    let asked = async move { handshake(&self, &ticket, to, reason, &terms).await };
                     value(&to_its_end(asked).await?)
                 }
                 Request::HandshakeByName { name, relays, reason, terms } => {
@@ -132,14 +133,21 @@ async fn invite(agent: &Arc<Agent>, expires_s: u64) -> Result<view::Invited, Fai
     Ok(view::Invited { ticket: ticket.to_string(), expires, warning })
 }
 
-async fn handshake(agent: &Arc<Agent>, text: &str, reason: String, terms: &Terms) -> Result<view::Asked, Failure> {
+async fn handshake(
+    agent: &Arc<Agent>,
+    text: &str,
+    to: Option<String>,
+    reason: String,
+    terms: &Terms,
+) -> Result<view::Asked, Failure> {
     if reason.len() > MAX_REASON {
         return Err(Failure::bad_request(format!("a reason has at most {MAX_REASON} bytes")));
     }
     let ticket = Ticket::parse(text, time::now()).map_err(|error| ticket_failure(&error))?;
+    let met = whom(&ticket, to)?;
     let consent = consent(&agent.document(), terms)?;
     let (us, new) = (agent.us.clone(), consent.id);
-    let (given, why) = (ticket.clone(), reason.clone());
+    let (given, why) = (met, reason.clone());
     // Our consent first: an inviter that approves at once must find it.
     let trust = agent
         .change(move |store, now| {
@@ -159,6 +167,21 @@ async fn handshake(agent: &Arc<Agent>, text: &str, reason: String, terms: &Terms
         inbound: trust.inbound.to_string(),
         mailboxes: Vec::new(),
     })
+}
+
+/// The ticket, as one of whom we trust by it. An operator talks to operators only: its ticket is for an agent of its cluster.
+fn whom(ticket: &Ticket, to: Option<String>) -> Result<Ticket, Failure> {
+    match to {
+        Some(to) => {
+            let name =
+                to.parse().map_err(|error: peerage_model::InvalidName| Failure::bad_request(error.to_string()))?;
+            Ok(Ticket { name, ..ticket.clone() })
+        }
+        None if ticket.name.as_str() == OPERATOR => Err(Failure::bad_request(
+            "this ticket is a cluster's: say which of its agents this machine is to trust, with --to NAME.NAMESPACE",
+        )),
+        None => Ok(ticket.clone()),
+    }
 }
 
 /// Undoes a consent that its peer has never heard of, as if it had not been given.

@@ -248,11 +248,30 @@ async fn an_invited_asker_is_listed_approved_and_told_to_the_engine() {
 async fn a_handshake_gives_our_consent_before_it_asks() {
     let (inviter, asker) = (daemon("db").await, daemon("planner").await);
     let ticket = inviter.invite().await;
-    let request = Request::Handshake { ticket: ticket.to_string(), reason: "why".into(), terms: Terms::default() };
+    let request =
+        Request::Handshake { ticket: ticket.to_string(), to: None, reason: "why".into(), terms: Terms::default() };
     let asked: Asked = asker.ask(request).await.expect("the ticket is good");
     assert_eq!((asked.peer, asked.inbound.as_str()), (inviter.us.clone(), "nothing"));
     assert_eq!(asker.last_snapshot().peers[0].id, inviter.us);
     assert_eq!(asker.link.asked.lock().expect("no panic").len(), 1);
+}
+
+#[tokio::test]
+async fn a_clusters_ticket_is_for_the_agent_that_its_holder_names() {
+    let (operator, asker) = (daemon("operator").await, daemon("planner").await);
+    let ticket = operator.invite().await.to_string();
+    let ask = |to: Option<&str>| Request::Handshake {
+        ticket: ticket.clone(),
+        to: to.map(str::to_owned),
+        reason: "why".into(),
+        terms: Terms::default(),
+    };
+    let refused = asker.ask::<Asked>(ask(None)).await.expect_err("an operator is nobody's peer");
+    assert!(refused.message.contains("--to"), "{refused}");
+    let asked: Asked = asker.ask(ask(Some("db.tools"))).await.expect("the ticket is good");
+    assert_eq!((asked.peer.authority, asked.peer.name.as_str()), (operator.us.authority, "db.tools"));
+    assert_eq!(asker.last_snapshot().peers[0].id, asked.peer);
+    assert_eq!(asker.link.asked.lock().expect("no panic").len(), 1, "who made the ticket is asked");
 }
 
 #[tokio::test]
@@ -295,7 +314,7 @@ async fn a_consent_whose_caller_has_hung_up_is_taken_back_all_the_same_when_its_
     *asker.link.refuse_asks.lock().expect("no panic") = true;
     let held = asker.link.asking.acquire().await.expect("nobody closes it");
     let ticket = inviter.invite().await.to_string();
-    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let request = Request::Handshake { ticket, to: None, reason: "why".into(), terms: Terms::default() };
     let place = asker.place.clone();
     let caller = tokio::spawn(async move { client::call::<Asked>(&place, &request).await });
     until_peers(&asker, 1).await;
@@ -313,7 +332,7 @@ async fn a_consent_has_an_end_that_can_be_written_down() {
     let ticket = inviter.invite().await.to_string();
     for expires_s in [0, u64::MAX, 300_000_000_000] {
         let terms = Terms { expires_s: Some(expires_s), ..Terms::default() };
-        let request = Request::Handshake { ticket: ticket.clone(), reason: "why".into(), terms };
+        let request = Request::Handshake { ticket: ticket.clone(), to: None, reason: "why".into(), terms };
         let refused = asker.ask::<Asked>(request).await.expect_err("no calendar has it");
         assert_eq!(refused.code, Code::BadRequest, "{refused}");
     }
@@ -435,7 +454,7 @@ async fn a_handshake_that_reached_nobody_leaves_no_consent() {
     let (inviter, asker) = (daemon("db").await, daemon("planner").await);
     *asker.link.refuse_asks.lock().expect("no panic") = true;
     let ticket = inviter.invite().await.to_string();
-    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let request = Request::Handshake { ticket, to: None, reason: "why".into(), terms: Terms::default() };
     let failure = asker.ask::<Asked>(request).await.expect_err("nobody answers");
     assert_eq!(failure.code, Code::Unreachable);
     assert!(asker.last_snapshot().peers.is_empty());
@@ -450,7 +469,8 @@ async fn a_bad_ticket_says_what_is_wrong_with_it() {
     for (ticket, code) in
         [("hello", Code::TicketInvalid), (&ours[..ours.len() - 4], Code::TicketInvalid), (&ours, Code::OwnTicket)]
     {
-        let request = Request::Handshake { ticket: ticket.into(), reason: "why".into(), terms: Terms::default() };
+        let request =
+            Request::Handshake { ticket: ticket.into(), to: None, reason: "why".into(), terms: Terms::default() };
         let failure = asker.ask::<Asked>(request).await.expect_err("it is bad");
         assert_eq!(failure.code, code, "{failure}");
     }
@@ -460,7 +480,7 @@ async fn a_bad_ticket_says_what_is_wrong_with_it() {
 async fn revoke_and_wait_measures_until_the_streams_are_reset() {
     let (inviter, asker) = (daemon("db").await, daemon("planner").await);
     let ticket = inviter.invite().await.to_string();
-    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let request = Request::Handshake { ticket, to: None, reason: "why".into(), terms: Terms::default() };
     asker.ask::<Asked>(request).await.expect("the ticket is good");
     asker.link.sessions.lock().expect("no panic").push(inviter.us.clone());
     let up = LinkEvent::SessionUp { peer: inviter.us.clone(), instance: InstanceId([1; 8]), path: "direct".into() };
@@ -481,7 +501,7 @@ async fn revoke_and_wait_measures_until_the_streams_are_reset() {
 async fn revoking_an_agent_without_a_session_waits_for_nothing() {
     let (inviter, asker) = (daemon("db").await, daemon("planner").await);
     let ticket = inviter.invite().await.to_string();
-    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let request = Request::Handshake { ticket, to: None, reason: "why".into(), terms: Terms::default() };
     asker.ask::<Asked>(request).await.expect("the ticket is good");
     // The session ends while the revocation is typed: the engine has it no more, and its end is not told yet.
     for event in [
@@ -498,7 +518,7 @@ async fn revoking_an_agent_without_a_session_waits_for_nothing() {
 async fn a_peers_new_keys_are_written_down_and_dialled_with() {
     let (inviter, asker) = (daemon("db").await, daemon("planner").await);
     let ticket = inviter.invite().await.to_string();
-    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let request = Request::Handshake { ticket, to: None, reason: "why".into(), terms: Terms::default() };
     asker.ask::<Asked>(request).await.expect("the ticket is good");
     let before = asker.last_snapshot().peers[0].secrets.clone();
     let rotated: Rotated = inviter.ask(Request::Rotate { overlap_s: 3600 }).await.expect("nothing is under way");
@@ -519,7 +539,7 @@ async fn a_peers_new_keys_are_written_down_and_dialled_with() {
 async fn ping_echoes_through_a_stream() {
     let (inviter, asker) = (daemon("db").await, daemon("planner").await);
     let ticket = inviter.invite().await.to_string();
-    let request = Request::Handshake { ticket, reason: "why".into(), terms: Terms::default() };
+    let request = Request::Handshake { ticket, to: None, reason: "why".into(), terms: Terms::default() };
     asker.ask::<Asked>(request).await.expect("the ticket is good");
     asker.link.sessions.lock().expect("no panic").push(inviter.us.clone());
     let request = Request::Ping { name: "db".into(), count: 3, interval_ms: 0 };

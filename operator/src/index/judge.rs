@@ -78,6 +78,11 @@ pub enum LinkLive {
         /// Why not, with what to do.
         why: String,
     },
+    /// There is none: a machine on its own.
+    Machine {
+        /// What became of the ticket.
+        how: String,
+    },
     /// The ticket is good for nothing, and there is no other way to be let in.
     TicketEnded {
         /// What is wrong with it, with what to do.
@@ -337,6 +342,7 @@ impl Index {
                 Verdict::of(aspect, ConditionStatus::Unknown, Reason::Connecting, "the other operator is being called")
             }
             Some(LinkLive::Connected) => Verdict::holds(aspect, Reason::AsDeclared, "the other operator answers"),
+            Some(LinkLive::Machine { how }) => Verdict::holds(aspect, Reason::AsDeclared, how.clone()),
             Some(LinkLive::Silent { why }) => Verdict::fails(aspect, Reason::PeerOperatorUnreachable, why.clone()),
             Some(LinkLive::TicketEnded { why }) => Verdict::fails(aspect, Reason::TicketEnded, why.clone()),
         };

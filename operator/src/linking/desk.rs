@@ -13,7 +13,7 @@ use peerage_model::linking::{Hello, MAX_PURPOSE, MAX_RELAYS, MAX_WISHES, OPERATO
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::Snapshot;
 use peerage_model::stream::StreamStatus;
-use peerage_model::{Credential, TrustId, UnixTime};
+use peerage_model::{Credential, Fingerprint, TrustId, UnixTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -30,7 +30,6 @@ use super::tell::{self, Going, Outgoing};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::facts::{Target, TrustFacts};
-use crate::index::LinkLive;
 use crate::key::ObjectKey;
 use crate::roll::Denial;
 use crate::status::Finding;
@@ -51,8 +50,8 @@ enum Report {
     Going(Going),
     /// What it says.
     Said(u64, Tell),
-    /// The ticket was not taken yet.
-    Waiting(String),
+    /// What is found out while the ticket is shown.
+    Note(meet::Note),
     /// The ticket was taken, or is good for nothing.
     Met(Result<(), String>),
 }
@@ -83,6 +82,8 @@ pub(super) struct Desk {
     lines: BTreeMap<String, Line>,
     /// Relays of who came with a ticket, until its link is here and its operator has told them itself.
     guests: BTreeMap<String, Vec<RelayInfo>>,
+    /// Authorities of machines on their own: their tickets said so, or they came with ours.
+    machines: BTreeSet<Fingerprint>,
     memory: Memory,
     /// Wishes that were worth a request when requests were last looked at.
     wanted: BTreeSet<(TrustId, TrustId)>,
@@ -113,6 +114,7 @@ impl Desk {
             open: Open::new(),
             lines: BTreeMap::new(),
             guests: BTreeMap::new(),
+            machines: BTreeSet::new(),
             memory: Memory::default(),
             wanted: BTreeSet::new(),
             asked: true,
@@ -209,11 +211,15 @@ impl Desk {
             self.applied = snapshot;
         }
         for (name, (link, ticket)) in links {
+            let is_machine = self.is_machine(&link);
+            if self.lines.get(&name).is_some_and(|line| line.is_machine != is_machine) {
+                self.lines.remove(&name); // nobody is called there any more, or somebody is
+            }
             let outgoing = Arc::new(self.outgoing(&keys, &link, &relays));
             match self.lines.get_mut(&name) {
                 Some(line) => line.link = link,
                 None => {
-                    let line = self.open_line(link, ticket, Arc::clone(&outgoing), &relays);
+                    let line = self.open_line(link, is_machine, ticket, Arc::clone(&outgoing), &relays);
                     self.lines.insert(name.clone(), line);
                 }
             }
@@ -283,28 +289,48 @@ impl Desk {
         Outgoing { hello, wishes, denied: denied.take(MAX_DENIED).collect() }
     }
 
-    fn open_line(&self, link: Link, ticket: Option<String>, outgoing: Arc<Outgoing>, relays: &[RelayInfo]) -> Line {
+    /// Whether a link leads to a machine on its own: by its ticket, or, when that is long gone, by whom its trusts name.
+    fn is_machine(&self, link: &Link) -> bool {
+        let state = self.cluster.read();
+        let mut trusts = state.index.trusts_over(link.name.as_str());
+        let of_machine =
+            |facts: &TrustFacts| matches!(&facts.target, Target::Away { name, .. } if agent::is_of_machine(name));
+        self.machines.contains(&link.authority) || trusts.any(|(_, facts)| of_machine(facts))
+    }
+
+    fn open_line(
+        &self,
+        link: Link,
+        is_machine: bool,
+        ticket: Option<String>,
+        outgoing: Arc<Outgoing>,
+        relays: &[RelayInfo],
+    ) -> Line {
         let uid = link.uid;
         let (sender, receiver) = watch::channel(outgoing);
         let report = self.reporter(uid);
-        let told = report.clone();
-        let calling = tell::run(self.agent.tunnel.clone(), operator_of(link.authority), receiver, move |going| {
-            told(Report::Going(going));
-        });
-        let mut tasks = vec![tokio::spawn(calling).abort_handle()];
+        let mut tasks = Vec::new();
         if let Some(ticket) = ticket {
-            let note = report.clone();
-            let reports = self.reports.clone();
-            let meeting = meet::run(
-                self.agent.tunnel.clone(),
-                self.secrets.clone(),
+            let meeting = meet::Meeting {
+                tunnel: self.agent.tunnel.clone(),
+                keyring: self.keyring.clone(),
+                secrets: self.secrets.clone(),
                 ticket,
-                relays.iter().take(peerage_model::ticket::MAX_RELAYS).cloned().collect(),
-                move |why| note(Report::Waiting(why)),
-            );
+                relays: relays.iter().take(peerage_model::ticket::MAX_RELAYS).cloned().collect(),
+                outgoing: receiver.clone(),
+            };
+            let (note, reports) = (report.clone(), self.reports.clone());
+            let meeting = meeting.run(move |what| note(Report::Note(what)));
             let meeting = async move { reports.send((uid, Report::Met(meeting.await))).await };
             tasks.push(tokio::spawn(meeting).abort_handle());
         }
+        if is_machine {
+            return Line::new(link, sender, tasks).of_machine();
+        }
+        let calling = tell::run(self.agent.tunnel.clone(), operator_of(link.authority), receiver, move |going| {
+            report(Report::Going(going));
+        });
+        tasks.push(tokio::spawn(calling).abort_handle());
         Line::new(link, sender, tasks)
     }
 
@@ -351,9 +377,13 @@ impl Desk {
     async fn welcome(&mut self, invite: TrustId, guest: &Credential, relays: Vec<RelayInfo>) -> StreamStatus {
         let Some(invitation) = self.open.get(&invite) else { return StreamStatus::Denied };
         let ours = self.keyring.borrow().active().fingerprint();
-        if guest.agent().name.as_str() != OPERATOR || guest.agent().authority == ours {
+        // An agent of a cluster has no business here: its operator comes for all of them.
+        let is_machine = agent::is_of_machine(&guest.agent().name);
+        if guest.agent().name.as_str() != OPERATOR && !is_machine || guest.agent().authority == ours {
             return StreamStatus::Denied;
         }
+        // Nobody will tell where a machine has moved to, so what it says is what its link declares.
+        let declared = if is_machine { &relays[..] } else { &[] };
         let there = {
             let state = self.cluster.read();
             let facts = state.index.link(&invitation.link);
@@ -362,9 +392,12 @@ impl Desk {
                 leads.map(|leads| leads.authority).or(facts.authority)
             })
         };
-        match self.invitations.take(invite, invitation, guest.record(), there).await {
+        match self.invitations.take(invite, invitation, guest.record(), declared, there).await {
             Ok(Taken::Linked) => {
                 tracing::info!(target: "events::linked", link = invitation.link, authority = %guest.agent().authority);
+                if is_machine {
+                    self.machines.insert(guest.agent().authority);
+                }
                 self.guests.insert(invitation.link.clone(), relays);
                 self.open.remove(&invite);
                 StreamStatus::Open
@@ -418,16 +451,13 @@ impl Desk {
         let Some(line) = self.lines.values_mut().find(|line| line.link.uid == link) else { return };
         match report {
             Report::Going(going) => line.goes(going, now),
-            Report::Waiting(why) => {
-                if line.row.live != LinkLive::Connected {
-                    line.row.live = LinkLive::Silent { why };
+            Report::Note(meet::Note::Waiting(why)) => line.waits(why),
+            Report::Note(meet::Note::Machine) => drop(self.machines.insert(line.link.authority)),
+            Report::Met(met) => {
+                if met.is_ok() {
+                    tracing::info!(target: "events::linked", link = line.link.name.as_str());
                 }
-            }
-            Report::Met(Ok(())) => tracing::info!(target: "events::linked", link = line.link.name.as_str()),
-            Report::Met(Err(why)) => {
-                if line.row.live != LinkLive::Connected {
-                    line.row.live = LinkLive::TicketEnded { why };
-                }
+                line.met(met);
             }
             Report::Said(number, tell) if number == line.streams => match line.known.take(tell) {
                 News::Hello(hello) => line.greet(hello, now),
@@ -518,7 +548,7 @@ fn clipped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use peerage_model::linking::Denied;
-    use peerage_model::{Fingerprint, InstanceId, passport};
+    use peerage_model::{InstanceId, passport};
     use serde_json::json;
 
     use super::*;

@@ -7,6 +7,7 @@ use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use peerage_crds::invitation::{AUTHORITY_MAP, Invitation, MAX_OPEN, RECORD_KEY, SECRET};
 use peerage_crds::{AgentLink, AgentLinkSpec};
+use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::Invite;
 use peerage_model::{AuthorityRecord, Fingerprint, PairSecret, TrustId, UnixTime};
 use serde_json::json;
@@ -91,12 +92,13 @@ impl Store {
 
     /// Makes the link that an invitation promised, to who came with its ticket, and ends the invitation. The link goes
     /// first: should we end in between, its name is taken, and nobody else can use the ticket. `there`: where the link of
-    /// that name leads, if there is one.
+    /// that name leads, if there is one. `relays`: where its agents are found, if nobody will tell.
     pub(super) async fn take(
         &self,
         id: TrustId,
         invitation: &Invitation,
         guest: &AuthorityRecord,
+        relays: &[RelayInfo],
         there: Option<Fingerprint>,
     ) -> kube::Result<Taken> {
         match there {
@@ -112,7 +114,7 @@ impl Store {
             spec: AgentLinkSpec {
                 authority: Some(guest.fingerprint().to_string()),
                 authority_record: Some(guest.to_text()),
-                relays: None,
+                relays: (!relays.is_empty()).then(|| relays.iter().map(ToString::to_string).collect()),
                 allowed_namespaces: invitation.allowed_namespaces.clone(),
                 bootstrap: None,
             },

@@ -31,6 +31,8 @@ pub(super) const MAX_DENIED: usize = 256;
 /// One link while this replica leads. Dropping it ends its tasks.
 pub(super) struct Line {
     pub(super) link: Link,
+    /// Whether there is a machine on its own, which has no operator.
+    pub(super) is_machine: bool,
     pub(super) row: Row,
     pub(super) known: Known,
     /// Instances that it said are denied.
@@ -77,6 +79,7 @@ impl Line {
         Self {
             row: Row::new(link.uid),
             link,
+            is_machine: false,
             known: Known::default(),
             denied: BTreeMap::new(),
             outgoing,
@@ -102,11 +105,41 @@ impl Line {
         self.settle(now);
     }
 
+    /// There is nobody to talk to on this one's other side.
+    pub(super) fn of_machine(mut self) -> Self {
+        self.is_machine = true;
+        self.row.live = LinkLive::Machine {
+            how: "a machine on its own: it has no operator, and its owner is asked once by a ticket".into(),
+        };
+        self
+    }
+
+    /// What became of the ticket, or why nothing did yet.
+    pub(super) fn met(&mut self, met: Result<(), String>) {
+        self.row.live = match (met, self.is_machine, &self.row.live) {
+            (Ok(()), true, _) => LinkLive::Machine { how: "a machine on its own; its owner was asked".into() },
+            (Err(how), true, _) => LinkLive::Machine { how },
+            (Err(why), false, LinkLive::Connecting | LinkLive::Silent { .. } | LinkLive::TicketEnded { .. }) => {
+                LinkLive::TicketEnded { why }
+            }
+            (Ok(()) | Err(_), false, live) => live.clone(),
+        };
+    }
+
+    /// The ticket is shown, and not taken yet.
+    pub(super) fn waits(&mut self, why: String) {
+        match (self.is_machine, &self.row.live) {
+            (true, _) => self.row.live = LinkLive::Machine { how: why },
+            (false, LinkLive::Connected) => {}
+            (false, _) => self.row.live = LinkLive::Silent { why },
+        }
+    }
+
     pub(super) fn goes(&mut self, going: Going, now: UnixTime) {
         match (going, &self.row.live) {
             (Going::Heard, _) => (self.row.live, self.lost) = (LinkLive::Connected, None),
             // Whoever waits for its ticket to be taken is told about that.
-            (Going::Lost(_), LinkLive::TicketEnded { .. }) => {}
+            (Going::Lost(_), LinkLive::TicketEnded { .. } | LinkLive::Machine { .. }) => {}
             (Going::Lost(why), LinkLive::Connected) => {
                 let since = self.lost.take().map_or(now, |(since, _)| since);
                 self.lost = Some((since, why));
@@ -231,6 +264,31 @@ mod tests {
             changes += usize::from(line.row != before);
         }
         assert_eq!(changes, 10);
+    }
+
+    #[test]
+    fn of_a_machine_nobody_says_that_its_operator_is_silent() {
+        let mut line = line().of_machine();
+        let says = |line: &Line, part: &str| matches!(&line.row.live, LinkLive::Machine { how } if how.contains(part));
+        assert!(says(&line, "no operator"), "{:?}", line.row.live);
+        line.goes(Going::Lost("gone".into()), NOW);
+        line.waits("it does not answer".into());
+        assert!(says(&line, "does not answer"), "{:?}", line.row.live);
+        line.met(Ok(()));
+        assert!(says(&line, "was asked"), "{:?}", line.row.live);
+        line.met(Err("the ticket has ended".into()));
+        assert!(says(&line, "has ended"), "{:?}", line.row.live);
+    }
+
+    #[test]
+    fn a_ticket_that_is_good_for_nothing_says_nothing_about_operators_that_talk() {
+        let mut line = line();
+        line.met(Err("it has ended".into()));
+        assert_eq!(line.row.live, LinkLive::TicketEnded { why: "it has ended".into() });
+        line.goes(Going::Heard, NOW);
+        line.met(Err("it has ended".into()));
+        line.waits("nobody answers to it".into());
+        assert_eq!(line.row.live, LinkLive::Connected);
     }
 
     #[test]

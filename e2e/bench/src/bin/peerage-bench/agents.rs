@@ -124,7 +124,7 @@ impl Agent {
         let terms = Terms { inbound: Some(vec!["all".into()]), path: Some(path), ..Terms::default() };
         let Invited { ticket, .. } = ask(&other.state, &Request::Invite { expires_s: 600 })?;
         let reason = "to measure".to_owned();
-        let _: Asked = ask(&self.state, &Request::Handshake { ticket, reason, terms: terms.clone() })?;
+        let _: Asked = ask(&self.state, &Request::Handshake { ticket, to: None, reason, terms: terms.clone() })?;
         until("the request", || {
             let pending: Vec<Pending> = ask(&other.state, &Request::Requests)?;
             Ok(pending.into_iter().find(|pending| pending.name == self.name))
