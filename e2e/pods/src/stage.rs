@@ -32,9 +32,15 @@ impl Stage {
     /// A script fails.
     pub fn set(repository: &Path, debug: bool, keep: bool) -> Result<Self, Failed> {
         let cluster = Cluster::start(repository, &format!("e2e-{}", std::process::id()), keep)?;
-        let mut words = vec!["operator", "agent", "relay", "tools", "mcp"];
-        words.extend(debug.then_some("--debug"));
-        let archives = cluster.script("images", &words)?;
+        let archives = images(&cluster, &[], debug)?;
+        Self::on(cluster, repository, &archives)
+    }
+
+    /// Loads the images of these archives, one a line, into a cluster that runs.
+    ///
+    /// # Errors
+    /// A script fails, or the image of tools is not among them.
+    pub fn on(cluster: Cluster, repository: &Path, archives: &str) -> Result<Self, Failed> {
         let mut words = vec!["load", &cluster.name];
         words.extend(archives.lines());
         cluster.script("kube", &words)?;
@@ -95,8 +101,14 @@ impl Stage {
     /// The same with Python and the SDK of the Model Context Protocol.
     #[must_use]
     pub fn python(&self, command: &[&str], ports: &[u16]) -> Value {
+        self.with_image("mcp", command, ports)
+    }
+
+    /// The same with another of the tests' images.
+    #[must_use]
+    pub fn with_image(&self, name: &str, command: &[&str], ports: &[u16]) -> Value {
         let mut container = self.container(command, ports);
-        container["image"] = json!(format!("peerage-test/mcp:{}", self.tag));
+        container["image"] = json!(format!("peerage-test/{name}:{}", self.tag));
         container
     }
 
@@ -112,6 +124,18 @@ impl Stage {
         })?;
         ensure(so, || format!("{namespace}/{agent}: expected {count} enrolled pods, found {last}"))
     }
+}
+
+/// Builds the images of everything that pods of tests run, and `others`, by `scripts/images`; the paths of the archives, one a
+/// line.
+///
+/// # Errors
+/// The script fails.
+pub fn images(cluster: &Cluster, others: &[&str], debug: bool) -> Result<String, Failed> {
+    let mut words = vec!["operator", "agent", "relay", "tools", "mcp"];
+    words.extend(others);
+    words.extend(debug.then_some("--debug"));
+    cluster.script("images", &words)
 }
 
 /// The spec of a pod that PodSecurity "restricted" admits.

@@ -1,17 +1,18 @@
 //! What the pods of the tests run: an application that knows nothing of Peerage.
 //!
 //! `serve ADDRESS…` answers every HTTP request with the pod's name and who asked. `load HOST:PORT COUNT PAUSE-MS RETRIES`
-//! sends that many, one connection each, and prints a JSON line of what came of them. `get HOST:PORT` asks once.
+//! sends that many, one connection each, and prints a JSON line of what came of them. `get HOST:PORT` asks once. `echo ADDRESS`
+//! sends back what it gets, and `hold HOST:PORT WORD` keeps a connection to it open; both print how and when it ended.
 //! `forgetful-dns ADDRESS` is a DNS server that answers a question when it is asked the second time. `sleep` waits for
 //! SIGTERM, at which all of them end at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,11 +26,14 @@ fn main() -> ExitCode {
         ["load", target, count, pause, retries] => load(target, count, pause, retries),
         ["get", target] => ask(target).map(|body| println!("{body}")),
         ["forgetful-dns", address] => forgetful_dns(address),
+        ["echo", address] => echo(address),
+        ["hold", target, word] => hold(target, word),
         ["sleep"] => loop {
             thread::park();
         },
         _ => Err(io::Error::other(
-            "usage: app serve ADDRESS… | load HOST:PORT COUNT PAUSE-MS RETRIES | get HOST:PORT | forgetful-dns ADDRESS | sleep",
+            "usage: app serve ADDRESS… | load HOST:PORT COUNT PAUSE-MS RETRIES | get HOST:PORT | echo ADDRESS | \
+             hold HOST:PORT WORD | forgetful-dns ADDRESS | sleep",
         )),
     };
     match done {
@@ -88,10 +92,77 @@ fn answer(mut stream: TcpStream, name: &str) -> io::Result<()> {
     )
 }
 
-fn ask(target: &str) -> io::Result<String> {
+/// Sends back everything; of each connection, how and when it ended.
+fn echo(address: &str) -> io::Result<()> {
+    for stream in TcpListener::bind(address)?.incoming().flatten() {
+        thread::spawn(move || {
+            let mut stream = BufReader::new(stream);
+            let mut word = String::new();
+            let mut one = |stream: &mut BufReader<TcpStream>| -> io::Result<usize> {
+                let mut line = String::new();
+                let length = stream.read_line(&mut line)?;
+                stream.get_mut().write_all(line.as_bytes())?;
+                if word.is_empty() {
+                    word = line.trim().to_owned();
+                }
+                Ok(length)
+            };
+            let end = loop {
+                match one(&mut stream) {
+                    Ok(0) => break None,
+                    Ok(_) => {}
+                    Err(error) => break Some(error),
+                }
+            };
+            println!("{}", ended(&word, end.as_ref()));
+        });
+    }
+    Ok(())
+}
+
+/// A connection that stays: says when it is open, then how and when it ended.
+fn hold(target: &str, word: &str) -> io::Result<()> {
+    let mut stream = BufReader::new(connect(target)?);
+    stream.get_mut().write_all(format!("{word}\n").as_bytes())?;
+    let mut line = String::new();
+    if stream.read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    println!("open");
+    stream.get_mut().set_read_timeout(Some(Duration::from_secs(1)))?;
+    let end = loop {
+        match stream.read_line(&mut line) {
+            Ok(0) => break None,
+            Ok(_) => {}
+            // A second without a word: say one, for which an answer comes back.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                if let Err(error) = stream.get_mut().write_all(b"still here\n") {
+                    break Some(error);
+                }
+            }
+            Err(error) => break Some(error),
+        }
+    };
+    println!("{}", ended(word, end.as_ref()));
+    Ok(())
+}
+
+/// How a connection ended, as a JSON line.
+fn ended(word: &str, error: Option<&io::Error>) -> String {
+    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let how = error.map_or_else(|| "closed".to_owned(), |error| format!("{:?}", error.kind()));
+    format!(r#"{{"word": {word:?}, "how": {how:?}, "at_ms": {}}}"#, at.as_millis())
+}
+
+fn connect(target: &str) -> io::Result<TcpStream> {
     let address = target.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("no address"))?;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn ask(target: &str) -> io::Result<String> {
+    let mut stream = connect(target)?;
     let host = target.split(':').next().unwrap_or_default();
     stream.write_all(format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes())?;
     let mut answer = String::new();

@@ -1,0 +1,33 @@
+//! The tests, in the order in which they run: from two empty clusters to what a life of both brings.
+
+mod actions;
+mod laptop;
+mod lives;
+mod names;
+mod paths;
+mod protocols;
+mod relays;
+mod revocation;
+
+use peerage_suite::Test;
+
+use crate::stage::Stage;
+
+/// All tests. The first makes what the others use.
+pub const ALL: [Test<Stage>; 12] = [
+    ("four-actions", actions::four),
+    ("both-symmetric", paths::both_symmetric),
+    ("udp-blocked", paths::udp_blocked),
+    ("revocation", revocation::across),
+    ("mcp", protocols::mcp),
+    ("a2a", protocols::a2a),
+    ("pipeline", protocols::pipeline),
+    ("laptop", laptop::both_ways),
+    ("same-names", names::same),
+    ("managed-relay", relays::managed),
+    ("rolling-restart", lives::rolling_restart),
+    ("operators-away", lives::operators_away),
+];
+
+/// The client of the first two agents.
+pub const REPORTER: &str = "-n reports deploy/reporter -c app";
