@@ -19,8 +19,9 @@ use crate::wait::{LOOK, PATIENCE};
 
 /// One way between a relay and anybody: round trips of the relay path take four times as long.
 const DELAY: Duration = Duration::from_millis(25);
-/// A session without traffic ends after two minutes; this is more, on any machine.
-const SESSION_END: Duration = Duration::from_secs(150);
+/// A session without traffic ends after two minutes. What the ends say to each other with each round of checks is traffic, and the third
+/// round is two minutes after the first; this is more, on any machine.
+const SESSION_END: Duration = Duration::from_secs(330);
 
 /// The round trip from a client through the relay to the server and back.
 pub const RELAY_ROUND_TRIP: Duration = DELAY.saturating_mul(4);
