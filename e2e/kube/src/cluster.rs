@@ -23,6 +23,8 @@ pub struct Cluster {
     admin: PathBuf,
     /// Where kubectl and helm are.
     programs: PathBuf,
+    /// What is installed in it; this repository's unless an operator of another version has its own.
+    pub chart: PathBuf,
 }
 
 impl Cluster {
@@ -39,9 +41,9 @@ impl Cluster {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_called(repository: &Path, name: &str) -> Result<Self, Failed> {
-        let script = repository.join("scripts/kube");
+        let (script, chart) = (repository.join("scripts/kube"), repository.join("charts/peerage"));
         let name = format!("{name}-{}", std::process::id());
-        let mut cluster = Self { script, name, admin: PathBuf::new(), programs: PathBuf::new() };
+        let mut cluster = Self { script, name, admin: PathBuf::new(), programs: PathBuf::new(), chart };
         cluster.ask("start")?;
         cluster.admin = PathBuf::from(cluster.ask("kubeconfig")?);
         cluster.programs = PathBuf::from(cluster.ask("programs")?);

@@ -48,7 +48,7 @@ impl Second {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
         let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
         let cluster = Cluster::start_called(repository, "e2e-second")?;
-        operator::install_with(&cluster, repository, &["webhook.enabled=false"])?;
+        operator::install_with(&cluster, &["webhook.enabled=false"])?;
         let folder = tempfile::tempdir().trying("make a folder")?;
         let resolver = folder.path().join("resolv.conf");
         fs::write(&resolver, RESOLVER).trying("write a resolv.conf")?;

@@ -45,6 +45,10 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     operator: Option<PathBuf>,
 
+    /// The chart that is installed, for an operator of another version [default: this repository's]
+    #[arg(long, value_name = "FOLDER")]
+    chart: Option<PathBuf>,
+
     /// The `peerage-agent` to test [default: the one beside this program]
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -115,8 +119,11 @@ fn set_up(cli: &Cli, programs: Programs) -> Result<Stage, Failed> {
     let addresses: Vec<_> =
         (0..operator::MOST).map(operator::address).chain([pair::RELAY, linked::GATE]).chain(tests::RELAYS).collect();
     lab.join_outside(&addresses).trying("join the internet")?;
-    let cluster = Cluster::start(repository)?;
-    operator::install(&cluster, repository)?;
+    let mut cluster = Cluster::start(repository)?;
+    if let Some(chart) = &cli.chart {
+        cluster.chart.clone_from(chart);
+    }
+    operator::install(&cluster)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let api = Api::new(&cluster)?;
     // One after the other: the second finds what the first has made.

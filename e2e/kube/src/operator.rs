@@ -39,20 +39,18 @@ const RELAYS: &str = "relays.json";
 ///
 /// # Errors
 /// Helm refuses, or the definitions are not established.
-pub fn install(cluster: &Cluster, repository: &Path) -> Result<(), Failed> {
+pub fn install(cluster: &Cluster) -> Result<(), Failed> {
     // No Service leads anywhere here: the API server asks the first operator's own address.
     let webhook = format!("webhook.url=https://{}", SocketAddr::from((address(0), WEBHOOK)));
-    install_with(cluster, repository, &[&webhook, "agent.clusterDNS={10.96.0.10}", "managedRelays.enabled=true"])
+    install_with(cluster, &[&webhook, "agent.clusterDNS={10.96.0.10}", "managedRelays.enabled=true"])
 }
 
 /// Installs the chart with these values.
 ///
 /// # Errors
 /// As [`install`].
-pub fn install_with(cluster: &Cluster, repository: &Path, values: &[&str]) -> Result<(), Failed> {
-    let chart = repository.join("charts/peerage");
-    let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
-    let install = ["install", "peerage", chart, "--namespace", NAMESPACE, "--create-namespace"];
+pub fn install_with(cluster: &Cluster, values: &[&str]) -> Result<(), Failed> {
+    let install = ["install", "peerage", chart(cluster)?, "--namespace", NAMESPACE, "--create-namespace"];
     let values = values.iter().flat_map(|value| ["--set", value]);
     cluster.run("helm", &install.into_iter().chain(values).collect::<Vec<_>>(), "")?;
     cluster.kubectl("wait --for=condition=Established --timeout=60s crd agentpeers.peerage.dev agenttrusts.peerage.dev agentlinks.peerage.dev agentrelays.peerage.dev agenttrustrequests.peerage.dev").map(|_| ())
@@ -63,11 +61,13 @@ pub fn install_with(cluster: &Cluster, repository: &Path, values: &[&str]) -> Re
 /// # Errors
 /// Helm refuses.
 pub fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<(), Failed> {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/peerage");
-    let chart = chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))?;
-    let upgrade = ["upgrade", "peerage", chart, "--namespace", NAMESPACE, "--reuse-values"];
+    let upgrade = ["upgrade", "peerage", chart(cluster)?, "--namespace", NAMESPACE, "--reuse-values"];
     let values = values.iter().flat_map(|value| ["--set", value]);
     cluster.run("helm", &upgrade.into_iter().chain(values).collect::<Vec<_>>(), "").map(|_| ())
+}
+
+fn chart(cluster: &Cluster) -> Result<&str, Failed> {
+    cluster.chart.to_str().ok_or_else(|| Failed::new("the path of the chart is not text"))
 }
 
 /// A running operator; killed when this is dropped.
