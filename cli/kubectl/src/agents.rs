@@ -4,6 +4,7 @@
 //! asked by the same kubectl that called this plug-in, so that every way to log in that kubectl knows works here, too.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
@@ -13,6 +14,7 @@ use peerage_crds::AgentPeer;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::cluster::{Cluster, get};
 use crate::failure::{Code, Failure};
@@ -23,6 +25,8 @@ const CONTAINER: &str = "peerage-agent";
 const PROGRAM: &str = "/peerage-agent";
 /// How many pods are asked at a time: each is a connection through the API server.
 const AT_ONCE: usize = 8;
+/// How long each has: an agent answers at once, and a node that has gone never.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one pod's agent answered, or why it did not.
 #[derive(Debug)]
@@ -31,10 +35,11 @@ pub struct Answer<T> {
     pub said: Result<T, Failure>,
 }
 
-/// Asks the agent of each running pod of `agent`, an AgentPeer of the namespace: `status`, `peers` or `doctor`.
+/// Asks the agent of each running pod of `agent`, an AgentPeer of the namespace: `status`, `peers` or `doctor`. No answers:
+/// there is no such pod.
 ///
 /// # Errors
-/// There is no such AgentPeer, it has no running pod with an agent, or the API server does not say.
+/// There is no such AgentPeer, or the API server does not say.
 pub async fn ask<T: DeserializeOwned>(cluster: &Cluster, agent: &str, what: &str) -> Result<Vec<Answer<T>>, Failure> {
     let pods = pods(cluster, agent).await?;
     let answers = stream::iter(pods).map(|pod| async move {
@@ -51,18 +56,21 @@ async fn pods(cluster: &Cluster, agent: &str) -> Result<Vec<String>, Failure> {
     let chosen = ListParams::default().labels(&labels.collect::<Vec<_>>().join(","));
     let pods = cluster.here::<Pod>().list(&chosen).await;
     let pods = pods.map_err(|error| Failure::of_kube("list the agent's pods", &error))?;
-    let with_agent: Vec<_> = pods.items.iter().filter(|pod| runs_agent(pod)).map(|pod| pod.name_any()).collect();
-    match with_agent.is_empty() {
-        false => Ok(with_agent),
-        true => {
-            let message = format!("AgentPeer `{agent}` has no running pod with an agent");
-            let hint = format!("see why: kubectl describe agentpeer {agent} -n {}", cluster.namespace);
-            Err(Failure::new(Code::NotFound, message, hint))
-        }
-    }
+    let account = peer.spec.service_account_name.as_deref();
+    let ours = pods.items.iter().filter(|pod| runs_agent(pod) && account.is_none_or(|account| runs_as(pod, account)));
+    Ok(ours.map(|pod| pod.name_any()).collect())
+}
+
+/// Whether a pod runs as that ServiceAccount, which the AgentPeer may ask for beside labels.
+fn runs_as(pod: &Pod, account: &str) -> bool {
+    let name = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+    name.unwrap_or("default") == account
 }
 
 fn runs_agent(pod: &Pod) -> bool {
+    if pod.metadata.deletion_timestamp.is_some() {
+        return false;
+    }
     let Some(status) = &pod.status else { return false };
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     containers
@@ -85,7 +93,11 @@ async fn ask_one<T: DeserializeOwned>(cluster: &Cluster, pod: &str, what: &str) 
         "ask",
         what,
     ]);
-    let done = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let done = timeout(PATIENCE, command.stdin(Stdio::null()).kill_on_drop(true).output()).await;
+    let done = done.map_err(|_| {
+        let message = format!("it did not answer within {} s", PATIENCE.as_secs());
+        Failure::new(Code::NoAnswer, message, "see whether its node is there: kubectl get nodes")
+    })?;
     let done = done.map_err(|error| {
         let hint = "agents in pods are asked by `kubectl exec`: put kubectl into the PATH";
         Failure::new(Code::NoCluster, format!("cannot run kubectl: {error}"), hint)

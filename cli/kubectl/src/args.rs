@@ -85,7 +85,7 @@ pub struct Link {
     pub ticket: PathBuf,
     #[command(flatten)]
     pub allowed: Allowed,
-    /// Waits until the two operators talk, for at most so long
+    /// Waits until the two operators talk, for at most so long: --wait=5m
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s", value_parser = duration)]
     pub wait: Option<Duration>,
 }
@@ -158,7 +158,7 @@ pub struct Trust {
 pub struct Revoke {
     /// The AgentTrust's name
     pub name: String,
-    /// Waits until every connected agent has ended its connections, for at most so long
+    /// Waits until every connected agent has ended its connections, for at most so long: --wait=5m
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "30s", value_parser = duration)]
     pub wait: Option<Duration>,
 }

@@ -95,20 +95,28 @@ impl Cluster {
         })
     }
 
-    /// The relays of this cluster.
+    /// The relays of this cluster; of each AgentRelay one, before the further replicas of any.
     ///
     /// # Errors
     /// The API server does not say.
     pub async fn relays(&self) -> Result<Vec<RelayInfo>, Failure> {
         let relays = list(&self.all::<AgentRelay>(), "list AgentRelays").await?;
-        Ok(relays.iter().flat_map(addresses).collect())
+        Ok(in_turn(&relays))
     }
 }
 
-/// Where a relay is: as it was declared, or as the operator that runs it found, once for each of its replicas.
+/// Who takes the first few gets as many different relays as there are.
+fn in_turn(relays: &[AgentRelay]) -> Vec<RelayInfo> {
+    let mut ranked: Vec<_> = relays.iter().flat_map(|relay| addresses(relay).into_iter().enumerate()).collect();
+    ranked.sort_by_key(|(replica, _)| *replica);
+    ranked.into_iter().map(|(_, address)| address).collect()
+}
+
+/// Where a relay is: as it was declared, or, of one that the operator runs, as the status says, once for each replica.
 fn addresses(relay: &AgentRelay) -> Vec<RelayInfo> {
-    let found = relay.status.iter().flat_map(|status| &status.addresses);
-    relay.spec.address.iter().chain(found).filter_map(|text| text.parse().ok()).collect()
+    let found = relay.status.as_ref().map(|status| status.addresses.as_slice()).unwrap_or_default();
+    let texts = relay.spec.address.as_ref().map_or(found, std::slice::from_ref);
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// All objects.
@@ -173,4 +181,34 @@ pub fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Con
 /// The time of day.
 pub fn now() -> UnixTime {
     UnixTime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn relay(spec: &str, addresses: &[&str]) -> AgentRelay {
+        let address = |host: &&str| format!("{}@{host}:3478", "a".repeat(52));
+        let addresses: Vec<_> = addresses.iter().map(address).collect();
+        let spec = match spec {
+            "managed" => {
+                json!({"managed": {"service": {"type": "LoadBalancer"}}, "allowedNamespaces": {"from": "All"}})
+            }
+            host => json!({"address": address(&host), "allowedNamespaces": {"from": "All"}}),
+        };
+        let object = json!({
+            "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentRelay", "metadata": {"name": "r"},
+            "spec": spec, "status": {"addresses": addresses},
+        });
+        serde_json::from_value(object).expect("an AgentRelay")
+    }
+
+    #[test]
+    fn a_relay_is_told_once_and_each_before_the_replicas_of_any() {
+        let relays = [relay("managed", &["one", "two", "three"]), relay("given", &["given"])];
+        let hosts: Vec<_> = in_turn(&relays).iter().map(|relay| relay.host.as_str().to_owned()).collect();
+        assert_eq!(hosts, ["one", "given", "two", "three"]);
+    }
 }

@@ -69,7 +69,7 @@ const NAME: &str = "relay.key";
 
 /// Where the key is if nobody says it: in the directory that systemd gives a unit (`StateDirectory=`), `/var/lib/peerage`
 /// of root, or `$XDG_STATE_HOME/peerage` or `~/.local/state/peerage`. A key that lies in the
-/// current directory goes before these: it was made by a version that knew no other place.
+/// current directory goes before these.
 pub(crate) fn default_path() -> Result<PathBuf, KeyFileError> {
     if Path::new(NAME).exists() {
         return Ok(NAME.into());
@@ -99,7 +99,11 @@ pub(crate) fn open(path: &Path) -> Result<KeyFile, KeyFileError> {
     match lock.try_lock() {
         Ok(()) => Ok(KeyFile { key, lock }),
         Err(TryLockError::WouldBlock) => Err(KeyFileError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(cause)) => Err(unreadable(cause)),
+        // Some file systems have no locks; a relay must start there, too.
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(path = %path.display(), %error, "the relay's key cannot be locked: let no second relay use it");
+            Ok(KeyFile { key, lock })
+        }
     }
 }
 

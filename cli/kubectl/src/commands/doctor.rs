@@ -210,8 +210,20 @@ fn judged(about: String, conditions: Option<Vec<Condition>>, aspect: &str) -> Op
 
 /// What the agents in an agent's pods have found.
 async fn pods(cluster: &Cluster, agent: &str) -> Result<Vec<Finding>, Failure> {
+    let about = format!("pods of agentpeer/{agent} -n {}", cluster.namespace);
+    let answers = match ask::<Vec<Diagnosis>>(cluster, agent, "doctor").await {
+        Ok(answers) => answers,
+        Err(failure) => return not_looked_at(about, failure).map(|one| vec![one]),
+    };
+    if answers.is_empty() {
+        return Ok(vec![Finding::problem(
+            Word::NoAnswer.as_str(),
+            about,
+            "none runs with an agent; the AgentPeer says why",
+        )]);
+    }
     let mut findings = Vec::new();
-    for answer in ask::<Vec<Diagnosis>>(cluster, agent, "doctor").await? {
+    for answer in answers {
         let about = format!("pod/{} -n {}", answer.pod, cluster.namespace);
         match answer.said {
             Ok(said) => findings.extend(said.into_iter().filter_map(|one| diagnosed(&about, one))),

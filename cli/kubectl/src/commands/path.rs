@@ -30,6 +30,11 @@ struct Peer {
 /// No pod could be asked, or none knows such a peer.
 pub async fn path(cluster: &Cluster, to: &PathTo, output: Output) -> Result<(), Failure> {
     let answers: Vec<Answer<Vec<Peer>>> = ask(cluster, &to.agent, "peers").await?;
+    if answers.is_empty() {
+        let message = format!("AgentPeer `{}` has no running pod with an agent", to.agent);
+        let hint = format!("see why: kubectl describe agentpeer {} -n {}", to.agent, cluster.namespace);
+        return Err(Failure::new(Code::NotFound, message, hint));
+    }
     let asked = answers.len();
     let mut rows = Vec::new();
     let mut failed = Vec::new();
