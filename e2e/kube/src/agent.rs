@@ -62,10 +62,18 @@ impl Agent {
         how: &Start<'_>,
         spawn: impl FnOnce(Command) -> io::Result<Child>,
     ) -> Result<(), Failed> {
-        self.child.kill().trying("kill an agent")?;
-        self.child.wait().trying("bury an agent")?;
+        self.stop()?;
         self.child = spawn(command(how, self.folder.path())?).trying("start the agent")?;
         Ok(())
+    }
+
+    /// Ends it, as a node does that takes a pod away.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn stop(&mut self) -> Result<(), Failed> {
+        self.child.kill().trying("kill an agent")?;
+        self.child.wait().trying("bury an agent").map(drop)
     }
 
     /// Waits until it has logged these words.

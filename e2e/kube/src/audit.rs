@@ -18,6 +18,21 @@ const ANY: &str = "*";
 /// What every ServiceAccount may do, and what therefore says nothing about the chart.
 const EVERYBODYS: [&str; 2] = ["selfsubjectaccessreviews", "selfsubjectrulesreviews"];
 
+/// How often the operator did this, as far as it was permitted to: `GROUP/RESOURCE VERB`.
+///
+/// # Errors
+/// There is no audit log.
+pub fn times(cluster: &Cluster, what: &str) -> Result<usize, Failed> {
+    let log = whole_log(cluster)?;
+    let is_it = |line: &str| {
+        let event: Value = serde_json::from_str(line).unwrap_or_default();
+        let object = &event["objectRef"];
+        let done = format!("{}/{} {}", text(&object["apiGroup"]), text(&object["resource"]), text(&event["verb"]));
+        event["user"]["username"] == ACCOUNT && done == what
+    };
+    Ok(log.lines().filter(|line| is_it(line)).count())
+}
+
 /// Finds no request of the operator's that was refused.
 ///
 /// # Errors

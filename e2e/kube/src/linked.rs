@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use peerage_netlab::kernel::Site;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -60,14 +61,29 @@ impl Second {
         let authority = authority(&cluster, folder.path())?;
         relay_of(stage, &cluster)?;
         declare(&cluster)?;
-        let audience = format!("peerage.dev/{authority}");
-        let token = agent::token(&cluster, NAMESPACE_OF_AGENT, "reporter-0", &audience)?;
-        let operators: Vec<SocketAddr> = vec![OPERATOR.parse().trying("read an address")?];
-        let how = Start { program: &stage.programs.agent, operators, authority, token };
-        let agent = Agent::start_by(&how, |command| site.host().spawn(command))?;
+        let agent = reporter(stage, &cluster, &authority, &site)?;
         cluster.kubectl("wait agentpeer reporter -n reports --for=condition=Enrolled --timeout=60s")?;
         let reporter = Place { agent, site };
         Ok(Self { reporter, _operator: operator, _gate: gate, folder, cluster })
+    }
+
+    /// Its agent's pod goes, and after `between` another one comes in its place.
+    ///
+    /// # Errors
+    /// It cannot be deleted or made, or `between` failed.
+    pub fn replace_reporter(
+        &mut self,
+        stage: &Stage,
+        between: impl FnOnce() -> Result<(), Failed>,
+    ) -> Result<(), Failed> {
+        self.cluster.kubectl(&format!("delete pod reporter-0 -n {NAMESPACE_OF_AGENT} --now"))?;
+        between()?;
+        self.cluster.apply(&pod("reporter-0", NAMESPACE_OF_AGENT, "reporter", "default"))?;
+        let authority = self.authority()?;
+        // The old process holds the addresses that the new one wants.
+        self.reporter.agent.stop()?;
+        self.reporter.agent = reporter(stage, &self.cluster, &authority, &self.reporter.site)?;
+        Ok(())
     }
 
     /// Its authority's fingerprint.
@@ -85,7 +101,15 @@ impl Second {
     }
 }
 
-fn run(program: &Path, folder: &Path, site: &peerage_netlab::kernel::Site) -> Result<Process, Failed> {
+fn reporter(stage: &Stage, cluster: &Cluster, authority: &str, site: &Site) -> Result<Agent, Failed> {
+    let audience = format!("peerage.dev/{authority}");
+    let token = agent::token(cluster, NAMESPACE_OF_AGENT, "reporter-0", &audience)?;
+    let operators: Vec<SocketAddr> = vec![OPERATOR.parse().trying("read an address")?];
+    let how = Start { program: &stage.programs.agent, operators, authority: authority.to_owned(), token };
+    Agent::start_by(&how, |command| site.host().spawn(command))
+}
+
+fn run(program: &Path, folder: &Path, site: &Site) -> Result<Process, Failed> {
     let log = fs::File::options().create(true).append(true).open(folder.join("log")).trying("open a log")?;
     let mut command = Command::new(program);
     command.args(["--namespace", NAMESPACE, "--identity", "second-0", "--listen", OPERATOR, "--advertise", OPERATOR]);

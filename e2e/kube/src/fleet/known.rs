@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use peerage_model::operator::{Ack, Passport, Revision, Update};
+use peerage_model::snapshot::DeniedInstance;
 use peerage_model::{AgentId, TrustId};
 
 /// The AgentTrusts that each peer's entry rests on.
@@ -35,6 +36,8 @@ pub struct Known {
     bar: Option<Revision>,
     /// Which trusts came into force (true) and which ended, in order.
     pub diary: Vec<(Instant, TrustId, bool)>,
+    /// Instances that it was told are denied.
+    pub denied: Vec<DeniedInstance>,
     told: Told,
     gone: BTreeSet<TrustId>,
 }
@@ -73,6 +76,7 @@ impl Known {
             self.applied.remove(peer);
         }
         self.gone.extend(update.gone);
+        self.denied.extend(update.denied);
         self.told.entries.extend(update.entries.into_iter().map(|entry| (entry.peer.id, entry.consents)));
         if update.more {
             return None;

@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Stage, peer};
-use crate::api::{Todo, ours};
+use super::{Stage, object, peer};
+use crate::api::{Api, Todo, ours};
 use crate::audit;
-use crate::cluster::{Cluster, until};
+use crate::cluster::{Cluster, PATIENCE, until};
 use crate::failed::{Failed, Trying, ensure};
+use crate::fleet::{self, Fleet, Known};
 use crate::linked::Second;
 use crate::operator::{NAMESPACE, TICKETS};
 use crate::pair::Stream;
 
+/// Wishes that a cluster has at once: many times what it may ask of one namespace.
+const WISHES: usize = 300;
+/// Requests of one link that may wait in one namespace.
+const REQUESTS: usize = 20;
 /// A reset that took longer than this was none of the deletion's.
 const RESET: Duration = Duration::from_secs(10);
 
@@ -22,7 +27,7 @@ pub(super) fn links(stage: &Stage) -> Result<String, Failed> {
     let (first, pair) = (&stage.cluster, stage.pair()?);
     // Its agents find each other at the relay that this one uses, whichever test made it.
     first.kubectl("wait agentrelay/main --for=condition=Ready --timeout=60s")?;
-    let second = Second::start(stage)?;
+    let mut second = Second::start(stage)?;
     let begun = Instant::now();
     let ticket = invite(stage, first)?;
     link(stage, first, &second, &ticket)?;
@@ -48,17 +53,21 @@ pub(super) fn links(stage: &Stage) -> Result<String, Failed> {
 
     rejected(stage, &second)?;
     followed(first, &second)?;
+    relays_overlap(first, &second)?;
+    let asked = flooded(stage, &second)?;
     let reset = revoked(stage, &second)?;
     revoked_and_waited(stage, &second)?;
+    let denied = denied(stage, &mut second)?;
     let unlinked = unlinked(stage, &second)?;
     audit::none_refused(&second.cluster)?;
     Ok(format!(
-        "linked {} ms after the invitation, answered by name after {} ms; a deleted trust resets a stream after {} ms, a deleted link after {} ms; \
-         no ticket stays, and an agent that is not there is asked like one that does not answer",
+        "linked {} ms after the invitation, answered by name after {} ms; a deleted trust resets a stream after {} ms, a deleted link after {} ms; a deleted \
+         pod's instance is refused over there after {} ms; of {WISHES} wishes at once {asked} became requests; no ticket stays, and an agent that is not there is asked like one that does not answer",
         linked.as_millis(),
         whole.as_millis(),
         reset.as_millis(),
-        unlinked.as_millis()
+        unlinked.as_millis(),
+        denied.as_millis(),
     ))
 }
 
@@ -175,6 +184,92 @@ fn followed(first: &Cluster, second: &Second) -> Result<(), Failed> {
     })?;
     ensure(there, || format!("the link knows the records {records} after a rotation"))?;
     stream.flows()
+}
+
+/// Relays of the other cluster that come and go: those from before count for a while beside those that there are.
+fn relays_overlap(first: &Cluster, second: &Second) -> Result<(), Failed> {
+    let told = |name: &str| {
+        let link = first.get("agentlink branch")?.unwrap_or(Value::Null);
+        let relays = link["status"]["relays"].as_array().cloned().unwrap_or_default();
+        Ok(relays.iter().any(|relay| relay.as_str().is_some_and(|relay| relay.contains(name))))
+    };
+    let add = |name: &str, digit: &str| {
+        let address = format!("{}q@{name}.example:3478", digit.repeat(51));
+        let spec = json!({"address": address, "allowedNamespaces": {"from": "All"}});
+        second.cluster.apply(&object("AgentRelay", name, None, &spec))?;
+        ensure(until(|| told(name))?, || format!("relay {name} of the other cluster was not told"))
+    };
+    add("former", "a")?;
+    second.cluster.kubectl("delete agentrelay former")?;
+    add("later", "b")?;
+    // Of the same word that told of the later one, the former was not part.
+    ensure(told("former")?, || "a relay that went counts no more at once".into())?;
+    second.cluster.kubectl("delete agentrelay later")?;
+    let answered = until(|| Ok(second.reporter.fetch("db").is_ok_and(|body| body == "hello")))?;
+    ensure(answered, || "http://db/ is not answered while relays come and go".into())
+}
+
+/// A cluster that wishes for more than its due: what becomes of it here has an end, which somebody who looks finds.
+fn flooded(stage: &Stage, second: &Second) -> Result<usize, Failed> {
+    const MADE: &str = "peerage.dev/agenttrustrequests create";
+    let first = &stage.cluster;
+    let before = audit::times(first, MADE)?;
+    let authority = stage.authority()?;
+    // What its own owner has not declared an operator does not tell.
+    let asker = |number: usize| Todo::create(ours("flood", "agentpeers"), peer(&format!("asker-{number}"), "flood"));
+    let wish = |number: usize| {
+        let peer = json!({"name": "db", "namespace": "tools", "linkRef": {"name": "hub"}, "authority": authority});
+        let spec = json!({"agentRef": {"name": format!("asker-{number}")}, "peer": peer});
+        Todo::create(
+            ours("flood", "agenttrusts"),
+            object("AgentTrust", &format!("wish-{number}"), Some("flood"), &spec),
+        )
+    };
+    second.cluster.kubectl("create namespace flood")?;
+    // Its own owner lets everybody ask; here only what this side permits counts.
+    let all = json!({"spec": {"allowedNamespaces": {"from": "All", "names": null}}}).to_string();
+    second.cluster.run("kubectl", &["patch", "agentlink", "hub", "--type=merge", "-p", &all], "")?;
+    let api = Api::new(&second.cluster)?;
+    stage.runtime.block_on(api.all((0..WISHES).map(asker).chain((0..WISHES).map(wish)).collect()))?;
+    let pending = || {
+        let requests = first.get("agenttrustrequests -n tools")?.unwrap_or(Value::Null);
+        Ok::<_, Failed>(requests["items"].as_array().map_or(0, Vec::len))
+    };
+    ensure(until(|| Ok(pending()? >= REQUESTS))?, || format!("{} requests, not {REQUESTS}", pending().unwrap_or(0)))?;
+    // Whoever is heard after all of them has had its turn: the last wish is withdrawn, and the link goes on.
+    second.cluster.kubectl("delete agenttrusts --all -n flood --wait=false")?;
+    ensure(until(|| Ok(pending()? == 0))?, || format!("{} requests of nobody's wishes stay", pending().unwrap_or(0)))?;
+    let made = audit::times(first, MADE)? - before;
+    // Those that waited, and some that took the places of what was taken back: 40 at once, and one in ten seconds.
+    ensure(made <= 3 * REQUESTS, || format!("{WISHES} wishes were {made} writes"))?;
+    second.cluster.condition("agentlink hub", "Connected", "True", "AsDeclared")?;
+    Ok(REQUESTS)
+}
+
+/// A pod of the other cluster is deleted: agents here that trust its agent are told that its instance is denied, and the next
+/// pod is the agent again.
+fn denied(stage: &Stage, second: &mut Second) -> Result<Duration, Failed> {
+    let (authority, audience) = (second.authority()?, stage.audience()?);
+    let populate = fleet::populate(&stage.api, "tools", "listener", 1, &audience);
+    let identities = stage.runtime.block_on(populate)?;
+    let peer =
+        json!({"name": "reporter", "namespace": "reports", "linkRef": {"name": "branch"}, "authority": authority});
+    let spec = json!({"agentRef": {"name": "listener-0"}, "peer": peer});
+    stage.cluster.apply(&object("AgentTrust", "listener-reporter", Some("tools"), &spec))?;
+    let fleet = Fleet::start(&stage.runtime, identities, stage.shared_addresses(), &stage.authority()?)?;
+    fleet.all("connected", PATIENCE, |known| known.is_connected)?;
+    let mut took = Duration::MAX;
+    second.replace_reporter(stage, || {
+        let begun = Instant::now();
+        let is_told = |known: &Known| known.denied.iter().any(|one| one.authority.to_string() == authority);
+        fleet.all("told of an instance that is denied over there", PATIENCE, is_told)?;
+        took = begun.elapsed();
+        Ok(())
+    })?;
+    let back = until(|| Ok(second.reporter.fetch("db").is_ok_and(|body| body == "hello")))?;
+    ensure(back, || format!("the next pod is no agent: {}", second.reporter.agent.log()))?;
+    stage.cluster.kubectl("delete agenttrust listener-reporter -n tools")?;
+    Ok(took)
 }
 
 /// The second cluster's owner takes its own consent back and waits until that has happened.
