@@ -36,7 +36,7 @@ pub fn leaving(stage: &Stage) -> Result<String, Failed> {
     Ok(format!("{made} pods made after it was told have their agents; then it ended by itself"))
 }
 
-/// Somebody deletes the Secret with the webhooks' certificate.
+/// Somebody deletes the Secret with the webhooks' certificate, or writes something else into it.
 pub fn lost_certificate(stage: &Stage) -> Result<String, Failed> {
     stage.restricted("lost")?;
     let ca = || -> Result<Value, Failed> {
@@ -45,17 +45,18 @@ pub fn lost_certificate(stage: &Stage) -> Result<String, Failed> {
     };
     let before = ca()?;
     ensure(before.is_string(), || "there is no certificate to lose".into())?;
-    stage.cluster.kubectl(&format!("delete secret peerage-webhook -n {NAMESPACE}"))?;
-    let mut after = Value::Null;
+    let damage = json!({"data": {"ca.crt": data_encoding::BASE64.encode(b"this is no certificate")}}).to_string();
     let mut made = 0;
-    let back = until(|| {
-        let (pod, _) = stage.create(&pod(&format!("pod-{made}"), "lost", &json!({})))?;
-        is(&pod["spec"]["initContainers"][0]["name"], &AGENT.into(), "the first init container meanwhile")?;
-        made += 1;
-        after = ca()?;
-        Ok(after.is_string())
-    })?;
-    ensure(back, || "nobody writes it again".into())?;
-    is(&after, &before, "the CA")?;
-    Ok(format!("whoever knows it writes it again; {made} pods made meanwhile have their agents"))
+    for lose in [vec!["delete"], vec!["patch", "--type=merge", "-p", &damage]] {
+        let secret = ["secret", "peerage-webhook", "-n", NAMESPACE];
+        stage.cluster.run("kubectl", &[&lose[..1], &secret[..], &lose[1..]].concat(), "")?;
+        let back = until(|| {
+            let (pod, _) = stage.create(&pod(&format!("pod-{made}"), "lost", &json!({})))?;
+            is(&pod["spec"]["initContainers"][0]["name"], &AGENT.into(), "the first init container meanwhile")?;
+            made += 1;
+            Ok(ca()? == before)
+        })?;
+        ensure(back, || format!("nobody writes the same CA again after kubectl {}", lose[0]))?;
+    }
+    Ok(format!("gone or damaged, whoever knows it writes it again; {made} pods made meanwhile have their agents"))
 }
