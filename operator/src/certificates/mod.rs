@@ -18,11 +18,11 @@ use peerage_model::UnixTime;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::TLS13;
+use rustls::{RootCertStore, ServerConfig};
 
 /// The Secret.
 pub const NAME: &str = "peerage-webhook";
@@ -106,8 +106,12 @@ impl Stored {
         let names = text("tls.names")?.split_whitespace().map(str::to_owned).collect();
         let before = text("before.crt").zip(until("before.until"));
         let stored = Self { ca: pair("ca")?, before, leaf: pair("tls")?, names };
-        // A pair that does not load would be served to nobody.
-        (KeyPair::from_pem(&stored.ca.key).is_ok() && stored.server_config().is_ok()).then_some(stored)
+        // A pair that does not load would be served to nobody, and what is no CA's would make the API server believe nobody.
+        let is_sound = is_ca(&stored.ca.certificate)
+            && stored.before.as_ref().is_none_or(|(certificate, _)| is_ca(certificate))
+            && KeyPair::from_pem(&stored.ca.key).is_ok()
+            && stored.server_config().is_ok();
+        is_sound.then_some(stored)
     }
 
     /// As a Secret's data.
@@ -265,6 +269,11 @@ fn valid(mut params: CertificateParams, now: UnixTime, until: UnixTime) -> Certi
     let at = |time: u64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(time);
     (params.not_before, params.not_after) = (at(now.0.saturating_sub(BACKDATED)), at(until.0));
     params
+}
+
+/// Whether a certificate is one that others can be believed by.
+fn is_ca(pem: &str) -> bool {
+    CertificateDer::from_pem_slice(pem.as_bytes()).is_ok_and(|der| RootCertStore::empty().add(der).is_ok())
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Lives of certificates, on a clock that is only a number.
 
-use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{ServerName, UnixTime as TlsTime};
@@ -61,6 +60,11 @@ fn what_is_stored_is_read_as_it_was_and_what_is_damaged_is_not_read() {
         let mut data = stored.write();
         data.insert(key.into(), b"\xff".to_vec());
         assert_eq!(Stored::read(&data), None, "{key}");
+    }
+    for key in ["ca.crt", "ca.key", "tls.crt", "tls.key"] {
+        let mut data = stored.write();
+        data.insert(key.into(), b"this is none".to_vec());
+        assert_eq!(Stored::read(&data), None, "text in {key}");
     }
 }
 
