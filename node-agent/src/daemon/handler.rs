@@ -171,16 +171,19 @@ async fn handshake(
 
 /// The ticket, as one of whom we trust by it. An operator talks to operators only: its ticket is for an agent of its cluster.
 fn whom(ticket: &Ticket, to: Option<String>) -> Result<Ticket, Failure> {
-    match to {
-        Some(to) => {
+    match (to, ticket.name.as_str() == OPERATOR) {
+        (Some(to), true) if to.contains('.') => {
             let name =
                 to.parse().map_err(|error: peerage_model::InvalidName| Failure::bad_request(error.to_string()))?;
             Ok(Ticket { name, ..ticket.clone() })
         }
-        None if ticket.name.as_str() == OPERATOR => Err(Failure::bad_request(
+        (_, true) => Err(Failure::bad_request(
             "this ticket is a cluster's: say which of its agents this machine is to trust, with --to NAME.NAMESPACE",
         )),
-        None => Ok(ticket.clone()),
+        (Some(_), false) => {
+            Err(Failure::bad_request("this ticket is of one agent, which is who is asked: --to goes with a cluster's"))
+        }
+        (None, false) => Ok(ticket.clone()),
     }
 }
 

@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peerage_model::linking::OPERATOR;
 use peerage_model::relay::RelayInfo;
 use peerage_model::{AgentId, AgentName, AgreementSecret, InstanceId};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -190,6 +191,11 @@ fn settle(store: &mut Store, options: &Options) -> Result<AgentId, Failure> {
         (None, Some(known)) => known,
         (None, None) => system_hostname()?,
     };
+    if wanted.as_str() == OPERATOR {
+        let message =
+            format!("`{wanted}` is what a cluster's operator is called: others would take this agent for one");
+        return Err(Failure::new(Code::BadRequest, message, "say another name: `peerage up --hostname NAME`"));
+    }
     let options = options.clone();
     store.change(|document| {
         document.hostname = Some(wanted.clone());

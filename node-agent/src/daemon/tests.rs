@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::task::{Context, Poll};
 
 use peerage_model::control::TrustRequest;
+use peerage_model::linking::OPERATOR;
 use peerage_model::mailbox::MailRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
@@ -258,20 +259,33 @@ async fn a_handshake_gives_our_consent_before_it_asks() {
 
 #[tokio::test]
 async fn a_clusters_ticket_is_for_the_agent_that_its_holder_names() {
-    let (operator, asker) = (daemon("operator").await, daemon("planner").await);
-    let ticket = operator.invite().await.to_string();
-    let ask = |to: Option<&str>| Request::Handshake {
-        ticket: ticket.clone(),
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await;
+    let operators = Ticket { name: OPERATOR.parse().expect("a name"), ..ticket.clone() };
+    let ask_by = |ticket: &Ticket, to: Option<&str>| Request::Handshake {
+        ticket: ticket.to_string(),
         to: to.map(str::to_owned),
         reason: "why".into(),
         terms: Terms::default(),
     };
-    let refused = asker.ask::<Asked>(ask(None)).await.expect_err("an operator is nobody's peer");
-    assert!(refused.message.contains("--to"), "{refused}");
-    let asked: Asked = asker.ask(ask(Some("db.tools"))).await.expect("the ticket is good");
-    assert_eq!((asked.peer.authority, asked.peer.name.as_str()), (operator.us.authority, "db.tools"));
+    for nobody in [None, Some(OPERATOR), Some("db")] {
+        let refused = asker.ask::<Asked>(ask_by(&operators, nobody)).await.expect_err("that is no agent of a cluster");
+        assert!(refused.message.contains("--to NAME.NAMESPACE"), "{refused}");
+    }
+    let elsewhere = asker.ask::<Asked>(ask_by(&ticket, Some("db.tools"))).await;
+    elsewhere.expect_err("the ticket is of one agent: who is asked is who is trusted");
+    let asked: Asked = asker.ask(ask_by(&operators, Some("db.tools"))).await.expect("the ticket is good");
+    assert_eq!((asked.peer.authority, asked.peer.name.as_str()), (inviter.us.authority, "db.tools"));
     assert_eq!(asker.last_snapshot().peers[0].id, asked.peer);
     assert_eq!(asker.link.asked.lock().expect("no panic").len(), 1, "who made the ticket is asked");
+}
+
+#[tokio::test]
+async fn a_machine_is_not_called_as_an_operator_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = Place::find(Some(dir.path())).expect("a flag is a place");
+    let refused = start(place, options(OPERATOR), fake().1).await.expect_err("clusters would take it for one");
+    assert!(refused.hint.contains("--hostname"), "{refused}");
 }
 
 #[tokio::test]
