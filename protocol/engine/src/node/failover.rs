@@ -40,7 +40,7 @@ impl Node {
         if !raced && session.up().is_some_and(|up| up.path.is_silent()) {
             // Other ways carry nothing yet. The window of the silent one may be small, after losses, and is full of what was
             // lost there: it would keep the question back until QUIC's own timeout.
-            session.connection.path_changed(now.mono);
+            session.path_changed(now.mono);
         }
         session.connection.ping();
         self.ready.insert(key);

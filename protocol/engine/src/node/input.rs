@@ -199,14 +199,14 @@ impl Node {
             let confirmed = session.handshake_is_confirmed();
             let (mut cleared, mut settles) = (false, false);
             if let Phase::Up(up) = &mut session.phase {
-                if up.suspect.is_some() {
-                    // There is a way again. What was sent while there was none must not keep our answer back.
-                    session.connection.path_changed(now.mono);
-                }
                 up.path.on_tunnel_heard(now.mono, hop, rtt);
                 up.said_to_be_over = false;
                 cleared = up.suspect.take().is_some();
                 settles = confirmed && !std::mem::replace(&mut up.confirmed, confirmed);
+            }
+            if cleared {
+                // There is a way again. What was sent while there was none must not keep our answer back.
+                session.path_changed(now.mono);
             }
             if settles {
                 self.settle_rivals(key, now);

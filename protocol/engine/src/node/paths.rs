@@ -241,7 +241,7 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        session.connection.path_changed(now.mono);
+        session.path_changed(now.mono);
         // The peer hears us on the new path at once, and so stops waiting out the timeouts of the old one.
         session.connection.ping();
         self.ready.insert(key);
@@ -328,7 +328,7 @@ impl Node {
         self.ask_others(key, since);
         if let Some(session) = self.sessions.get_mut(&key) {
             // Or a full window on a way that leads nowhere would keep the question back.
-            session.connection.path_changed(now.mono);
+            session.path_changed(now.mono);
         }
         self.race_relays(key, now);
     }

@@ -8,7 +8,7 @@ use peerage_model::control::{Hello, RunId};
 use peerage_model::relay::frame::{Destination, EndpointId};
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, Credential, UnixTime};
-use quinn_proto::{Connection, ConnectionHandle, FrameStats, StreamId};
+use quinn_proto::{Connection, ConnectionHandle, FrameStats, PathStats, StreamId};
 
 use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL};
 use super::control::{ControlIn, ControlOut};
@@ -51,6 +51,8 @@ pub(super) struct Session {
     last_heard: Instant,
     /// When this process last went on after it had stood still.
     back_since: Option<Instant>,
+    /// What quinn-proto, which counts for the connection's whole life, had counted when the path last became another one.
+    before_path: PathStats,
 }
 
 /// Packets that wait for a relay to be ready, with the length of each but the last.
@@ -171,6 +173,7 @@ impl Session {
             asked: 0,
             last_heard: born,
             back_since: None,
+            before_path: PathStats::default(),
         }
     }
 
@@ -242,6 +245,17 @@ impl Session {
         heard
     }
 
+    /// Its packets go another way, of which nothing is known: round trip, window and packet size begin anew.
+    pub(super) fn path_changed(&mut self, now: Instant) {
+        self.before_path = self.connection.stats().path;
+        self.connection.path_changed(now);
+    }
+
+    /// What was counted before the path became this one.
+    pub(super) fn before_path(&self) -> &PathStats {
+        &self.before_path
+    }
+
     /// This process went on after it had stood still.
     pub(super) fn is_back(&mut self, now: Instant) {
         self.back_since = Some(now);
@@ -252,7 +266,7 @@ impl Session {
     pub(super) fn forget_stop(&mut self, now: Instant) {
         let back_for = self.back_since.map(|since| now.saturating_duration_since(since));
         if back_for.is_some_and(|time| self.connection.rtt() > time) {
-            self.connection.path_changed(now);
+            self.path_changed(now);
         }
     }
 

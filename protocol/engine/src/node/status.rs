@@ -137,16 +137,18 @@ impl Node {
             streams: up.streams.len(),
             bytes: (stats.udp_tx.bytes, stats.udp_rx.bytes),
             packets: (stats.path.sent_packets, stats.path.lost_packets),
-            mtu: known_mtu(&stats.path),
+            mtu: known_mtu(&stats.path, session.before_path()),
             clock_ahead: up.clock_ahead,
         })
     }
 }
 
-/// Every path begins with the smallest, which says nothing until a larger one was given up: quinn-proto sends a probe three times.
-fn known_mtu(path: &PathStats) -> Option<u16> {
-    let untried = path.current_mtu <= INITIAL_MTU && path.lost_plpmtud_probes < 3;
-    (!untried).then_some(path.current_mtu)
+/// Every path begins with the smallest, which says nothing until a larger one was given up: as a probe, which quinn-proto sends
+/// three times, or after it had got through at first. `before` is what was counted on other paths.
+fn known_mtu(path: &PathStats, before: &PathStats) -> Option<u16> {
+    let refused = path.lost_plpmtud_probes.saturating_sub(before.lost_plpmtud_probes) >= 3;
+    let swallowed = path.black_holes_detected > before.black_holes_detected;
+    (path.current_mtu > INITIAL_MTU || refused || swallowed).then_some(path.current_mtu)
 }
 
 fn dial_status(pair: &Pair) -> Option<PeerDial> {
@@ -156,5 +158,34 @@ fn dial_status(pair: &Pair) -> Option<PeerDial> {
         Dial::Pause { attempts, .. } | Dial::Attempt { attempts, .. } => {
             Some(PeerDial { peer: peer.id.clone(), attempts })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(current_mtu: u16, lost_probes: u64, black_holes: u64) -> PathStats {
+        let mut path = PathStats::default();
+        (path.current_mtu, path.lost_plpmtud_probes, path.black_holes_detected) =
+            (current_mtu, lost_probes, black_holes);
+        path
+    }
+
+    #[test]
+    fn the_smallest_packets_are_a_finding_once_larger_ones_were_refused_or_swallowed() {
+        let new = PathStats::default();
+        assert_eq!(known_mtu(&path(1200, 2, 0), &new), None, "the third probe may get through");
+        assert_eq!(known_mtu(&path(1200, 3, 0), &new), Some(1200));
+        assert_eq!(known_mtu(&path(1200, 0, 1), &new), Some(1200), "larger ones got through at first");
+        assert_eq!(known_mtu(&path(1452, 0, 0), &new), Some(1452));
+    }
+
+    #[test]
+    fn what_another_path_did_to_packets_says_nothing_of_this_one() {
+        let before = path(1200, 3, 1);
+        assert_eq!(known_mtu(&path(1200, 5, 1), &before), None);
+        assert_eq!(known_mtu(&path(1200, 6, 1), &before), Some(1200));
+        assert_eq!(known_mtu(&path(1200, 3, 2), &before), Some(1200));
     }
 }
