@@ -334,11 +334,14 @@ impl Node {
     }
 
     /// Makes the peer speak on its other sessions, if it still does: one that had nothing to say is no proof that anybody is there.
+    /// Those that are in doubt themselves ask for themselves.
     fn ask_others(&mut self, key: SessionKey, since: Instant) {
         let pair = self.sessions.get(&key).and_then(|session| self.pairs.get(&session.pair));
         let others = pair.map(|pair| pair.up.clone()).unwrap_or_default();
         for other in others.into_iter().filter(|other| *other != key) {
-            if let Some(session) = self.sessions.get_mut(&other).filter(|session| session.last_heard() < since) {
+            let is_quiet =
+                |session: &Session| session.last_heard() < since && session.up().is_some_and(|up| up.suspect.is_none());
+            if let Some(session) = self.sessions.get_mut(&other).filter(|session| is_quiet(session)) {
                 session.connection.ping();
                 self.ready.insert(other);
             }
