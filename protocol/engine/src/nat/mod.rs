@@ -314,9 +314,9 @@ impl NatClassifier {
         self.filtering_runs = runs;
     }
 
-    /// The network is another one: what was let in before says nothing.
+    /// The network is another one: what was let in before says nothing, nor what is under way.
     pub fn forget_filtering(&mut self) {
-        (self.other_address, self.other_port) = (None, None);
+        (self.other_address, self.other_port, self.filtering_runs) = (None, None, false);
     }
 
     /// No relay answered any request over UDP.

@@ -104,6 +104,14 @@ fn while_filtering_is_measured_only_time_is_missing() {
 }
 
 #[test]
+fn a_measurement_that_ran_in_another_network_is_not_waited_for() {
+    let mut nat = seen(&[(R1, "198.18.9.9:4000"), (R2, "198.18.9.9:4000")]);
+    nat.filtering_runs(true);
+    nat.forget_filtering();
+    assert_eq!(nat.report().missing, Some(Missing::RelayWithTwoAddresses));
+}
+
+#[test]
 fn nobody_is_sent_for_a_second_address_where_only_ipv6_is_spoken() {
     let mut nat = NatClassifier::new(4000, [address("[2001:db8::5]:0").ip()]);
     nat.set_mappings([(address("[2001:db8:6::1]:3478"), address("[2001:db8::5]:4000"))]);
