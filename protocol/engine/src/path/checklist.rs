@@ -26,6 +26,10 @@ const WORD_WITHIN: Duration = ms(3000);
 const WORD_HOLDS: Duration = ms(10_000);
 /// A peer that begins a round makes us begin ours, if our last began this long ago.
 const CALLED_AFTER: Duration = ms(20_000);
+/// Between two rounds that an address has for itself after it was lost.
+const LOST_REST: Duration = GAPS[0];
+/// And while it answers but is too slow: no more often than everybody is asked in the long run.
+const SLOW_REST: Duration = GAPS[GAPS.len() - 1];
 /// Between any two checks of a session: at most 100 a second.
 const PACE: Duration = ms(10);
 /// Checks at once to addresses that did not answer: a full first round of 16 addresses is 112.
@@ -153,13 +157,13 @@ impl Remote {
     /// Traffic left it for the relay, which is faster: it is asked again soon, since what made it slow may be a queue.
     pub(super) fn is_too_slow(&mut self, now: Instant) {
         self.revivals = 0;
-        self.revive(now);
+        self.revive(now, SLOW_REST);
     }
 
-    /// Gives it a round of its own, each later than the one before.
-    fn revive(&mut self, now: Instant) {
+    /// Gives it a round of its own, each later than the one before, by no more than `longest`.
+    fn revive(&mut self, now: Instant, longest: Duration) {
         self.revivals += 1;
-        let wait = FIRST_HOLD.saturating_mul(1 << self.revivals.min(16)).min(GAPS[0]);
+        let wait = FIRST_HOLD.saturating_mul(1 << self.revivals.min(16)).min(longest);
         self.schedule = Schedule::Running { base: now + wait, step: 0 };
         self.answers_in_round = 0;
     }
@@ -416,9 +420,10 @@ impl Checklist {
     pub(super) fn due(&mut self, now: Instant, in_use: Option<DirectPath>) -> Option<Due> {
         while now >= self.pace {
             let index = self.next_due(now)?;
+            let is_fastest = self.fastest() == Some(index);
             let remote = &mut self.remotes[index];
             let opens = std::mem::take(&mut remote.opens);
-            if !opens && !advance(now, remote, in_use) {
+            if !opens && !advance(now, remote, in_use, is_fastest) {
                 continue;
             }
             if !remote.owes_answer || self.unanswered.take(now) {
@@ -426,6 +431,13 @@ impl Checklist {
             }
         }
         None
+    }
+
+    /// Which of those that answer has the shortest round trip.
+    fn fastest(&self) -> Option<usize> {
+        let answering = self.remotes.iter().enumerate().filter(|(_, remote)| !remote.is_held());
+        let timed = answering.filter_map(|(index, remote)| Some((remote.rtt()?, index)));
+        timed.min().map(|(_, index)| index)
     }
 
     fn next_due(&self, now: Instant) -> Option<usize> {
@@ -509,8 +521,8 @@ impl Checklist {
     }
 }
 
-/// Takes the next step of an address's schedule; whether that is a check to send.
-fn advance(now: Instant, remote: &mut Remote, in_use: Option<DirectPath>) -> bool {
+/// Takes the next step of an address's schedule; whether that is a check to send. `is_fastest`: none that answers does so sooner.
+fn advance(now: Instant, remote: &mut Remote, in_use: Option<DirectPath>, is_fastest: bool) -> bool {
     if std::mem::take(&mut remote.triggered) {
         return true;
     }
@@ -532,11 +544,16 @@ fn advance(now: Instant, remote: &mut Remote, in_use: Option<DirectPath>) -> boo
         remote.proof = Proof::Unproven;
     }
     let lost = remote.losses > 0 && remote.answers_in_round == 0;
-    // It answers, and traffic is relayed all the same: it is more than twice as slow as the relay.
-    let too_slow = remote.answers_in_round > 0 && in_use.is_none() && !remote.is_held();
-    // A path that worked once gets small rounds of its own until it works again, one that is slow until it is not.
-    if lost || too_slow {
-        remote.revive(now);
+    // It answers, and traffic is relayed all the same: it is more than twice as slow as the relay, and the slower ones even more.
+    let too_slow = is_fastest && remote.answers_in_round > 0 && in_use.is_none() && !remote.is_held();
+    // A path that worked once gets small rounds of its own until it works again, the fastest of slow ones until it is not.
+    if lost {
+        remote.revive(now, LOST_REST);
+    } else if too_slow {
+        remote.revive(now, SLOW_REST);
     }
     false
 }
+
+#[cfg(test)]
+mod tests;
