@@ -14,6 +14,7 @@ use super::again::Untaken;
 use super::config::{PING_INTERVAL, transport};
 use super::control::{ControlIn, ControlOut};
 use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
+use super::listening::Listening;
 use super::memory::Share;
 use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, MAX_PER_INVITE, PairKey};
 use super::rivals::{Drain, MAX_PER_PEER};
@@ -222,7 +223,7 @@ impl Node {
             said_to_be_over: false,
             suspect: None,
             next_ping,
-            listening: Default::default(),
+            listening: Listening::new(session.initiator),
             expires: Some(expires),
         }));
         // Streams may have come with the packet that proved the peer.

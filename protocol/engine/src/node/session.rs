@@ -212,7 +212,7 @@ impl Session {
         let stats = self.connection.stats();
         let carried = [stats.frame_rx, stats.frame_tx].map(|frames| frames.stream + frames.datagram);
         let up = self.up_mut()?;
-        up.listening.observe(carried.iter().sum(), now);
+        up.listening.observe(carried.iter().sum(), stats.frame_rx.ping, now);
         let awaits = !up.streams.is_empty() || !up.arriving.is_empty();
         up.listening.due().filter(|_| awaits)
     }
