@@ -38,11 +38,11 @@ pub fn name_agent() {
 /// Keeps the agent of these arguments running until told to stop, or until it ends for a reason of its own.
 ///
 /// # Errors
-/// The agent's process cannot be started, signals cannot be heard, or there is no socket for [`HandedOn`].
+/// The agent's process cannot be started, or signals cannot be heard.
 pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<ExitCode> {
     let arguments: Vec<_> = arguments.filter(|argument| argument != FLAG).collect();
     rustix::thread::set_name(NAME)?;
-    let handed_on = HandedOn::new()?;
+    let handed_on = HandedOn::new().inspect_err(nothing_to_hand_on).ok();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -50,7 +50,9 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<Ex
         loop {
             // The link leads to this very program, also where it was replaced on disk.
             let mut agent = Command::new("/proc/self/exe");
-            handed_on.hand_to(&mut agent)?;
+            if let Some(Err(error)) = handed_on.as_ref().map(|handed_on| handed_on.hand_to(&mut agent)) {
+                nothing_to_hand_on(&error);
+            }
             let child = agent.args(&arguments).spawn()?;
             let (pid, begun) = (Pid::from_child(&child), Instant::now());
             let mut ended = wait_for(child);
@@ -72,6 +74,11 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<Ex
             }
         }
     })
+}
+
+/// Some sandboxes have no memory files. Names are answered without one as well.
+fn nothing_to_hand_on(error: &io::Error) {
+    tracing::warn!(%error, "should the agent die, whoever waits for a name then has to ask again");
 }
 
 /// What an exit status means.

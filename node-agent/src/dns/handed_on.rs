@@ -43,12 +43,13 @@ impl HandedOn {
         Ok(Self { socket: socket.into(), notes: notes.into() })
     }
 
-    /// Gives both to a program that is about to be started.
+    /// Gives both to a program that is about to be started, or neither.
     ///
     /// # Errors
     /// There are too many open files.
     pub fn hand_to(&self, command: &mut Command) -> io::Result<()> {
-        command.stdin(OwnedFd::from(self.socket.try_clone()?)).stdout(self.notes.try_clone()?);
+        let (socket, notes) = (self.socket.try_clone()?, self.notes.try_clone()?);
+        command.stdin(OwnedFd::from(socket)).stdout(notes);
         Ok(())
     }
 
@@ -61,6 +62,11 @@ impl HandedOn {
         }
         let ours = |end: &dyn AsFd| end.as_fd().try_clone_to_owned().ok();
         Some(Self { socket: ours(&input)?.into(), notes: ours(&output)?.into() })
+    }
+
+    /// Whether an agent before us has bound the socket there, so that questions wait in it.
+    pub(super) fn is_bound_to(&self, place: SocketAddr) -> bool {
+        self.socket.local_addr().is_ok_and(|there| there == place)
     }
 
     /// The socket, bound to `wanted` by us or by the agent before us.
