@@ -79,7 +79,8 @@ pub struct Server {
 #[derive(Debug)]
 struct Sockets {
     udp: Arc<UdpSocket>,
-    tcp: TcpListener,
+    /// None while somebody else has the port, and questions come by UDP all the same.
+    tcp: Option<TcpListener>,
     local: SocketAddr,
     /// For the process after this one.
     notes: Option<Arc<Notes>>,
@@ -126,7 +127,7 @@ impl Server {
                 Some(sockets) => {
                     let shared = Arc::new(self.shared(sockets));
                     let udp = serve_udp(sockets.udp.clone(), shared.clone(), left);
-                    let serving = async { tokio::join!(udp, serve_tcp(&sockets.tcp, shared)) };
+                    let serving = async { tokio::join!(udp, serve_tcp(sockets.tcp.as_ref(), shared)) };
                     tokio::select! {
                         _ = serving => return,
                         sockets = wanted => sockets,
@@ -177,9 +178,20 @@ async fn bind_both(config: &Config) -> io::Result<Sockets> {
 }
 
 async fn bind_at(config: &Config, port: u16) -> io::Result<Sockets> {
-    // TCP first: where that cannot be had, no question shall wait in a socket that was handed on.
-    let tcp = TcpListener::bind((config.address, port)).await?;
-    let local = tcp.local_addr()?;
+    // TCP first: where that cannot be had, no question shall wait in a socket that was handed on. In one that is there already
+    // they wait, and nobody else can read them.
+    let wanted = SocketAddr::from((config.address, port));
+    let (tcp, local) = match TcpListener::bind(wanted).await {
+        Ok(tcp) => {
+            let local = tcp.local_addr()?;
+            (Some(tcp), local)
+        }
+        Err(error) if config.handed_on.as_ref().is_some_and(|handed_on| handed_on.is_bound_to(wanted)) => {
+            tracing::warn!(at = %wanted, %error, "DNS is answered by UDP only until TCP can be had, too");
+            (None, wanted)
+        }
+        Err(error) => return Err(error),
+    };
     match &config.handed_on {
         Some(handed_on) if local.port() == config.port => {
             let udp = Arc::new(UdpSocket::from_std(handed_on.bound(local)?)?);
@@ -232,7 +244,24 @@ fn take(socket: &Arc<UdpSocket>, shared: &Arc<Shared>, request: &[u8], client: S
     }
 }
 
-async fn serve_tcp(listener: &TcpListener, shared: Arc<Shared>) {
+async fn serve_tcp(listener: Option<&TcpListener>, shared: Arc<Shared>) {
+    match listener {
+        Some(listener) => accept(listener, shared).await,
+        None => accept(&tcp_once_free(&shared).await, shared).await,
+    }
+}
+
+async fn tcp_once_free(shared: &Shared) -> TcpListener {
+    loop {
+        tokio::time::sleep(shared.config.again).await;
+        match TcpListener::bind(shared.local).await {
+            Ok(listener) => return listener,
+            Err(error) => tracing::trace!(at = %shared.local, %error, "TCP is still not to be had"),
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener, shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
     let clients = Arc::new(Semaphore::new(MAX_TCP_CLIENTS));
     loop {
