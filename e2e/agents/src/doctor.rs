@@ -16,23 +16,29 @@ const KNOWS: Duration = Duration::from_secs(20);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// How reasons begin that pass by themselves: there is nothing to be done about them.
+const PASSING: [&str; 3] = ["still checking ", "packets got lost on the direct path", "the direct path takes "];
+
 /// What is the case for an agent that is asked.
-pub(crate) struct Truth<'a> {
+struct Truth<'a> {
     /// Where it is.
-    pub(crate) network: Network,
+    network: Network,
     /// Whom it is connected to.
-    pub(crate) peer: &'a str,
+    peer: &'a str,
     /// By which path.
-    pub(crate) path: &'a str,
+    path: &'a str,
     /// Why by no better one.
-    pub(crate) why: &'a str,
+    why: &'a str,
 }
 
-/// What an agent's doctor says that is not so, once it had its time; nothing where all of it is.
-pub(crate) fn faults(agent: &Agent, truth: &Truth<'_>) -> Result<Vec<String>, Failed> {
+/// What the doctor of an agent in this network, connected to this peer, says that is not so, once it had its time; nothing
+/// where all of it is.
+pub(crate) fn faults(agent: &Agent, network: Network, peer: &str) -> Result<Vec<String>, Failed> {
     let begun = Instant::now();
     loop {
-        let faults = truth.faults(&findings(agent)?);
+        // Paths change, so both are asked anew each time.
+        let status = agent.ask(&["status"])?;
+        let faults = Truth::of(&status, network, peer).faults(&findings(agent)?);
         if faults.is_empty() || begun.elapsed() >= KNOWS {
             return Ok(faults);
         }
@@ -46,6 +52,14 @@ fn findings(agent: &Agent) -> Result<Vec<Value>, Failed> {
     let values: Vec<Value> = values.collect::<Result<_, _>>().trying("read what the doctor says")?;
     // One object a line, or one list.
     Ok(values.into_iter().flat_map(|value| value.as_array().cloned().unwrap_or_else(|| vec![value])).collect())
+}
+
+impl<'a> Truth<'a> {
+    fn of(status: &'a Value, network: Network, peer: &'a str) -> Self {
+        let known = status["peers"].as_array().into_iter().flatten().find(|known| known["name"] == peer);
+        let field = |field: &str| known.and_then(|known| known[field].as_str()).unwrap_or_default();
+        Self { network, peer, path: field("path"), why: field("why") }
+    }
 }
 
 impl Truth<'_> {
@@ -111,7 +125,7 @@ impl Truth<'_> {
         let found = text(path, "found");
         found.starts_with(self.peer)
             && match self.path {
-                "relayed" => !self.why.is_empty() && found.ends_with(self.why) && self.why.contains("would help"),
+                "relayed" => found.ends_with(self.why) && is_helpful(self.why),
                 direct => is_good(path) && found.contains(direct),
             }
     }
@@ -123,6 +137,12 @@ impl Truth<'_> {
             Network::None | Network::FullCone | Network::Ipv6Only | Network::UdpBlocked | Network::HttpProxy
         )
     }
+}
+
+/// Whether a reason says what would help, where anything has to be done.
+fn is_helpful(why: &str) -> bool {
+    let passes = PASSING.iter().any(|begin| why.starts_with(begin));
+    passes || ["would help", "would, too"].iter().any(|help| why.contains(help))
 }
 
 fn about<'a>(findings: &'a [Value], check: &'a str) -> impl Iterator<Item = &'a Value> {
@@ -168,6 +188,22 @@ mod tests {
     #[test]
     fn nothing_is_wrong_with_what_is_true() {
         assert_eq!(random_to_random().faults(&true_findings()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_reason_names_what_would_help_unless_it_passes_by_itself() {
+        let guessed = "one NAT is symmetric; 3 rounds of guessing found none yet; a fixed endpoint would, too";
+        let rests = "packets got lost on the direct path, so it rests; it is tried again by itself";
+        assert!([guessed, rests, "still checking 3 addresses of the peer"].into_iter().all(is_helpful));
+        assert!(!is_helpful("bad luck") && !is_helpful(""));
+    }
+
+    #[test]
+    fn path_and_reason_are_those_of_the_peer_that_was_asked_about() {
+        let status =
+            json!({"peers": [{"name": "web", "path": "direct"}, {"name": "db", "path": "relayed", "why": "bad luck"}]});
+        let truth = Truth::of(&status, Network::None, "db");
+        assert_eq!((truth.path, truth.why), ("relayed", "bad luck"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use peerage_netlab::{Access, Possibility};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Mark};
-use crate::doctor::{self, Truth};
+use crate::doctor;
 use crate::failed::Failed;
 use crate::kernel::{KernelWorld, Place, acquaint_on, fetch};
 use crate::programs::Programs;
@@ -349,8 +349,7 @@ impl Stage {
         let peers = status["peers"].as_array().into_iter().flatten();
         let peer = peers.into_iter().find(|peer| peer["name"] == name).cloned().unwrap_or_default();
         let (path, why) = (text(&peer["path"]), text(&peer["why"]));
-        let truth = Truth { network: client.place.site.network(), peer: name, path: &path, why: &why };
-        let misadvised = doctor::faults(&client.agent, &truth)?;
+        let misadvised = doctor::faults(&client.agent, client.place.site.network(), name)?;
         Ok(Seen {
             path,
             first_byte,
