@@ -128,6 +128,16 @@ fn an_agent_in_another_network_measures_its_filter_anew() {
 }
 
 #[test]
+fn whether_ports_count_is_known_again_after_a_gateway_forgot_everything() {
+    let mut sim = Sim::strangers(1, NatKind::symmetric_random(), NatKind::none());
+    let is_known = |sim: &Sim| sim.status("a").nat.to_string().contains("address-and-port-dependent mapping");
+    assert!(sim.run_until(secs(5), is_known).is_some(), "{}", sim.status("a").nat);
+    sim.flush_nat("a");
+    assert!(sim.run_until(secs(60), |sim| !is_known(sim)).is_some(), "what was known is void");
+    assert!(sim.run_until(secs(120), is_known).is_some(), "{}", sim.status("a").nat);
+}
+
+#[test]
 fn two_peers_at_once_behind_one_counting_nat_each_get_ports_of_their_own() {
     for seed in 0..10 {
         let mut sim = Sim::new(seed);

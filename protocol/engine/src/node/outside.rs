@@ -18,13 +18,15 @@ use crate::nat::{FilterProbe, FilterTest, Filtered, Mapping};
 use crate::path::{CheckTransmit, DirectPath, Link, is_private};
 use crate::stun::{AnswerFrom, PlainRequest, PlainResponse, TransactionId, canonical};
 
-/// After a measurement that the relay did not answer.
+/// After a measurement that the relay did not answer; and from one question about ports to the next.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// From one look at new destinations to the next: by then the gateways that lose ports, which are Linux, have forgotten the last,
 /// since they keep a flow of one question and one answer for 30 s.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(40);
 /// When the question of a look is asked.
 const LOOK_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(900)];
+/// How long a look may take: by then the last question is answered or lost.
+const LOOK_FOR: Duration = Duration::from_secs(3);
 /// For how long what was seen is offered: the gateway keeps it as long as something uses it.
 const SEEN_FOR: Duration = Duration::from_secs(60);
 
@@ -37,7 +39,10 @@ enum Filter {
         until: Instant,
     },
     Running(FilterProbe),
-    Measured,
+    Measured {
+        /// Of the relay that measured: whether ports count is told by comparing it with the first.
+        second_port: SocketAddr,
+    },
 }
 
 /// A question to a place that we have never spoken to.
@@ -69,6 +74,8 @@ pub(super) struct Outside {
     unspoken: Option<SocketAddr>,
     look: Option<Look>,
     looked: Option<Instant>,
+    /// When the second port was asked last.
+    ports_asked: Option<Instant>,
     /// Where a new destination saw us, if that is not where others do.
     moved: Option<(SocketAddr, Instant)>,
 }
@@ -76,7 +83,7 @@ pub(super) struct Outside {
 impl Outside {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let filter = match &self.filter {
-            Filter::New | Filter::Measured => None,
+            Filter::New | Filter::Measured { .. } => None,
             Filter::Pause { until } => Some(*until),
             Filter::Running(probe) => Some(probe.poll_timeout()),
         };
@@ -100,11 +107,12 @@ impl Node {
     pub(super) fn drive_outside(&mut self, now: Now) {
         self.drive_filter(now);
         self.drive_look(now);
+        self.ask_about_ports(now);
     }
 
     fn drive_filter(&mut self, now: Now) {
         match &mut self.outside.filter {
-            Filter::Measured => {}
+            Filter::Measured { .. } => {}
             Filter::Pause { until } if now.mono < *until => {}
             Filter::New | Filter::Pause { .. } => {
                 self.outside.filter = Filter::New;
@@ -134,20 +142,29 @@ impl Node {
             }
             Filtered::Unanswered => self.outside.filter = Filter::Pause { until: now.mono + AGAIN_AFTER },
             Filtered::Measured { other_address, other_port, other } => {
-                self.outside.filter = Filter::Measured;
+                self.outside.filter = Filter::Measured { second_port: SocketAddr::new(relay.ip(), other.port()) };
                 self.outside.unspoken =
                     Some(SocketAddr::new(other.ip(), relay.port())).filter(|_| !is_private(other.ip()));
                 self.relays.observe_filtering(FilterTest::OtherAddressAndPort, other_address);
                 self.relays.observe_filtering(FilterTest::OtherPort, other_port);
-                if self.relays.nat_report().behaviour.mapping == Mapping::DestinationDependent {
-                    // Not before the filter is known: who is sent to is let in.
-                    self.look_at(SocketAddr::new(relay.ip(), other.port()), About::Ports, now);
-                }
             }
         }
         self.relays.filtering_runs(matches!(self.outside.filter, Filter::Running(_)));
         debug!(?progress, "filter of the NAT");
         self.settle_relays(now);
+    }
+
+    /// Asks whether ports count where that is all that is missing, also after the gateway forgot what it was asked with before.
+    /// Not before the filter is known: who is sent to is let in.
+    fn ask_about_ports(&mut self, now: Now) {
+        let Filter::Measured { second_port } = self.outside.filter else { return };
+        let recent = |at: Option<Instant>, time| at.is_some_and(|at| now.mono.saturating_duration_since(at) < time);
+        let looks = recent(self.outside.look.as_ref().map(|look| look.since), LOOK_FOR);
+        let waits = looks || recent(self.outside.ports_asked, AGAIN_AFTER);
+        if !waits && self.relays.nat_report().behaviour.mapping == Mapping::DestinationDependent {
+            self.outside.ports_asked = Some(now.mono);
+            self.look_at(second_port, About::Ports, now);
+        }
     }
 
     /// A peer did not answer. If new destinations see us elsewhere, it has asked at the wrong place.
