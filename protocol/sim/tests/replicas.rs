@@ -6,7 +6,7 @@ use std::time::Duration;
 use peerage_engine::node::StreamError;
 use peerage_model::stream::StreamStatus;
 use peerage_sim::nat::NatKind;
-use peerage_sim::{Outcome, Sim, StreamId, ms, secs};
+use peerage_sim::{Origin, Outcome, Sim, StreamId, ms, secs};
 
 const REPLICAS: [&str; 3] = ["b", "b#2", "b#3"];
 
@@ -220,6 +220,33 @@ fn a_stream_that_eight_replicas_refuse_waits_for_none_that_is_not_dialled_beside
     let request = sim.request("a", "b", b"anybody?");
     sim.run_until(secs(5), |sim| sim.outcome(request) != &Outcome::Open).expect("it waits for nobody");
     assert_eq!(sim.outcome(request), &Outcome::Failed(StreamError::Refused(StreamStatus::Refused)));
+}
+
+/// How many packets `b` sends in a minute in which all packets are lost, while so many clients of one name have a stream to it.
+fn packets_into_nowhere(clients: usize) -> usize {
+    let mut sim = Sim::new(1);
+    sim.add_relay("r1");
+    sim.add_agent("b", NatKind::none());
+    sim.add_agent("a", NatKind::none());
+    sim.trust("a", "b");
+    for number in 2..=clients {
+        let client = format!("a#{number}");
+        sim.add_replica(&client, "a", NatKind::none());
+        let stream = sim.open(&client, "b");
+        sim.write(stream, b"I wait");
+        // Each session has a clock of its own.
+        sim.run_for(ms(1_110));
+    }
+    sim.tamper(|_| Vec::new());
+    let tape = sim.record();
+    sim.run_for(secs(60));
+    tape.only(|packet| packet.origin == Origin::Agent(0)).len()
+}
+
+#[test]
+fn without_a_network_four_times_the_sessions_send_hardly_more_than_four_times_the_packets() {
+    let [eight, many] = [8, 32].map(packets_into_nowhere);
+    assert!(many * 2 <= eight * 9, "{eight} packets with eight sessions, {many} with 32");
 }
 
 #[test]
