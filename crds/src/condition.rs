@@ -183,9 +183,9 @@ words! {
         SecretInvalid,
         /// No relay of the list answers.
         RelayUnreachable,
-        /// The relay answers, and lets in no agent of this cluster.
+        /// The relay answers, and does not let the operator's own agent in; the message tells why.
         RelayRefused,
-        /// The other operator does not answer.
+        /// The other operator does not answer, or the machine to its ticket.
         PeerOperatorUnreachable,
         /// The operator was not installed with what the object asks for; the message says which value of the chart it is.
         NotEnabled,

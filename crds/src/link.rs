@@ -117,6 +117,12 @@ pub struct AgentLinkStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = shape::RECORDS_MAX), inner(length(min = 1, max = shape::RECORD_MAX), regex(pattern = shape::RECORD)))]
     pub authority_records: Vec<String>,
+    /// Whether a machine on its own is there, which has no operator: its ticket said so, or it came with ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<bool>,
+    /// Whether the link's ticket was shown and taken. It is good for one time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket_taken: Option<bool>,
     /// Relays that the other operator told. While its list changes these are the old ones and the new ones, for ten minutes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = shape::RELAYS_MAX), inner(length(max = shape::RELAY_MAX), regex(pattern = shape::RELAY)))]

@@ -107,7 +107,7 @@ fn read(secret: Option<&Secret>, key: &str, now: UnixTime) -> LinkRecord {
         Err(error) => return invalid(error.to_string()),
     };
     match AuthorityRecord::verify(ticket.record.as_bytes(), now) {
-        Ok(record) => LinkRecord::Known { record, relays: ticket.relays },
+        Ok(record) => LinkRecord::Known { record, name: ticket.name, relays: ticket.relays },
         Err(error) => invalid(error.to_string()),
     }
 }
@@ -139,7 +139,8 @@ mod tests {
         };
         let secret = secret(&ticket.to_string());
         let known = read(Some(&secret), "ticket", UnixTime(NOW.0 + 3600));
-        assert_eq!(known, LinkRecord::Known { record: authority.record().clone(), relays: Vec::new() });
+        let (record, name) = (authority.record().clone(), ticket.name);
+        assert_eq!(known, LinkRecord::Known { record, name, relays: Vec::new() });
         assert_eq!(read(Some(&secret), "other", NOW), LinkRecord::Missing);
     }
 

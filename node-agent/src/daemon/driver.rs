@@ -149,8 +149,8 @@ fn translate(event: DriverEvent) -> Vec<LinkEvent> {
             vec![LinkEvent::Relay { relay, up: observed.is_some(), observed }]
         }
         DriverEvent::RelayRefused { relay, reason } => {
-            tracing::warn!(?relay, reason, "a relay does not take us");
-            vec![LinkEvent::RelayRefused { relay, reason }]
+            tracing::warn!(?relay, %reason, "a relay does not take us");
+            vec![LinkEvent::RelayRefused { relay, reason: reason.to_string() }]
         }
         DriverEvent::Nat(report) => {
             let nat = view::Nat { kind: report.nat_type.to_string(), detail: report.to_string() };

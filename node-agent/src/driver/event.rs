@@ -8,6 +8,7 @@ use peerage_engine::node::{DownReason, Event, SessionKey};
 use peerage_engine::path::PathKind;
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::Refusal;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, AuthorityRecord, Credential, InstanceId, TrustId};
@@ -27,7 +28,7 @@ pub enum DriverEvent {
         /// Which.
         relay: RelayInfo,
         /// Why.
-        reason: String,
+        reason: Refusal,
     },
     /// What is known of our NAT changed.
     Nat(NatReport),

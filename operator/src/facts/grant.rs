@@ -5,7 +5,7 @@ use peerage_crds::link::Bootstrap;
 use peerage_crds::relay::ManagedRelay;
 use peerage_crds::{AgentLink, AgentRelay, AllowedNamespaces, NamespacesFrom};
 use peerage_model::relay::RelayInfo;
-use peerage_model::{AuthorityRecord, Fingerprint, TrustId, UnixTime};
+use peerage_model::{AgentName, AuthorityRecord, Fingerprint, TrustId, UnixTime};
 
 use super::Unreadable;
 use crate::index::{Labels, covers};
@@ -81,6 +81,8 @@ pub enum LinkRecord {
     Known {
         /// The record.
         record: AuthorityRecord,
+        /// Whose ticket it is: an operator's, or an agent's of a machine on its own.
+        name: AgentName,
         /// Relays of the ticket.
         relays: Vec<RelayInfo>,
     },

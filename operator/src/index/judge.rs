@@ -4,6 +4,7 @@
 //! is given as numbers, so that judging stays a matter of the same input and the same answer.
 
 use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
+use peerage_model::relay::frame::Refusal as RelayRefusal;
 
 use super::{Index, PodSums, Refusal};
 use crate::facts::{PeerFacts, Target, TrustFacts};
@@ -57,13 +58,13 @@ pub struct TrustLive {
 
 /// What a relay said last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard<'a> {
+pub enum Heard {
     /// Nothing: no probe came back.
     Nothing,
     /// It answers.
     Answer,
     /// It answers, and lets nobody of this cluster in, for this reason.
-    Refusal(&'a str),
+    Refusal(RelayRefusal),
 }
 
 /// How it is between our operator and the one of a link.
@@ -82,6 +83,11 @@ pub enum LinkLive {
     Machine {
         /// What became of the ticket.
         how: String,
+    },
+    /// It is talked to over another link, which leads to the same authority.
+    Beside {
+        /// That link.
+        link: String,
     },
     /// The ticket is good for nothing, and there is no other way to be let in.
     TicketEnded {
@@ -343,6 +349,13 @@ impl Index {
             }
             Some(LinkLive::Connected) => Verdict::holds(aspect, Reason::AsDeclared, "the other operator answers"),
             Some(LinkLive::Machine { how }) => Verdict::holds(aspect, Reason::AsDeclared, how.clone()),
+            Some(LinkLive::Beside { link }) => {
+                let how = format!(
+                    "the other operator is talked to over the link `{link}`, which leads to the same authority; it is not told whom \
+                     AgentTrusts over this one ask for"
+                );
+                Verdict::holds(aspect, Reason::AsDeclared, how)
+            }
             Some(LinkLive::Silent { why }) => Verdict::fails(aspect, Reason::PeerOperatorUnreachable, why.clone()),
             Some(LinkLive::TicketEnded { why }) => Verdict::fails(aspect, Reason::TicketEnded, why.clone()),
         };
@@ -352,7 +365,7 @@ impl Index {
     /// The conditions of an AgentRelay. `heard`: what it last said; `None` before it was asked. `running`: what became of it,
     /// if the operator runs it.
     #[must_use]
-    pub fn judge_relay(&self, heard: Option<Heard<'_>>, running: Option<&Running>) -> Vec<Verdict> {
+    pub fn judge_relay(&self, heard: Option<Heard>, running: Option<&Running>) -> Vec<Verdict> {
         let waiting = match running {
             Some(Running::Refused(reason, message)) => {
                 let all = [ConditionType::Accepted, ConditionType::Available, ConditionType::Ready];
@@ -383,11 +396,16 @@ impl Index {
         with_summary(vec![accepted, available], good)
     }
 
-    fn refused(&self, why: &str) -> String {
-        format!(
-            "it answers, and does not let this cluster's agents in ({why}); whoever runs it must add --allow-authority {}",
-            self.authority()
-        )
+    fn refused(&self, why: RelayRefusal) -> String {
+        match why {
+            RelayRefusal::Authority => format!(
+                "it answers, and does not let this cluster's agents in; whoever runs it must add --allow-authority {}",
+                self.authority()
+            ),
+            RelayRefusal::Credential | RelayRefusal::Full | RelayRefusal::Draining => {
+                format!("it answers, and does not take the operator's own agent: {why}")
+            }
+        }
     }
 
     /// What an AgentPeer calls the numbers of its status: matched, injected, enrolled, outdated.

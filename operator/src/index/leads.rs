@@ -5,6 +5,7 @@
 //! link pins. The first that is known is pinned for good.
 
 use peerage_crds::Reason;
+use peerage_model::linking::OPERATOR;
 use peerage_model::relay::RelayInfo;
 use peerage_model::{AuthorityRecord, Fingerprint};
 
@@ -23,6 +24,9 @@ pub struct Leads<'a> {
     pub records: Vec<&'a AuthorityRecord>,
     /// Where they are found.
     pub relays: &'a [RelayInfo],
+    /// Whether a machine on its own is there, which has no operator. Never from an AgentTrust: whoever may make one in some
+    /// namespace must not decide for all.
+    pub is_machine: bool,
 }
 
 impl Index {
@@ -40,7 +44,7 @@ impl Index {
             None => None,
         };
         let (brought, of_ticket) = match ticket {
-            Some(LinkRecord::Known { record, relays }) => (Some(record), relays.as_slice()),
+            Some(LinkRecord::Known { record, relays, name: _ }) => (Some(record), relays.as_slice()),
             Some(LinkRecord::Missing | LinkRecord::Invalid { .. }) | None => (None, &[][..]),
         };
         let first = declared.or(brought).or_else(|| facts.learned.first());
@@ -70,7 +74,11 @@ impl Index {
         }
         let told = (!facts.told.is_empty()).then_some(facts.told.as_slice());
         let relays = facts.relays.as_deref().or(told).unwrap_or(of_ticket);
-        Ok(Leads { authority, records, relays })
+        let is_machine = match ticket {
+            Some(LinkRecord::Known { name, .. }) => name.as_str() != OPERATOR,
+            Some(LinkRecord::Missing | LinkRecord::Invalid { .. }) | None => facts.status.machine == Some(true),
+        };
+        Ok(Leads { authority, records, relays, is_machine })
     }
 }
 
@@ -112,9 +120,13 @@ mod tests {
 
     fn index(ticket: Option<&Authority>) -> Index {
         let mut index = Index::new(Fingerprint([1; 32]), NOW);
-        let known = |of: &Authority| LinkRecord::Known { record: of.record().clone(), relays: Vec::new() };
-        index.set_record("far", ticket.map(known));
+        index.set_record("far", ticket.map(|of| of_ticket(of, OPERATOR)));
         index
+    }
+
+    fn of_ticket(of: &Authority, name: &str) -> LinkRecord {
+        let name = name.parse().expect("a name");
+        LinkRecord::Known { record: of.record().clone(), name, relays: Vec::new() }
     }
 
     fn by_ticket() -> Value {
@@ -137,6 +149,33 @@ mod tests {
         });
         let (index, facts) = (index(None), facts(by_ticket(), status));
         assert_eq!(index.leads("far", &facts).map(|leads| leads.authority), Ok(them.fingerprint()));
+    }
+
+    #[test]
+    fn what_a_ticket_says_of_a_machine_the_status_keeps_and_no_trust_changes() {
+        let them = authority(2);
+        let is_machine = |index: &Index, facts: &LinkFacts| index.leads("far", facts).map(|leads| leads.is_machine);
+        let status = |machine: Value| {
+            let records = [them.record().to_text()];
+            json!({"authority": them.fingerprint().to_string(), "authorityRecords": records, "machine": machine})
+        };
+        let (mut index, unsaid) = (index(None), facts(by_ticket(), status(json!(null))));
+        let trust = json!({
+            "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrust", "metadata": {"name": "odd", "namespace": "web"},
+            "spec": {"agentRef": {"name": "shop"}, "peer": {
+                "name": "laptop", "linkRef": {"name": "far"}, "authority": them.fingerprint().to_string(),
+            }},
+        });
+        let trust = serde_json::from_value(trust).expect("an AgentTrust");
+        let trust = crate::facts::TrustFacts::read(&trust).expect("it is read");
+        index.set_link("far", Some(unsaid.clone()));
+        index.set_trust(&crate::key::ObjectKey::new("web", "odd"), Some(trust));
+        assert_eq!(is_machine(&index, &unsaid), Ok(false), "an AgentTrust says nothing about its link");
+        assert_eq!(is_machine(&index, &facts(by_ticket(), status(json!(true)))), Ok(true));
+        index.set_record("far", Some(of_ticket(&them, "laptop")));
+        assert_eq!(is_machine(&index, &unsaid), Ok(true));
+        index.set_record("far", Some(of_ticket(&them, OPERATOR)));
+        assert_eq!(is_machine(&index, &unsaid), Ok(false));
     }
 
     #[test]

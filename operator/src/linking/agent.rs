@@ -40,6 +40,17 @@ pub(super) fn is_of_machine(name: &AgentName) -> bool {
     name.as_str() != OPERATOR && !name.as_str().contains('.')
 }
 
+/// Who is there at a link's other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// An operator.
+    Operator,
+    /// An operator that this other link leads to as well: there is one channel with each.
+    Beside(Label),
+    /// A machine on its own, with nobody to call.
+    Machine,
+}
+
 /// A link as the operator's agent needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
@@ -53,6 +64,10 @@ pub(super) struct Link {
     pub(super) records: Vec<AuthorityRecord>,
     /// Where.
     pub(super) relays: Vec<RelayInfo>,
+    /// Who answers there.
+    pub(super) side: Side,
+    /// Whether its ticket was taken before.
+    pub(super) is_taken: bool,
 }
 
 /// Whom the operator's agent talks to.
@@ -79,7 +94,7 @@ pub(super) fn snapshot(keys: &Keyring, links: &[Link], relays: Vec<RelayInfo>, i
         })
     };
     Snapshot {
-        peers: links.iter().filter_map(peer).collect(),
+        peers: links.iter().filter(|link| link.side == Side::Operator).filter_map(peer).collect(),
         ports: vec![Port { name: name.clone(), number: PORT, protocol: Protocol::Tcp }],
         relays,
         denied: Vec::new(),

@@ -11,15 +11,16 @@ use peerage_agent::driver::DriverEvent;
 use peerage_agent::tunnel::{Incoming, Opened};
 use peerage_model::linking::{Hello, MAX_PURPOSE, MAX_RELAYS, MAX_WISHES, OPERATOR, RecordBytes, Tell, Wish};
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::Refusal;
 use peerage_model::snapshot::Snapshot;
 use peerage_model::stream::StreamStatus;
-use peerage_model::{Credential, Fingerprint, TrustId, UnixTime};
+use peerage_model::{Credential, Label, TrustId, UnixTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::Linking;
-use super::agent::{self, Agent, Link, operator_of};
+use super::agent::{self, Agent, Link, Side, operator_of};
 use super::board::Board;
 use super::hear::{self, News};
 use super::invitations::{self, Open, Taken};
@@ -30,9 +31,9 @@ use super::tell::{self, Going, Outgoing};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::facts::{Target, TrustFacts};
+use crate::index::Index;
 use crate::key::ObjectKey;
 use crate::roll::Denial;
-use crate::status::Finding;
 
 /// How soon after a change everything is looked at: a hundred changes are one look.
 const SOON: Duration = Duration::from_millis(200);
@@ -50,8 +51,8 @@ enum Report {
     Going(Going),
     /// What it says.
     Said(u64, Tell),
-    /// What is found out while the ticket is shown.
-    Note(meet::Note),
+    /// The ticket is shown, and not taken yet: why.
+    Waits(String),
     /// The ticket was taken, or is good for nothing.
     Met(Result<(), String>),
 }
@@ -75,15 +76,14 @@ pub(super) struct Desk {
     secrets: Api<Secret>,
     invitations: invitations::Store,
     store: Arc<requests::Store>,
-    found: mpsc::Sender<Finding>,
+    /// Of our relays, those that do not let the operator's own agent in, and so nobody of this cluster.
+    refusals: BTreeMap<RelayInfo, Refusal>,
     agent: Agent,
     applied: Snapshot,
     open: Open,
     lines: BTreeMap<String, Line>,
     /// Relays of who came with a ticket, until its link is here and its operator has told them itself.
     guests: BTreeMap<String, Vec<RelayInfo>>,
-    /// Authorities of machines on their own: their tickets said so, or they came with ours.
-    machines: BTreeSet<Fingerprint>,
     memory: Memory,
     /// Wishes that were worth a request when requests were last looked at.
     wanted: BTreeSet<(TrustId, TrustId)>,
@@ -108,13 +108,12 @@ impl Desk {
             secrets: Api::namespaced(linking.client.clone(), &linking.namespace),
             invitations: invitations::Store::new(&linking.client, &linking.namespace),
             store: Arc::new(requests::Store::new(linking.client.clone())),
-            found: linking.found.clone(),
+            refusals: BTreeMap::new(),
             agent,
             applied: Snapshot::default(),
             open: Open::new(),
             lines: BTreeMap::new(),
             guests: BTreeMap::new(),
-            machines: BTreeSet::new(),
             memory: Memory::default(),
             wanted: BTreeSet::new(),
             asked: true,
@@ -166,7 +165,8 @@ impl Desk {
                     self.look();
                 }
             }
-            self.board.set(self.lines.iter().map(|(name, line)| (name.clone(), line.row.clone())).collect());
+            let rows = self.lines.iter().map(|(name, line)| (name.clone(), line.row.clone())).collect();
+            self.board.set(rows, self.refusals.clone());
         }
     }
 
@@ -201,8 +201,14 @@ impl Desk {
     fn connect(&mut self) {
         let (keys, now) = (Arc::clone(&self.keyring.borrow()), crate::clock::now());
         self.agent.renew(&keys, now);
-        let (links, relays) = self.declared();
-        self.lines.retain(|name, line| links.get(name).is_some_and(|(link, _)| link.uid == line.link.uid));
+        let (links, relays) = {
+            let index = &self.cluster.read().index;
+            (declared(index, &self.guests), index.all_relays())
+        };
+        self.refusals.retain(|relay, _| relays.contains(relay));
+        // Where somebody else is there than it seemed, all begins anew.
+        let is_same = |line: &Line, link: &Link| link.uid == line.link.uid && link.side == line.link.side;
+        self.lines.retain(|name, line| links.get(name).is_some_and(|(link, _)| is_same(line, link)));
         let invites = invitations::invites(&self.open);
         let all: Vec<Link> = links.values().map(|(link, _)| link.clone()).collect();
         let snapshot = agent::snapshot(&keys, &all, relays.clone(), invites);
@@ -211,15 +217,11 @@ impl Desk {
             self.applied = snapshot;
         }
         for (name, (link, ticket)) in links {
-            let is_machine = self.is_machine(&link);
-            if self.lines.get(&name).is_some_and(|line| line.is_machine != is_machine) {
-                self.lines.remove(&name); // nobody is called there any more, or somebody is
-            }
             let outgoing = Arc::new(self.outgoing(&keys, &link, &relays));
             match self.lines.get_mut(&name) {
                 Some(line) => line.link = link,
                 None => {
-                    let line = self.open_line(link, is_machine, ticket, Arc::clone(&outgoing), &relays);
+                    let line = self.open_line(link, ticket, Arc::clone(&outgoing));
                     self.lines.insert(name.clone(), line);
                 }
             }
@@ -238,33 +240,6 @@ impl Desk {
         self.lines.values().flat_map(move |line| line.denials(now))
     }
 
-    /// The links that lead somewhere, of two to one authority the first; and our relays.
-    fn declared(&self) -> (Declared, Vec<RelayInfo>) {
-        let state = self.cluster.read();
-        let index = &state.index;
-        let mut links = BTreeMap::new();
-        let mut taken = BTreeSet::from([index.authority()]);
-        for (name, facts) in index.links() {
-            let (Ok(leads), Ok(label)) = (index.leads(name, facts), name.parse()) else { continue };
-            if !taken.insert(leads.authority) {
-                continue;
-            }
-            let mut relays = leads.relays.to_vec();
-            if relays.is_empty() {
-                relays = self.guests.get(name).cloned().unwrap_or_default();
-            }
-            let link = Link {
-                name: label,
-                uid: facts.uid,
-                authority: leads.authority,
-                records: leads.records.into_iter().cloned().collect(),
-                relays,
-            };
-            links.insert(name.clone(), (link, facts.ticket.clone()));
-        }
-        (links, index.all_relays())
-    }
-
     fn outgoing(&self, keys: &Keyring, link: &Link, relays: &[RelayInfo]) -> Outgoing {
         let state = self.cluster.read();
         let wish = |(_, facts): (&ObjectKey, &TrustFacts)| {
@@ -279,58 +254,47 @@ impl Desk {
             records,
             relays: relays.iter().take(MAX_RELAYS).cloned().collect(),
         };
-        let wishes = state.index.trusts_over(link.name.as_str()).filter_map(wish).take(MAX_WISHES).collect();
+        let wishes: BTreeMap<_, _> =
+            state.index.trusts_over(link.name.as_str()).filter_map(wish).take(MAX_WISHES).collect();
+        let mut wishers: Vec<_> = state.index.trusts_over(link.name.as_str()).map(|(_, facts)| facts).collect();
+        // Of one agent's several the eldest is put in last, and stays.
+        wishers.sort_by_key(|facts| std::cmp::Reverse((facts.created, facts.uid)));
+        let first = wishers.iter().filter_map(|facts| Some((wishes.get(&facts.uid)?.to.clone(), facts.uid))).collect();
         let agents: BTreeSet<_> = state.index.trusts_over(link.name.as_str()).map(|(_, facts)| &facts.agent).collect();
         let agents = agents.into_iter().filter_map(|agent| agent.agent(state.index.authority()));
         let denied = agents.flat_map(|agent| {
             let of_agent = state.roll.denied_of(&agent).into_iter();
             of_agent.map(move |denied| ((agent.name.clone(), denied.instance), denied.until)).collect::<Vec<_>>()
         });
-        Outgoing { hello, wishes, denied: denied.take(MAX_DENIED).collect() }
+        Outgoing { hello, wishes, first, denied: denied.take(MAX_DENIED).collect() }
     }
 
-    /// Whether a link leads to a machine on its own: by its ticket, or, when that is long gone, by whom its trusts name.
-    fn is_machine(&self, link: &Link) -> bool {
-        let state = self.cluster.read();
-        let mut trusts = state.index.trusts_over(link.name.as_str());
-        let of_machine =
-            |facts: &TrustFacts| matches!(&facts.target, Target::Away { name, .. } if agent::is_of_machine(name));
-        self.machines.contains(&link.authority) || trusts.any(|(_, facts)| of_machine(facts))
-    }
-
-    fn open_line(
-        &self,
-        link: Link,
-        is_machine: bool,
-        ticket: Option<String>,
-        outgoing: Arc<Outgoing>,
-        relays: &[RelayInfo],
-    ) -> Line {
+    fn open_line(&self, link: Link, ticket: Option<String>, outgoing: Arc<Outgoing>) -> Line {
         let uid = link.uid;
         let (sender, receiver) = watch::channel(outgoing);
         let report = self.reporter(uid);
         let mut tasks = Vec::new();
+        // An operator that talks was met; of others the status alone tells that their ticket is spent.
+        let ticket = ticket.filter(|_| link.side == Side::Operator || !link.is_taken);
         if let Some(ticket) = ticket {
             let meeting = meet::Meeting {
                 tunnel: self.agent.tunnel.clone(),
                 keyring: self.keyring.clone(),
                 secrets: self.secrets.clone(),
                 ticket,
-                relays: relays.iter().take(peerage_model::ticket::MAX_RELAYS).cloned().collect(),
+                authority: link.authority,
                 outgoing: receiver.clone(),
             };
-            let (note, reports) = (report.clone(), self.reports.clone());
-            let meeting = meeting.run(move |what| note(Report::Note(what)));
+            let (waits, reports) = (report.clone(), self.reports.clone());
+            let meeting = meeting.run(move |why| waits(Report::Waits(why)));
             let meeting = async move { reports.send((uid, Report::Met(meeting.await))).await };
             tasks.push(tokio::spawn(meeting).abort_handle());
         }
-        if is_machine {
-            return Line::new(link, sender, tasks).of_machine();
+        if link.side == Side::Operator {
+            let (tunnel, operator) = (self.agent.tunnel.clone(), operator_of(link.authority));
+            let calling = tell::run(tunnel, operator, receiver, move |going| report(Report::Going(going)));
+            tasks.push(tokio::spawn(calling).abort_handle());
         }
-        let calling = tell::run(self.agent.tunnel.clone(), operator_of(link.authority), receiver, move |going| {
-            report(Report::Going(going));
-        });
-        tasks.push(tokio::spawn(calling).abort_handle());
         Line::new(link, sender, tasks)
     }
 
@@ -338,12 +302,6 @@ impl Desk {
     fn reporter(&self, link: TrustId) -> impl Fn(Report) + Clone + Send + Sync + use<> {
         let reports = self.reports.clone();
         move |report| drop(reports.try_send((link, report)))
-    }
-
-    /// A relay takes the operator's own agent, and so all of this cluster, or it does not.
-    async fn tell_of(&self, relay: RelayInfo, refusal: Option<String>) {
-        // Who writes statuses has ended only when we end, too.
-        let _ = self.found.send(Finding::Refuses(relay, refusal)).await;
     }
 
     /// Something happened in the tunnel.
@@ -357,12 +315,15 @@ impl Desk {
             DriverEvent::Relay { relay, observed } => {
                 tracing::debug!(%relay, ?observed, "the operator's relay");
                 if observed.is_some() {
-                    self.tell_of(relay, None).await;
+                    self.refusals.remove(&relay);
                 }
             }
             DriverEvent::RelayRefused { relay, reason } => {
-                tracing::warn!(%relay, reason, "a relay does not take the operator's own agent");
-                self.tell_of(relay, Some(reason)).await;
+                tracing::warn!(%relay, %reason, "a relay does not take the operator's own agent");
+                // Others' relays may let in whom they like.
+                if self.applied.relays.contains(&relay) {
+                    self.refusals.insert(relay, reason);
+                }
             }
             DriverEvent::Nat(_)
             | DriverEvent::SessionUp { .. }
@@ -383,7 +344,7 @@ impl Desk {
             return StreamStatus::Denied;
         }
         // Nobody will tell where a machine has moved to, so what it says is what its link declares.
-        let declared = if is_machine { &relays[..] } else { &[] };
+        let declared = is_machine.then_some(&relays[..]);
         let there = {
             let state = self.cluster.read();
             let facts = state.index.link(&invitation.link);
@@ -395,9 +356,6 @@ impl Desk {
         match self.invitations.take(invite, invitation, guest.record(), declared, there).await {
             Ok(Taken::Linked) => {
                 tracing::info!(target: "events::linked", link = invitation.link, authority = %guest.agent().authority);
-                if is_machine {
-                    self.machines.insert(guest.agent().authority);
-                }
                 self.guests.insert(invitation.link.clone(), relays);
                 self.open.remove(&invite);
                 StreamStatus::Open
@@ -419,7 +377,10 @@ impl Desk {
     /// Another operator opens a stream, to tell us things. It takes the place of an earlier one.
     fn answer(&mut self, incoming: Incoming) {
         let peer = incoming.peer.clone();
-        let line = self.lines.values_mut().find(|line| operator_of(line.link.authority) == peer);
+        let line = self
+            .lines
+            .values_mut()
+            .find(|line| line.link.side == Side::Operator && operator_of(line.link.authority) == peer);
         let Some(line) = line else { return incoming.refuse(StreamStatus::Denied) };
         if line.streamed.is_some_and(|begun| begun.elapsed() < STREAM_EVERY) {
             return incoming.refuse(StreamStatus::Busy);
@@ -451,8 +412,7 @@ impl Desk {
         let Some(line) = self.lines.values_mut().find(|line| line.link.uid == link) else { return };
         match report {
             Report::Going(going) => line.goes(going, now),
-            Report::Note(meet::Note::Waiting(why)) => line.waits(why),
-            Report::Note(meet::Note::Machine) => drop(self.machines.insert(line.link.authority)),
+            Report::Waits(why) => line.waits(why),
             Report::Met(met) => {
                 if met.is_ok() {
                     tracing::info!(target: "events::linked", link = line.link.name.as_str());
@@ -529,6 +489,41 @@ impl Desk {
     }
 }
 
+/// The links that lead to others. Of several to one cluster the first by name has the channel; a ticket is each link's own.
+fn declared(index: &Index, guests: &BTreeMap<String, Vec<RelayInfo>>) -> Declared {
+    let mut links = Declared::new();
+    let mut channels: BTreeMap<_, Label> = BTreeMap::new();
+    for (name, facts) in index.links() {
+        let (Ok(leads), Ok(label)) = (index.leads(name, facts), name.parse::<Label>()) else { continue };
+        if leads.authority == index.authority() {
+            continue;
+        }
+        let side = match (leads.is_machine, channels.get(&leads.authority)) {
+            (true, _) => Side::Machine,
+            (false, Some(channel)) => Side::Beside(channel.clone()),
+            (false, None) => Side::Operator,
+        };
+        if side == Side::Operator {
+            channels.insert(leads.authority, label.clone());
+        }
+        let relays = match leads.relays {
+            [] => guests.get(name).cloned().unwrap_or_default(),
+            relays => relays.to_vec(),
+        };
+        let link = Link {
+            name: label,
+            uid: facts.uid,
+            authority: leads.authority,
+            records: leads.records.into_iter().cloned().collect(),
+            relays,
+            side,
+            is_taken: facts.status.ticket_taken == Some(true),
+        };
+        links.insert(name.clone(), (link, facts.ticket.clone()));
+    }
+    links
+}
+
 /// Refuses what other operators said is denied, of agents that anybody here has to do with. An owner may name an agent long
 /// after that was said of it.
 fn refuse(cluster: &Cluster, told: impl Iterator<Item = Denial>) {
@@ -548,14 +543,51 @@ fn clipped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use peerage_model::linking::Denied;
-    use peerage_model::{InstanceId, passport};
+    use peerage_model::{Fingerprint, InstanceId, passport};
     use serde_json::json;
 
     use super::*;
-    use crate::index::Index;
+    use crate::facts::{LinkFacts, LinkRecord};
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
     const THEIRS: Fingerprint = Fingerprint([2; 32]);
+
+    /// Two links, by two tickets of one authority's agent of this name.
+    fn two_links_to(agent: &str) -> Vec<(Link, Option<String>)> {
+        let theirs = peerage_model::Authority::new(&zeroize::Zeroizing::new([3; 96]), NOW);
+        let mut index = Index::new(Fingerprint([1; 32]), NOW);
+        for name in ["one", "two"] {
+            let link = json!({
+                "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentLink", "metadata": {"name": name},
+                "spec": {"allowedNamespaces": {"from": "All"}, "bootstrap": {"tokenSecretRef": {"key": name}}},
+            });
+            let link = serde_json::from_value(link).expect("an AgentLink");
+            index.set_link(name, Some(LinkFacts::read(&link).expect("it is read")));
+            let (record, name_there) = (theirs.record().clone(), agent.parse().expect("a name"));
+            index.set_record(name, Some(LinkRecord::Known { record, name: name_there, relays: Vec::new() }));
+        }
+        declared(&index, &BTreeMap::new()).into_values().collect()
+    }
+
+    #[test]
+    fn two_tickets_of_one_machine_are_two_links_and_no_channel() {
+        let links = two_links_to("laptop");
+        let tickets: Vec<_> = links.iter().map(|(_, ticket)| ticket.as_deref()).collect();
+        assert_eq!(tickets, [Some("one"), Some("two")]);
+        let links: Vec<_> = links.into_iter().map(|(link, _)| link).collect();
+        assert!(links.iter().all(|link| link.side == Side::Machine), "{links:?}");
+        let ours = crate::authority::Stored::mint(&zeroize::Zeroizing::new([4; 96]), NOW);
+        let snapshot = agent::snapshot(&ours.keyring(NOW), &links, Vec::new(), Vec::new());
+        assert_eq!(snapshot.peers, [], "nobody of a machine's authority passes for an operator");
+    }
+
+    #[test]
+    fn of_two_links_to_one_cluster_one_has_the_channel_and_each_its_ticket() {
+        let links = two_links_to(OPERATOR);
+        let sides: Vec<_> = links.iter().map(|(link, ticket)| (link.side.clone(), ticket.as_deref())).collect();
+        let one = "one".parse().expect("a label");
+        assert_eq!(sides, [(Side::Operator, Some("one")), (Side::Beside(one), Some("two"))]);
+    }
 
     #[test]
     fn a_denial_that_was_told_before_anybody_named_the_agent_holds_once_somebody_does() {
@@ -563,7 +595,8 @@ mod tests {
         let index = Index::new(Fingerprint([1; 32]), NOW);
         let cluster = Cluster::new(index, 1, Vec::new(), Arc::default(), news);
         let name = "far".parse().expect("a label");
-        let link = Link { name, uid: TrustId([9; 16]), authority: THEIRS, records: Vec::new(), relays: Vec::new() };
+        let (records, relays, side) = (Vec::new(), Vec::new(), Side::Operator);
+        let link = Link { name, uid: TrustId([9; 16]), authority: THEIRS, records, relays, side, is_taken: false };
         let mut line = Line::new(link, watch::Sender::default(), Vec::new());
         let (agent, instance) = ("db.tools".parse().expect("a name"), InstanceId([7; 8]));
         assert!(line.note_denied(Denied { agent, instance, until: NOW.plus(passport::LIFETIME) }, NOW));

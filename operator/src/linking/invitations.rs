@@ -92,23 +92,24 @@ impl Store {
 
     /// Makes the link that an invitation promised, to who came with its ticket, and ends the invitation. The link goes
     /// first: should we end in between, its name is taken, and nobody else can use the ticket. `there`: where the link of
-    /// that name leads, if there is one. `relays`: where its agents are found, if nobody will tell.
+    /// that name leads, if there is one. `machine`: of a machine, where its agents are found, since nobody will tell.
     pub(super) async fn take(
         &self,
         id: TrustId,
         invitation: &Invitation,
         guest: &AuthorityRecord,
-        relays: &[RelayInfo],
+        machine: Option<&[RelayInfo]>,
         there: Option<Fingerprint>,
     ) -> kube::Result<Taken> {
         match there {
             // We had come so far before.
             Some(authority) if authority == guest.fingerprint() => {
-                return self.remove(&[id.to_string()]).await.map(|()| Taken::Linked);
+                return self.finish(id, invitation, machine.is_some()).await;
             }
             Some(_) => return Ok(Taken::NameTaken),
             None => {}
         }
+        let relays = machine.unwrap_or_default();
         let link = AgentLink {
             metadata: ObjectMeta { name: Some(invitation.link.clone()), ..ObjectMeta::default() },
             spec: AgentLinkSpec {
@@ -124,6 +125,15 @@ impl Store {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 409 => return Ok(Taken::NameTaken),
             Err(error) => return Err(error),
+        }
+        self.finish(id, invitation, machine.is_some()).await
+    }
+
+    /// Writes down what is there, while the invitation still brings it back should we end in between.
+    async fn finish(&self, id: TrustId, invitation: &Invitation, is_machine: bool) -> kube::Result<Taken> {
+        if is_machine {
+            let patch = Patch::Merge(json!({"status": {"machine": true}}));
+            self.links.patch_status(&invitation.link, &PatchParams::default(), &patch).await?;
         }
         self.remove(&[id.to_string()]).await?;
         Ok(Taken::Linked)

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::agent::Link;
+use super::agent::{Link, Side};
 use super::board::Row;
 use super::hear::{Known, Pace};
 use super::tell::{Going, Outgoing};
@@ -31,8 +31,6 @@ pub(super) const MAX_DENIED: usize = 256;
 /// One link while this replica leads. Dropping it ends its tasks.
 pub(super) struct Line {
     pub(super) link: Link,
-    /// Whether there is a machine on its own, which has no operator.
-    pub(super) is_machine: bool,
     pub(super) row: Row,
     pub(super) known: Known,
     /// Instances that it said are denied.
@@ -76,10 +74,14 @@ impl Drop for Line {
 impl Line {
     /// A link whose operator has not said anything; `tasks` end with it.
     pub(super) fn new(link: Link, outgoing: watch::Sender<Arc<Outgoing>>, tasks: Vec<AbortHandle>) -> Self {
+        let live = match &link.side {
+            // It has a task only while its ticket is shown.
+            Side::Beside(_) if !tasks.is_empty() => LinkLive::Connecting,
+            Side::Operator | Side::Beside(_) | Side::Machine => met(&link.side, link.is_taken),
+        };
         Self {
-            row: Row::new(link.uid),
+            row: Row::new(link.uid, live, link.is_taken),
             link,
-            is_machine: false,
             known: Known::default(),
             denied: BTreeMap::new(),
             outgoing,
@@ -105,33 +107,24 @@ impl Line {
         self.settle(now);
     }
 
-    /// There is nobody to talk to on this one's other side.
-    pub(super) fn of_machine(mut self) -> Self {
-        self.is_machine = true;
-        self.row.live = LinkLive::Machine {
-            how: "a machine on its own: it has no operator, and its owner is asked once by a ticket".into(),
-        };
-        self
-    }
-
-    /// What became of the ticket, or why nothing did yet.
-    pub(super) fn met(&mut self, met: Result<(), String>) {
-        self.row.live = match (met, self.is_machine, &self.row.live) {
-            (Ok(()), true, _) => LinkLive::Machine { how: "a machine on its own; its owner was asked".into() },
-            (Err(how), true, _) => LinkLive::Machine { how },
-            (Err(why), false, LinkLive::Connecting | LinkLive::Silent { .. } | LinkLive::TicketEnded { .. }) => {
-                LinkLive::TicketEnded { why }
+    /// The ticket was taken, or is good for nothing.
+    pub(super) fn met(&mut self, taken: Result<(), String>) {
+        match (taken, &self.link.side, &self.row.live) {
+            (Ok(()), side, _) => {
+                self.row.is_taken = true;
+                if *side != Side::Operator {
+                    self.row.live = met(side, true);
+                }
             }
-            (Ok(()) | Err(_), false, live) => live.clone(),
-        };
+            (Err(_), _, LinkLive::Connected | LinkLive::Beside { .. }) => {}
+            (Err(why), _, _) => self.row.live = LinkLive::TicketEnded { why },
+        }
     }
 
     /// The ticket is shown, and not taken yet.
     pub(super) fn waits(&mut self, why: String) {
-        match (self.is_machine, &self.row.live) {
-            (true, _) => self.row.live = LinkLive::Machine { how: why },
-            (false, LinkLive::Connected) => {}
-            (false, _) => self.row.live = LinkLive::Silent { why },
+        if self.row.live != LinkLive::Connected {
+            self.row.live = LinkLive::Silent { why };
         }
     }
 
@@ -139,7 +132,7 @@ impl Line {
         match (going, &self.row.live) {
             (Going::Heard, _) => (self.row.live, self.lost) = (LinkLive::Connected, None),
             // Whoever waits for its ticket to be taken is told about that.
-            (Going::Lost(_), LinkLive::TicketEnded { .. } | LinkLive::Machine { .. }) => {}
+            (Going::Lost(_), LinkLive::TicketEnded { .. } | LinkLive::Machine { .. } | LinkLive::Beside { .. }) => {}
             (Going::Lost(why), LinkLive::Connected) => {
                 let since = self.lost.take().map_or(now, |(since, _)| since);
                 self.lost = Some((since, why));
@@ -205,6 +198,19 @@ impl Line {
     }
 }
 
+/// How it is with a link whose ticket does not stand in the way.
+fn met(side: &Side, is_taken: bool) -> LinkLive {
+    match side {
+        Side::Operator => LinkLive::Connecting,
+        Side::Beside(link) => LinkLive::Beside { link: link.to_string() },
+        Side::Machine if is_taken => LinkLive::Machine { how: "a machine on its own; its owner was asked".into() },
+        Side::Machine => LinkLive::Machine {
+            how: "a machine on its own: it has no operator. A ticket of it is shown once, for the first AgentTrust over this link"
+                .into(),
+        },
+    }
+}
+
 fn newest(mut records: Vec<AuthorityRecord>) -> Vec<AuthorityRecord> {
     records.sort_by_key(|record| std::cmp::Reverse(record.sequence()));
     records
@@ -221,9 +227,14 @@ mod tests {
     const THEIRS: Fingerprint = Fingerprint([2; 32]);
 
     fn line() -> Line {
+        line_to(Side::Operator, false)
+    }
+
+    fn line_to(side: Side, is_taken: bool) -> Line {
         let uid = TrustId([9; 16]);
         let name = "far".parse().expect("a label");
-        let link = Link { name, uid, authority: THEIRS, records: Vec::new(), relays: Vec::new() };
+        let (records, relays) = (Vec::new(), Vec::new());
+        let link = Link { name, uid, authority: THEIRS, records, relays, side, is_taken };
         Line::new(link, watch::Sender::default(), Vec::new())
     }
 
@@ -268,16 +279,30 @@ mod tests {
 
     #[test]
     fn of_a_machine_nobody_says_that_its_operator_is_silent() {
-        let mut line = line().of_machine();
-        let says = |line: &Line, part: &str| matches!(&line.row.live, LinkLive::Machine { how } if how.contains(part));
-        assert!(says(&line, "no operator"), "{:?}", line.row.live);
+        let mut line = line_to(Side::Machine, false);
+        let before = line.row.live.clone();
+        assert!(matches!(&before, LinkLive::Machine { how } if how.contains("no operator")), "{before:?}");
         line.goes(Going::Lost("gone".into()), NOW);
+        assert_eq!(line.row.live, before);
+    }
+
+    #[test]
+    fn a_machines_ticket_that_nobody_takes_or_that_has_ended_is_no_success() {
+        let mut line = line_to(Side::Machine, false);
         line.waits("it does not answer".into());
-        assert!(says(&line, "does not answer"), "{:?}", line.row.live);
-        line.met(Ok(()));
-        assert!(says(&line, "was asked"), "{:?}", line.row.live);
-        line.met(Err("the ticket has ended".into()));
-        assert!(says(&line, "has ended"), "{:?}", line.row.live);
+        assert_eq!(line.row.live, LinkLive::Silent { why: "it does not answer".into() });
+        line.met(Err("it has ended".into()));
+        assert_eq!(line.row.live, LinkLive::TicketEnded { why: "it has ended".into() });
+        assert!(!line.row.is_taken);
+    }
+
+    #[test]
+    fn that_a_machines_owner_was_asked_the_next_leader_knows() {
+        let mut first = line_to(Side::Machine, false);
+        first.met(Ok(()));
+        assert!(first.row.is_taken, "it is written down");
+        assert!(matches!(&first.row.live, LinkLive::Machine { how } if how.contains("was asked")));
+        assert_eq!(line_to(Side::Machine, true).row, first.row);
     }
 
     #[test]

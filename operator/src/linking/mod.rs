@@ -24,14 +24,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 pub use self::board::{Board, Row};
 pub use self::requests::REJECTED;
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::leader::Leadership;
-use crate::status::Finding;
 use agent::Agent;
 use desk::Desk;
 
@@ -53,10 +52,8 @@ pub struct Linking {
     pub keyring: watch::Receiver<Arc<Keyring>>,
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
-    /// What is found out of links goes here.
+    /// What is found out of links, and of relays by using them, goes here.
     pub board: Arc<Board>,
-    /// What is found out of relays.
-    pub found: mpsc::Sender<Finding>,
 }
 
 impl std::fmt::Debug for Linking {
@@ -97,7 +94,7 @@ impl Linking {
             _ = self.leadership.wait_for(|leadership| *leadership != Leadership::Ours) => {}
         }
         drop(desk);
-        self.board.set(Default::default());
+        self.board.set(Default::default(), Default::default());
         // Operators that do not hear it notice by silence.
         let _ = tokio::time::timeout(FAREWELL, tunnel.shutdown()).await;
     }

@@ -28,6 +28,8 @@ const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
 pub(super) struct Outgoing {
     pub(super) hello: Hello,
     pub(super) wishes: BTreeMap<TrustId, Wish>,
+    /// The wish that was first, for each agent over there. A machine's owner is asked once.
+    pub(super) first: BTreeMap<AgentName, TrustId>,
     pub(super) denied: BTreeMap<(AgentName, InstanceId), UnixTime>,
 }
 

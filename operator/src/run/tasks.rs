@@ -54,7 +54,6 @@ pub(super) fn start_telling(
         keyring: keyring.clone(),
         leadership: leadership.clone(),
         board: Arc::clone(&board),
-        found: find.clone(),
     };
     tokio::spawn(linking.run());
     let (refuse, refused) = mpsc::channel(notices::QUEUE);

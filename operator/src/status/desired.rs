@@ -138,11 +138,15 @@ pub fn link(index: &Index, name: &str, facts: &LinkFacts, row: Option<&Row>, now
     records.truncate(peerage_crds::shape::RECORDS_MAX);
     let relays = row.map(|row| &row.relays).filter(|relays| !relays.is_empty()).unwrap_or(&facts.told);
     let live = row.map(|row| &row.live);
+    let is_machine = leads.as_ref().map_or(old.machine == Some(true), |leads| leads.is_machine);
+    let is_taken = old.ticket_taken == Some(true) || row.is_some_and(|row| row.is_taken);
     let new = AgentLinkStatus {
         observed_generation: facts.generation,
         conditions: conditions(&old.conditions, index.judge_link(name, live), facts.generation, now),
         authority: authority.map(|found| found.to_string()),
         authority_records: records.iter().map(|record| record.to_text()).collect(),
+        machine: is_machine.then_some(true),
+        ticket_taken: is_taken.then_some(true),
         relays: relays.iter().map(ToString::to_string).collect(),
         pending_requests: row.map_or(old.pending_requests, |row| Some(number(row.pending))),
     };
@@ -155,7 +159,7 @@ pub fn link(index: &Index, name: &str, facts: &LinkFacts, row: Option<&Row>, now
 pub fn relay(
     index: &Index,
     facts: &RelayFacts,
-    heard: Option<Heard<'_>>,
+    heard: Option<Heard>,
     running: Option<&Running>,
     now: UnixTime,
 ) -> Option<AgentRelayStatus> {

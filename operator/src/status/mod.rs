@@ -15,6 +15,7 @@ use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
 use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust, Reason};
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::Refusal as RelayRefusal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -63,8 +64,6 @@ pub struct Writer {
     round: Instant,
     pending: Dirty,
     probes: BTreeMap<String, bool>,
-    /// Of relays that do not let the operator's own agent in: why.
-    refusals: BTreeMap<RelayInfo, String>,
     running: BTreeMap<String, Running>,
     /// What was written of objects that cannot be read: their status cannot be read either.
     said: BTreeMap<Object, String>,
@@ -84,8 +83,6 @@ impl Debug for Writer {
 pub enum Finding {
     /// Whether it answers.
     Answers(String, bool),
-    /// Whether it lets the operator's own agent in, as far as that has tried; why not, if it does not.
-    Refuses(RelayInfo, Option<String>),
     /// What became of one that the operator runs.
     Runs(String, Running),
 }
@@ -134,7 +131,6 @@ impl Writer {
             round: Instant::now(),
             pending: Dirty::default(),
             probes: BTreeMap::new(),
-            refusals: BTreeMap::new(),
             running: BTreeMap::new(),
             said: BTreeMap::new(),
             links,
@@ -171,23 +167,16 @@ impl Writer {
                     self.pending.all = true;
                 }
             }
-            Finding::Refuses(relay, why) => {
-                let before = match &why {
-                    Some(why) => self.refusals.insert(relay, why.clone()),
-                    None => self.refusals.remove(&relay),
-                };
-                self.pending.all |= before != why;
-            }
             Finding::Runs(relay, running) => drop(self.running.insert(relay, running)),
         }
     }
 
     /// What a relay said last.
-    fn heard(&self, name: &str, facts: &RelayFacts) -> Option<Heard<'_>> {
-        let refusal = || facts.relays.iter().find_map(|relay| self.refusals.get(relay));
+    fn heard(&self, name: &str, facts: &RelayFacts, refusals: &BTreeMap<RelayInfo, RelayRefusal>) -> Option<Heard> {
+        let refusal = || facts.relays.iter().find_map(|relay| refusals.get(relay));
         Some(match (*self.probes.get(name)?, refusal()) {
             (false, _) => Heard::Nothing,
-            (true, Some(why)) => Heard::Refusal(why),
+            (true, Some(why)) => Heard::Refusal(*why),
             (true, None) => Heard::Answer,
         })
     }
@@ -203,7 +192,6 @@ impl Writer {
             self.retries = Retries::default();
             self.said.clear();
             self.running.clear();
-            self.refusals.clear();
             return;
         }
         if self.leads_since.is_none() {
@@ -280,13 +268,13 @@ impl Writer {
             }
         }
         // Few, so they are looked at each time.
-        let rows = self.links.rows();
+        let (rows, refusals) = (self.links.rows(), self.links.refusals());
         for (name, facts) in index.links() {
             let status = desired::link(index, name, facts, rows.get(name), now);
             writes.extend(status.map(|status| Write::Link(name.clone(), Box::new(status))));
         }
         for (name, facts) in index.relays() {
-            let (heard, running) = (self.heard(name, facts), self.running.get(name));
+            let (heard, running) = (self.heard(name, facts, &refusals), self.running.get(name));
             let status = desired::relay(index, facts, heard, running, now);
             writes.extend(status.map(|status| Write::Relay(name.clone(), Box::new(status))));
         }

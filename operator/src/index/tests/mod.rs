@@ -89,7 +89,8 @@ impl World {
         });
         let value = serde_json::from_value(value).expect("an AgentLink");
         let mut dirty = self.index.set_link(link, Some(LinkFacts::read(&value).expect("it is read")));
-        let record = LinkRecord::Known { record: authority.record().clone(), relays: Vec::new() };
+        let operator = peerage_model::linking::OPERATOR.parse().expect("a name");
+        let record = LinkRecord::Known { record: authority.record().clone(), name: operator, relays: Vec::new() };
         dirty.extend(self.index.set_record(link, Some(record)));
         dirty
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
+use peerage_model::relay::frame::Refusal;
 use peerage_model::snapshot::Port;
 use peerage_model::stream::{StreamHeader, StreamStatus};
 use peerage_model::{AgentId, AuthorityRecord, Credential, InstanceId, TrustId, UnixTime};
@@ -53,8 +54,8 @@ pub enum Event {
     RelayRefused {
         /// Which.
         relay: RelayInfo,
-        /// Why, in its words.
-        reason: String,
+        /// Why.
+        reason: Refusal,
     },
     /// A relay's host name must be looked up; answer once with [`super::Node::relay_resolved`], also if it cannot be.
     Resolve {

@@ -712,7 +712,7 @@ impl Node {
             RelayEvent::Refused(reason) => {
                 if let Some((relay, _, _)) = self.relays.observed(key, None) {
                     info!(target: "events::relay_refused", ?relay, ?reason);
-                    self.events.push_back(Event::RelayRefused { relay, reason: reason.to_string() });
+                    self.events.push_back(Event::RelayRefused { relay, reason });
                 }
             }
             RelayEvent::Others => self.siblings_changed(),

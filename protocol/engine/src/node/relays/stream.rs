@@ -427,7 +427,7 @@ impl Node {
                 if let Some(entry) = self.relays.entries.get(&key) {
                     let relay = entry.info.clone();
                     info!(target: "events::relay_refused", ?relay, ?reason);
-                    self.events.push_back(Event::RelayRefused { relay, reason: format!("{reason:?}") });
+                    self.events.push_back(Event::RelayRefused { relay, reason });
                 }
             }
             RelayEvent::Draining { .. } | RelayEvent::Others => self.on_relay_event(key, event, now),
