@@ -81,9 +81,11 @@ pub(super) fn agent_link(stage: &Stage) -> Result<String, Failed> {
     cluster.condition("agentlink far", "Ready", "False", "SecretNotFound")?;
     cluster.kubectl(&format!("create secret generic {TICKETS} -n {NAMESPACE} --from-literal=far=nonsense"))?;
     cluster.condition("agentlink far", "Ready", "False", "SecretInvalid")?;
-    let (ticket, authority) = ticket()?;
+    let ((of_operator, authority), (of_laptop, _)) = (ticket(9, "operator")?, ticket(8, "laptop")?);
     cluster.kubectl(&format!("delete secret {TICKETS} -n {NAMESPACE}"))?;
-    cluster.kubectl(&format!("create secret generic {TICKETS} -n {NAMESPACE} --from-literal=far={ticket}"))?;
+    cluster.kubectl(&format!(
+        "create secret generic {TICKETS} -n {NAMESPACE} --from-literal=far={of_operator} --from-literal=laptop={of_laptop}"
+    ))?;
     cluster.kubectl("wait agentlink/far --for=condition=Ready --timeout=60s")?;
 
     // Who may use it, and to whom it leads, decides what becomes of trusts.
@@ -105,19 +107,53 @@ pub(super) fn agent_link(stage: &Stage) -> Result<String, Failed> {
     cluster.kubectl("delete agenttrust a-b -n linked")?;
     cluster.apply(&over(&"ab".repeat(32)))?;
     cluster.condition("agenttrust a-b -n linked", "Ready", "False", "AuthorityChanged")?;
-    cluster.kubectl("delete agentlink far")?;
+    operator_or_machine(stage, &authority)?;
+    cluster.kubectl("delete agentlink far laptop")?;
     cluster.condition("agenttrust a-b -n linked", "Ready", "False", "LinkNotFound")?;
-    Ok("a Secret that is not there, one that is no ticket, and a good one; trusts over it when it narrows, leads elsewhere, goes"
+    Ok("a Secret that is not there, one that is no ticket, and a good one; trusts over it when it narrows, leads elsewhere, goes; \
+        whether a machine is there its ticket says, also when it is gone, and no trust does"
         .into())
 }
 
-/// What another authority would send, and its fingerprint.
-fn ticket() -> Result<(String, String), Failed> {
+/// The link `far` has an operator's ticket, and a trust that names an agent as machines have them, which whoever owns a
+/// namespace may write; the link `laptop` has a machine's. What a leader makes of them that has seen no ticket.
+fn operator_or_machine(stage: &Stage, authority: &str) -> Result<(), Failed> {
+    let cluster = &stage.cluster;
+    let spec = json!({"bootstrap": {"tokenSecretRef": {"key": "laptop"}}, "allowedNamespaces": {"from": "All"}});
+    cluster.apply(&object("AgentLink", "laptop", None, &spec))?;
+    cluster.condition("agentlink laptop", "Connected", "True", "AsDeclared")?;
+    let peer = json!({"name": "b", "linkRef": {"name": "far"}, "authority": authority});
+    let odd = json!({"agentRef": {"name": "a"}, "peer": peer, "alias": "odd"});
+    cluster.apply(&object("AgentTrust", "odd", Some("linked"), &odd))?;
+    cluster.condition("agenttrust odd -n linked", "Accepted", "True", "AsDeclared")?;
+    cluster.kubectl(&format!("delete secret {TICKETS} -n {NAMESPACE}"))?;
+    stage.restart_operators()?;
+    // What is said of another generation the leader of before did not write.
+    for (link, expected) in [("far", false), ("laptop", true)] {
+        let silent = json!({"spec": {"relays": [format!("{}q@127.0.0.1:9", "a".repeat(51))]}});
+        cluster.kubectl(&format!("patch agentlink {link} --type=merge -p {silent}"))?;
+        let mut found = Value::Null;
+        let said = until(|| {
+            found = cluster.get(&format!("agentlink {link}"))?.unwrap_or_default();
+            let conditions = found["status"]["conditions"].as_array().into_iter().flatten();
+            let mut connected = conditions.filter(|one| one["type"] == "Connected");
+            Ok(connected.any(|one| {
+                one["observedGeneration"] == found["metadata"]["generation"] && (one["status"] == "True") == expected
+            }))
+        })?;
+        let is_machine = found["status"]["machine"] == true;
+        ensure(said && is_machine == expected, || format!("a machine is there: {expected}; the link says {found}"))?;
+    }
+    cluster.kubectl("delete agenttrust odd -n linked").map(drop)
+}
+
+/// What another authority's agent of this name would send, and its fingerprint.
+fn ticket(seed: u8, name: &str) -> Result<(String, String), Failed> {
     let now = UnixTime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).trying("read the clock")?.as_secs());
-    let authority = Authority::new(&Zeroizing::new([9; 96]), now);
+    let authority = Authority::new(&Zeroizing::new([seed; 96]), now);
     let ticket = Ticket {
         record: authority.record().clone(),
-        name: "operator".parse().trying("name an operator")?,
+        name: name.parse().trying("name an agent")?,
         relays: Vec::new(),
         secret: InviteSecret::from_bytes([1; 32]),
         expires: now.plus(Duration::from_secs(3600)),
