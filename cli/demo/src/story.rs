@@ -112,7 +112,9 @@ impl Demo {
     fn start_relays(&mut self) -> Result<(), Problem> {
         for (machine, address) in self.stage.relays.iter().zip(RELAYS) {
             let listen = format!("{address}:3478");
-            self.running.push(machine.start(&self.report, &["relay", "--open", "--listen", &listen], "relay")?);
+            // In the machine's own folder: all machines of the demo have one disk.
+            let words = ["relay", "--open", "--listen", &listen, "--key-file", "relay.key"];
+            self.running.push(machine.start(&self.report, &words, "relay")?);
             let info = wait_for(&mut self.running, "the relay to say where it is", &machine.log("relay"), || {
                 let said = std::fs::read_to_string(machine.log("relay")).unwrap_or_default();
                 said.lines().map(str::trim).find(|line| line.ends_with(&format!("@{listen}"))).map(str::to_owned)
