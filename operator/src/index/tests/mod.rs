@@ -6,10 +6,11 @@ mod scale;
 
 use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
 use peerage_model::operator::Entry;
+use peerage_model::relay::frame::Refusal as RelayRefusal;
 use peerage_model::{AgentId, AgreementSecret, Fingerprint, UnixTime};
 use serde_json::{Value, json};
 
-use super::{Dirty, Index, LinkLive, PeerLive, PodAgent, TrustLive};
+use super::{Dirty, Heard, Index, LinkLive, PeerLive, PodAgent, TrustLive};
 use crate::facts::{LinkFacts, LinkRecord, PeerFacts, PodFacts, RelayFacts, TrustFacts};
 use crate::key::ObjectKey;
 
@@ -286,6 +287,21 @@ fn who_is_connected_is_ready_and_who_has_no_pods_too() {
     let moving = TrustLive::default();
     assert_eq!(programmed(&moving, Some(ConditionStatus::True)).status, ConditionStatus::True, "streams may move");
     assert_eq!(programmed(&moving, None).reason, Reason::WaitingForAgents);
+}
+
+#[test]
+fn only_a_relay_that_serves_others_is_said_to_need_our_authority() {
+    let index = Index::new(OURS, NOW);
+    for (why, expected) in [
+        (RelayRefusal::Authority, true),
+        (RelayRefusal::Credential, false),
+        (RelayRefusal::Full, false),
+        (RelayRefusal::Draining, false),
+    ] {
+        let verdicts = index.judge_relay(Some(Heard::Refusal(why)), None);
+        let says_so = verdicts.iter().any(|verdict| verdict.message.contains("--allow-authority"));
+        assert_eq!(says_so, expected, "{verdicts:?}");
+    }
 }
 
 #[test]
