@@ -9,6 +9,7 @@ mod trust;
 mod up;
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ pub fn run(cli: Cli, output: Output) -> Done {
     match cli.command {
         Command::Completions { shell } => completions(shell),
         Command::Install(options) => install::install(&options, output),
-        Command::Relay(options) => relay(options),
+        Command::Relay(options) => relay(options, cli.state.as_deref()),
         Command::Demo(options) => Ok(peerage_demo::run(&options, output.is_json())),
         Command::Run { command } => run::run(&place?, command, output),
         Command::Up(up) if up.detach => up::detach(&place?, output),
@@ -95,7 +96,12 @@ fn completions(shell: clap_complete::Shell) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-fn relay(options: peerage_relay::Options) -> Done {
+fn relay(mut options: peerage_relay::Options, state: Option<&Path>) -> Done {
+    if let (None, Some(state)) = (&options.key_file, state) {
+        let path = peerage_relay::key_file_in(state);
+        options.key_file =
+            Some(path.map_err(|error| Failure::new(Code::Internal, chain(&error), "name another --state"))?);
+    }
     log_to_stderr(tracing::Level::INFO);
     runtime(Threads::Some(usize::from(options.workers)))?.block_on(async {
         let stop = process::stop_signal().map_err(|error| system("listen for signals", &error))?;

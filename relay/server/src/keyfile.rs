@@ -67,6 +67,18 @@ pub(crate) struct KeyFile {
 /// What the key's file is called where nobody says it.
 const NAME: &str = "relay.key";
 
+/// Where the key is in a state directory, which is made if it is not there. The folder of a file that somebody named is not: a slip
+/// of the pen must not become a relay that nobody knows.
+///
+/// # Errors
+/// [`KeyFileError::Write`].
+pub fn in_folder(folder: &Path) -> Result<PathBuf, KeyFileError> {
+    let path = folder.join(NAME);
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|cause| KeyFileError::Write { path: path.clone(), cause })?;
+    Ok(path)
+}
+
 /// Where the key is if nobody says it: in the directory that systemd gives a unit (`StateDirectory=`), `/var/lib/peerage`
 /// of root, or `$XDG_STATE_HOME/peerage` or `~/.local/state/peerage`. A key that lies in the
 /// current directory goes before these.
@@ -85,10 +97,7 @@ pub(crate) fn default_path() -> Result<PathBuf, KeyFileError> {
             base.ok_or(KeyFileError::NoPlace)?.join("peerage")
         }
     };
-    let path = folder.join(NAME);
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-    made.map_err(|cause| KeyFileError::Write { path: path.clone(), cause })?;
-    Ok(path)
+    in_folder(&folder)
 }
 
 /// Reads the key, or makes one if there is none, and takes it for this process.
@@ -173,6 +182,15 @@ mod tests {
         let mode = fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_state_directory_is_made_and_is_its_owners() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path().join("state/peerage");
+        open(&in_folder(&state).expect("the folder is made")).expect("a key is made");
+        let mode = fs::metadata(&state).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 
     #[test]

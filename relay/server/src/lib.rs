@@ -14,6 +14,6 @@ mod tls;
 mod worker;
 
 pub use bound::{Bound, RunError, run};
-pub use keyfile::KeyFileError;
+pub use keyfile::{KeyFileError, in_folder as key_file_in};
 pub use options::{Advertise, InvalidAdvertise, Options, StunAddress};
 pub use tls::EndpointError;
