@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::failed::Failed;
 use crate::machine::{Machine, Running};
 use crate::wait::{PATIENCE, until};
+use peerage_suite::failed::Failed;
 
 /// An agent on a machine; everything the machine can do is asked of it directly.
 #[derive(Debug)]

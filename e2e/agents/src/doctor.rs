@@ -9,7 +9,7 @@ use peerage_netlab::kernel::Network;
 use serde_json::Value;
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
+use peerage_suite::failed::{Failed, Trying};
 
 /// How long an agent may take to find out all that it says.
 const KNOWS: Duration = Duration::from_secs(20);

@@ -12,9 +12,9 @@ use peerage_netlab::kernel::{Network, SiteConfig};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
-use crate::failed::Failed;
 use crate::kernel::{KernelWorld, Place, acquaint_on, fetch, path_to};
 use crate::programs::Programs;
+use peerage_suite::failed::Failed;
 
 const SERVER: &str = "server";
 /// No direct path, so that all three go by the relay.

@@ -11,11 +11,11 @@ use peerage_netlab::kernel::{Network, SiteConfig};
 use serde_json::{Map, Value, json};
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
 use crate::flow::Download;
 use crate::kernel::{KernelWorld, Place, acquaint_on, fetch, path_to};
 use crate::programs::Programs;
 use crate::wait::{PATIENCE, until};
+use peerage_suite::failed::{Failed, Trying};
 
 /// One way between a client and its server where a test wants a distance.
 const FAR: Duration = Duration::from_millis(10);

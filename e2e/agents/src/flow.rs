@@ -11,10 +11,10 @@ use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
 use crate::machine::Running;
 use crate::origin::Pattern;
 use crate::wait::{LOOK, PATIENCE};
+use peerage_suite::failed::{Failed, Trying};
 
 /// Let through a look: up to 100 MB/s, so that a machine that can do more is not all that is measured.
 const FLOW: u64 = 1024 * 1024;

@@ -10,10 +10,10 @@ use peerage_netlab::kernel::{KernelLab, Network, Site, SiteConfig};
 use peerage_netlab::{Access, LinkConfig};
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
 use crate::machine::{Machine, Running};
 use crate::programs::Programs;
 use crate::world::{first_line, run_relay, start_origin};
+use peerage_suite::failed::{Failed, Trying};
 
 /// The relays' UDP port, and the TCP port that networks let through which block UDP.
 const RELAY_PORT: u16 = 4478;

@@ -7,7 +7,6 @@
 
 mod agent;
 mod doctor;
-mod failed;
 pub mod fallback;
 pub mod field;
 pub mod flow;
@@ -25,8 +24,8 @@ pub mod warm;
 mod world;
 
 pub use agent::Agent;
-pub use failed::{Failed, Trying};
 pub use machine::{Finished, Machine, Running};
+pub use peerage_suite::failed::{Failed, Trying};
 pub use programs::Programs;
 pub use wait::{LOOK, PATIENCE, until};
 pub use world::{Nats, SERVER, World};

@@ -12,9 +12,9 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::Value;
 
-use crate::failed::{Failed, Trying};
 use crate::programs::Programs;
 use crate::wait::PATIENCE;
+use peerage_suite::failed::{Failed, Trying};
 
 /// A computer of the world.
 #[derive(Clone, Debug)]

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use crate::agent::{Agent, Mark};
 use crate::doctor;
-use crate::failed::Failed;
 use crate::kernel::{KernelWorld, Place, acquaint_on, fetch};
 use crate::programs::Programs;
 use crate::wait::{PATIENCE, until};
+use peerage_suite::failed::Failed;
 
 /// A direct path must be there by then.
 const PATH: Duration = Duration::from_secs(20);

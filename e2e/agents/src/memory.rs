@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
 use crate::programs::Programs;
 use crate::world::{Nats, SERVER, World};
+use peerage_suite::failed::{Failed, Trying};
 
 /// Memory of one process, in KiB, as the kernel counts it.
 #[derive(Clone, Copy, Debug)]

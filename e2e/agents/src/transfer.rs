@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
 use crate::flow::{Valve, read};
 use crate::origin::Pattern;
 use crate::wait::LOOK;
 use crate::world::{SERVER, World};
+use peerage_suite::failed::{Failed, Trying};
 
 /// Of the whole, what each stage must see on its way. Six stages take a quarter; the rest is for what flows while a
 /// path moves, and for what is on its way in buffers.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::failed::Failed;
+use peerage_suite::failed::Failed;
 
 /// Far above what anything here takes, also on a busy machine; only a failure waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -11,11 +11,11 @@ use peerage_netlab::{Access, LinkConfig};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
 use crate::kernel::{KernelWorld, acquaint};
 use crate::matrix::{Pair, Party, Stage, in_rounds};
 use crate::programs::Programs;
 use crate::wait::{LOOK, PATIENCE};
+use peerage_suite::failed::{Failed, Trying};
 
 /// One way between a relay and anybody: round trips of the relay path take four times as long.
 const DELAY: Duration = Duration::from_millis(25);

@@ -8,9 +8,9 @@ use std::time::Duration;
 use peerage_netlab::{HostConfig, Lab, LinkConfig, NatKind};
 
 use crate::agent::Agent;
-use crate::failed::{Failed, Trying};
 use crate::machine::{Machine, Running};
 use crate::programs::Programs;
+use peerage_suite::failed::{Failed, Trying};
 
 /// What the server's agent is called.
 pub const SERVER: &str = "db-tool-server";

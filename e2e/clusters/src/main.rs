@@ -7,13 +7,12 @@ mod side;
 mod stage;
 mod tests;
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use peerage_suite::failed::Failed;
-use peerage_suite::{Choice, exit_code};
+use peerage_suite::{Choice, exit_code, repository};
 
 use crate::stage::Stage;
 use crate::tests::ALL;
@@ -49,9 +48,7 @@ fn main() -> ExitCode {
 /// Runs what was asked for; true if all of it was as expected.
 fn run(cli: &Cli) -> Result<bool, Failed> {
     cli.tests.check(&ALL)?;
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-    let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
-    let stage = Stage::set(repository, cli.debug, cli.runs, Duration::from_secs(cli.away))?;
+    let stage = Stage::set(repository()?, cli.debug, cli.runs, Duration::from_secs(cli.away))?;
     let good = cli.tests.run_from_nothing(&ALL, &stage);
     if cli.keep {
         stage.wait_for_enter();

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use peerage_netlab::kernel::Site;
+use peerage_suite::repository;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -46,9 +47,7 @@ impl Second {
     /// # Errors
     /// Something does not start.
     pub fn start(stage: &Stage) -> Result<Self, Failed> {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-        let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
-        let cluster = Cluster::start_called(repository, "e2e-second")?;
+        let cluster = Cluster::start_called(repository()?, "e2e-second")?;
         operator::install_with(&cluster, &["webhook.enabled=false"])?;
         let folder = tempfile::tempdir().trying("make a folder")?;
         let resolver = folder.path().join("resolv.conf");

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use peerage_netlab::kernel::KernelLab;
-use peerage_suite::{Choice, exit_code, failed};
+use peerage_suite::{Choice, exit_code, failed, repository};
 
 use crate::api::Api;
 use crate::cluster::Cluster;
@@ -113,8 +113,7 @@ fn program(named: Option<&Path>, name: &str) -> Result<PathBuf, Failed> {
 }
 
 fn set_up(cli: &Cli, programs: Programs) -> Result<Stage, Failed> {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-    let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
+    let repository = repository()?;
     let mut lab = KernelLab::new().trying("make an internet")?;
     let addresses: Vec<_> =
         (0..operator::MOST).map(operator::address).chain([pair::RELAY, linked::GATE]).chain(tests::RELAYS).collect();

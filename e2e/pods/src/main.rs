@@ -5,13 +5,12 @@
 
 mod tests;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use peerage_e2e_pods::failed::Failed;
 use peerage_e2e_pods::stage::Stage;
-use peerage_suite::{Choice, exit_code};
+use peerage_suite::{Choice, exit_code, repository};
 
 use crate::tests::ALL;
 
@@ -38,8 +37,6 @@ fn main() -> ExitCode {
 /// Runs what was asked for; true if all of it was as expected.
 fn run(cli: &Cli) -> Result<bool, Failed> {
     cli.tests.check(&ALL)?;
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-    let repository = repository.ok_or_else(|| Failed::new("this crate lies in no repository"))?;
-    let stage = Stage::set(repository, cli.debug, cli.keep)?;
+    let stage = Stage::set(repository()?, cli.debug, cli.keep)?;
     Ok(cli.tests.run_from_nothing(&ALL, &stage))
 }

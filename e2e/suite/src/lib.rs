@@ -5,6 +5,7 @@
 
 pub mod failed;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -74,6 +75,15 @@ fn line(json: bool, name: &str, found: &Result<String, Failed>, seconds: f64) ->
     } else {
         format!("{:<7} {name:<18} {seconds:>6.1} s  {said}", if ok { "ok" } else { "FAILED" })
     }
+}
+
+/// The top folder of this repository.
+///
+/// # Errors
+/// The tests were built elsewhere than in it.
+pub fn repository() -> Result<&'static Path, Failed> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    top.ok_or_else(|| Failed::new("this crate lies in no repository"))
 }
 
 /// The status of a program whose tests were all as expected, or not, or could not run.
