@@ -1,6 +1,16 @@
-//! Benchmarks: raw TCP, bare quinn, the engine and whole agents, side by side.
+//! Benchmarks: raw TCP, bare quinn, the engine and whole agents, side by side; and agents beside what others make.
 
+pub mod agents;
 pub mod alone;
+pub mod machine;
+pub mod network;
+pub mod people;
+pub mod process;
+
+/// What functions here fail with: a benchmark that breaks is read by a person.
+pub type Result<T> = std::result::Result<T, Error>;
+/// See [`Result`].
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// The middle of `values`, or the mean of the two in the middle; NaN when there are none.
 #[must_use]

@@ -4,11 +4,8 @@
 //! Agents and relay are real processes of the `peerage` command; the programs at both ends use plain TCP. Kinds take
 //! turns within each round, so that whatever else the machine does falls on all of them. Started by `scripts/bench`.
 
-mod agents;
 mod bare;
 mod memory;
-mod network;
-mod people;
 mod report;
 mod setup;
 mod streams;
@@ -21,12 +18,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use network::Network;
+use peerage_bench::{Error, Result, agents, network, people, process};
 use report::Report;
-
-/// What functions here fail with: a benchmark that breaks is read by a person.
-type Result<T> = std::result::Result<T, Error>;
-/// See [`Result`].
-type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Measures Peerage beside what it is built from.
 #[derive(Debug, Parser)]

@@ -1,6 +1,5 @@
 //! What idle processes hold: an agent with a relay and a peer, and a relay with clients that say nothing.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use crate::Result;
 use crate::agents::{Agent, Relay};
 use crate::network::Network;
 use crate::people::{Person, random};
+use crate::process::resident;
 use crate::report::Report;
 
 /// After the last thing that happened. An agent counts as idle after ten quiet seconds, and gives memory back at the next look.
@@ -96,32 +96,4 @@ fn bind(person: &Person, info: &RelayInfo, to: SocketAddr, number: u16) -> Resul
         }
     }
     Err(format!("the relay did not take client {number}").into())
-}
-
-/// Resident memory of a process in KiB.
-#[derive(Clone, Copy)]
-pub struct Resident {
-    /// All of it: what the targets are about.
-    pub total: f64,
-    /// What no file backs: heap, stacks and written data.
-    pub own: f64,
-}
-
-pub fn resident(process: u32) -> Result<Resident> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let field = |name: &str| -> Result<f64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|line| line.split_whitespace().next());
-        Ok(number.ok_or("the kernel does not say")?.parse()?)
-    };
-    Ok(Resident { total: field("VmRSS:")?, own: field("RssAnon:")? })
-}
-
-/// The processor time that a process has used, of its own and of the kernel for it.
-pub fn processor_time(process: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The second field is the program's name in parentheses; user and system time are the twelfth and thirteenth after it.
-    let fields: Vec<&str> = stat.rsplit_once(')').ok_or("the kernel does not say")?.1.split_whitespace().collect();
-    let ticks: u64 = fields.get(11..13).ok_or("the kernel does not say")?.iter().map(|f| f.parse().unwrap_or(0)).sum();
-    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }

@@ -1,13 +1,12 @@
 //! Medians and what they were made of, as tables or as one JSON object.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
-use peerage_bench::median;
+use peerage_bench::{machine, median};
 use serde_json::{Value, json};
 
-use crate::memory::Resident;
+use crate::process::Resident;
 use crate::throughput::Way;
 
 /// Everything that was measured.
@@ -47,7 +46,7 @@ impl Report {
             commit: commit.to_owned(),
             rounds,
             network,
-            load: (load(), String::new()),
+            load: (machine::load(), String::new()),
             notes: Vec::new(),
             throughput: BTreeMap::new(),
             setup: Vec::new(),
@@ -57,7 +56,7 @@ impl Report {
 
     /// The last measurement is made.
     pub fn finish(&mut self) {
-        self.load.1 = load();
+        self.load.1 = machine::load();
     }
 
     pub fn note(&mut self, note: String) {
@@ -88,7 +87,7 @@ impl Report {
 
     pub fn print_tables(&self) {
         println!("commit {}; medians of {}, alternating; {}", self.commit, self.rounds, self.network);
-        println!("{}; load {} before, {} after", machine(), self.load.0, self.load.1);
+        println!("{}; load {} before, {} after", machine::name(), self.load.0, self.load.1);
         self.notes.iter().for_each(|note| println!("{note}"));
         self.print_throughput();
         self.print_setup();
@@ -156,7 +155,7 @@ impl Report {
         let memory = self.memory.iter().map(|row| json!({"what": row.what, "kib": row.kib, "own_kib": row.own_kib}));
         let report = json!({
             "benchmark": "peerage", "commit": self.commit, "rounds": self.rounds, "network": self.network,
-            "machine": machine(), "load_before": self.load.0, "load_after": self.load.1, "notes": self.notes,
+            "machine": machine::name(), "load_before": self.load.0, "load_after": self.load.1, "notes": self.notes,
             "throughput": throughput.collect::<Vec<_>>(), "setup": setup.collect::<Vec<_>>(),
             "memory": memory.collect::<Vec<_>>(),
         });
@@ -184,22 +183,4 @@ fn extremes(values: &[f64]) -> (f64, f64) {
 /// JSON has no NaN.
 fn number(value: f64) -> Value {
     if value.is_finite() { value.into() } else { Value::Null }
-}
-
-/// The kernel's one-minute average of programs that want to run.
-fn load() -> String {
-    first_word("/proc/loadavg")
-}
-
-fn first_word(file: &str) -> String {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.split_whitespace().next().unwrap_or("unknown").to_owned()
-}
-
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or("unknown processor", |(_, name)| name);
-    format!("{cores} × {model}, Linux {}", first_word("/proc/sys/kernel/osrelease"))
 }

@@ -18,9 +18,9 @@ use zeroize::Zeroizing;
 
 use crate::Result;
 use crate::agents::Relay;
-use crate::memory::{Resident, processor_time, resident};
 use crate::network::Network;
 use crate::people::{Person, random};
+use crate::process::{Resident, processor_time, resident};
 use crate::report::Report;
 
 /// As many as a relay takes by default.

@@ -16,18 +16,26 @@ use crate::Result;
 pub const PORT: u16 = 80;
 
 /// An agent and its authority.
+#[derive(Debug)]
 pub struct Person {
+    /// What others know it by.
     pub id: AgentId,
     authority: Authority,
 }
 
 impl Person {
+    /// A new agent of a new authority.
+    ///
+    /// # Panics
+    /// The name is no DNS label.
+    #[must_use]
     pub fn new(name: &str) -> Self {
         let authority = Authority::new(&Zeroizing::new(random()), wall());
         Self { id: authority.agent(name.parse().expect("our names are labels")), authority }
     }
 
     /// The key of a new run, and what vouches for it.
+    #[must_use]
     pub fn instance(&self) -> (AgreementSecret, Vec<u8>) {
         let secret = AgreementSecret::from_bytes(random());
         let (from, until) = (wall().minus(BACKDATED), wall().plus(LIFETIME));
@@ -36,6 +44,9 @@ impl Person {
     }
 
     /// Our trust in `other`, which may open [`PORT`] here.
+    ///
+    /// # Errors
+    /// A key of theirs is weak.
     pub fn trust(&self, other: &Self, relay: &RelayInfo) -> Result<Peer> {
         let theirs = other.authority.record().agreement_key();
         let secret = PairSecret::between(self.authority.agreement(), theirs, &self.id, &other.id);
@@ -54,6 +65,7 @@ impl Person {
     }
 
     /// What a driver of a new run is started with.
+    #[must_use]
     pub fn config(&self, snapshot: Snapshot) -> DriverConfig {
         let (instance, credential) = self.instance();
         DriverConfig {
@@ -72,12 +84,20 @@ impl Person {
 }
 
 /// An allowlist with `peers`, bound to `relay`.
+///
+/// # Panics
+/// Never.
+#[must_use]
 pub fn snapshot(relay: &RelayInfo, peers: Vec<Peer>) -> Snapshot {
     let web = Port { name: "web".parse().expect("a label"), number: PORT, protocol: Protocol::Tcp };
     Snapshot { peers, ports: vec![web], relays: vec![relay.clone()], denied: Vec::new(), invites: Vec::new() }
 }
 
 /// Bytes from the operating system.
+///
+/// # Panics
+/// The operating system has none.
+#[must_use]
 pub fn random<const N: usize>() -> [u8; N] {
     let mut out = [0; N];
     let filled = getrandom(&mut out, GetRandomFlags::empty()).expect("the kernel gives random bytes");

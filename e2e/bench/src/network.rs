@@ -3,37 +3,62 @@
 //! In namespaces each link is a veth pair of its own, with nothing but the kernel between the ends: the lab's router is
 //! a thread and would take a core from what is measured. On loopback all three are the same place.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
-use peerage_netlab::{Host, HostConfig, Lab};
+use peerage_netlab::kernel::{KernelLab, Network as KernelNetwork, Site, SiteConfig};
+use peerage_netlab::{Host, HostConfig, Lab, LinkConfig};
 
 use crate::Result;
 
 /// A network with three places.
+#[derive(Debug)]
 pub struct Network {
+    /// Where programs ask.
     pub client: Place,
+    /// Where programs answer.
     pub server: Place,
+    /// What both reach.
     pub relay: Place,
-    /// Programs that hold the namespaces' names, and the lab that holds the namespaces.
-    _held: Vec<Program>,
-    lab: Option<Lab>,
+    kind: Kind,
+}
+
+/// What is between the places, and what holds it.
+#[derive(Debug)]
+enum Kind {
+    Loopback,
+    /// Veth pairs: programs that hold the namespaces' names, and the lab that holds the namespaces.
+    Veth {
+        _names: [Program; 3],
+        _lab: Lab,
+    },
+    /// The kernel's laboratory, where all that goes from or to the client passes a wire in user space.
+    Wire {
+        lab: Box<KernelLab>,
+        client: Site,
+    },
 }
 
 /// Somewhere with an address.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Place {
     host: Option<Host>,
     address: Ipv4Addr,
 }
 
 /// A process that is killed when it is dropped.
+#[derive(Debug)]
 pub struct Program(Child);
 
 impl Network {
     /// Three namespaces.
+    ///
+    /// # Errors
+    /// This process may not make them.
     pub fn in_namespaces() -> Result<Self> {
         let mut lab = Lab::new()?;
         let mut place = |name: &str, number: u8, address: [u8; 4]| -> Result<(Place, Program)> {
@@ -60,40 +85,84 @@ impl Network {
         relay.up("relay-b", "10.77.3.9/24")?;
         client.ip("route add 10.77.9.9/32 via 10.77.2.9")?;
         server.ip("route add 10.77.9.9/32 via 10.77.3.9")?;
-        Ok(Self { client, server, relay, _held: vec![one, two, three], lab: Some(lab) })
+        // Each has one address that both others know.
+        relay.ip("route add 10.77.1.1/32 via 10.77.2.1")?;
+        relay.ip("route add 10.77.1.2/32 via 10.77.3.1")?;
+        Ok(Self { client, server, relay, kind: Kind::Veth { _names: [one, two, three], _lab: lab } })
+    }
+
+    /// Three namespaces, the client's behind a wire that does this to every packet from and to it.
+    ///
+    /// # Errors
+    /// This process may not make them.
+    pub fn behind_wire(link: LinkConfig) -> Result<Self> {
+        let mut lab = Box::new(KernelLab::new()?);
+        let client = lab.site("client", &SiteConfig::new(KernelNetwork::None).with_access(link))?;
+        let server = lab.site("server", &SiteConfig::new(KernelNetwork::None))?;
+        let relay = lab.site("relay", &SiteConfig::server(1))?;
+        let place = |site: &Site| Place::at(site.host().clone(), lab.public(site));
+        let (near, far, middle) = (place(&client), place(&server), place(&relay));
+        Ok(Self { client: near, server: far, relay: middle, kind: Kind::Wire { lab, client } })
+    }
+
+    /// Changes what the client's wire does.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn set_wire(&self, link: LinkConfig) -> Result<()> {
+        match &self.kind {
+            Kind::Wire { lab, client } => Ok(lab.set_access(client, link)?),
+            Kind::Loopback | Kind::Veth { .. } => Err("this network has no wire".into()),
+        }
     }
 
     /// One place for all.
+    #[must_use]
     pub fn on_loopback() -> Self {
         let here = Place { host: None, address: Ipv4Addr::LOCALHOST };
-        Self { client: here.clone(), server: here.clone(), relay: here, _held: Vec::new(), lab: None }
+        Self { client: here.clone(), server: here.clone(), relay: here, kind: Kind::Loopback }
     }
 
+    /// Whether the places are apart.
+    #[must_use]
     pub fn is_namespaces(&self) -> bool {
-        self.lab.is_some()
+        !matches!(self.kind, Kind::Loopback)
     }
 
-    pub fn name(&self) -> &'static str {
-        if self.is_namespaces() { "veth pairs between namespaces, MTU 1500" } else { "loopback" }
+    /// What is between them, for the record.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Loopback => "loopback",
+            Kind::Veth { .. } => "veth pairs between namespaces, MTU 1500",
+            Kind::Wire { .. } => "namespaces, the client behind a user-space wire, MTU 1500",
+        }
     }
 }
 
 impl Place {
-    pub fn at(host: Host, address: Ipv4Addr) -> Self {
+    /// This host, by its address.
+    #[must_use]
+    pub const fn at(host: Host, address: Ipv4Addr) -> Self {
         Self { host: Some(host), address }
     }
 
     /// The same place by its loopback address.
+    #[must_use]
     pub fn loopback(&self) -> Self {
         Self { host: self.host.clone(), address: Ipv4Addr::LOCALHOST }
     }
 
     /// An address of this place that the others reach.
-    pub fn address(&self, port: u16) -> SocketAddr {
+    #[must_use]
+    pub const fn address(&self, port: u16) -> SocketAddr {
         SocketAddr::new(IpAddr::V4(self.address), port)
     }
 
     /// Starts a thread here; threads that it starts are here, too.
+    ///
+    /// # Errors
+    /// It cannot be started.
     pub fn thread<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
         match &self.host {
             Some(host) => host.run(|| std::thread::spawn(job)),
@@ -101,10 +170,33 @@ impl Place {
         }
     }
 
-    /// Starts a program here.
+    /// Starts a program here that says nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Program> {
+        self.start(command, Stdio::null(), Stdio::inherit())
+    }
+
+    /// Starts a program here; what it says goes into a file.
+    ///
+    /// # Errors
+    /// It cannot be started, or the file not be made.
+    pub fn spawn_logged(&self, command: &mut Command, log: &Path) -> io::Result<Program> {
+        let file = File::create(log)?;
+        let same = file.try_clone()?;
+        self.start(command, file.into(), same.into())
+    }
+
+    fn start(&self, command: &Command, stdout: Stdio, stderr: Stdio) -> io::Result<Program> {
         let mut owned = Command::new(command.get_program());
-        owned.args(command.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
+        owned.args(command.get_args()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => owned.env(name, value),
+                None => owned.env_remove(name),
+            };
+        }
         match &self.host {
             Some(host) => host.spawn(owned),
             None => owned.spawn(),
@@ -117,7 +209,11 @@ impl Place {
         self.ip(&format!("link set {link} up"))
     }
 
-    fn ip(&self, words: &str) -> Result<()> {
+    /// Runs `ip` with these words here.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn ip(&self, words: &str) -> Result<()> {
         let mut command = Command::new("ip");
         command.args(words.split(' '));
         let run = move || command.output();
@@ -130,8 +226,17 @@ impl Place {
 }
 
 impl Program {
+    /// Its number.
+    #[must_use]
     pub fn id(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Kills it, and waits until it is gone.
+    pub fn end(&mut self) {
+        // Both fail only for a process that is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 
     /// Whether it has ended by itself.
@@ -142,8 +247,6 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Both fail only for a process that is gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.end();
     }
 }

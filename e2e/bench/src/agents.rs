@@ -19,20 +19,28 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A running relay.
+#[derive(Debug)]
 pub struct Relay {
     /// What agents are told: `KEY@HOST:PORT`.
     pub info: String,
+    /// Its process.
     pub program: Program,
 }
 
 impl Relay {
     /// Starts one that takes everybody, within the quotas that such a relay has.
+    ///
+    /// # Errors
+    /// It does not start.
     pub fn start(peerage: &Path, place: &Place, port: u16, folder: &Path) -> Result<Self> {
         Self::run(peerage, place, port, folder, &["--open".to_owned()])
     }
 
     /// Starts one for these agents only, whose traffic it does not limit: 200 000 packets a second, the limit of an open
     /// relay, would be what is measured. In the same folder it is the same relay as before.
+    ///
+    /// # Errors
+    /// It does not start, or the agents do not find it.
     pub fn start_for(agents: &[&Agent], peerage: &Path, place: &Place, port: u16, folder: &Path) -> Result<Self> {
         let mut access = Vec::new();
         for agent in agents {
@@ -74,13 +82,21 @@ impl Relay {
 }
 
 /// A running agent.
+#[derive(Debug)]
 pub struct Agent {
+    /// Its process.
     pub program: Program,
     name: String,
     state: State,
+    place: Place,
+    command: Command,
 }
 
 impl Agent {
+    /// Starts one that uses this relay and offers these services (`NAME=PORT`); its state is in a folder of `folder`.
+    ///
+    /// # Errors
+    /// It does not start.
     pub fn start(
         peerage: &Path,
         place: &Place,
@@ -95,20 +111,23 @@ impl Agent {
         for service in expose {
             command.args(["--expose", service]);
         }
-        Self::run(place, name, &mut command, &directory)
+        Self::run(place, name, command, &directory)
     }
 
     /// Starts the program for containers, which is told by its environment.
+    ///
+    /// # Errors
+    /// It does not start.
     pub fn start_contained(agent: &Path, place: &Place, name: &str, relay: &str, folder: &Path) -> Result<Self> {
         let directory = folder.join(name);
         let mut command = Command::new("env");
         command.arg(format!("PEERAGE_STATE={}", directory.display())).arg("PEERAGE_LOG=warn");
         command.arg(format!("PEERAGE_HOSTNAME={name}")).arg(format!("PEERAGE_RELAYS={relay}")).arg(agent);
-        Self::run(place, name, &mut command, &directory)
+        Self::run(place, name, command, &directory)
     }
 
-    fn run(place: &Place, name: &str, command: &mut Command, directory: &Path) -> Result<Self> {
-        let mut program = place.spawn(command)?;
+    fn run(place: &Place, name: &str, mut command: Command, directory: &Path) -> Result<Self> {
+        let mut program = place.spawn(&mut command)?;
         let state = State::find(Some(directory))?;
         until("the agent", || {
             if program.has_ended() {
@@ -116,10 +135,23 @@ impl Agent {
             }
             Ok(ask::<serde_json::Value>(&state, &Request::Status).ok())
         })?;
-        Ok(Self { program, name: name.to_owned(), state })
+        Ok(Self { program, name: name.to_owned(), state, place: place.clone(), command })
+    }
+
+    /// Kills it and starts it anew, with the state that it had; does not wait until it says something.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        self.program.end();
+        self.program = self.place.spawn(&mut self.command)?;
+        Ok(())
     }
 
     /// Makes both trust each other, and waits until they are connected.
+    ///
+    /// # Errors
+    /// They do not connect.
     pub fn befriend(&self, other: &Self, path: PathMode) -> Result<()> {
         let terms = Terms { inbound: Some(vec!["all".into()]), path: Some(path), ..Terms::default() };
         let Invited { ticket, .. } = ask(&other.state, &Request::Invite { expires_s: 600 })?;
@@ -137,17 +169,26 @@ impl Agent {
     }
 
     /// Where programs here reach `port` of `other`.
+    ///
+    /// # Errors
+    /// It is not known to be a peer.
     pub fn address_of(&self, other: &Self, port: u16) -> Result<SocketAddr> {
         let peer = self.peer(other)?.ok_or("it is no peer")?;
         Ok(SocketAddr::new(peer.address.ok_or("the peer has no address")?, port))
     }
 
     /// Waits until data to `other` takes a path for which `good`; returns its name.
+    ///
+    /// # Errors
+    /// No such path is taken.
     pub fn wait_for_path(&self, other: &Self, good: impl Fn(&str) -> bool) -> Result<String> {
         until("the path", || Ok(self.peer(other)?.and_then(|peer| peer.path).filter(|path| good(path))))
     }
 
     /// What the agent's own examination says of one thing.
+    ///
+    /// # Errors
+    /// It does not answer.
     pub fn examine(&self, check: &str) -> Result<String> {
         let findings: Vec<Finding> = ask(&self.state, &Request::Doctor)?;
         let found = findings.into_iter().find(|finding| finding.check == check);
