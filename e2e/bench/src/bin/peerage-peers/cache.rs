@@ -7,6 +7,9 @@ use std::process::Command;
 
 use peerage_bench::Result;
 
+/// Where a program is built in its folder until it is whole.
+const BUILD: &str = "build";
+
 /// Where installed programs stay between runs.
 pub struct Cache {
     root: PathBuf,
@@ -55,6 +58,8 @@ impl Cache {
         self.once(name, &version, |folder| {
             let mut command = cargo();
             command.args(["install", "--quiet", "--locked", "--path"]).arg(sources).arg("--root").arg(folder);
+            // By default it would be built within the sources.
+            command.arg("--target-dir").arg(folder.join(BUILD));
             vec![command]
         })?;
         Ok(self.program(name, &version, name))
@@ -75,7 +80,12 @@ impl Cache {
         fs::create_dir_all(&partial)?;
         let done = commands(&partial).iter_mut().try_for_each(run);
         match done {
-            Ok(()) => Ok(fs::rename(&partial, &folder)?),
+            Ok(()) => {
+                if partial.join(BUILD).exists() {
+                    fs::remove_dir_all(partial.join(BUILD))?;
+                }
+                Ok(fs::rename(&partial, &folder)?)
+            }
             Err(error) => {
                 fs::remove_dir_all(&partial)?;
                 Err(error)
