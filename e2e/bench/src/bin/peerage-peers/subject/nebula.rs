@@ -87,7 +87,8 @@ fn config(name: &str, folder: &Path, lighthouse: SocketAddr, route: Route) -> St
          firewall: {{outbound: [{{port: any, proto: any, host: any}}], inbound: [{{port: any, proto: any, host: any}}]}}\n"
     );
     if name == "lighthouse" {
-        text += &format!("listen: {{host: 0.0.0.0, port: {PORT}}}\nlighthouse: {{am_lighthouse: true}}\n");
+        // By this address: the route back may have another one, which the others would not know.
+        text += &format!("listen: {{host: {}, port: {PORT}}}\nlighthouse: {{am_lighthouse: true}}\n", lighthouse.ip());
         return text + &format!("relay: {{am_relay: {relayed}}}\n");
     }
     text += "listen: {host: 0.0.0.0, port: 0}\n";
