@@ -34,7 +34,7 @@ pub const RECORDS_MAX: usize = 2;
 /// without padding: 52 characters, and the last carries one bit, so it is `a` or `q`. IPv6 goes in brackets.
 pub const RELAY: &str = concat!(
     "^[A-Za-z2-7]{51}[AaQq]@",
-    r"([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])",
+    r"([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f.]{0,4}:[0-9A-Fa-f:.]{1,40}\])",
     "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?",
     "(/([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?$",
 );

@@ -121,6 +121,13 @@ def main():
     text = "peerage1-" + base64.urlsafe_b64encode(ticket + sha(ticket)[:4]).decode().rstrip("=")
     relay_text = base64.b32encode(relay_key).decode().rstrip("=").lower() + "@relay.example.com:3478"
 
+    def relay(host="relay.example.com", port=3478, **more):
+        return cbor({0: relay_key, 1: host, 2: port, **({3: more["tls"]} if more else {})}).hex()
+
+    good = [relay(), relay("a..b_c-d"), relay("::1"), relay("203.0.113.7"), relay("x" * 253), relay(port=65535, tls=443)]
+    bad = [relay(host) for host in ("", "-", "..", ".a", "a-", "a b", "g::1", ":" * 46, "x" * 254, "caf\u00e9")]
+    bad += [relay(port=0), relay(port=65536), relay(tls=0), cbor({0: relay_key[:-1], 1: "a", 2: 1}).hex()]
+
     vectors = {
         "about": "docs/spec/identity.md; written by identity.py, an independent implementation",
         "now": NOW,
@@ -154,6 +161,7 @@ def main():
             "of_invite": hkdf(b"peerage invite v1", invite, ids[1]).hex(),
         },
         "ticket": {"expires": NOW + 3600, "relay": relay_text, "text": text},
+        "relays": {"good": good, "malformed": bad},
     }
     (HERE / "identity.json").write_text(json.dumps(vectors, indent=1) + "\n")
 

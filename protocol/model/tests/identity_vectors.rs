@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use data_encoding::HEXLOWER;
 use peerage_model::passport::{BACKDATED, LIFETIME};
+use peerage_model::relay::RelayInfo;
 use peerage_model::ticket::InviteSecret;
 use peerage_model::{
     AgentId, AgreementSecret, Authority, AuthorityRecord, Credential, InstanceId, PairSecret, Ticket, UnixTime,
@@ -129,4 +130,22 @@ fn a_ticket_is_written_and_read_alike() {
     assert_eq!(ticket.expires, vectors.time("/ticket/expires"));
     assert_eq!(ticket.to_string(), vectors.text("/ticket/text"));
     assert_eq!(Ticket::parse(vectors.text("/ticket/text"), now), Ok(ticket));
+}
+
+#[test]
+fn a_relay_that_could_not_be_written_as_text_is_not_read_either() {
+    let vectors = Vectors::read();
+    let all = |at: &str| {
+        let list = vectors.0.pointer(at).and_then(Value::as_array).expect(at).clone();
+        list.into_iter().map(|one| HEXLOWER.decode(one.as_str().expect(at).as_bytes()).expect(at)).collect::<Vec<_>>()
+    };
+    for bytes in all("/relays/good") {
+        let relay: RelayInfo = minicbor::decode(&bytes).expect("it is a relay");
+        assert_eq!(relay.to_string().parse(), Ok(relay.clone()), "{relay}");
+        assert_eq!(minicbor::to_vec(&relay).expect("it is written to memory"), bytes);
+    }
+    for bytes in all("/relays/malformed") {
+        let read = minicbor::decode::<RelayInfo>(&bytes);
+        assert!(read.is_err(), "{}: {read:?}", HEXLOWER.encode(&bytes));
+    }
 }

@@ -16,7 +16,7 @@ pub const DEFAULT_PORT: u16 = 3478;
 
 /// A relay someone uses: its key, and where it is. Written `KEY@HOST:PORT` or, where TLS has another port number than
 /// UDP, `KEY@HOST:PORT/TCPPORT`; the key in base32.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode)]
 #[cbor(map)]
 pub struct RelayInfo {
     /// The relay's X25519 key, which is also its identity.
@@ -41,7 +41,34 @@ impl RelayInfo {
     }
 }
 
-/// A host name or address that a resolver may be asked for: no spaces, no control characters, at most 253 bytes.
+/// As it travels, before its ports were looked at.
+#[derive(Decode)]
+#[cbor(map)]
+struct Travelling {
+    #[n(0)]
+    key: AgreementKey,
+    #[n(1)]
+    host: RelayHost,
+    #[n(2)]
+    port: u16,
+    #[n(3)]
+    tls: Option<u16>,
+}
+
+impl<'b, C> Decode<'b, C> for RelayInfo {
+    fn decode(d: &mut minicbor::Decoder<'b>, ctx: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let at = d.position();
+        let Travelling { key, host, port, tls } = Travelling::decode(d, ctx)?;
+        // What cannot be written as text would be lost wherever lists are kept as text.
+        if port == 0 || tls == Some(0) {
+            return Err(minicbor::decode::Error::custom(InvalidRelay::Port).at(at));
+        }
+        Ok(Self { key, host, port, tls })
+    }
+}
+
+/// A host that a resolver may be asked for: a name that begins and ends with a letter or digit and has `.`, `_` and `-` between,
+/// or an IPv6 address; at most 253 bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct RelayHost(String);
 
@@ -57,8 +84,12 @@ impl FromStr for RelayHost {
     type Err = InvalidRelay;
 
     fn from_str(text: &str) -> Result<Self, InvalidRelay> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '_');
-        if text.is_empty() || text.len() > 253 || !text.chars().all(allowed) {
+        let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        let edge = |c: char| c.is_ascii_alphanumeric();
+        let is_name = || text.starts_with(edge) && text.ends_with(edge) && text.len() <= 253 && text.chars().all(inner);
+        let is_v6 = |c: char| c.is_ascii_hexdigit() || matches!(c, '.' | ':');
+        let is_address = || text.contains(':') && (2..=45).contains(&text.len()) && text.chars().all(is_v6);
+        if !is_name() && !is_address() {
             return Err(InvalidRelay::Host);
         }
         Ok(Self(text.to_owned()))
@@ -207,7 +238,9 @@ mod tests {
         let wrong = |text: String| text.parse::<RelayInfo>().expect_err("it is not a relay");
         assert_eq!(wrong("relay.example.com:1".into()), InvalidRelay::Shape);
         assert_eq!(wrong("abc@relay.example.com:1".into()), InvalidRelay::Key);
-        assert_eq!(wrong(format!("{key}@a b:1")), InvalidRelay::Host);
+        for host in ["a b", "-a", "a-", ".", "[g::1]", "", &"x".repeat(254)] {
+            assert_eq!(wrong(format!("{key}@{host}:1")), InvalidRelay::Host, "{host}");
+        }
         assert_eq!(wrong(format!("{key}@host:0")), InvalidRelay::Port);
         assert_eq!(wrong(format!("{key}@host:70000")), InvalidRelay::Port);
         for tls in ["", "0", "x", "443/443", "70000"] {
