@@ -25,8 +25,10 @@ use super::board::Board;
 use super::hear::{self, News};
 use super::invitations::{self, Open, Taken};
 use super::line::{Line, MAX_DENIED};
+use super::looks::Looks;
 use super::meet;
 use super::requests::{self, Asking, Memory, There};
+use super::seldom::{self, Seldom};
 use super::tell::{self, Going, Outgoing};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
@@ -78,6 +80,8 @@ pub(super) struct Desk {
     store: Arc<requests::Store>,
     /// Of our relays, those that do not let the operator's own agent in, and so nobody of this cluster.
     refusals: BTreeMap<RelayInfo, Refusal>,
+    /// What the log says of those who come with tickets.
+    warnings: Seldom,
     agent: Agent,
     applied: Snapshot,
     open: Open,
@@ -85,10 +89,7 @@ pub(super) struct Desk {
     /// Relays of who came with a ticket, until its link is here and its operator has told them itself.
     guests: BTreeMap<String, Vec<RelayInfo>>,
     memory: Memory,
-    /// Wishes that were worth a request when requests were last looked at.
-    wanted: BTreeSet<(TrustId, TrustId)>,
-    /// Whether requests are looked at, whatever is wanted.
-    asked: bool,
+    looks: Looks,
     /// What the API server is asked about requests, one thing at a time. Nobody waits for it: how long it takes would tell
     /// other operators what their words came to.
     asks: JoinSet<Step>,
@@ -109,14 +110,14 @@ impl Desk {
             invitations: invitations::Store::new(&linking.client, &linking.namespace),
             store: Arc::new(requests::Store::new(linking.client.clone())),
             refusals: BTreeMap::new(),
+            warnings: Seldom::every(seldom::LINES),
             agent,
             applied: Snapshot::default(),
             open: Open::new(),
             lines: BTreeMap::new(),
             guests: BTreeMap::new(),
             memory: Memory::default(),
-            wanted: BTreeSet::new(),
-            asked: true,
+            looks: Looks::default(),
             asks: JoinSet::new(),
             published: None,
             reports,
@@ -154,14 +155,14 @@ impl Desk {
                     Ok(step) => self.go_on(step),
                     Err(error) => {
                         tracing::error!(%error, "a look at requests ended before its time");
-                        self.asked = true;
+                        self.looks.asked = true;
                     }
                 },
                 _ = tick.tick() => {
                     self.read_invitations().await;
                     self.publish().await;
                     rounds += 1;
-                    self.asked |= rounds.is_multiple_of(REQUESTS_EVERY);
+                    self.looks.asked |= rounds.is_multiple_of(REQUESTS_EVERY);
                     self.look();
                 }
             }
@@ -319,9 +320,9 @@ impl Desk {
                 }
             }
             DriverEvent::RelayRefused { relay, reason } => {
-                tracing::warn!(%relay, %reason, "a relay does not take the operator's own agent");
-                // Others' relays may let in whom they like.
+                // Others' relays may let in whom they like, and as often as they like.
                 if self.applied.relays.contains(&relay) {
+                    tracing::warn!(%relay, %reason, "a relay does not take the operator's own agent");
                     self.refusals.insert(relay, reason);
                 }
             }
@@ -360,15 +361,18 @@ impl Desk {
                 self.open.remove(&invite);
                 StreamStatus::Open
             }
+            // The ticket stays good, so they may come again at once.
             Ok(Taken::NameTaken) => {
-                tracing::warn!(
-                    link = invitation.link,
-                    "somebody used a ticket whose link is already another cluster's"
-                );
+                if self.warnings.may(Instant::now()) {
+                    let link = &invitation.link;
+                    tracing::warn!(link, "somebody used a ticket whose link is already another cluster's");
+                }
                 StreamStatus::Busy
             }
             Err(error) => {
-                tracing::warn!(%error, "a link could not be made for who came with a ticket");
+                if self.warnings.may(Instant::now()) {
+                    tracing::warn!(%error, "a link could not be made for who came with a ticket");
+                }
                 StreamStatus::Busy
             }
         }
@@ -438,10 +442,9 @@ impl Desk {
             return;
         }
         let wanted = requests::all_wanted(&self.cluster.read().index, &self.asking());
-        if wanted == self.wanted && !self.asked {
+        if !self.looks.is_due(wanted, Instant::now()) {
             return;
         }
-        (self.wanted, self.asked) = (wanted, false);
         let store = Arc::clone(&self.store);
         self.asks.spawn(async move { Step::Found(store.there().await) });
     }
@@ -451,14 +454,14 @@ impl Desk {
             Step::Found(Ok(there)) => self.make_requests(&there),
             Step::Found(Err(error)) => {
                 tracing::warn!(%error, "requests for trust could not be read");
-                self.asked = true;
+                self.looks.asked = true;
             }
             Step::Done(applied, again) => {
                 if let Err(error) = &applied {
                     tracing::warn!(%error, "requests for trust could not be written");
                 }
                 // Those that were made want their condition; what failed is tried again.
-                self.asked |= again || applied.is_err();
+                self.looks.asked |= again || applied.is_err();
             }
         }
     }

@@ -142,19 +142,12 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::{BodyExt, Full};
-    use hyper::body::{Bytes, Incoming};
-    use hyper::server::conn::http1;
-    use hyper::service::service_fn;
-    use hyper::{Request, Response};
-    use hyper_util::rt::TokioIo;
     use k8s_openapi::ByteString;
     use peerage_model::Authority;
     use serde_json::Value;
-    use tokio::net::TcpListener;
-    use tokio::sync::mpsc;
     use zeroize::Zeroizing;
 
+    use super::super::served;
     use super::*;
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
@@ -183,30 +176,6 @@ mod tests {
         assert_eq!(over, [second, third, "not-an-id".to_owned()]);
     }
 
-    /// An API server that takes any link and any Secret, and tells what it was given: method, path and body.
-    async fn taking() -> (kube::Client, mpsc::UnboundedReceiver<(String, Value)>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has ports");
-        let address = listener.local_addr().expect("it is bound");
-        let (told, given) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let told = told.clone();
-                let answer = move |request: Request<Incoming>| {
-                    let (told, what) = (told.clone(), format!("{} {}", request.method(), request.uri().path()));
-                    async move {
-                        let body = request.into_body().collect().await?.to_bytes();
-                        let answer = Full::<Bytes>::from(stored(&what).to_string());
-                        let _ = told.send((what, serde_json::from_slice(&body).unwrap_or_default()));
-                        Ok::<_, hyper::Error>(Response::new(answer))
-                    }
-                };
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)));
-            }
-        });
-        let config = kube::Config::new(format!("http://{address}").parse().expect("a URI"));
-        (kube::Client::try_from(config).expect("a client"), given)
-    }
-
     /// What an API server answers to a write.
     fn stored(what: &str) -> Value {
         if !what.contains("/agentlinks") {
@@ -231,7 +200,7 @@ mod tests {
             (Some(relays), there, vec![&marked, &removed]),
             (None, None, vec![&made, &removed]),
         ] {
-            let (client, mut given) = taking().await;
+            let (client, mut given) = served::api(|what| (200, stored(what))).await;
             let store = Store::new(&client, "ours");
             let taken = store.take(TrustId([1; 16]), &invitation, guest.record(), machine, there).await;
             assert_eq!(taken.expect("the server takes all"), Taken::Linked);

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::agent::{Link, Side};
 use super::board::Row;
 use super::hear::{Known, Pace};
+use super::seldom::{self, Seldom};
 use super::tell::{Going, Outgoing};
 use crate::index::LinkLive;
 use crate::roll::Denial;
@@ -50,6 +51,8 @@ pub(super) struct Line {
     lost: Option<(UnixTime, String)>,
     /// What it said last of its relays, and since when it says so.
     told: Option<(Vec<RelayInfo>, UnixTime)>,
+    /// What the log says of it.
+    warnings: Seldom,
 }
 
 /// What the other operator said of an instance.
@@ -94,6 +97,7 @@ impl Line {
             greeted: None,
             lost: None,
             told: None,
+            warnings: Seldom::every(seldom::LINES),
         }
     }
 
@@ -101,7 +105,10 @@ impl Line {
     pub(super) fn greet(&mut self, hello: Hello, now: UnixTime) {
         let records = match hello.records(&self.link.authority, now) {
             Ok(records) => records,
-            Err(error) => return tracing::warn!(link = self.link.name.as_str(), %error, "an operator shows bad keys"),
+            Err(error) if self.warnings.may(Instant::now()) => {
+                return tracing::warn!(link = self.link.name.as_str(), %error, "an operator shows bad keys");
+            }
+            Err(_) => return,
         };
         self.hello = Some((newest(records), hello.relays));
         self.settle(now);

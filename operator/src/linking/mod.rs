@@ -16,8 +16,12 @@ mod frames;
 mod hear;
 mod invitations;
 mod line;
+mod looks;
 mod meet;
 mod requests;
+mod seldom;
+#[cfg(test)]
+mod served;
 mod tell;
 
 use std::sync::Arc;

@@ -173,9 +173,11 @@ fn wanted(index: &Index, link: &Asking<'_>, wish: &Wish) -> Option<ObjectKey> {
 }
 
 fn is_wanted(index: &Index, link: &Asking<'_>, agent: &ObjectKey, from: &AgentName) -> bool {
+    // An owner must not read that `operator` asks, or somebody's `laptop`: an operator speaks for agents of its cluster.
+    let is_of_cluster = ObjectKey::of_agent(from).is_some();
     let from = AgentId { authority: link.authority, name: from.clone() };
     let may = index.peer(agent).is_some() && index.may_use(link.name, &agent.namespace);
-    may && !index.has_consented(agent, &from)
+    is_of_cluster && may && !index.has_consented(agent, &from)
 }
 
 /// The wishes that are worth a request. While these stay the same nothing is to be done, but for what people do to requests.
@@ -229,15 +231,18 @@ impl Store {
         Ok(list.items.iter().filter_map(read).collect())
     }
 
-    /// Does what was planned; what fails is planned again.
+    /// Does what was planned; what fails is planned again. What one namespace refuses, because it is full or on its way out,
+    /// is not done there and holds up nothing else: the first such error is told.
     pub(super) async fn apply(&self, plan: &Plan, now: UnixTime) -> kube::Result<()> {
         let api = |namespace: &str| Api::<AgentTrustRequest>::namespaced(self.client.clone(), namespace);
+        let mut all = Ok(());
         for key in &plan.delete {
-            ignoring(404, api(&key.namespace).delete(&key.name, &Default::default()).await.map(drop))?;
+            let deleted = api(&key.namespace).delete(&key.name, &Default::default()).await;
+            all = all.and(ignoring(404, deleted.map(drop)));
         }
         for request in &plan.create {
             let namespace = request.namespace().unwrap_or_default();
-            ignoring(409, api(&namespace).create(&PostParams::default(), request).await.map(drop))?;
+            all = all.and(ignoring(409, api(&namespace).create(&PostParams::default(), request).await.map(drop)));
         }
         for (key, reason) in &plan.say {
             let answered = Condition::new(
@@ -253,9 +258,9 @@ impl Store {
             });
             let parameters = PatchParams::apply(FIELD_MANAGER).force();
             let said = api(&key.namespace).patch_status(&key.name, &parameters, &Patch::Apply(object)).await;
-            ignoring(404, said.map(drop))?;
+            all = all.and(ignoring(404, said.map(drop)));
         }
-        Ok(())
+        all
     }
 }
 
@@ -283,6 +288,7 @@ fn read(object: &AgentTrustRequest) -> Option<There> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::served;
     use super::*;
     use crate::facts::{LinkFacts, PeerFacts, TrustFacts};
     use peerage_model::Authority;
@@ -350,6 +356,43 @@ mod tests {
         assert_eq!((request.spec.agent_ref.name.as_str(), request.namespace().as_deref()), ("db", Some("tools")));
         assert_eq!(request.spec.from.name, "asker-1.there");
         assert_eq!(plan.pending[&LINK], 1);
+    }
+
+    #[test]
+    fn who_has_no_name_of_an_agent_of_a_cluster_asks_nobody() {
+        let named = |from: &str| Wish { from: from.parse().expect("a name"), ..wish(1, "db.tools") };
+        for from in ["operator", "laptop", "a.b.c"] {
+            let plan = plan(&index(), &asking(&[named(from)]), &[], &mut Memory::default(), NOW);
+            assert_eq!(plan.create, [], "{from}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_takes_no_request_holds_up_no_other() {
+        let wishes = [wish(1, "db.tools"), wish(2, "db.other")];
+        let mut index = index();
+        let mut link = index.link("far").expect("it is there").clone();
+        link.allowed = crate::facts::Permitted::All;
+        index.set_link("far", Some(link));
+        let plan = plan(&index, &asking(&wishes), &[], &mut Memory::default(), NOW);
+        assert_eq!(plan.create.len(), 2);
+        for full in ["tools", "other"] {
+            let (client, mut given) = served::api(move |what| match what.contains(&format!("/{full}/")) {
+                true => (403, json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "full"})),
+                false => (201, json!(made_object())),
+            })
+            .await;
+            assert!(Store::new(client).apply(&plan, NOW).await.is_err(), "it is told");
+            let mut asked = std::iter::from_fn(|| given.try_recv().ok()).map(|(what, _)| what);
+            assert!(
+                asked.any(|what| what.starts_with("POST") && !what.contains(&format!("/{full}/"))),
+                "{full} is full"
+            );
+        }
+    }
+
+    fn made_object() -> AgentTrustRequest {
+        request(&asking(&[])[0], &wish(1, "db.tools"), &ObjectKey::new("tools", "db"), NOW)
     }
 
     #[test]
