@@ -76,6 +76,12 @@ impl Agent {
         self.child.wait().trying("bury an agent").map(drop)
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until it has logged these words.
     ///
     /// # Errors

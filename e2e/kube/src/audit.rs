@@ -23,14 +23,31 @@ const EVERYBODYS: [&str; 2] = ["selfsubjectaccessreviews", "selfsubjectrulesrevi
 /// # Errors
 /// There is no audit log.
 pub fn times(cluster: &Cluster, what: &str) -> Result<usize, Failed> {
+    all_times(cluster, [what]).map(|[count]| count)
+}
+
+/// How often the operator did each of these, as [`times`] counts one.
+///
+/// # Errors
+/// There is no audit log.
+pub fn all_times<const N: usize>(cluster: &Cluster, what: [&str; N]) -> Result<[usize; N], Failed> {
     let log = whole_log(cluster)?;
-    let is_it = |line: &str| {
+    let mut counts = [0; N];
+    for line in log.lines() {
         let event: Value = serde_json::from_str(line).unwrap_or_default();
-        let object = &event["objectRef"];
-        let done = format!("{}/{} {}", text(&object["apiGroup"]), text(&object["resource"]), text(&event["verb"]));
-        event["user"]["username"] == ACCOUNT && done == what
-    };
-    Ok(log.lines().filter(|line| is_it(line)).count())
+        let done = done(&event);
+        for (one, count) in what.iter().zip(&mut counts) {
+            *count += usize::from(done.as_deref() == Some(*one));
+        }
+    }
+    Ok(counts)
+}
+
+/// What an event says that the operator did.
+fn done(event: &Value) -> Option<String> {
+    let object = &event["objectRef"];
+    let done = || format!("{}/{} {}", text(&object["apiGroup"]), text(&object["resource"]), text(&event["verb"]));
+    (event["user"]["username"] == ACCOUNT).then(done)
 }
 
 /// Finds no request of the operator's that was refused.

@@ -57,6 +57,12 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
     }
 
+    /// The folder that holds all of it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.admin.parent().unwrap_or(&self.admin)
+    }
+
     /// The folder where the API server writes down every request, in files called `audit*.json`.
     #[must_use]
     pub fn audit_log(&self) -> PathBuf {

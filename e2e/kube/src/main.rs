@@ -8,15 +8,18 @@ mod answering;
 mod api;
 mod audit;
 mod cluster;
+mod etcd;
 mod fleet;
 mod gate;
 mod injection;
 mod linked;
+mod load;
 mod operator;
 mod pair;
 mod process;
 mod relay;
 mod scale;
+mod stranger;
 mod surroundings;
 mod tests;
 

@@ -156,13 +156,7 @@ impl Place {
     /// # Errors
     /// curl's own, when it got nothing.
     pub fn fetch(&self, name: &str) -> Result<String, Failed> {
-        let mut command = curl(&format!("http://{name}/"));
-        command.args(["--max-time", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.site.host().spawn(command).trying("start curl")?;
-        let said = child.wait_with_output().trying("wait for curl")?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        ensure(said.status.success(), || format!("curl: {}", text(&said.stderr)))?;
-        Ok(text(&said.stdout))
+        fetch(&self.site, name)
     }
 
     /// Opens a stream that goes on until somebody resets it, and waits until it flows.
@@ -213,6 +207,20 @@ impl Stream {
         }
         Err(Failed::new(format!("a stream goes on {patience:?} later")))
     }
+}
+
+/// Fetches from `http://NAME/` as an unmodified program on this site's host; what it got.
+///
+/// # Errors
+/// curl's own, when it got nothing.
+pub fn fetch(site: &Site, name: &str) -> Result<String, Failed> {
+    let mut command = curl(&format!("http://{name}/"));
+    command.args(["--max-time", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = site.host().spawn(command).trying("start curl")?;
+    let said = child.wait_with_output().trying("wait for curl")?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    ensure(said.status.success(), || format!("curl: {}", text(&said.stderr)))?;
+    Ok(text(&said.stdout))
 }
 
 /// The owner's consent on the client's side, by which the server is called `db`.

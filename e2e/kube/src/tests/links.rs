@@ -19,7 +19,7 @@ use crate::pair::Stream;
 /// Wishes that a cluster has at once: many times what it may ask of one namespace.
 const WISHES: usize = 300;
 /// Requests of one link that may wait in one namespace.
-const REQUESTS: usize = 20;
+pub(super) const REQUESTS: usize = 20;
 /// A reset that took longer than this was none of the deletion's.
 const RESET: Duration = Duration::from_secs(10);
 
@@ -310,7 +310,7 @@ fn unlinked(stage: &Stage, second: &Second) -> Result<Duration, Failed> {
 }
 
 /// What `kubectl peerage` lists.
-fn plugin_lines(stage: &Stage, cluster: &Cluster, arguments: &[&str]) -> Result<Vec<Value>, Failed> {
+pub(super) fn plugin_lines(stage: &Stage, cluster: &Cluster, arguments: &[&str]) -> Result<Vec<Value>, Failed> {
     let said = run_plugin(stage, cluster, arguments, "")?;
     said.lines().map(|line| serde_json::from_str(line).trying("read what kubectl peerage says")).collect()
 }
@@ -320,7 +320,7 @@ fn delete(stage: &Stage, stream: &Stream, path: String) -> Result<Duration, Fail
 }
 
 /// What `kubectl peerage` says, as the administrator of a cluster.
-fn plugin(stage: &Stage, cluster: &Cluster, arguments: &[&str], input: &str) -> Result<Value, Failed> {
+pub(super) fn plugin(stage: &Stage, cluster: &Cluster, arguments: &[&str], input: &str) -> Result<Value, Failed> {
     let said = run_plugin(stage, cluster, arguments, input)?;
     serde_json::from_str(&said).trying("read what kubectl peerage says")
 }

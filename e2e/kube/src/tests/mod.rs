@@ -3,6 +3,7 @@
 
 mod authority;
 mod enrolment;
+mod hostile;
 mod hostname;
 mod kills;
 mod links;
@@ -74,7 +75,7 @@ pub struct Stage {
 
 /// All tests, in the order in which they run; `rights` looks back at the others, so it is the last. A rotation takes two
 /// minutes, which `rotation-begins` and `rotation-ends` leave to what is between them.
-pub const ALL: [Test<Stage>; 34] = [
+pub const ALL: [Test<Stage>; 35] = [
     ("agent-peer", objects::agent_peer),
     ("agent-trust", objects::agent_trust),
     ("agent-link", objects::agent_link),
@@ -102,6 +103,7 @@ pub const ALL: [Test<Stage>; 34] = [
     ("container", hostname::container),
     ("revocation", revocation::revocation),
     ("links", links::links),
+    ("hostile", hostile::hostile),
     ("rotation-begins", authority::rotation_begins),
     ("kills", kills::kills),
     ("dead-watch", watches::dead_watch),
