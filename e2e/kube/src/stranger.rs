@@ -134,6 +134,11 @@ impl Stranger {
         }
     }
 
+    /// Leaves, and says so.
+    pub async fn leave(&self) {
+        self.tunnel.shutdown().await;
+    }
+
     /// Asks for a stream or a flow at any port. Whether it is let in, its first read tells.
     ///
     /// # Errors

@@ -178,15 +178,20 @@ impl Node {
             return; // its first streams broke a rule
         }
         let pair_key = PairKey::Peer(peer.clone());
+        let mut is_said = false;
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.replicas.met(instance, key, now.mono);
+            is_said = pair.lines.may(now.mono);
         }
         self.meet_rivals(key, now);
         // A dial of ours that still runs is not needed any more, except where both sides dialled at once and ours is
         // the one that stays; it then comes up by itself, because its packets are on the way already.
         let Some(session) = self.sessions.get(&key) else { return };
         let initiator = session.initiator;
-        info!(target: "events::session_up", peer = %peer.routing_id(), ?instance, initiator);
+        match is_said {
+            true => info!(target: "events::session_up", peer = %peer.routing_id(), ?instance, initiator),
+            false => debug!(target: "events::session_up", peer = %peer.routing_id(), ?instance, initiator),
+        }
         self.events.push_back(Event::PeerRecord { peer: peer.clone(), record: Box::new(record) });
         self.events.push_back(Event::SessionUp { session: key, peer, instance, initiator, path: PathKind::Relayed });
         self.attach_waiting(&pair_key);
@@ -471,7 +476,11 @@ impl Node {
         }
         let streams = self.leave_streams(&pair_key, up.streams.into_values(), &reason, untaken);
         if let PairKey::Peer(peer) = pair_key {
-            info!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams);
+            let pair = self.pairs.get_mut(&PairKey::Peer(peer.clone()));
+            match pair.is_none_or(|pair| pair.lines.may(self.last.mono)) {
+                true => info!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams),
+                false => debug!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams),
+            }
             self.events.push_back(Event::SessionDown { session: key, peer, reason, streams });
         }
     }

@@ -11,6 +11,7 @@ use super::event::{AskKey, SessionKey, StreamKey};
 use super::replicas::Replicas;
 use super::sockets::RoundPause;
 use crate::noise::{ConfigError, Pairing};
+use crate::path::budget::Budget;
 
 /// The first dial's time to come up before a fresh knock is tried; the second has twice as long, and so on to four
 /// times, for paths that are very slow. Two retransmissions of the first packet fit at the
@@ -28,6 +29,10 @@ pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// Most handshakes of one pair that we answer at a time; what is above is dropped in silence.
 pub(super) const MAX_PENDING: usize = 8;
+
+/// Lines about sessions of one pair that the log gets at once, and how soon it gets another one. A peer may come and go as often as
+/// it likes; whoever wants all of it looks at `debug`.
+const LINES: (u32, Duration) = (20, Duration::from_secs(6));
 
 /// Most sessions of askers with one ticket. One is enough; others are of attempts that the asker has given up.
 pub(super) const MAX_PER_INVITE: usize = 4;
@@ -86,6 +91,20 @@ pub(super) struct Pair {
     pub(super) former: Option<(Vec<RelayInfo>, Instant)>,
     /// When ports may be guessed next.
     pub(super) round_pause: RoundPause,
+    /// Lines about its sessions that the log may have.
+    pub(super) lines: Lines,
+}
+
+/// How much the log says of a pair's sessions.
+#[derive(Debug, Default)]
+pub(super) struct Lines(Option<Budget>);
+
+impl Lines {
+    /// Whether it may say one more.
+    pub(super) fn may(&mut self, now: Instant) -> bool {
+        let (at_once, interval) = LINES;
+        self.0.get_or_insert_with(|| Budget::full(now, at_once, interval)).take(now)
+    }
 }
 
 impl Pair {
@@ -126,6 +145,7 @@ impl Pair {
             refused_until: None,
             former: None,
             round_pause: RoundPause::default(),
+            lines: Lines::default(),
         }
     }
 
@@ -225,4 +245,16 @@ impl Pair {
 /// The pause after so many attempts that nobody answered (exponential, capped).
 pub(super) fn pause_after(attempts: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << attempts.min(9)).min(MAX_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_comes_and_goes_ten_times_a_second_is_thirty_lines_in_a_minute() {
+        let (mut lines, begun) = (Lines::default(), Instant::now());
+        let said = (0..600).filter(|number| lines.may(begun + Duration::from_millis(100) * *number));
+        assert_eq!(said.count(), 20 + 9);
+    }
 }

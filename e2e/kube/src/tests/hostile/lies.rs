@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use peerage_agent::tunnel::Opened;
+use peerage_agent::tunnel::{Opened, TunnelStream};
 use peerage_model::linking::{
     Denied, Hello, MAX_PURPOSE, MAX_RELAYS, OPERATOR, PORT, RecordBytes, Tell, Told, Wish, Withdrawn,
 };
@@ -33,6 +33,8 @@ const DENIALS: u32 = 2000;
 const CROWD: usize = 32;
 /// See [`CROWD`].
 const STREAMS: usize = 64;
+/// How often one comes and goes.
+const VISITS: usize = 300;
 
 /// A wish of ours: which of our words it is part of, and which of them.
 fn id(part: u8, number: u32) -> TrustId {
@@ -283,7 +285,7 @@ pub fn answers_badly(siege: &Siege<'_>) -> Result<(), Failed> {
 }
 
 /// Many instances of one operator at a time, of which each opens streams at ports that there are and that there are not, says
-/// nothing on them, and keeps them.
+/// nothing on them, and keeps them. Then one after the other comes and goes at once.
 pub fn comes_in_crowds(siege: &Siege<'_>) -> Result<(), Failed> {
     siege.stage.runtime.block_on(async {
         let mut crowd = Vec::new();
@@ -303,12 +305,24 @@ pub fn comes_in_crowds(siege: &Siege<'_>) -> Result<(), Failed> {
                 continue;
             }
             if let Opened::Stream(stream) = opened {
-                let read = tokio::time::timeout(TURN * 4, stream.read(&mut [0])).await;
-                let refused = matches!(&read, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused);
-                ensure(refused, || format!("port {port} of an operator is not refused: {read:?}"))?;
+                refused(stream, *port).await?;
             }
+        }
+        drop(held);
+        for _ in 0..VISITS {
+            let visitor = Stranger::start(&siege.authority, OPERATOR, &siege.ticket).await?;
+            if let Opened::Stream(mut stream) = visitor.dial(StreamKind::Tcp, PORT + 1).await? {
+                refused(&mut stream, PORT + 1).await?;
+            }
+            visitor.leave().await;
         }
         // Who was there before is heard all the same.
         siege.operator.open().await?.tell(&[Tell::Told(Told {})]).await
     })
+}
+
+async fn refused(stream: &mut TunnelStream, port: u16) -> Result<(), Failed> {
+    let read = tokio::time::timeout(TURN * 4, stream.read(&mut [0])).await;
+    let refused = matches!(&read, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused);
+    ensure(refused, || format!("port {port} of an operator is not refused: {read:?}"))
 }
