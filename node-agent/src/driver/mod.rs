@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use peerage_engine::node::{AskError, Node, NodeConfig};
+use peerage_engine::node::{Algorithm, AskError, Node, NodeConfig};
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
@@ -102,6 +102,7 @@ pub fn start(
         credential: config.credential,
         fixed: config.fixed_endpoints,
         memory: config.memory.bytes(),
+        congestion: Algorithm::default(),
         seed: config.seed,
     };
     let start = now();

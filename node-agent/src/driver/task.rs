@@ -414,7 +414,7 @@ fn resolve(relay: RelayInfo, found: mpsc::Sender<Resolved>) {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use peerage_engine::node::{Node, NodeConfig};
+    use peerage_engine::node::{Algorithm, Node, NodeConfig};
     use peerage_model::{AgreementSecret, Authority, Credential, UnixTime};
     use zeroize::Zeroizing;
 
@@ -429,7 +429,15 @@ mod tests {
         let instance = AgreementSecret::from_bytes([2; 32]);
         let passport = authority.issue(&agent, instance.public(), UnixTime(0), UnixTime(1));
         let credential = Credential::join(authority.record(), passport);
-        let config = NodeConfig { agent, instance, credential, fixed: Vec::new(), memory: 0, seed: [3; 32] };
+        let config = NodeConfig {
+            agent,
+            instance,
+            credential,
+            fixed: Vec::new(),
+            memory: 0,
+            congestion: Algorithm::default(),
+            seed: [3; 32],
+        };
         let shared = Arc::new(Shared::new(Node::new(config, now()).expect("a credential")));
         let sockets = Sockets::bind(&[LOOPBACK]).expect("loopback can be bound");
         let streams = RelayStreams::new(Default::default()).expect("TLS can be set up");

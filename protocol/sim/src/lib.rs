@@ -9,6 +9,7 @@
 //! at every packet, that no agent sends a byte to who is not its trusted peer, and at every read that data comes under
 //! the identity of who wrote it.
 
+pub mod contest;
 pub mod link;
 pub mod nat;
 mod rng;

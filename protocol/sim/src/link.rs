@@ -133,6 +133,12 @@ impl Link {
         self.last_arrival = None;
     }
 
+    /// How long the bottleneck takes for all that it has accepted.
+    #[must_use]
+    pub fn waiting(&self, now: Instant) -> Duration {
+        self.busy_until.map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now))
+    }
+
     /// Sends a packet of `bytes` at `now` and says when it arrives. Calls come in the order of time.
     pub fn send(&mut self, now: Instant, bytes: usize) -> Arrivals {
         let Some(sent) = self.pass_bottleneck(now, bytes) else {

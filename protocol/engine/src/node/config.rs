@@ -49,12 +49,12 @@ pub(super) const PATH_KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// The QUIC transport parameters and limits of one session of this pair, which may hold `share`. Sessions do not share them: what is under way on
 /// a session is counted in its congestion control.
-pub(super) fn transport(pair: &PairKey, share: Share) -> Arc<TransportConfig> {
+pub(super) fn transport(pair: &PairKey, share: Share, congestion: OfOneConnection) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("two minutes fit a VarInt")))
         .initial_rtt(INITIAL_RTT)
-        .congestion_controller_factory(Arc::new(OfOneConnection::default()))
+        .congestion_controller_factory(Arc::new(congestion))
         .stream_receive_window(share.stream_receive_window())
         .receive_window(share.receive_window())
         .send_window(share.send_window())

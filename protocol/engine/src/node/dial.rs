@@ -11,6 +11,7 @@ use super::event::{AskError, Event, Now, SessionKey};
 use super::pair::{ATTEMPT, Dial, MAX_PAUSE, PairKey, Purpose, pause_after};
 use super::session::{RelayRoute, Session};
 use super::{Node, Timer, VIRTUAL_REMOTE};
+use crate::congestion::OfOneConnection;
 use crate::knock::Knock;
 use crate::noise::{NoiseClient, client_config};
 
@@ -45,7 +46,9 @@ impl Node {
         let judge = self.judge.expecting(pair.expected());
         let noise = NoiseClient::new(&pair.outbound, 0, self.identity.clone(), judge, self.random.bytes()).ok()?;
         let share = self.memory.offer(pair_key, self.instances_up(pair_key).len());
-        let config = client_config(noise, knock, transport(pair_key, share));
+        let congestion = OfOneConnection::new(self.congestion);
+        let pacer = congestion.pacer(now.mono);
+        let config = client_config(noise, knock, transport(pair_key, share, congestion));
         let (handle, connection) = match self.endpoint.connect(now.mono, config, VIRTUAL_REMOTE, "peerage") {
             Ok(connected) => connected,
             Err(error) => {
@@ -56,7 +59,8 @@ impl Node {
         let key = self.new_session_key(handle);
         let destination = instance.map_or(Destination::Route(id), |instance| Destination::Endpoint(instance.into()));
         let route = RelayRoute::Racing { relays: via, destination };
-        let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route, now.mono);
+        let session = Session::new(connection, handle, pair_key.clone(), true, *knock.as_bytes(), route, now.mono)
+            .paced_by(pacer);
         self.begin_session(key, session, share);
         self.ready.insert(key);
         Some(key)

@@ -20,6 +20,7 @@ use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, MAX_PER_INVITE, PairKey};
 use super::rivals::{Drain, MAX_PER_PEER};
 use super::session::{Phase, RelayRoute, Session, Since, Up};
 use super::{Node, Timer};
+use crate::congestion::OfOneConnection;
 use crate::knock::KNOCK_LEN;
 use crate::noise::{NoiseServer, is_silent_end, message_1_verified, peer_identity, server_config};
 use crate::path::PathKind;
@@ -28,7 +29,9 @@ impl Node {
     /// Answers a first packet whose knock is good.
     pub(super) fn accept(&mut self, incoming: QuicIncoming, first_id: [u8; KNOCK_LEN], route: RelayRoute, now: Now) {
         let matched = self.knocks().check(&first_id, now.wall);
-        let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret, now.wall)?, m)));
+        let congestion = OfOneConnection::new(self.congestion);
+        let pacer = congestion.pacer(now.mono);
+        let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret, congestion, now.wall)?, m)));
         let Some(((config, share), matched)) = admitted else {
             self.endpoint.ignore(incoming);
             return;
@@ -47,7 +50,8 @@ impl Node {
         self.make_room(&matched.pair, now);
         let key = self.new_session_key(handle);
         let pair_key = matched.pair.clone();
-        let session = Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono);
+        let session =
+            Session::new(connection, handle, pair_key.clone(), false, first_id, route, now.mono).paced_by(pacer);
         self.begin_session(key, session, share);
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.pending.push(key);
@@ -60,6 +64,7 @@ impl Node {
         &mut self,
         pair_key: &PairKey,
         secret: usize,
+        congestion: OfOneConnection,
         wall: UnixTime,
     ) -> Option<(Arc<quinn_proto::ServerConfig>, Share)> {
         // An ended trust or invitation must not even show that we are here.
@@ -75,7 +80,7 @@ impl Node {
         let inbound = pair.inbound.as_ref()?;
         let noise = NoiseServer::new(inbound, secret, self.identity.clone(), judge, self.random.bytes()).ok()?;
         let share = self.memory.offer(pair_key, self.instances_up(pair_key).len());
-        Some((Arc::new(server_config(noise, transport(pair_key, share))), share))
+        Some((Arc::new(server_config(noise, transport(pair_key, share, congestion))), share))
     }
 
     /// A session is there from now on, and holds its share.

@@ -54,6 +54,7 @@ use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, AgreementSecret, InstanceId, TrustId};
 use quinn_proto::{Endpoint, StreamId};
 
+pub use crate::congestion::Algorithm;
 pub use config::DEFAULT_MEMORY;
 pub use event::{AskError, AskKey, DownReason, Event, Now, OpenError, SessionKey, StreamError, StreamKey};
 pub use mailbox::ErrandKey;
@@ -97,6 +98,8 @@ pub struct NodeConfig {
     /// Bytes that the streams of all sessions may hold together: what was not read here, and what peers have not acknowledged. The
     /// smallest windows of a session are granted beyond it.
     pub memory: u64,
+    /// What says how much may be under way.
+    pub congestion: Algorithm,
     /// 32 bytes from the operating system, used for nothing else, never twice. Tests fix them.
     pub seed: [u8; 32],
 }
@@ -126,6 +129,7 @@ pub struct Node {
     by_handle: BTreeMap<usize, SessionKey>,
     next_session: u64,
     memory: Memory,
+    congestion: Algorithm,
     first_ids: BTreeMap<[u8; KNOCK_LEN], SessionKey>,
     streams: BTreeMap<StreamKey, Stream>,
     next_stream: u64,
@@ -196,6 +200,7 @@ impl Node {
             by_handle: BTreeMap::new(),
             next_session: 0,
             memory: Memory::new(config.memory),
+            congestion: config.congestion,
             first_ids: BTreeMap::new(),
             streams: BTreeMap::new(),
             next_stream: 0,

@@ -72,7 +72,7 @@ impl Node {
         loop {
             let session = self.sessions.get_mut(&key)?;
             self.scratch.clear();
-            let packets = session.connection.poll_transmit(now.mono, max_datagrams, &mut self.scratch)?;
+            let packets = session.poll_transmit(now.mono, max_datagrams, &mut self.scratch)?;
             let asked = session.asked_something();
             let route = match &mut session.phase {
                 Phase::Up(up) => {

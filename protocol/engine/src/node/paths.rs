@@ -432,7 +432,7 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        let quic = session.connection.poll_timeout();
+        let quic = session.poll_timeout();
         let listening = session.listening_due(self.last.mono);
         let ours = match &session.phase {
             Phase::Up(up) => {

@@ -8,7 +8,7 @@ use peerage_model::control::{Hello, RunId};
 use peerage_model::relay::frame::{Destination, EndpointId};
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, Credential, UnixTime};
-use quinn_proto::{Connection, ConnectionHandle, FrameStats, PathStats, StreamId};
+use quinn_proto::{Connection, ConnectionHandle, FrameStats, PathStats, StreamId, Transmit};
 
 use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL};
 use super::control::{ControlIn, ControlOut};
@@ -18,6 +18,7 @@ use super::owed::Owed;
 use super::pair::PairKey;
 use super::relays::RelayKey;
 use super::rivals::Drain;
+use crate::congestion::{Pace, Pacer};
 use crate::knock::KNOCK_LEN;
 use crate::path::{Hop, PathAgent, PathKind};
 
@@ -39,6 +40,8 @@ pub(super) struct Session {
     pub(super) phase: Phase,
     /// Where its packets last went, for those that are sent after its end.
     pub(super) last_hop: Option<Hop>,
+    /// When its packets may leave.
+    pacer: Pacer,
     /// What streams must send first.
     pub(super) owed: BTreeMap<StreamId, Owed>,
     /// A first flight that no relay could carry yet.
@@ -167,6 +170,7 @@ impl Session {
             born,
             phase: Phase::Handshaking,
             last_hop: None,
+            pacer: Pacer::unlimited(born),
             owed: BTreeMap::new(),
             held: None,
             heard: 0,
@@ -175,6 +179,11 @@ impl Session {
             back_since: None,
             before_path: PathStats::default(),
         }
+    }
+
+    /// Lets this pacer say when packets leave: the one that belongs to the connection's congestion control.
+    pub(super) fn paced_by(self, pacer: Pacer) -> Self {
+        Self { pacer, ..self }
     }
 
     pub(super) fn up(&self) -> Option<&Up> {
@@ -243,6 +252,32 @@ impl Session {
             self.last_heard = now;
         }
         heard
+    }
+
+    /// The next packets of the connection, at most so many, written behind what is in `buffer`. Those that nothing holds up go at
+    /// once; data when the pace of the path allows them.
+    pub(super) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        max_datagrams: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Option<Transmit> {
+        let allowed = self.pacer.open(now, self.pace());
+        let sent = self.connection.poll_transmit(now, max_datagrams.min(allowed), buffer);
+        self.pacer.sent(now, sent.as_ref().map_or(0, |transmit| transmit.size));
+        sent
+    }
+
+    /// How fast data leave, if the congestion control says it. What closes a connection is no data.
+    fn pace(&self) -> Option<Pace> {
+        let rate = self.connection.congestion_state().metrics().pacing_rate.filter(|_| !self.connection.is_closed());
+        let (rtt, packet) = (self.connection.rtt(), self.connection.current_mtu());
+        rate.map(|bits_per_second| Pace { bits_per_second, rtt, packet })
+    }
+
+    /// When the connection, or its pacer, is to be looked at again.
+    pub(super) fn poll_timeout(&mut self) -> Option<Instant> {
+        self.connection.poll_timeout().into_iter().chain(self.pacer.due()).min()
     }
 
     /// Its packets go another way, of which nothing is known: round trip, window and packet size begin anew.

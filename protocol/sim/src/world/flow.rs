@@ -9,6 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use peerage_engine::node::{Node, StreamError, StreamKey};
 
+use super::pour::Pour;
+
 /// Bytes at the start of each stream and of each packet of a flow.
 pub(super) const NAME_LEN: usize = 8;
 
@@ -201,6 +203,7 @@ pub(super) struct Flows {
     pub(super) streams: BTreeMap<StreamId, Stream>,
     pub(super) unnamed: BTreeMap<(usize, StreamKey), Unnamed>,
     pub(super) flows: BTreeMap<StreamId, Flow>,
+    pub(super) pours: BTreeMap<StreamId, Pour>,
     /// Which stream a node's key belongs to.
     pub(super) keys: BTreeMap<(usize, StreamKey), StreamId>,
     opened: u64,
@@ -225,6 +228,10 @@ impl Flows {
 
     /// Lets the sides of a stream write and read. Returns whether anything moved.
     pub(super) fn pump(&mut self, id: StreamId, side: usize, node: &mut Node, now: Duration) {
+        if let Some(pour) = self.pours.get_mut(&id) {
+            pour.pump(side, node);
+            return;
+        }
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.near.agent == side {
             stream.near.pump(node, now);
@@ -251,6 +258,17 @@ impl Flows {
         let mut name = [0; NAME_LEN];
         name.copy_from_slice(&half.read[..NAME_LEN]);
         let id = StreamId(u64::from_be_bytes(name));
+        if let Some(pour) = self.pours.get_mut(&id) {
+            assert_eq!(
+                (pour.to.as_str(), &peer),
+                (me, &(now.agent_of)(pour.near.0)),
+                "{id:?} arrived at or from somebody else"
+            );
+            pour.far = Some(at);
+            pour.arrived = (half.read.len() - NAME_LEN) as u64;
+            self.keys.insert(at, id);
+            return;
+        }
         let stream = self.streams.get_mut(&id).expect("a stream that somebody opened");
         assert!(stream.far.is_none(), "{id:?} arrived twice");
         assert_eq!(stream.to, me, "{id:?} arrived at somebody else");

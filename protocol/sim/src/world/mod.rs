@@ -10,6 +10,7 @@ mod guard;
 mod net;
 mod owner;
 mod packet;
+mod pour;
 mod scene;
 mod script;
 mod stream;
@@ -20,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use peerage_engine::node::{Event, Node, StreamKey, Transmit};
+use peerage_engine::node::{Algorithm, Event, Node, StreamKey, Transmit};
 use peerage_engine::path::{ExtraSocket, Link};
 use peerage_model::TrustId;
 use peerage_model::id::sha256;
@@ -69,6 +70,8 @@ pub struct Sim {
     direct_blocked: bool,
     /// What agents that start may hold for streams.
     memory: u64,
+    /// What controls their congestion.
+    congestion: Algorithm,
     /// Whether allowlists name relays by name, so that they are reached over either address family.
     names_relays: bool,
     trace: Vec<String>,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use peerage_engine::node::{DEFAULT_MEMORY, Node, NodeConfig};
+use peerage_engine::node::{Algorithm, DEFAULT_MEMORY, Node, NodeConfig};
 use peerage_model::id::sha256;
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{BirthdayMode, DeniedInstance, PathMode, Snapshot};
@@ -61,6 +61,7 @@ impl Sim {
             tape: None,
             direct_blocked: false,
             memory: DEFAULT_MEMORY,
+            congestion: Algorithm::default(),
             names_relays: false,
             trace: Vec::new(),
             digest: [0; 32],
@@ -437,6 +438,7 @@ impl Sim {
             credential: character.credential,
             fixed: Vec::new(),
             memory: self.memory,
+            congestion: self.congestion,
             seed: sha256(&[b"node", &self.seed.to_be_bytes(), &(number as u64).to_be_bytes()]),
         };
         let mut node = Node::new(config, moment).expect("a credential of the simulator is short enough");

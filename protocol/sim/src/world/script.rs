@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use peerage_engine::node::{AskKey, Event, Node, NodeStatus, SessionStatus};
+use peerage_engine::node::{Algorithm, AskKey, Event, Node, NodeStatus, SessionStatus, StreamKey};
 use peerage_engine::path::PathKind;
 use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
@@ -128,13 +128,19 @@ impl Sim {
         (bare(&flow.arrived), bare(&flow.returned))
     }
 
-    fn open_key(&mut self, from: &str, to: &str, header: StreamHeader) -> (usize, peerage_engine::node::StreamKey) {
+    fn open_key(&mut self, from: &str, to: &str, header: StreamHeader) -> (usize, StreamKey) {
         let agent = self.number(from);
         let peer = self.owners[to].id.clone();
         let moment = self.clock.for_agent(self.agents[agent].skew);
         let node = self.agents[agent].node.as_mut().expect("the agent lives");
         let key = node.open(moment, &peer, header).expect("a stream to a trusted peer");
         (agent, key)
+    }
+
+    /// A stream whose name is not written.
+    pub(super) fn open_unnamed(&mut self, from: &str, to: &str) -> (StreamId, (usize, StreamKey)) {
+        let id = self.flows.next_id();
+        (id, self.open_key(from, to, StreamHeader { kind: StreamKind::Tcp, port: WEB }))
     }
 
     fn stream_mut(&mut self, id: StreamId) -> &mut Stream {
@@ -154,6 +160,12 @@ impl Sim {
     pub fn set_line(&mut self, label: &str, config: &LinkConfig) {
         let number = self.number(label);
         self.agents[number].line.set_config(config);
+    }
+
+    /// How long what waits before an agent's line takes to get through, towards the agent.
+    #[must_use]
+    pub fn queue_before(&self, label: &str) -> Duration {
+        self.agents[self.number(label)].line.down.waiting(self.clock.now())
     }
 
     /// An agent's NAT forgets all its mappings.
@@ -193,6 +205,11 @@ impl Sim {
     /// What the streams of agents that start from now on may hold, in bytes.
     pub fn limit_memory(&mut self, bytes: u64) {
         self.memory = bytes;
+    }
+
+    /// What controls the congestion of agents that start from now on.
+    pub fn use_congestion(&mut self, algorithm: Algorithm) {
+        self.congestion = algorithm;
     }
 
     /// An agent's programs neither read nor write any more.
