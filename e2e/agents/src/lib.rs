@@ -11,6 +11,7 @@ pub mod fallback;
 pub mod field;
 pub mod flow;
 pub mod kernel;
+pub mod lines;
 mod machine;
 pub mod matrix;
 pub mod memory;
