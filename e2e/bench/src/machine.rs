@@ -18,6 +18,12 @@ pub fn name() -> String {
     format!("{cores} × {model}, Linux {}", first_word("/proc/sys/kernel/osrelease"))
 }
 
+/// How its TCP controls congestion: not all kernels do as most do, and over links that lose it decides.
+#[must_use]
+pub fn tcp() -> String {
+    first_word("/proc/sys/net/ipv4/tcp_congestion_control")
+}
+
 fn first_word(file: &str) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.split_whitespace().next().unwrap_or("unknown").to_owned()

@@ -116,20 +116,6 @@ impl Network {
         }
     }
 
-    /// Makes the kernel's TCP in all places control congestion by this: machines differ in what they do by default.
-    ///
-    /// # Errors
-    /// The kernel does not know it.
-    pub fn control_congestion_by(&self, name: &str) -> Result<()> {
-        for place in [&self.client, &self.server, &self.relay] {
-            let wanted = name.to_owned();
-            let write = move || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", wanted);
-            let written = place.thread(write)?.join().map_err(|_| "writing panicked")?;
-            written.map_err(|error| format!("TCP here cannot control congestion by {name}: {error}"))?;
-        }
-        Ok(())
-    }
-
     /// One place for all.
     #[must_use]
     pub fn on_loopback() -> Self {

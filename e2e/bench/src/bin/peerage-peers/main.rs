@@ -90,9 +90,6 @@ struct Run {
     /// Links of the part `links`, as MILLISECONDS/PERCENT
     #[arg(long, value_delimiter = ',', value_parser = Link::parse, default_value = "0/0,0/0.5,0/2,30/0,30/0.5,30/2,100/0,100/0.5,100/2")]
     links: Vec<Link>,
-    /// How the kernel's TCP controls congestion in all places: what Linux does unless it is told otherwise
-    #[arg(long, default_value = "cubic")]
-    tcp: String,
     /// Draw pictures of it into this folder, too
     #[arg(long, value_name = "FOLDER")]
     plot: Option<PathBuf>,
@@ -162,7 +159,7 @@ fn measure(run: &Run) -> Result<String> {
         draw(&figures, folder)?;
     }
     let loads = format!("load {load} before, {} after", machine::load());
-    let how = format!("medians of {}, in turns; the kernel's TCP by {}", run.rounds, run.tcp);
+    let how = format!("medians of {}, in turns; the kernel's TCP by {}", run.rounds, machine::tcp());
     let record = format!("commit {}; {how}; {}; {loads}", run.commit, machine::name());
     eprintln!("{record}");
     Ok(if run.json { figures.json() } else { format!("{record}\n\n{}", figures.table()) })
@@ -188,7 +185,6 @@ fn installed(run: &Run, cache: &Cache, figures: &mut Figures) -> Result<Vec<Box<
 
 fn direct(bench: &Bench<'_>, run: &Run, figures: &mut Figures) -> Result<()> {
     let network = Network::in_namespaces()?;
-    network.control_congestion_by(&run.tcp)?;
     let mut piece = Piece::start(bench, &network, Route::Direct, figures)?;
     std::thread::sleep(Duration::from_secs_f64(run.settle));
     piece.once(&Idle, figures);
@@ -206,7 +202,6 @@ fn direct(bench: &Bench<'_>, run: &Run, figures: &mut Figures) -> Result<()> {
 
 fn relayed(bench: &Bench<'_>, run: &Run, figures: &mut Figures) -> Result<()> {
     let network = Network::in_namespaces()?;
-    network.control_congestion_by(&run.tcp)?;
     let mut piece = Piece::start(bench, &network, Route::Relayed, figures)?;
     let time = Duration::from_secs_f64(run.seconds);
     let measures: [Box<dyn Measure>; 3] = [
@@ -222,7 +217,6 @@ fn relayed(bench: &Bench<'_>, run: &Run, figures: &mut Figures) -> Result<()> {
 fn wired(bench: &Bench<'_>, run: &Run, part: Part, figures: &mut Figures) -> Result<()> {
     // The first one decides that all of them see packets, not batches of them.
     let network = Network::behind_wire(Long::config())?;
-    network.control_congestion_by(&run.tcp)?;
     network.set_wire(Link { round_trip_ms: 0, loss_percent: 0.0 }.config())?;
     let mut piece = Piece::start(bench, &network, Route::Direct, figures)?;
     match part {
