@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::tests::lives::{counts, load};
 
-/// From the previous commit's chart to this one and back, while requests go on over the tunnels that are there.
+/// From the chart before its last change to this one and back, while requests go on over the tunnels that are there.
 pub fn upgrade(stage: &Stage) -> Result<String, Failed> {
     let cluster = &stage.cluster;
     let before = identities(cluster)?;
@@ -108,12 +108,16 @@ fn tried(stage: &Stage) -> Result<Vec<Value>, Failed> {
     made.collect::<Result<_, _>>().trying("read what kubectl says")
 }
 
-/// The chart as the last commit before this one has it.
+/// The chart as it was before the last commit that changed what is installed.
 fn previous_chart(stage: &Stage) -> Result<String, Failed> {
     let folder = std::env::temp_dir().join(format!("peerage-chart-{}", std::process::id()));
     let folder = folder.to_str().ok_or_else(|| Failed::new("the folder for files of a moment is no text"))?.to_owned();
-    let script =
-        format!("mkdir -p {folder} && git archive HEAD~1 charts/peerage | tar -x --strip-components 2 -C {folder}");
+    let script = format!(
+        "mkdir -p {folder}
+        changed=$(git log -1 --format=%H -- charts/peerage)
+        git archive $changed~1 charts/peerage | tar -x --strip-components 2 -C {folder}
+        if diff -rq {folder} charts/peerage >/dev/null; then echo the last change of the chart changed nothing >&2; exit 1; fi"
+    );
     let said = stage.cluster.command("bash").args(["-euo", "pipefail", "-c", &script]).stdin(Stdio::null()).output();
     let said = said.trying("run git")?;
     ensure(said.status.success(), || format!("no previous chart: {}", String::from_utf8_lossy(&said.stderr)))?;
