@@ -318,9 +318,12 @@ impl Session {
         self.last_heard
     }
 
-    /// Whether something that the peer must acknowledge was sent since the last call.
+    /// Whether something that the peer must acknowledge was sent since the last call. Probes for a larger packet do not count: each
+    /// is a PING, too, but on a path of ordinary size some of them are too large to arrive (RFC 8899 section 3), so that no answer is no sign
+    /// of silence. If nothing else was sent, QUIC asks again by itself, and that counts.
     pub(super) fn asked_something(&mut self) -> bool {
-        let total = ack_eliciting(&self.connection.stats().frame_tx);
+        let stats = self.connection.stats();
+        let total = ack_eliciting(&stats.frame_tx) - stats.path.sent_plpmtud_probes;
         std::mem::replace(&mut self.asked, total) != total
     }
 }
