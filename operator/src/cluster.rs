@@ -289,6 +289,8 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::facts::{PeerFacts, PodFacts};
     use crate::key::uid_bytes;
@@ -308,7 +310,7 @@ mod tests {
         let peer = serde_json::from_value(peer).expect("an AgentPeer");
         index.set_peer(&ObjectKey::new("tools", "db"), Some(PeerFacts::read(&peer).expect("it is read")));
         for (pod, app) in [("db-1", "db"), ("relabelled-1", "other")] {
-            let labels = [("app".to_owned(), app.to_owned())].into();
+            let labels = (&BTreeMap::from([("app".to_owned(), app.to_owned())])).into();
             let facts = PodFacts {
                 uid: UID.into(),
                 labels,

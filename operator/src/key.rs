@@ -1,22 +1,24 @@
 //! What objects are called inside the operator.
 
 use core::fmt;
+use std::sync::Arc;
 
 use peerage_model::{AgentId, AgentName, Fingerprint, TrustId};
 
-/// A namespaced object: an AgentPeer, an AgentTrust or a pod.
+/// A namespaced object: an AgentPeer, an AgentTrust or a pod. It is written down in half a dozen places for each of them, so
+/// those share their letters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// Its namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectKey {
     /// The object called `name` in `namespace`.
     #[must_use]
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 

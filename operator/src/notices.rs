@@ -155,8 +155,8 @@ fn pod_reference(pod: &ObjectKey, uid: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Pod".into()),
-        name: Some(pod.name.clone()),
-        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.to_string()),
+        namespace: Some(pod.namespace.to_string()),
         uid: Some(uid.to_owned()),
         ..ObjectReference::default()
     }
@@ -166,8 +166,8 @@ fn reference<K: Resource<DynamicType = ()>>(key: &ObjectKey, uid: String) -> Obj
     ObjectReference {
         api_version: Some(K::api_version(&()).into()),
         kind: Some(K::kind(&()).into()),
-        name: Some(key.name.clone()),
-        namespace: Some(key.namespace.clone()),
+        name: Some(key.name.to_string()),
+        namespace: Some(key.namespace.to_string()),
         uid: Some(uid),
         ..ObjectReference::default()
     }

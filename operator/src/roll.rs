@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn set_pod(index: &mut Index, app: &str, terminating: bool) {
-        let labels = [("app".to_owned(), app.to_owned())].into();
+        let labels = (&BTreeMap::from([("app".to_owned(), app.to_owned())])).into();
         let facts = PodFacts {
             uid: UID.into(),
             labels,

@@ -82,7 +82,7 @@ impl Reviewer {
         };
         let pod = serde_json::to_value(object).expect("it came as JSON");
         let labels = object.metadata.labels.clone().unwrap_or_default();
-        let selecting = selecting(&self.cluster.read().index, namespace, &labels);
+        let selecting = selecting(&self.cluster.read().index, namespace, &(&labels).into());
         let (patch, warnings, outcome) = match inject::decide(&pod, namespace, &selecting, &self.settings) {
             Decision::Inject { patch, warnings } => (patch, warnings, "injected"),
             Decision::LeftAlone { reason, patch } => {
@@ -104,7 +104,7 @@ impl Reviewer {
         if request.old_object.as_ref().map(declared).is_some_and(|old| old == declared(object)) {
             return (response, "allowed");
         }
-        let key = ObjectKey::new(request.namespace.clone().unwrap_or_default(), &request.name);
+        let key = ObjectKey::new(request.namespace.clone().unwrap_or_default(), request.name.as_str());
         let object = serde_json::to_value(object).expect("it came as JSON");
         // What a stale watch does not know may be there.
         if self.cluster.stale().is_some() {
@@ -136,7 +136,7 @@ fn patched(response: AdmissionResponse, patch: Patch) -> AdmissionResponse {
 fn selecting(index: &Index, namespace: &str, labels: &Labels) -> Vec<Selecting> {
     let all = index.peers_selecting(namespace, labels);
     all.map(|(key, facts)| Selecting {
-        name: key.name.clone(),
+        name: key.name.to_string(),
         service_account: facts.service_account.clone(),
         hosts: index.hosts_of(key),
     })

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::facts::{LinkFacts, PeerFacts, Permitted, RelayFacts, TrustFacts, Unreadable};
-use crate::index::{Index, covers};
+use crate::index::Index;
 use crate::key::ObjectKey;
 
 /// What there is to say of an object.
@@ -74,8 +74,7 @@ fn clashes(agent: &PeerFacts, facts: &TrustFacts) -> Vec<String> {
 
 fn of_peer(index: &Index, key: &ObjectKey, facts: &PeerFacts) -> Vec<String> {
     let mut warnings = Vec::new();
-    let overlaps =
-        |other: &PeerFacts| covers(&facts.selector, &other.selector) || covers(&other.selector, &facts.selector);
+    let overlaps = |other: &PeerFacts| facts.selector.cover(&other.selector) || other.selector.cover(&facts.selector);
     for (rival, _) in index.peers_in(&key.namespace).filter(|(other, peer)| *other != key && overlaps(peer)) {
         warnings.push(format!(
             "AgentPeer `{}` selects the same pods, and a pod that two select is neither; change a selector",
@@ -120,7 +119,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let mut index = Index::new(Fingerprint([1; 32]), UnixTime(1_800_000_000));
-            let _ = index.set_namespace("tools", Some(Labels::new()));
+            let _ = index.set_namespace("tools", Some(Labels::default()));
             Self(index)
         }
 

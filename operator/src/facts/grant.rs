@@ -8,7 +8,7 @@ use peerage_model::relay::RelayInfo;
 use peerage_model::{AgentName, AuthorityRecord, Fingerprint, TrustId, UnixTime};
 
 use super::Unreadable;
-use crate::index::{Labels, covers};
+use crate::index::Labels;
 use crate::key::uid_bytes;
 
 /// Which namespaces may use a link or a relay. Emptiness permits nobody.
@@ -31,7 +31,7 @@ impl Permitted {
             NamespacesFrom::All => Self::All,
             NamespacesFrom::Selected => Self::Selected {
                 names: spec.names.clone().unwrap_or_default(),
-                labels: spec.selector.as_ref().map(|selector| selector.match_labels.clone()).unwrap_or_default(),
+                labels: spec.selector.as_ref().map(|selector| Labels::from(&selector.match_labels)).unwrap_or_default(),
             },
         }
     }
@@ -42,7 +42,7 @@ impl Permitted {
         match self {
             Self::All => true,
             Self::Selected { names, labels: wanted } => {
-                let by_label = !wanted.is_empty() && labels.is_some_and(|labels| covers(labels, wanted));
+                let by_label = !wanted.is_empty() && labels.is_some_and(|labels| labels.cover(wanted));
                 by_label || names.iter().any(|name| name == namespace)
             }
         }

@@ -46,8 +46,8 @@ impl PeerFacts {
         Ok(Self {
             uid: object.uid().unwrap_or_default(),
             generation: object.metadata.generation,
-            labels: object.labels().clone(),
-            selector: spec.selector.match_labels.clone(),
+            labels: object.labels().into(),
+            selector: (&spec.selector.match_labels).into(),
             service_account: spec.service_account_name.clone(),
             ports: spec.ports.iter().map(offer).collect::<Result<_, _>>()?,
             path: path(spec.path.mode),
@@ -121,7 +121,7 @@ impl PodFacts {
         let annotations: &BTreeMap<String, String> = pod.annotations();
         Self {
             uid: pod.uid().unwrap_or_default(),
-            labels: pod.labels().clone(),
+            labels: pod.labels().into(),
             terminating: pod.metadata.deletion_timestamp.is_some(),
             injected: annotations.get(INJECTED).cloned(),
             left_alone: annotations.get(LEFT_ALONE).cloned(),

@@ -1,5 +1,7 @@
 //! AgentTrusts: consents.
 
+use std::sync::Arc;
+
 use kube::ResourceExt;
 use peerage_crds::trust::{PeerPort, TrustedPeer};
 use peerage_crds::{AgentTrust, AgentTrustStatus};
@@ -57,7 +59,7 @@ pub enum Target {
     /// Every agent of one other namespace that has these labels.
     Fleet {
         /// That namespace.
-        namespace: String,
+        namespace: Arc<str>,
         /// Those labels.
         selector: Labels,
     },
@@ -129,7 +131,7 @@ impl TrustFacts {
 }
 
 fn target(peer: &TrustedPeer, own_namespace: &str) -> Result<Target, Unreadable> {
-    let namespace = || peer.namespace.clone().unwrap_or_else(|| own_namespace.to_owned());
+    let namespace = || peer.namespace.as_deref().unwrap_or(own_namespace).into();
     match (&peer.link_ref, &peer.name, &peer.selector) {
         (Some(link), Some(name), None) => {
             let whole = match &peer.namespace {
@@ -145,7 +147,7 @@ fn target(peer: &TrustedPeer, own_namespace: &str) -> Result<Target, Unreadable>
         }
         (None, Some(name), None) => Ok(Target::Here(ObjectKey::new(namespace(), name.clone()))),
         (None, None, Some(selector)) => {
-            Ok(Target::Fleet { namespace: namespace(), selector: selector.match_labels.clone() })
+            Ok(Target::Fleet { namespace: namespace(), selector: (&selector.match_labels).into() })
         }
         (Some(_) | None, _, _) => {
             Err(Unreadable { field: "spec.peer", cause: "neither one name nor one selector".into() })

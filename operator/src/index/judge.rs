@@ -206,7 +206,7 @@ impl Index {
     }
 
     fn judge_selector(&self, key: &ObjectKey) -> Verdict {
-        let rivals: Vec<_> = self.rivals(key).into_iter().map(|rival| rival.name).collect();
+        let rivals: Vec<_> = self.rivals(key).into_iter().map(|rival| rival.name.to_string()).collect();
         if rivals.is_empty() {
             return Verdict::holds(ConditionType::Accepted, Reason::AsDeclared, "");
         }
@@ -425,6 +425,6 @@ impl Index {
 
     /// Facts of every AgentPeer, in order.
     pub fn peers(&self) -> impl Iterator<Item = (&ObjectKey, &PeerFacts)> {
-        self.peers.iter()
+        self.peers.iter().map(|(key, facts)| (key, &**facts))
     }
 }

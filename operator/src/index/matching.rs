@@ -5,21 +5,20 @@
 //! a label with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::Labels;
 use crate::key::ObjectKey;
 
-/// Labels of an object, or those that a selector wants.
-pub type Labels = BTreeMap<String, String>;
-
-type Slot = (String, String, String); // namespace, key, value
+type Slot = (Arc<str>, Arc<str>, Arc<str>); // namespace, key, value
 
 /// Selectors of one kind and what they may select, each selector within one namespace.
 #[derive(Debug, Default)]
 pub struct Matching {
     labels: BTreeMap<ObjectKey, Labels>,
-    by_label: BTreeMap<Slot, BTreeSet<String>>,
-    selectors: BTreeMap<ObjectKey, (String, Labels)>,
-    by_selector: BTreeMap<Slot, BTreeSet<ObjectKey>>,
+    by_label: BTreeSet<(Slot, Arc<str>)>,
+    selectors: BTreeMap<ObjectKey, (Arc<str>, Labels)>,
+    by_selector: BTreeSet<(Slot, ObjectKey)>,
 }
 
 impl Matching {
@@ -29,12 +28,12 @@ impl Matching {
         let mut touched: BTreeSet<_> = self.selecting(object).into_iter().collect();
         if let Some(old) = self.labels.remove(object) {
             for slot in slots(&object.namespace, &old) {
-                remove(&mut self.by_label, slot, &object.name);
+                self.by_label.remove(&(slot, object.name.clone()));
             }
         }
         if let Some(labels) = labels {
             for slot in slots(&object.namespace, &labels) {
-                self.by_label.entry(slot).or_default().insert(object.name.clone());
+                self.by_label.insert((slot, object.name.clone()));
             }
             self.labels.insert(object.clone(), labels);
         }
@@ -43,16 +42,16 @@ impl Matching {
     }
 
     /// A selector came, changed (`Some`, with the namespace that it looks at) or went (`None`).
-    pub fn set_selector(&mut self, id: &ObjectKey, selector: Option<(String, Labels)>) {
+    pub fn set_selector(&mut self, id: &ObjectKey, selector: Option<(Arc<str>, Labels)>) {
         if let Some((namespace, old)) = self.selectors.remove(id) {
             for slot in slots(&namespace, &old) {
-                remove(&mut self.by_selector, slot, id);
+                self.by_selector.remove(&(slot, id.clone()));
             }
         }
         // Emptiness never means "all": a selector without a label is listed nowhere and selects nothing.
         if let Some((namespace, labels)) = selector.filter(|(_, labels)| !labels.is_empty()) {
             for slot in slots(&namespace, &labels) {
-                self.by_selector.entry(slot).or_default().insert(id.clone());
+                self.by_selector.insert((slot, id.clone()));
             }
             self.selectors.insert(id.clone(), (namespace, labels));
         }
@@ -62,9 +61,8 @@ impl Matching {
     #[must_use]
     pub fn selecting(&self, object: &ObjectKey) -> Vec<ObjectKey> {
         let Some(labels) = self.labels.get(object) else { return Vec::new() };
-        let near: BTreeSet<_> =
-            slots(&object.namespace, labels).filter_map(|slot| self.by_selector.get(&slot)).flatten().collect();
-        let meets = |id: &&ObjectKey| self.selectors.get(*id).is_some_and(|(_, wanted)| covers(labels, wanted));
+        let near: BTreeSet<_> = self.selectors_at(&object.namespace, labels).collect();
+        let meets = |id: &&ObjectKey| self.selectors.get(*id).is_some_and(|(_, wanted)| labels.cover(wanted));
         near.into_iter().filter(meets).cloned().collect()
     }
 
@@ -73,15 +71,16 @@ impl Matching {
     pub fn selected(&self, id: &ObjectKey) -> Vec<ObjectKey> {
         let Some((namespace, wanted)) = self.selectors.get(id) else { return Vec::new() };
         let Some(slot) = slots(namespace, wanted).next() else { return Vec::new() };
-        let near = self.by_label.get(&slot).into_iter().flatten().map(|name| ObjectKey::new(namespace.clone(), name));
-        near.filter(|object| self.labels.get(object).is_some_and(|labels| covers(labels, wanted))).collect()
+        let near = under(&self.by_label, slot, "".into());
+        let near = near.map(|name| ObjectKey::new(namespace.clone(), name.clone()));
+        near.filter(|object| self.labels.get(object).is_some_and(|labels| labels.cover(wanted))).collect()
     }
 
     /// Whether the selector `id` selects `object`.
     #[must_use]
     pub fn selects(&self, id: &ObjectKey, object: &ObjectKey) -> bool {
         self.selectors.get(id).is_some_and(|(namespace, wanted)| {
-            *namespace == object.namespace && self.labels.get(object).is_some_and(|labels| covers(labels, wanted))
+            *namespace == object.namespace && self.labels.get(object).is_some_and(|labels| labels.cover(wanted))
         })
     }
 
@@ -90,33 +89,28 @@ impl Matching {
     pub fn overlapping(&self, id: &ObjectKey) -> Vec<ObjectKey> {
         let Some((namespace, own)) = self.selectors.get(id) else { return Vec::new() };
         // Of two where one asks for all that the other asks for, both carry every label of the wider one.
-        let near: BTreeSet<_> =
-            slots(namespace, own).filter_map(|slot| self.by_selector.get(&slot)).flatten().collect();
+        let near: BTreeSet<_> = self.selectors_at(namespace, own).collect();
         let overlaps = |other: &&ObjectKey| {
             let (_, theirs) = self.selectors.get(*other).expect("what is listed by label is listed");
-            *other != id && (covers(own, theirs) || covers(theirs, own))
+            *other != id && (own.cover(theirs) || theirs.cover(own))
         };
         near.into_iter().filter(overlaps).cloned().collect()
     }
-}
 
-/// Whether `labels` has everything that is `wanted`.
-#[must_use]
-pub fn covers(labels: &Labels, wanted: &Labels) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
-fn slots<'a>(namespace: &'a str, labels: &'a Labels) -> impl Iterator<Item = Slot> + 'a {
-    labels.iter().map(move |(key, value)| (namespace.to_owned(), key.clone(), value.clone()))
-}
-
-fn remove<T: Ord>(map: &mut BTreeMap<Slot, BTreeSet<T>>, slot: Slot, value: &T) {
-    if let Some(set) = map.get_mut(&slot) {
-        set.remove(value);
-        if set.is_empty() {
-            map.remove(&slot);
-        }
+    /// Selectors that want one of these labels at the least.
+    fn selectors_at<'a>(&'a self, namespace: &'a Arc<str>, labels: &'a Labels) -> impl Iterator<Item = &'a ObjectKey> {
+        slots(namespace, labels).flat_map(|slot| under(&self.by_selector, slot, ObjectKey::new("", "")))
     }
+}
+
+fn slots<'a>(namespace: &'a Arc<str>, labels: &'a Labels) -> impl Iterator<Item = Slot> + 'a {
+    labels.iter().map(move |(key, value)| (namespace.clone(), key.clone(), value.clone()))
+}
+
+/// What is listed under `slot`, from `least` on.
+fn under<T: Ord>(listed: &BTreeSet<(Slot, T)>, slot: Slot, least: T) -> impl Iterator<Item = &T> {
+    let from = slot.clone();
+    listed.range((from, least)..).take_while(move |(at, _)| *at == slot).map(|(_, of)| of)
 }
 
 #[cfg(test)]
@@ -125,14 +119,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        let pairs = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Labels::from(&pairs.collect::<BTreeMap<_, _>>())
     }
 
     #[test]
     fn a_selector_without_labels_selects_nothing() {
         let mut matching = Matching::default();
         let (all, pod) = (ObjectKey::new("n", "all"), ObjectKey::new("n", "pod"));
-        matching.set_selector(&all, Some(("n".into(), Labels::new())));
+        matching.set_selector(&all, Some(("n".into(), Labels::default())));
         matching.set_labels(&pod, Some(labels(&[("app", "db")])));
         assert!(matching.selected(&all).is_empty() && matching.selecting(&pod).is_empty());
     }
@@ -148,7 +143,7 @@ mod tests {
     }
 
     fn some_labels() -> impl Strategy<Value = Labels> {
-        prop::collection::btree_map("[ab]", "[xy]", 0..3)
+        prop::collection::btree_map("[ab]", "[xy]", 0..3).prop_map(|labels| Labels::from(&labels))
     }
 
     fn name() -> impl Strategy<Value = ObjectKey> {
@@ -158,7 +153,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_finds_what_comparing_each_with_each_finds(
-            steps in prop::collection::vec((any::<bool>(), name(), prop::option::of(("[mn]", some_labels()))), 0..40)
+            steps in prop::collection::vec((any::<bool>(), name(), prop::option::of(("[mn]".prop_map(Arc::from), some_labels()))), 0..40)
         ) {
             let mut matching = Matching::default();
             let (mut objects, mut selectors) = (BTreeMap::new(), BTreeMap::new());
@@ -174,7 +169,7 @@ mod tests {
             }
             for (id, (namespace, wanted)) in &selectors {
                 let expected: Vec<_> = objects.iter().filter(|(object, labels)| {
-                    !wanted.is_empty() && object.namespace == *namespace && covers(labels, wanted)
+                    !wanted.is_empty() && object.namespace == *namespace && labels.cover(wanted)
                 }).map(|(object, _)| object.clone()).collect();
                 prop_assert_eq!(matching.selected(id), expected.clone());
                 for object in objects.keys() {

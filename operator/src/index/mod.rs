@@ -8,6 +8,7 @@
 mod dirty;
 mod entry;
 mod judge;
+mod labels;
 mod leads;
 mod matching;
 mod pods;
@@ -23,8 +24,9 @@ use peerage_model::{AgentId, Fingerprint, Label, UnixTime};
 
 pub use dirty::{Deleted, Dirty};
 pub use judge::{Heard, LinkLive, PeerLive, TrustLive, Verdict};
+pub use labels::Labels;
 pub use leads::Leads;
-pub use matching::{Labels, Matching, covers};
+pub use matching::Matching;
 pub use pods::{Host, PodAgent, PodSums};
 use ranks::Ranks;
 pub use trusts::Refusal;
@@ -47,9 +49,9 @@ pub struct Index {
     authority: Fingerprint,
     staleness: Staleness,
     now: UnixTime,
-    peers: BTreeMap<ObjectKey, PeerFacts>,
-    trusts: BTreeMap<ObjectKey, TrustFacts>,
-    pods: BTreeMap<ObjectKey, PodFacts>,
+    peers: BTreeMap<ObjectKey, Box<PeerFacts>>,
+    trusts: BTreeMap<ObjectKey, Box<TrustFacts>>,
+    pods: BTreeMap<ObjectKey, Box<PodFacts>>,
     links: BTreeMap<String, LinkFacts>,
     records: BTreeMap<String, LinkRecord>,
     relays: BTreeMap<String, RelayFacts>,
@@ -131,19 +133,19 @@ impl Index {
     /// The AgentPeer of this key.
     #[must_use]
     pub fn peer(&self, key: &ObjectKey) -> Option<&PeerFacts> {
-        self.peers.get(key)
+        self.peers.get(key).map(|facts| &**facts)
     }
 
     /// The AgentTrust of this key.
     #[must_use]
     pub fn trust(&self, key: &ObjectKey) -> Option<&TrustFacts> {
-        self.trusts.get(key)
+        self.trusts.get(key).map(|facts| &**facts)
     }
 
     /// The pod of this key.
     #[must_use]
     pub fn pod(&self, key: &ObjectKey) -> Option<&PodFacts> {
-        self.pods.get(key)
+        self.pods.get(key).map(|facts| &**facts)
     }
 
     /// The AgentLink of this name.
@@ -215,7 +217,7 @@ impl Index {
         let mut dirty = Dirty::default();
         self.unread_peers.remove(key);
         let old = match &new {
-            Some(facts) => self.peers.insert(key.clone(), facts.clone()),
+            Some(facts) => self.peers.insert(key.clone(), Box::new(facts.clone())),
             None => self.peers.remove(key),
         };
         if let (Some(old), Some(new)) = (&old, &new)
@@ -261,14 +263,14 @@ impl Index {
     /// A pod came, changed, or went.
     pub fn set_pod(&mut self, key: &ObjectKey, new: Option<PodFacts>) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.pods.get(key) == new.as_ref() {
+        if self.pod(key) == new.as_ref() {
             return dirty;
         }
         let touched = self.workloads.set_labels(key, new.as_ref().map(|facts| facts.labels.clone()));
         touched.iter().for_each(|agent| dirty.judge_agent(agent));
         dirty.pods.insert(key.clone());
         match new {
-            Some(facts) => self.pods.insert(key.clone(), facts),
+            Some(facts) => self.pods.insert(key.clone(), Box::new(facts)),
             None => self.pods.remove(key),
         };
         dirty
@@ -280,7 +282,7 @@ impl Index {
         if let (Some(old), Some(new)) = (self.trusts.get_mut(key), &new)
             && old.same_declaration(new)
         {
-            *old = new.clone();
+            **old = new.clone();
             dirty.trusts.insert(key.clone());
             return dirty;
         }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use peerage_agent::address::{AddressBook, Listed};
 use peerage_model::AgentId;
 
-use super::{Index, Labels, covers};
+use super::{Index, Labels};
 use crate::facts::PeerFacts;
 use crate::facts::peer::OPT_OUT;
 use crate::key::ObjectKey;
@@ -118,7 +118,7 @@ impl Index {
     /// The AgentPeers of a namespace.
     pub fn peers_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a ObjectKey, &'a PeerFacts)> {
         let from = self.peers.range(ObjectKey::new(namespace, "")..);
-        from.take_while(move |(key, _)| key.namespace == namespace)
+        from.take_while(move |(key, _)| *key.namespace == *namespace).map(|(key, facts)| (key, &**facts))
     }
 
     /// Those of them that would select a pod with these labels.
@@ -128,7 +128,7 @@ impl Index {
         labels: &'a Labels,
     ) -> impl Iterator<Item = (&'a ObjectKey, &'a PeerFacts)> {
         // Emptiness never means "all".
-        let selects = |facts: &PeerFacts| !facts.selector.is_empty() && covers(labels, &facts.selector);
+        let selects = |facts: &PeerFacts| !facts.selector.is_empty() && labels.cover(&facts.selector);
         self.peers_in(namespace).filter(move |(_, facts)| selects(facts))
     }
 

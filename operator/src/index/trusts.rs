@@ -86,7 +86,7 @@ impl Index {
             return Err(Refusal::new(Reason::LinkNotFound, format!("there is no AgentLink `{link}`")));
         };
         let namespace = &trust.agent.namespace;
-        if !facts.allowed.permits(namespace, self.namespaces.get(namespace)) {
+        if !facts.allowed.permits(namespace, self.namespaces.get(&**namespace)) {
             let message = format!("AgentLink `{link}` does not list this namespace in allowedNamespaces");
             return Err(Refusal::new(Reason::NotPermittedByLink, message));
         }
@@ -114,7 +114,7 @@ impl Index {
     /// The AgentTrust by which `agent` consents to `peer`.
     pub(super) fn consent(&self, agent: &ObjectKey, peer: &AgentId) -> Option<(&ObjectKey, &TrustFacts)> {
         let claims = self.claims(agent, peer);
-        let mut facts = claims.into_iter().filter_map(|key| Some((key, self.trusts.get(key)?)));
+        let mut facts = claims.into_iter().filter_map(|key| Some((key, &**self.trusts.get(key)?)));
         facts.find(|(key, facts)| self.accept(key, facts).is_ok() && self.alias_of(facts, peer).is_some())
     }
 
@@ -178,7 +178,7 @@ impl Index {
             }
             self.list_claims(key, &facts);
         }
-        self.trusts.insert(key.clone(), facts);
+        self.trusts.insert(key.clone(), Box::new(facts));
     }
 
     fn list_claims(&mut self, key: &ObjectKey, facts: &TrustFacts) {
@@ -218,7 +218,7 @@ impl Index {
                 self.trusts_of.remove(&facts.agent);
             }
         }
-        Some(facts)
+        Some(*facts)
     }
 
     pub(super) fn unlist_claims(&mut self, key: &ObjectKey, facts: &TrustFacts) {
@@ -334,7 +334,7 @@ impl Index {
 
     /// The AgentTrusts that hold on our side and go over a link.
     pub fn trusts_over(&self, link: &str) -> impl Iterator<Item = (&ObjectKey, &TrustFacts)> {
-        let facts = |key| Some((key, self.trusts.get(key)?));
+        let facts = |key| Some((key, &**self.trusts.get(key)?));
         let over = self.over.get(link).into_iter().flatten().filter_map(facts);
         over.filter(|(key, facts)| self.accept(key, facts).is_ok())
     }

@@ -4,6 +4,7 @@
 //! nor said no; and then only so many. Whoever wishes learns none of that. Deciding is pure ([`plan`]); writing is dull.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -133,7 +134,7 @@ pub(super) fn plan(index: &Index, links: &[Asking<'_>], there: &[There], memory:
             Some(_) | None => plan.delete.push(request.key.clone()),
         }
     }
-    let mut counts: BTreeMap<(TrustId, String), usize> = BTreeMap::new();
+    let mut counts: BTreeMap<(TrustId, Arc<str>), usize> = BTreeMap::new();
     for request in &kept {
         *counts.entry((request.link, request.key.namespace.clone())).or_default() += 1;
         let says = if request.rejected { Reason::Rejected } else { Reason::Pending };
@@ -196,13 +197,13 @@ fn request(link: &Asking<'_>, wish: &Wish, agent: &ObjectKey, now: UnixTime) -> 
     let labels = [(LINK_UID, link.uid.to_string()), (WISH, wish.id.to_string())];
     let metadata = ObjectMeta {
         name: Some(name),
-        namespace: Some(agent.namespace.clone()),
+        namespace: Some(agent.namespace.to_string()),
         labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
         ..ObjectMeta::default()
     };
     let Time(expires) = api_time(now.plus(LASTS));
     let spec = AgentTrustRequestSpec {
-        agent_ref: AgentRef { name: agent.name.clone() },
+        agent_ref: AgentRef { name: agent.name.to_string() },
         from: Asker {
             name: wish.from.to_string(),
             authority: link.authority.to_string(),
@@ -253,7 +254,7 @@ impl Store {
                 api_time(now),
             );
             let object = json!({
-                "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrustRequest", "metadata": {"name": key.name},
+                "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrustRequest", "metadata": {"name": *key.name},
                 "status": {"conditions": [answered]},
             });
             let parameters = PatchParams::apply(FIELD_MANAGER).force();

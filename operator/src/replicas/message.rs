@@ -17,13 +17,13 @@ pub struct Name {
 
 impl From<ObjectKey> for Name {
     fn from(key: ObjectKey) -> Self {
-        Self { namespace: key.namespace, name: key.name }
+        Self { namespace: key.namespace.to_string(), name: key.name.to_string() }
     }
 }
 
 impl From<Name> for ObjectKey {
     fn from(name: Name) -> Self {
-        Self { namespace: name.namespace, name: name.name }
+        Self::new(name.namespace, name.name)
     }
 }
 

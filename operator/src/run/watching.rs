@@ -38,13 +38,13 @@ pub(super) fn start(Ground { cluster, client, namespace, .. }: &Ground) {
     let apply = Apply { object: Object::Trust, hide: Index::hide_trust, set: Index::set_trust };
     follow_ours(cluster, trusts, Api::all(c.clone()), TrustFacts::read, apply);
     let apply = Apply {
-        object: |key| Object::Link(key.name),
+        object: |key| Object::Link(key.name.to_string()),
         hide: |index, key| index.hide_link(&key.name),
         set: |index, key, facts| index.set_link(&key.name, facts),
     };
     follow_ours(cluster, links, Api::all(c.clone()), LinkFacts::read, apply);
     let apply = Apply {
-        object: |key| Object::Relay(key.name),
+        object: |key| Object::Relay(key.name.to_string()),
         // What was read last stands: agents lose no relay because somebody changed a schema.
         hide: |_, _| Dirty::default(),
         set: |index, key, facts| index.set_relay(&key.name, facts),
@@ -104,7 +104,7 @@ fn follow_pods(cluster: &Arc<Cluster>, health: &Arc<Health>, api: Api<Pod>) {
 }
 
 fn follow_namespaces(cluster: &Arc<Cluster>, health: &Arc<Health>, api: Api<Namespace>) {
-    let read = |object: PartialObjectMeta<Namespace>| Ok::<Labels, String>(object.labels().clone());
+    let read = |object: PartialObjectMeta<Namespace>| Ok::<Labels, String>(object.labels().into());
     follow(cluster, health, Metadata(api), (None, None), read, |cluster, key, labels, told| {
         cluster.change_told(told, |index| index.set_namespace(&key.name, labels.readable()));
     });

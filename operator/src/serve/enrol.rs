@@ -239,8 +239,8 @@ impl Server {
             agent: holder.agent.clone(),
             instance: admitted.key,
             pod_uid: admitted.uid,
-            namespace: holder.pod.namespace.clone(),
-            pod: holder.pod.name.clone(),
+            namespace: holder.pod.namespace.to_string(),
+            pod: holder.pod.name.to_string(),
             service_account: holder.service_account.clone(),
             issued: holder.issued,
         };

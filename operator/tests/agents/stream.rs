@@ -1,5 +1,6 @@
 //! Streams over real TLS, without an API server: agents that have a passport already.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::ready;
 use std::net::SocketAddr;
@@ -115,7 +116,7 @@ impl Replica {
         let name = key(name);
         let object = json!({
             "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentPeer",
-            "metadata": {"name": name.name, "namespace": name.namespace, "uid": app},
+            "metadata": {"name": *name.name, "namespace": *name.namespace, "uid": app},
             "spec": {"selector": {"matchLabels": {"app": app}}, "ports": [{"name": "mcp"}]},
         });
         let object = serde_json::from_value(object).expect("an AgentPeer");
@@ -131,7 +132,7 @@ impl Replica {
         let name = key(name);
         let object = json!({
             "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrust",
-            "metadata": {"name": name.name, "namespace": name.namespace, "generation": generation, "uid": format!("00000000-0000-0000-0000-{serial:012}")},
+            "metadata": {"name": *name.name, "namespace": *name.namespace, "generation": generation, "uid": format!("00000000-0000-0000-0000-{serial:012}")},
             "spec": {"agentRef": {"name": agent}, "peer": {"name": peer.0, "namespace": peer.1}, "inbound": [{"portName": "mcp"}]},
         });
         let object = serde_json::from_value(object).expect("an AgentTrust");
@@ -141,7 +142,7 @@ impl Replica {
     fn pod(&self, app: Option<&str>) {
         let facts = app.map(|app| PodFacts {
             uid: POD_UID.into(),
-            labels: [("app".to_owned(), app.to_owned())].into(),
+            labels: (&BTreeMap::from([("app".to_owned(), app.to_owned())])).into(),
             terminating: false,
             injected: Some("agent:1".into()),
             left_alone: None,

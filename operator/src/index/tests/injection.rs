@@ -16,7 +16,7 @@ fn world(pods: &[PodFacts]) -> World {
     world.index = Index::new(OURS, NOW).injecting(Some(NEW.into()));
     world.peer("db.tools", json!({}));
     for (number, facts) in pods.iter().enumerate() {
-        let labels = serde_json::from_value(json!({"app": "db"})).expect("labels");
+        let labels = super::labels(json!({"app": "db"}));
         let facts = PodFacts { uid: number.to_string(), labels, ..facts.clone() };
         let _ = world.index.set_pod(&name(&format!("db-{number}.tools")), Some(facts));
     }
@@ -24,7 +24,7 @@ fn world(pods: &[PodFacts]) -> World {
 }
 
 fn pod() -> PodFacts {
-    let labels = crate::index::Labels::new();
+    let labels = crate::index::Labels::default();
     PodFacts { uid: String::new(), labels, terminating: false, injected: None, left_alone: None, opted_out: false }
 }
 

@@ -4,18 +4,25 @@ mod incremental;
 mod injection;
 mod scale;
 
+use std::collections::BTreeMap;
+
 use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
 use peerage_model::operator::Entry;
 use peerage_model::relay::frame::Refusal as RelayRefusal;
 use peerage_model::{AgentId, AgreementSecret, Fingerprint, UnixTime};
 use serde_json::{Value, json};
 
-use super::{Dirty, Heard, Index, LinkLive, PeerLive, PodAgent, TrustLive};
+use super::{Dirty, Heard, Index, Labels, LinkLive, PeerLive, PodAgent, TrustLive};
 use crate::facts::{LinkFacts, LinkRecord, PeerFacts, PodFacts, RelayFacts, TrustFacts};
 use crate::key::ObjectKey;
 
 pub const NOW: UnixTime = UnixTime(1_800_000_000);
 pub const OURS: Fingerprint = Fingerprint([1; 32]);
+
+/// Labels as an object has them.
+fn labels(of: Value) -> Labels {
+    Labels::from(&serde_json::from_value::<BTreeMap<_, _>>(of).expect("labels"))
+}
 
 /// A cluster in which a test makes objects.
 pub struct World {
@@ -47,7 +54,7 @@ impl World {
         let key = name(key);
         let mut metadata = self.meta(&key.namespace, &key.name);
         metadata["labels"] = labels;
-        let mut full = json!({"selector": {"matchLabels": {"app": key.name}}});
+        let mut full = json!({"selector": {"matchLabels": {"app": *key.name}}});
         merge(&mut full, spec);
         let object =
             json!({"apiVersion": "peerage.dev/v1alpha1", "kind": "AgentPeer", "metadata": metadata, "spec": full});
@@ -58,13 +65,13 @@ impl World {
     /// `name` is the object's, `agent` and `peer` are `NAME.NAMESPACE`.
     pub fn trust(&mut self, object: &str, agent: &str, peer: &str, more: Value) -> Dirty {
         let peer = name(peer);
-        self.any_trust(object, agent, json!({"name": peer.name, "namespace": peer.namespace}), more)
+        self.any_trust(object, agent, json!({"name": *peer.name, "namespace": *peer.namespace}), more)
     }
 
     pub fn any_trust(&mut self, object: &str, agent: &str, peer: Value, more: Value) -> Dirty {
         let agent = name(agent);
         let metadata = self.meta(&agent.namespace, object);
-        let mut spec = json!({"agentRef": {"name": agent.name}, "peer": peer});
+        let mut spec = json!({"agentRef": {"name": *agent.name}, "peer": peer});
         merge(&mut spec, more);
         let value =
             json!({"apiVersion": "peerage.dev/v1alpha1", "kind": "AgentTrust", "metadata": metadata, "spec": spec});
@@ -99,7 +106,7 @@ impl World {
     pub fn pod(&mut self, key: &str, labels: Value) -> Dirty {
         let key = name(key);
         self.serial += 1;
-        let labels = serde_json::from_value(labels).expect("labels");
+        let labels = self::labels(labels);
         let uid = format!("uid-{}-{}", key, self.serial);
         self.index.set_pod(
             &key,
@@ -384,7 +391,7 @@ fn a_relay_is_told_to_the_namespaces_it_lists_and_an_agent_without_one_is_not_re
     let mut world = World::pair();
     world.relay("public", json!({"from": "Selected", "selector": {"matchLabels": {"relay": "yes"}}}));
     assert!(world.index.relays_of("tools").is_empty());
-    let labels = [("relay".to_owned(), "yes".to_owned())].into();
+    let labels = labels(json!({"relay": "yes"}));
     assert!(world.index.set_namespace("tools", Some(labels)).all);
     assert_eq!(world.entry("reporter.reports", "db.tools").expect("both consent").peer.relays.len(), 1);
     world.pod("one.reports", json!({"app": "reporter"}));
