@@ -302,6 +302,8 @@ impl Session {
         let back_for = self.back_since.map(|since| now.saturating_duration_since(since));
         if back_for.is_some_and(|time| self.connection.rtt() > time) {
             self.path_changed(now);
+            // What came was waiting for us, and says nothing of whether the peer is still there.
+            self.connection.ping();
         }
     }
 
