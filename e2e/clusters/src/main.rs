@@ -15,7 +15,7 @@ use peerage_suite::failed::Failed;
 use peerage_suite::{Choice, exit_code, repository};
 
 use crate::stage::Stage;
-use crate::tests::ALL;
+use crate::tests::{ALL, OF_A2A};
 
 /// Pods of two clusters that reach each other by hostname, with nothing exposed
 #[derive(Parser, Debug)]
@@ -48,7 +48,9 @@ fn main() -> ExitCode {
 /// Runs what was asked for; true if all of it was as expected.
 fn run(cli: &Cli) -> Result<bool, Failed> {
     cli.tests.check(&ALL)?;
-    let stage = Stage::set(repository()?, cli.debug, cli.runs, Duration::from_secs(cli.away))?;
+    // What only some tests run is not made for the others.
+    let others = if OF_A2A.iter().any(|name| cli.tests.is_chosen(name)) { &["a2a"][..] } else { &[] };
+    let stage = Stage::set(repository()?, others, cli.debug, cli.runs, Duration::from_secs(cli.away))?;
     let good = cli.tests.run_from_nothing(&ALL, &stage);
     if cli.keep {
         stage.wait_for_enter();

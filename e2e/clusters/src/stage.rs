@@ -34,11 +34,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts an internet with two relays, of which the second waits for its test, and two empty clusters.
+    /// Starts an internet with two relays, of which the second waits for its test, and two empty clusters with the images of
+    /// every test, and `others`.
     ///
     /// # Errors
     /// Something does not start.
-    pub fn set(repository: &Path, debug: bool, runs: u32, away: Duration) -> Result<Self, Failed> {
+    pub fn set(repository: &Path, others: &[&str], debug: bool, runs: u32, away: Duration) -> Result<Self, Failed> {
         let home = tempfile::tempdir().trying("make a folder")?;
         let here = std::env::current_exe().trying("find this program")?;
         let programs = Programs::of_this_build(&here.with_file_name("peerage-e2e"));
@@ -48,7 +49,7 @@ impl Stage {
         let hosts: String = names.collect();
         let hub = Side::start(repository, "hub", &hosts)?;
         let branch = Side::start(repository, "branch", &hosts)?;
-        let archives = images(&hub, &["a2a"], debug)?;
+        let archives = images(&hub, others, debug)?;
         let hub = Side::new(hub, "hub", repository, &archives, &mut world.lab)?;
         let branch = Side::new(branch, "branch", repository, &archives, &mut world.lab)?;
         let kubeconfig = home.path().join("kubeconfig");

@@ -41,9 +41,15 @@ impl Choice {
         })
     }
 
+    /// Whether this test was chosen.
+    #[must_use]
+    pub fn is_chosen(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|one| one == name)
+    }
+
     /// Runs what was chosen; true if all of it was as expected.
     pub fn run<Stage>(&self, all: &[Test<Stage>], stage: &Stage) -> bool {
-        let chosen = all.iter().filter(|(name, _)| self.only.is_empty() || self.only.iter().any(|one| one == name));
+        let chosen = all.iter().filter(|(name, _)| self.is_chosen(name));
         // Each runs, whatever became of those before it.
         let failed = chosen.filter(|test| !self.run_one(test, stage)).count();
         failed == 0

@@ -29,5 +29,8 @@ pub const ALL: [Test<Stage>; 12] = [
     ("operators-away", lives::operators_away),
 ];
 
+/// Those that need the image with the SDK of the Agent2Agent protocol.
+pub const OF_A2A: [&str; 2] = ["a2a", "pipeline"];
+
 /// The client of the first two agents.
 pub const REPORTER: &str = "-n reports deploy/reporter -c app";
