@@ -1,16 +1,31 @@
 //! A machine on its own, behind a NAT of its own: its ticket in a cluster, and a cluster's ticket on it.
 
-use peerage_e2e::Agent;
+use std::io::{BufRead as _, BufReader};
+use std::process::ChildStdout;
+use std::time::{Duration, Instant};
+
 use peerage_e2e::kernel::Place;
+use peerage_e2e::{Agent, Running};
 use peerage_e2e_pods::cluster::until;
 use peerage_netlab::kernel::{Network, SiteConfig};
 use peerage_suite::failed::{Failed, Trying as _, ensure};
+use serde_json::Value;
 
-use super::REPORTER;
+use super::{REPORTER, revocation};
 use crate::stage::Stage;
 
 /// What a machine's server says to whoever asks.
 const HELLO: &str = "hello";
+/// A request that is answered without end; `hold` puts a line's end behind it.
+const DRIP: &str = "GET /drip HTTP/1.0\r\n\r";
+/// The branch's consent to the laptop.
+const OF_BRANCH: &str = "reporter-laptop-laptop -n reports";
+/// A stream that ends later than this was not ended by who took its trust back.
+const RESET: Duration = Duration::from_secs(10);
+/// What a machine says of who took its trust back.
+const REVOKED: &str = "the peer revoked its trust";
+/// curl's word for a connection that was reset while it read: CURLE_RECV_ERROR.
+const RECEIVED_A_RESET: i32 = 56;
 
 /// Pods of the branch reach a program on the laptop by the laptop's own invitation, and the laptop reaches a pod of the hub by
 /// the cluster's; each owner takes it back.
@@ -49,12 +64,23 @@ fn invites(stage: &Stage, agent: &Agent) -> Result<String, Failed> {
         Ok(body == HELLO)
     })?;
     ensure(answered, || format!("a pod asks the laptop, and gets {body}"))?;
-    let told = stage.branch.trust("reporter-laptop-laptop -n reports", |trust| !trust["status"]["path"].is_null())?;
+    let told = stage.branch.trust(OF_BRANCH, |trust| !trust["status"]["path"].is_null())?;
     let path = told["status"]["path"].as_str().unwrap_or_default().to_owned();
-    agent.ask(&["revoke", "reporter.reports", "--wait"]).trying("revoke")?;
-    let refused = until(|| Ok(stage.branch.cluster().exec(REPORTER, &["app", "get", "laptop:80"]).is_err()))?;
-    ensure(refused, || "the laptop answers after its owner revoked".into())?;
-    Ok(format!("a pod of the branch is answered by the laptop ({path}), and not after the laptop's owner revoked"))
+    let open = revocation::open(stage, "laptop:80", DRIP)?;
+    let begun = Instant::now();
+    let revoked = agent.ask(&["revoke", "reporter.reports", "--wait"]).trying("revoke")?;
+    let end: Value = serde_json::from_str(&open.end()?).trying("read how a stream ended")?;
+    let took = begun.elapsed();
+    ensure(end["how"] == "ConnectionReset" && took < RESET, || format!("a pod's stream ended otherwise: {end}"))?;
+    ensure(revoked["streams_reset"].as_u64() > Some(0), || format!("the laptop reset nothing: {revoked}"))?;
+    stage.branch.cluster().condition(&format!("agenttrust {OF_BRANCH}"), "Ready", "False", Some("WaitingForPeer"))?;
+    let later = stage.branch.cluster().exec(REPORTER, &["app", "get", "laptop:80"]);
+    ensure(later.is_err(), || format!("the laptop answers after its owner revoked: {later:?}"))?;
+    Ok(format!(
+        "a pod of the branch is answered by the laptop ({path}); its open stream is reset {} ms after the laptop's owner revoked, and \
+         Ready says WaitingForPeer",
+        took.as_millis()
+    ))
 }
 
 /// `kubectl peerage invite` in the hub, `peerage handshake` on the laptop, and the hub's owner consents.
@@ -74,8 +100,38 @@ fn is_invited(stage: &Stage, agent: &Agent) -> Result<String, Failed> {
         Ok(got.status.success() && got.stdout.starts_with("db-"))
     })?;
     ensure(answered, || format!("the laptop asks a pod, and gets {body}"))?;
+    let (mut curl, lines) = drip(agent)?;
+    let begun = Instant::now();
     stage.hub.cluster().kubectl("delete agenttrust db-laptop-laptop -n tools")?;
-    let refused = until(|| Ok(!agent.curl(&["http://db/"]).trying("run curl")?.status.success()))?;
-    ensure(refused, || "the hub's pod answers the laptop after its owner deleted the trust".into())?;
-    Ok("the laptop is answered by a pod of the hub, and not after the hub's owner deleted its AgentTrust".into())
+    // What comes is read until nothing comes any more: the end of curl's output is the end of curl.
+    let rest = lines.lines().map_while(Result::ok).count();
+    let status = curl.wait()?;
+    let took = begun.elapsed();
+    let was_reset = status.code() == Some(RECEIVED_A_RESET) && took < RESET;
+    ensure(was_reset, || {
+        format!("curl on the laptop ended otherwise, {rest} lines later: {status}; {}", agent.log("curl"))
+    })?;
+    let db = |status: &Value| status["peers"].as_array()?.iter().find(|peer| peer["name"] == "db").cloned();
+    let is_out = |status: &Value| db(status).is_some_and(|db| db["why"] == REVOKED);
+    let ended = db(&agent.until_status("db is not connected any more, and why", is_out)?).unwrap_or_default();
+    let later = agent.curl(&["--max-time", "3", "http://db/"]).trying("run curl")?;
+    ensure(!later.status.success(), || "the hub's pod answers the laptop after its owner deleted the trust".into())?;
+    Ok(format!(
+        "the laptop is answered by a pod of the hub; its open stream is reset {} ms after the start of `kubectl delete` there, and the laptop \
+         says of it: {}, {}",
+        took.as_millis(),
+        ended["state"],
+        ended["why"]
+    ))
+}
+
+/// An answer without end, which a program on the laptop has begun to read.
+fn drip(agent: &Agent) -> Result<(Running, BufReader<ChildStdout>), Failed> {
+    let words = ["run", "--", "curl", "-sS", "--no-buffer", "http://db/drip"];
+    let mut curl = agent.start(agent.peerage(&words), "curl").trying("start curl")?;
+    let mut lines = BufReader::new(curl.stdout());
+    let mut first = String::new();
+    lines.read_line(&mut first).trying("read from curl")?;
+    ensure(first == "drip\n", || format!("curl says `{first}`: {}", agent.log("curl")))?;
+    Ok((curl, lines))
 }

@@ -1,13 +1,16 @@
 //! How connections travel between the two clusters, whatever their NATs are.
 
 use peerage_e2e_pods::cluster::until;
-use peerage_e2e_pods::stage::SYSTEM;
+use peerage_e2e_pods::stage::{SYSTEM, agent};
 use peerage_netlab::kernel::Network;
 use peerage_suite::failed::{Failed, Trying as _, ensure};
 use serde_json::Value;
 
 use super::REPORTER;
 use crate::stage::Stage;
+
+/// The agent beside that client.
+const AGENT: &str = "-n reports deploy/reporter -c peerage-agent";
 
 /// Two NATs that give every destination another random port: no direct path can exist, and nobody notices.
 pub fn both_symmetric(stage: &Stage) -> Result<String, Failed> {
@@ -46,9 +49,50 @@ pub fn udp_blocked(stage: &Stage) -> Result<String, Failed> {
     }
     let started = stage.branch.load(REPORTER, "db:80", 300, 5, 1)?;
     ensure(started["failed"] == 0, || format!("a pod that started without UDP {started}"))?;
-    cluster.condition("agentlink hub", "Connected", "True", None)?;
+    let relays = by_tls(stage)?;
+    operators_talk(stage)?;
     change(Network::SymmetricRandom)?;
     let back = stage.branch.load(REPORTER, "db:80", 300, 5, 1)?;
     ensure(back["failed"] == 0, || format!("with UDP again {back}"))?;
-    Ok(format!("running pods {running}; pods and operators that started without UDP {started}; with UDP again {back}"))
+    Ok(format!(
+        "running pods {running}; pods and operators that started without UDP {started}, with the relays by TLS: {relays}; an operator that \
+         started without UDP told the other of a wish; with UDP again {back}"
+    ))
+}
+
+/// The agent of the reporter's pod has its relays by TLS, and none by UDP.
+fn by_tls(stage: &Stage) -> Result<Value, Failed> {
+    let mut relays = Value::Null;
+    let so = until(|| {
+        let said = stage.branch.cluster().exec(AGENT, &["/peerage-agent", "ask", "status"])?;
+        let mut status: Value = serde_json::from_str(&said).trying("read an agent's status")?;
+        relays = status["relays"].take();
+        let all = relays.as_array().filter(|all| !all.is_empty());
+        Ok(all.is_some_and(|all| all.iter().all(|relay| relay["up"] == true && relay["tls"] == true)))
+    })?;
+    ensure(so, || format!("without UDP an agent has the relays {relays}"))?;
+    stage.branch.trust("reporter-uses-db -n reports", |trust| trust["status"]["path"] == "Relayed")?;
+    Ok(relays.as_array().into_iter().flatten().map(|relay| relay["relay"].clone()).collect())
+}
+
+/// Conditions may still say what was so before. A wish that is made at this moment reaches the other cluster only if operators talk,
+/// and so does that it was taken back.
+fn operators_talk(stage: &Stage) -> Result<(), Failed> {
+    let asker = agent("asker", "reports", &[]);
+    let wish = stage.branch.trust_across(&stage.hub, "reports", "asker", "db.tools", &[])?;
+    stage.branch.cluster().apply(&[asker, wish])?;
+    asked(stage, true)?;
+    stage.branch.cluster().kubectl("delete agentpeer/asker agenttrust/asker-db -n reports")?;
+    asked(stage, false)
+}
+
+/// Whether the hub has a request of the branch's `asker`.
+fn asked(stage: &Stage, wanted: bool) -> Result<(), Failed> {
+    let mut requests = Value::Null;
+    let so = until(|| {
+        requests = stage.hub.cluster().get("agenttrustrequests -n tools")?["items"].take();
+        let mut all = requests.as_array().into_iter().flatten();
+        Ok(all.any(|one| one["spec"]["from"]["name"] == "asker.reports") == wanted)
+    })?;
+    ensure(so, || format!("the operators do not talk: the hub has the requests {requests}"))
 }

@@ -8,12 +8,22 @@ use serde_json::{Value, json};
 use super::REPORTER;
 use crate::stage::Stage;
 
+/// What the operator makes for the relay is labelled so.
+const OF_EDGE: &str = "peerage.dev/relay=edge";
 /// The node's port, which the gateway passes on.
 const PORT: u16 = 30_478;
 
 /// The hub runs a relay behind one open port of its gateway. When the relay on the internet is gone, both clusters go on by
-/// this one, which nobody told the branch's people of.
+/// this one, which nobody told the branch's people of. Afterwards it is gone, and both go on by the other again.
 pub fn managed(stage: &Stage) -> Result<String, Failed> {
+    let done = by_own_relay(stage);
+    let left = clean(stage);
+    let said = done?;
+    left?;
+    Ok(said)
+}
+
+fn by_own_relay(stage: &Stage) -> Result<String, Failed> {
     let hub = stage.hub.cluster();
     let public = {
         let lab = &stage.world.borrow().lab;
@@ -39,6 +49,30 @@ pub fn managed(stage: &Stage) -> Result<String, Failed> {
     change(false)?;
     let (counts, anew) = found?;
     Ok(format!("by the hub's own relay alone, running pods: {counts}; pods that started: {anew}"))
+}
+
+/// Takes the relay away, with all that the operator had made for it, and its right to make any.
+fn clean(stage: &Stage) -> Result<(), Failed> {
+    let hub = stage.hub.cluster();
+    hub.kubectl("delete agentrelay edge --ignore-not-found")?;
+    let mut left = String::new();
+    let gone = until(|| {
+        left = hub.kubectl(&format!("get deployments,pods,services -n {SYSTEM} -l {OF_EDGE} -o name"))?;
+        Ok(left.is_empty())
+    })?;
+    ensure(gone, || format!("of a relay that was deleted there is {left}"))?;
+    let values = ["--reuse-values", "--wait", "--timeout", "120s", "--set", "managedRelays.enabled=false"];
+    hub.run("helm", &[&["upgrade", "peerage", "charts/peerage", "-n", SYSTEM][..], &values].concat(), "")?;
+    stage.world.borrow().lab.close_port(&stage.hub.site, PORT).trying("close a port")?;
+    // The other one has only just begun anew, and who was not bound there yet has to notice first.
+    let mut back = Value::Null;
+    let again = until(|| {
+        back = stage.branch.load(REPORTER, "db:80", 1, 0, 0)?;
+        Ok(back["failed"] == 0)
+    })?;
+    ensure(again, || format!("with the hub's own relay gone {back}"))?;
+    back = stage.branch.load(REPORTER, "db:80", 100, 5, 0)?;
+    ensure(back["failed"] == 0, || format!("with the hub's own relay gone {back}"))
 }
 
 /// The branch has heard of the relay over the link.

@@ -23,7 +23,7 @@ pub fn across(stage: &Stage) -> Result<String, Failed> {
     for run in 0..stage.runs {
         let (side, trust) = if run % 2 == 0 { (&stage.hub, OF_HUB) } else { (&stage.branch, OF_BRANCH) };
         let word = format!("run-{run}");
-        let open = open(stage, &word)?;
+        let open = open(stage, "clock:80", &word)?;
         if run == 0 {
             stage.branch.trust(OF_BRANCH, |trust| trust["status"]["path"] == "Relayed")?;
         }
@@ -60,12 +60,15 @@ fn consent(stage: &Stage, side: &Side) -> Result<(), Failed> {
     side.cluster().apply(&[side.trust_across(across, namespace, ours, theirs, inbound)?])
 }
 
-/// A stream from the reporter to the server, once it is open.
-fn open(stage: &Stage, word: &str) -> Result<Running, Failed> {
+/// A stream from the reporter to a server that answers what begins with `word`, once it is open.
+///
+/// # Errors
+/// None opens.
+pub fn open(stage: &Stage, target: &str, word: &str) -> Result<Running, Failed> {
     let mut found = None;
     let mut why = String::new();
     until(|| {
-        match stage.branch.cluster().begin(REPORTER, &["app", "hold", "clock:80", word]) {
+        match stage.branch.cluster().begin(REPORTER, &["app", "hold", target, word]) {
             Ok(running) => found = Some(running),
             Err(failed) => why = failed.to_string(),
         }
@@ -87,7 +90,7 @@ pub struct Held {
 /// It does not open.
 pub fn stay(stage: &Stage, word: &str) -> Result<Held, Failed> {
     begin(stage)?;
-    Ok(Held { word: word.to_owned(), _running: open(stage, word)? })
+    Ok(Held { word: word.to_owned(), _running: open(stage, "clock:80", word)? })
 }
 
 impl Held {

@@ -108,14 +108,24 @@ impl KernelLab {
     /// # Errors
     /// The kernel refuses, or the site has no gateway.
     pub fn open_port(&self, site: &Site, port: u16) -> Result<(), LabError> {
-        let open = || {
-            let mut sites = self.sites();
-            let state = sites.get_mut(&site.number).ok_or(io::ErrorKind::NotFound)?;
-            let gateway = site.gateway.as_ref().ok_or_else(|| io::Error::other("there is no gateway"))?;
-            state.open.push(port);
-            renew(gateway, state)
-        };
-        open().map_err(while_trying("open a port of a gateway"))
+        self.change_open(site, |open| open.push(port)).map_err(while_trying("open a port of a gateway"))
+    }
+
+    /// Closes a port that was opened. What conntrack knows goes.
+    ///
+    /// # Errors
+    /// As [`Self::open_port`].
+    pub fn close_port(&self, site: &Site, port: u16) -> Result<(), LabError> {
+        self.change_open(site, |open| open.retain(|one| *one != port))
+            .map_err(while_trying("close a port of a gateway"))
+    }
+
+    fn change_open(&self, site: &Site, change: impl FnOnce(&mut Vec<u16>)) -> io::Result<()> {
+        let mut sites = self.sites();
+        let state = sites.get_mut(&site.number).ok_or(io::ErrorKind::NotFound)?;
+        let gateway = site.gateway.as_ref().ok_or_else(|| io::Error::other("there is no gateway"))?;
+        change(&mut state.open);
+        renew(gateway, state)
     }
 
     fn readdress(&self, site: &Site) -> io::Result<Ipv4Addr> {

@@ -1,6 +1,6 @@
 //! What the pods of the tests run: an application that knows nothing of Peerage.
 //!
-//! `serve ADDRESS…` answers every HTTP request with the pod's name and who asked. `load HOST:PORT COUNT PAUSE-MS RETRIES`
+//! `serve ADDRESS…` answers every HTTP request with the pod's name and who asked, and one for `/drip` without end. `load HOST:PORT COUNT PAUSE-MS RETRIES`
 //! sends that many, one connection each, and prints a JSON line of what came of them. `get HOST:PORT` asks once. `echo ADDRESS`
 //! sends back what it gets, and `hold HOST:PORT WORD` keeps a connection to it open; both print how and when it ended.
 //! `forgetful-dns ADDRESS` is a DNS server that answers a question when it is asked the second time. `sleep` waits for
@@ -14,6 +14,8 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+/// Between two lines of an answer without end.
+const DRIP: Duration = Duration::from_millis(20);
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -84,6 +86,13 @@ fn answer(mut stream: TcpStream, name: &str) -> io::Result<()> {
         match stream.read(&mut buffer)? {
             0 => return Ok(()),
             length => request.extend_from_slice(&buffer[..length]),
+        }
+    }
+    if request.starts_with(b"GET /drip ") {
+        stream.write_all(b"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n")?;
+        loop {
+            stream.write_all(b"drip\n")?;
+            thread::sleep(DRIP); // the rhythm of the answer
         }
     }
     let body = format!("{name} answers {peer}\n");
