@@ -104,6 +104,21 @@ impl Path {
         watch(&mut sim, [pour; 2], time)
     }
 
+    /// How long a small request of the receiver takes to reach the sender, while it receives and has sent nothing else for `warm`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there in ten seconds.
+    #[must_use]
+    pub fn request_beside(&self, seed: u64, algorithm: Algorithm, warm: Duration) -> Duration {
+        let mut sim = self.world(seed, [algorithm; 2]);
+        sim.pour("a", "b", u64::MAX);
+        sim.run_for(warm);
+        let request = sim.request("b", "a", b"how are you?");
+        sim.run_until(secs(10), |sim| sim.time_to_server(request).is_some()).expect("it arrives");
+        sim.time_to_server(request).unwrap_or_default()
+    }
+
     /// What two flows bring in `time`, after `warm`. The second begins later than the first.
     #[must_use]
     pub fn shared(&self, seed: u64, algorithms: [Algorithm; 2], warm: Duration, time: Duration) -> Seen {

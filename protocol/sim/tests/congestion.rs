@@ -33,6 +33,13 @@ fn a_flow_that_is_alone_leaves_the_queue_almost_empty() {
 }
 
 #[test]
+fn what_a_receiver_sends_is_not_held_back_for_its_acknowledgements() {
+    let path = Path::clean(100, 200, 1_000);
+    let took: Vec<_> = (0..6).map(|n| path.request_beside(n, Algorithm::Bbr, ms(2_000 + 333 * n))).collect();
+    assert!(took.iter().all(|took| *took < ms(50) + ms(1) / 20), "the way takes 50 ms: {took:?}");
+}
+
+#[test]
 fn beside_cubic_each_has_its_part() {
     for (first, second) in [(Algorithm::Bbr, Algorithm::Cubic), (Algorithm::Cubic, Algorithm::Bbr)] {
         let seen = HOME.shared(1, [first, second], secs(10), secs(30));

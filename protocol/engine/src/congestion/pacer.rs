@@ -3,8 +3,8 @@
 //! quinn-proto has a pacer, whose rate is the window by the round trip, and a quarter more. That is enough for CUBIC, whose window
 //! is what it knows. BBR sets a rate and a window that is twice what the rate needs, and the difference is what keeps its queue
 //! short. quinn-proto asks a controller for nothing but its window, so that is where data are held back: while the gate
-//! is closed the window is zero, and quinn-proto sends what needs no window, acknowledgements and loss probes. The driver is
-//! woken when the gate opens.
+//! is closed the window is zero, and quinn-proto sends what needs no window: loss probes, and acknowledgements where no data wait
+//! for the same packet. The driver is woken when the gate opens.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,7 +94,10 @@ impl Pacer {
     /// Opens or closes the gate for what is sent next, at this pace, if there is one. Returns how many packets may leave together.
     pub(crate) fn open(&mut self, now: Instant, pace: Option<Pace>) -> usize {
         self.due = None;
-        let Some(pace) = pace else { return usize::MAX };
+        let Some(pace) = pace else {
+            self.saved = f64::INFINITY; // what an earlier path owed is not this one's
+            return usize::MAX;
+        };
         let earned = pace.bytes_per_second() * now.saturating_duration_since(self.filled).as_secs_f64();
         self.saved = (self.saved + earned).min(pace.burst());
         self.filled = now;
@@ -122,12 +125,12 @@ impl Pacer {
         self.train.is_some_and(|begun| now <= begun + self.takes)
     }
 
-    /// So much left at `now`; the gate is open again for whoever asks for the window.
+    /// So much left at `now` that is paced; the gate is open again for whoever asks for the window.
     pub(crate) fn sent(&mut self, now: Instant, bytes: usize) {
         let held_back = self.gate.is_closed();
         self.gate.set_closed(false);
         self.saved -= bytes as f64;
-        // Acknowledgements leave between trains.
+        // Loss probes leave between trains.
         if bytes > 0 && !held_back && !self.is_leaving(now) {
             self.train = Some(now);
         }

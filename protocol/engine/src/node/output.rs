@@ -72,8 +72,7 @@ impl Node {
         loop {
             let session = self.sessions.get_mut(&key)?;
             self.scratch.clear();
-            let packets = session.poll_transmit(now.mono, max_datagrams, &mut self.scratch)?;
-            let asked = session.asked_something();
+            let (packets, asked) = session.poll_transmit(now.mono, max_datagrams, &mut self.scratch)?;
             let route = match &mut session.phase {
                 Phase::Up(up) => {
                     let route = up.path.route(now.mono);

@@ -254,17 +254,20 @@ impl Session {
         heard
     }
 
-    /// The next packets of the connection, at most so many, written behind what is in `buffer`. Those that nothing holds up go at
-    /// once; data when the pace of the path allows them.
+    /// The next packets of the connection, at most so many, written behind what is in `buffer`, and whether the peer must acknowledge
+    /// them. Those that nothing holds up go at once; data when the pace of the path allows them.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
         max_datagrams: usize,
         buffer: &mut Vec<u8>,
-    ) -> Option<Transmit> {
+    ) -> Option<(Transmit, bool)> {
         let allowed = self.pacer.open(now, self.pace());
         let sent = self.connection.poll_transmit(now, max_datagrams.min(allowed), buffer);
-        self.pacer.sent(now, sent.as_ref().map_or(0, |transmit| transmit.size));
+        let sent = sent.map(|transmit| (transmit, self.asked_something()));
+        // Acknowledgements are not paced (RFC 9002 section 7.7), and cost those nothing that are.
+        let paced = sent.as_ref().filter(|(_, asked)| *asked);
+        self.pacer.sent(now, paced.map_or(0, |(transmit, _)| transmit.size));
         sent
     }
 
@@ -323,7 +326,7 @@ impl Session {
     /// Whether something that the peer must acknowledge was sent since the last call. Probes for a larger packet do not count: each
     /// is a PING, too, but on a path of ordinary size some of them are too large to arrive (RFC 8899 section 3), so that no answer is no sign
     /// of silence. If nothing else was sent, QUIC asks again by itself, and that counts.
-    pub(super) fn asked_something(&mut self) -> bool {
+    fn asked_something(&mut self) -> bool {
         let stats = self.connection.stats();
         let total = ack_eliciting(&stats.frame_tx) - stats.path.sent_plpmtud_probes;
         std::mem::replace(&mut self.asked, total) != total

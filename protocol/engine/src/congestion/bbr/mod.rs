@@ -14,6 +14,7 @@
 //!   a round trip.
 //! * A mark of congestion (ECN) counts as loss without bytes: as RFC 3168 wants, and the draft leaves open.
 //! * Filters over ten rounds have two spans of five.
+//! * It is never slower than the smallest window in a round trip: the draft's window lets that much out, too.
 //!
 //! [`model`] is what is known of the path, [`states`] what is done to learn it, and this file what follows from both.
 
@@ -86,6 +87,13 @@ impl Bbr {
         MIN_PACKETS * self.packet
     }
 
+    /// Bytes per second: the smallest window in each round trip. Who has sent little so far has measured as little, and its next
+    /// packets, and the acknowledgements in them, would wait for seconds.
+    fn slowest_pace(&self) -> f64 {
+        let rtt = self.model.shortest_rtt().map_or(1.0, |rtt| rtt.as_secs_f64().max(1e-6));
+        self.smallest_window() as f64 / rtt
+    }
+
     /// What the path holds, so many times over (§5.6.4.2).
     fn product(&self, gain: f64) -> u64 {
         match self.model.shortest_rtt() {
@@ -133,14 +141,14 @@ impl Bbr {
                 let first = self.state.pacing_gain() * initial_window(self.packet) as f64 / rtt;
                 self.pace = Some(first.max(rate));
             }
-            Some(pace) if self.model.pipe.was_full || rate > pace => self.pace = Some(rate.max(self.packet as f64)),
+            Some(pace) if self.model.pipe.was_full || rate > pace => self.pace = Some(rate.max(self.slowest_pace())),
             Some(_) => {}
         }
     }
 
     /// The rate that was measured.
     fn pace_after_silence(&mut self) {
-        self.pace = Some((self.model.rate() * (1.0 - PACING_MARGIN)).max(self.packet as f64));
+        self.pace = Some((self.model.rate() * (1.0 - PACING_MARGIN)).max(self.slowest_pace()));
     }
 
     /// §5.6.4.6.
