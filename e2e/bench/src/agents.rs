@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use peerage_agent::control::view::{Approved, Asked, Finding, Invited, Peer, PeerState, Pending, Status};
 use peerage_agent::control::{Request, client, message::Terms};
@@ -13,10 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Result;
 use crate::network::{Place, Program};
-
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(10);
+use crate::wait::until;
 
 /// A running relay.
 #[derive(Debug)]
@@ -212,18 +208,4 @@ impl Agent {
 fn ask<T: DeserializeOwned>(state: &State, request: &Request) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(client::call(state, request)).map_err(|failure| failure.to_string().into())
-}
-
-/// Asks until there is an answer.
-fn until<T>(what: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = found()? {
-            return Ok(found);
-        }
-        if started.elapsed() > PATIENCE {
-            return Err(format!("waited {} s for {what}", PATIENCE.as_secs()).into());
-        }
-        std::thread::sleep(LOOK);
-    }
 }

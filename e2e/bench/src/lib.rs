@@ -2,10 +2,12 @@
 
 pub mod agents;
 pub mod alone;
+pub mod bulk;
 pub mod machine;
 pub mod network;
 pub mod people;
 pub mod process;
+pub mod wait;
 
 /// What functions here fail with: a benchmark that breaks is read by a person.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -168,6 +168,14 @@ impl Place {
             Some(host) => host.run(|| std::thread::spawn(job)),
             None => Ok(std::thread::spawn(job)),
         }
+    }
+
+    /// Listens at this address of this place.
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub fn listen(&self, at: SocketAddr) -> Result<TcpListener> {
+        Ok(self.thread(move || TcpListener::bind(at))?.join().map_err(|_| "binding panicked")??)
     }
 
     /// Starts a program here that says nothing.

@@ -9,7 +9,6 @@ mod memory;
 mod report;
 mod setup;
 mod streams;
-mod tcp;
 mod throughput;
 
 use std::path::PathBuf;

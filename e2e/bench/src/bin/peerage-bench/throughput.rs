@@ -11,11 +11,12 @@ use std::time::Duration;
 use peerage_agent::state::document::Path as PathMode;
 use peerage_bench::alone::flavor::{Flavor, Kind as Crypto};
 use peerage_bench::alone::transfer;
+use peerage_bench::bulk::{self, Amount, Load};
 
 use crate::agents::{Agent, Relay};
 use crate::network::Network;
 use crate::report::Report;
-use crate::{Result, bare, tcp};
+use crate::{Result, bare};
 
 /// What the bytes go through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,8 +63,8 @@ pub fn measure(peerage: &Path, network: &Network, rounds: u32, mebibytes: u32, r
     let folder = tempfile::tempdir()?;
     // Who may use it is known when the agents have made their keys; until then it only says what it is called.
     let relay = Relay::start(peerage, &network.relay, 3478, folder.path())?.info;
-    tcp::serve(&network.server, SocketAddr::from((Ipv4Addr::LOCALHOST, BEHIND)))?;
-    tcp::serve(&network.server, network.server.address(STRAIGHT))?;
+    bulk::serve(&network.server, SocketAddr::from((Ipv4Addr::LOCALHOST, BEHIND)))?;
+    bulk::serve(&network.server, network.server.address(STRAIGHT))?;
     // A pair for each path: what is allowed to go direct does, and the other never may.
     let client = |name: &str| Agent::start(peerage, &network.client, name, &relay, &[], folder.path());
     let expose = [format!("bulk={BEHIND}")];
@@ -111,7 +112,8 @@ impl Stage<'_> {
     }
 
     fn tcp(&self, to: SocketAddr) -> Result<Duration> {
-        tcp::send(&self.network.client, to, self.bytes)
+        let load = Load { to, streams: 1, amount: Amount::Bytes(self.bytes as u64), mark: Duration::ZERO };
+        Ok(bulk::send(&self.network.client, load)?.took)
     }
 
     fn engine(&self, crypto: Crypto) -> Result<Duration> {

@@ -12,9 +12,10 @@ use std::time::Duration;
 use peerage_bench::Result;
 use peerage_bench::network::{Network, Place};
 use peerage_bench::process::processor_time;
+use peerage_bench::wait::until;
 
 use crate::load::web;
-use crate::subject::{Running, Service, until};
+use crate::subject::{Running, Service};
 
 /// Something that is taken of each subject in turn, round after round.
 pub trait Measure {

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use peerage_bench::Result;
 use peerage_bench::network::Network;
+use peerage_bench::wait::until;
 
 use super::{Figure, Measure, until_answered};
 use crate::load::web::{self, Load};
-use crate::subject::{Running, Service, until};
+use crate::subject::{Running, Service};
 
 /// For each step of a first request. It is asked anew after that: a packet that went nowhere, because the subject was not
 /// ready yet, should not cost a second of TCP's own patience.

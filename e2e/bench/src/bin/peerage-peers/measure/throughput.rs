@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use peerage_bench::Result;
+use peerage_bench::bulk::{self, Amount, Load};
 use peerage_bench::network::Network;
 
 use super::{Figure, Measure, memory, spent};
-use crate::load::bulk::{self, Amount, Load};
 use crate::subject::{Running, Service};
 
 pub struct Throughput {

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use peerage_bench::Result;
+use peerage_bench::bulk::{self, Amount, Load};
 use peerage_bench::network::Network;
 use peerage_netlab::{Bottleneck, Chance, LinkConfig};
 
 use super::{Figure, Measure, until_answered};
-use crate::load::bulk::{self, Amount, Load};
 use crate::subject::{Running, Service};
 
 /// A file of 5 MB.

@@ -15,10 +15,10 @@ mod wireguard;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use peerage_bench::Result;
 use peerage_bench::network::{Network, Program};
+use peerage_bench::wait::until;
 
 use crate::cache::Cache;
 
@@ -176,19 +176,4 @@ fn first_line(program: &mut Program, log: &Path) -> Result<String> {
             false => Ok(None),
         }
     })
-}
-
-/// Looks until there is something.
-pub fn until<T>(what: &str, mut found: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    const PATIENCE: Duration = Duration::from_secs(20);
-    let started = Instant::now();
-    loop {
-        if let Some(found) = found()? {
-            return Ok(found);
-        }
-        if started.elapsed() > PATIENCE {
-            return Err(format!("waited {} s for {what}", PATIENCE.as_secs()).into());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }

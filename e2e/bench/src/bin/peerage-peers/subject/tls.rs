@@ -6,8 +6,9 @@ use std::process::Command;
 
 use peerage_bench::Result;
 use peerage_bench::network::{Place, Program};
+use peerage_bench::wait::until;
 
-use super::{Route, Running, Service, Stage, Subject, until};
+use super::{Route, Running, Service, Stage, Subject};
 use crate::cache::Cache;
 
 /// How far above a service's port each of the programs listens.

@@ -11,9 +11,10 @@ use std::process::Command;
 use peerage_bench::Result;
 use peerage_bench::network::{Place, Program};
 use peerage_bench::people::random;
+use peerage_bench::wait::until;
 use peerage_model::AgreementSecret;
 
-use super::{Route, Running, Service, Stage, Subject, can_make_devices, until};
+use super::{Route, Running, Service, Stage, Subject, can_make_devices};
 use crate::cache::Cache;
 
 const NAME: &str = "wireguard-go";

@@ -1,14 +1,15 @@
 //! Bytes in one direction: the client sends, the server counts and says how many came.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use peerage_bench::Result;
-use peerage_bench::network::Place;
+use crate::Result;
+use crate::network::Place;
 
-use super::PATIENCE;
+/// Longer than a stream may stand still.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bytes that one call reads or writes.
 const CHUNK: usize = 256 * 1024;
@@ -35,11 +36,13 @@ pub struct Sent {
 
 impl Sent {
     /// Over all of the time.
+    #[must_use]
     pub fn gigabits_per_second(&self) -> f64 {
         rate(self.bytes, self.took) / 1e9
     }
 
     /// After the mark, in bits per second.
+    #[must_use]
     pub fn late_rate(&self) -> f64 {
         rate(self.late.0, self.late.1)
     }
@@ -62,8 +65,12 @@ pub struct Load {
     pub mark: Duration,
 }
 
-/// Counts what comes, each connection on a thread of its own.
-pub fn serve(place: &Place, listener: TcpListener) -> Result<()> {
+/// Counts what comes to `at` for as long as this process runs, each connection on a thread of its own.
+///
+/// # Errors
+/// The address cannot be had.
+pub fn serve(place: &Place, at: SocketAddr) -> Result<()> {
+    let listener = place.listen(at)?;
     place.thread(move || {
         while let Ok((stream, _)) = listener.accept() {
             // A client that went away is its own affair.
@@ -86,6 +93,9 @@ fn count(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// Sends over all streams at once, connected beforehand.
+///
+/// # Errors
+/// The server is not reached, or did not get all of it.
 pub fn send(place: &Place, load: Load) -> Result<Sent> {
     let start = Arc::new(Barrier::new(load.streams));
     let mut threads = Vec::new();
