@@ -133,19 +133,19 @@ impl Index {
     /// The AgentPeer of this key.
     #[must_use]
     pub fn peer(&self, key: &ObjectKey) -> Option<&PeerFacts> {
-        self.peers.get(key).map(|facts| &**facts)
+        self.peers.get(key).map(Box::as_ref)
     }
 
     /// The AgentTrust of this key.
     #[must_use]
     pub fn trust(&self, key: &ObjectKey) -> Option<&TrustFacts> {
-        self.trusts.get(key).map(|facts| &**facts)
+        self.trusts.get(key).map(Box::as_ref)
     }
 
     /// The pod of this key.
     #[must_use]
     pub fn pod(&self, key: &ObjectKey) -> Option<&PodFacts> {
-        self.pods.get(key).map(|facts| &**facts)
+        self.pods.get(key).map(Box::as_ref)
     }
 
     /// The AgentLink of this name.

@@ -28,8 +28,8 @@ use super::line::{Line, MAX_DENIED};
 use super::looks::Looks;
 use super::meet;
 use super::requests::{self, Asking, Memory, There};
-use super::seldom::{self, Seldom};
 use super::tell::{self, Going, Outgoing};
+use super::throttle::{self, Throttle};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::facts::{Target, TrustFacts};
@@ -81,7 +81,7 @@ pub(super) struct Desk {
     /// Of our relays, those that do not let the operator's own agent in, and so nobody of this cluster.
     refusals: BTreeMap<RelayInfo, Refusal>,
     /// What the log says of those who come with tickets.
-    warnings: Seldom,
+    warnings: Throttle,
     agent: Agent,
     applied: Snapshot,
     open: Open,
@@ -110,7 +110,7 @@ impl Desk {
             invitations: invitations::Store::new(&linking.client, &linking.namespace),
             store: Arc::new(requests::Store::new(linking.client.clone())),
             refusals: BTreeMap::new(),
-            warnings: Seldom::every(seldom::LINES),
+            warnings: Throttle::every(throttle::LINES),
             agent,
             applied: Snapshot::default(),
             open: Open::new(),

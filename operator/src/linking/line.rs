@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::agent::{Link, Side};
 use super::board::Row;
 use super::hear::{Known, Pace};
-use super::seldom::{self, Seldom};
 use super::tell::{Going, Outgoing};
+use super::throttle::{self, Throttle};
 use crate::index::LinkLive;
 use crate::roll::Denial;
 
@@ -52,7 +52,7 @@ pub(super) struct Line {
     /// What it said last of its relays, and since when it says so.
     told: Option<(Vec<RelayInfo>, UnixTime)>,
     /// What the log says of it.
-    warnings: Seldom,
+    warnings: Throttle,
 }
 
 /// What the other operator said of an instance.
@@ -97,7 +97,7 @@ impl Line {
             greeted: None,
             lost: None,
             told: None,
-            warnings: Seldom::every(seldom::LINES),
+            warnings: Throttle::every(throttle::LINES),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use peerage_model::TrustId;
 use tokio::time::Instant;
 
-use super::seldom::Seldom;
+use super::throttle::Throttle;
 
 /// Between two looks because other wishes are worth one.
 const EVERY: Duration = Duration::from_secs(1);
@@ -18,12 +18,12 @@ pub(super) struct Looks {
     wanted: BTreeSet<(TrustId, TrustId)>,
     /// Whether it is done whatever is wanted.
     pub(super) asked: bool,
-    pace: Seldom,
+    pace: Throttle,
 }
 
 impl Default for Looks {
     fn default() -> Self {
-        Self { wanted: BTreeSet::new(), asked: true, pace: Seldom::every(EVERY) }
+        Self { wanted: BTreeSet::new(), asked: true, pace: Throttle::every(EVERY) }
     }
 }
 

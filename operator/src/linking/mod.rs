@@ -19,10 +19,10 @@ mod line;
 mod looks;
 mod meet;
 mod requests;
-mod seldom;
 #[cfg(test)]
 mod served;
 mod tell;
+mod throttle;
 
 use std::sync::Arc;
 use std::time::Duration;

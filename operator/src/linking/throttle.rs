@@ -9,12 +9,12 @@ pub(super) const LINES: Duration = Duration::from_secs(60);
 
 /// Something that happens at most once in some time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seldom {
+pub(super) struct Throttle {
     every: Duration,
     last: Option<Instant>,
 }
 
-impl Seldom {
+impl Throttle {
     /// It has not happened yet.
     pub(super) fn every(every: Duration) -> Self {
         Self { every, last: None }
@@ -36,8 +36,8 @@ mod tests {
 
     #[test]
     fn of_a_hundred_times_a_second_for_ten_minutes_ten_are_left() {
-        let (mut seldom, begun) = (Seldom::every(LINES), Instant::now());
-        let times = (0..60_000).filter(|number| seldom.may(begun + Duration::from_millis(10) * *number));
+        let (mut throttle, begun) = (Throttle::every(LINES), Instant::now());
+        let times = (0..60_000).filter(|number| throttle.may(begun + Duration::from_millis(10) * *number));
         assert_eq!(times.count(), 10);
     }
 }
