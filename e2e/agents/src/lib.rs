@@ -11,7 +11,6 @@ pub mod fallback;
 pub mod field;
 pub mod flow;
 pub mod kernel;
-pub mod lines;
 mod machine;
 pub mod matrix;
 pub mod memory;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use peerage_e2e::matrix::{self, Cell, Pair, Plan};
 use peerage_e2e::{
-    Failed, Nats, Programs, Trying, World, fallback, field, lines, memory, origin, proxy, table, transfer, warm,
+    Failed, Nats, Programs, Trying, World, fallback, field, memory, origin, proxy, table, transfer, warm,
 };
 use peerage_netlab::kernel::Network;
 
@@ -57,15 +57,6 @@ enum Test {
         #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
         mib: u64,
     },
-    /// Downloads over lines that take time, lose packets or have a rate, beside raw TCP
-    Lines {
-        /// How often each is measured
-        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
-        rounds: u16,
-        /// Only lines whose name has this in it
-        #[arg(long, value_name = "WORDS", default_value = "")]
-        only: String,
-    },
     /// One long download while the path moves and addresses change
     Transfer {
         /// Its size
@@ -76,16 +67,6 @@ enum Test {
     Memory,
     /// All of these
     All,
-    /// Be a program that downloads instead
-    #[command(hide = true)]
-    Pull {
-        /// From where
-        address: String,
-        /// How much
-        bytes: u64,
-        /// Between which seconds the rate counts, if not the time
-        between: Vec<u64>,
-    },
     /// Be an HTTP proxy instead
     #[command(hide = true)]
     Proxy {
@@ -144,12 +125,10 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
     match &cli.test {
         Test::Serve { address } => return origin::serve(address).trying("serve").map(|()| true),
         Test::Proxy { address } => return proxy::serve(address).trying("serve").map(|()| true),
-        Test::Pull { address, bytes, between } => return pull(address, *bytes, between),
         Test::Nat(_)
         | Test::Field { .. }
         | Test::Warm { .. }
         | Test::Fallback { .. }
-        | Test::Lines { .. }
         | Test::Transfer { .. }
         | Test::Memory
         | Test::All => {}
@@ -163,7 +142,6 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
         Test::Field { only, small } => in_the_field(&programs, only, *small, cli.json),
         Test::Warm { pairs } => warm_up(&programs, pairs, cli.json),
         Test::Fallback { rounds, mib } => fall_back(&programs, *rounds, *mib, cli.json),
-        Test::Lines { rounds, only } => over_lines(&programs, *rounds, only, cli.json),
         Test::Transfer { mib } => download(&programs, *mib, cli.json),
         Test::Memory => idle(&programs, cli.json),
         Test::All => {
@@ -173,7 +151,7 @@ fn play(cli: &Cli) -> Result<bool, Failed> {
             let good = in_the_field(&programs, &[], false, cli.json)? & good;
             Ok(download(&programs, 1024, cli.json)? & idle(&programs, cli.json)? & good)
         }
-        Test::Serve { .. } | Test::Proxy { .. } | Test::Pull { .. } => Ok(true),
+        Test::Serve { .. } | Test::Proxy { .. } => Ok(true),
     }
 }
 
@@ -236,23 +214,6 @@ fn fall_back(programs: &Programs, rounds: u16, mib: u64, json: bool) -> Result<b
         true => rows.iter().for_each(|(way, row)| println!("{}", row.json(*way))),
         false => print!("{}", table::fallback(&rows, mib)),
     }
-    Ok(true)
-}
-
-fn over_lines(programs: &Programs, rounds: u16, only: &str, json: bool) -> Result<bool, Failed> {
-    for line in lines::LINES.into_iter().filter(|line| line.name.contains(only)) {
-        let row = lines::run(programs, line, rounds.into())?;
-        println!("{}", if json { row.json().to_string() } else { row.text() });
-    }
-    Ok(true)
-}
-
-fn pull(address: &str, bytes: u64, between: &[u64]) -> Result<bool, Failed> {
-    let between = match between {
-        [from, until] => Some([*from, *until].map(Duration::from_secs)),
-        _ => None,
-    };
-    println!("{}", origin::pull(address, bytes, between).trying("download")?);
     Ok(true)
 }
 

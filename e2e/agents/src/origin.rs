@@ -3,9 +3,9 @@
 //! `/bytes/N` has N bytes of a [`Pattern`]; `/drip` has a line each 20 ms without end; `/stamp` says when
 //! the request came; anything else is `hello`.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
@@ -70,42 +70,6 @@ pub fn serve(address: &str) -> std::io::Result<()> {
         std::thread::spawn(move || answer(stream));
     }
     Ok(())
-}
-
-/// Downloads `size` bytes from a server like this one. Returns the seconds that it took from before the connection; or, between two
-/// times after that, the Mb/s that arrived, and then it stops.
-///
-/// # Errors
-/// The server cannot be reached, or sends less.
-pub fn pull(address: &str, size: u64, between: Option<[Duration; 2]>) -> std::io::Result<f64> {
-    let begun = Instant::now();
-    let mut stream = TcpStream::connect(address)?;
-    write!(stream, "GET /bytes/{size} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
-    let mut reader = BufReader::new(&stream);
-    let mut line = String::new();
-    while reader.read_line(&mut line)? > 2 {
-        line.clear();
-    }
-    let (mut arrived, mut before, mut block) = (0, None, vec![0; 1 << 20]);
-    while arrived < size {
-        let read = reader.read(&mut block)? as u64;
-        if read == 0 {
-            return Err(std::io::Error::other(format!("{arrived} of {size} bytes came")));
-        }
-        arrived += read;
-        let time = begun.elapsed();
-        match (between, before) {
-            (Some([from, _]), None) if time >= from => before = Some((arrived, time)),
-            (Some([_, until]), Some((bytes, since))) if time >= until => {
-                return Ok((arrived - bytes) as f64 * 8e-6 / (time - since).as_secs_f64());
-            }
-            _ => {}
-        }
-    }
-    match between {
-        None => Ok(begun.elapsed().as_secs_f64()),
-        Some(_) => Err(std::io::Error::other(format!("all {size} bytes came too soon"))),
-    }
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
