@@ -150,9 +150,9 @@ impl Agent {
     /// They do not connect.
     pub fn befriend(&self, other: &Self, path: PathMode) -> Result<()> {
         let terms = Terms { inbound: Some(vec!["all".into()]), path: Some(path), ..Terms::default() };
-        // An invitation is good for one request. Where the machine is so busy that the receipt for it comes to nobody, the
-        // asker hears that nobody answered, and only another invitation helps: what a person would try, too.
-        self.request(other, &terms).or_else(|_| self.request(other, &terms))?;
+        let Invited { ticket, .. } = ask(&other.state, &Request::Invite { expires_s: 600 })?;
+        let reason = "to measure".to_owned();
+        let _: Asked = ask(&self.state, &Request::Handshake { ticket, to: None, reason, terms: terms.clone() })?;
         until("the request", || {
             let pending: Vec<Pending> = ask(&other.state, &Request::Requests)?;
             Ok(pending.into_iter().find(|pending| pending.name == self.name))
@@ -161,14 +161,6 @@ impl Agent {
         until("the session", || {
             Ok(self.peer(other)?.filter(|peer| peer.state == PeerState::Connected && !peer.ports.is_empty()))
         })?;
-        Ok(())
-    }
-
-    /// One invitation, and one request with it.
-    fn request(&self, other: &Self, terms: &Terms) -> Result<()> {
-        let Invited { ticket, .. } = ask(&other.state, &Request::Invite { expires_s: 600 })?;
-        let reason = "to measure".to_owned();
-        let _: Asked = ask(&self.state, &Request::Handshake { ticket, to: None, reason, terms: terms.clone() })?;
         Ok(())
     }
 

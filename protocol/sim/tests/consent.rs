@@ -160,18 +160,85 @@ fn a_request_is_delivered_once_also_over_a_line_that_loses_and_repeats() {
 }
 
 #[test]
+fn a_receipt_that_is_lost_is_given_again_and_the_request_is_one() {
+    let mut sim = strangers();
+    let ticket = sim.invite("b", secs(3600));
+    sim.holds_ticket("a", "b");
+    sim.hesitates("b", true);
+    sim.ask("a", &ticket, "did you hear me?");
+    sim.run_until(secs(5), |sim| !requests(sim, "b").is_empty()).expect("a request");
+    sim.cut_off("a", true);
+    sim.decide("b", StreamStatus::Open);
+    sim.run_for(secs(10));
+    assert_eq!(answer(&sim, "a"), None);
+    sim.cut_off("a", false);
+    sim.run_for(secs(12));
+    assert_eq!(answer(&sim, "a"), Some(Ok(())));
+    assert_eq!(requests(&sim, "b"), ["a: did you hear me?"]);
+}
+
+#[test]
+fn who_asks_again_while_the_request_is_being_written_down_gets_the_receipt_when_it_is() {
+    let mut sim = strangers();
+    let ticket = sim.invite("b", secs(3600));
+    sim.holds_ticket("a", "b");
+    sim.hesitates("b", true);
+    sim.ask("a", &ticket, "first");
+    sim.run_for(secs(21));
+    assert_eq!(answer(&sim, "a"), Some(Err(AskError::NoAnswer)), "a disk took longer than anybody waits");
+    sim.ask("a", &ticket, "and again");
+    sim.run_for(secs(5));
+    let answers = sim.events("a").iter().filter(|(_, event)| matches!(event, Event::Asked { .. })).count();
+    assert_eq!(answers, 1, "no receipt for what is not safe");
+    sim.decide("b", StreamStatus::Open);
+    sim.run_for(secs(1));
+    assert_eq!(answer(&sim, "a"), Some(Ok(())));
+    assert_eq!(requests(&sim, "b"), ["a: first"]);
+}
+
+#[test]
+fn a_used_ticket_is_met_with_silence_also_by_its_user_after_a_minute() {
+    let mut sim = strangers();
+    let ticket = sim.invite("b", secs(3600));
+    sim.holds_ticket("a", "b");
+    sim.ask("a", &ticket, "first");
+    sim.run_for(secs(62));
+    sim.may_speak("a", "b");
+    sim.ask("a", &ticket, "late");
+    sim.run_for(secs(30));
+    assert_eq!(answer(&sim, "a"), Some(Err(AskError::NoAnswer)));
+    assert_eq!(requests(&sim, "b"), ["a: first"]);
+}
+
+#[test]
 fn a_used_ticket_is_met_with_silence() {
     let mut sim = strangers();
     sim.add_agent("c", NatKind::none());
     let ticket = sim.invite("b", secs(3600));
     sim.holds_ticket("a", "b");
     sim.ask("a", &ticket, "first");
-    sim.run_for(secs(5));
+    // Until then `a` could come back for its receipt.
+    sim.run_for(secs(62));
     // `c` may try, and must hear nothing: the world fails if it does.
     sim.may_speak("c", "b");
     sim.ask("c", &ticket, "second");
     sim.run_for(secs(60));
     assert_eq!(answer(&sim, "c"), Some(Err(AskError::NoAnswer)));
+    assert_eq!(requests(&sim, "b"), ["a: first"]);
+}
+
+#[test]
+fn nobody_else_asks_with_a_ticket_in_the_minute_in_which_its_user_may_come_back() {
+    let mut sim = strangers();
+    sim.add_agent("c", NatKind::none());
+    let ticket = sim.invite("b", secs(3600));
+    sim.holds_ticket("a", "b");
+    sim.holds_ticket("c", "b");
+    sim.ask("a", &ticket, "first");
+    sim.run_for(secs(5));
+    sim.ask("c", &ticket, "second");
+    sim.run_for(secs(30));
+    assert!(matches!(answer(&sim, "c"), Some(Err(_))), "{:?}", answer(&sim, "c"));
     assert_eq!(requests(&sim, "b"), ["a: first"]);
 }
 

@@ -77,11 +77,15 @@ impl Node {
         }
     }
 
-    /// The pair's deadline came: the attempt failed, a pause is over, or streams waited too long.
+    /// The pair's deadline came: the attempt failed, a pause is over, streams waited too long, or a used invitation is over.
     pub(super) fn pair_timeout(&mut self, pair_key: &PairKey, now: Now) {
         let why = self.relays.why_unreachable();
         self.expire_waiting(pair_key, now.mono, why);
         self.end_aside(pair_key, now);
+        if let PairKey::Invite(_) = pair_key {
+            self.close_invite(pair_key, now);
+            return;
+        }
         let Some(pair) = self.pairs.get(pair_key) else { return };
         if let Purpose::Ask { deadline, .. } = pair.purpose
             && deadline <= now.mono

@@ -5,7 +5,7 @@ use peerage_model::control::{MAX_REASON, MAX_REQUEST, TrustRequest};
 use peerage_model::snapshot::Protocol;
 use peerage_model::stream::{HEADER_LEN, StreamHeader, StreamKind, StreamStatus};
 use peerage_model::ticket::MAX_RELAYS;
-use peerage_model::{TrustId, cbor};
+use peerage_model::{AgentId, TrustId, cbor};
 use peerage_policy::{Verdict, check_inbound};
 use quinn_proto::{Dir, StreamId};
 use tracing::debug;
@@ -13,7 +13,7 @@ use tracing::debug;
 use super::config::{DATAGRAM_BUFFER, HEADER_PATIENCE};
 use super::event::{AskError, AskKey, CloseCode, DownReason, Event, Now, SessionKey, StreamError, StreamKey};
 use super::io::{FLOW_LEN, stream_of};
-use super::pair::{PairKey, Purpose};
+use super::pair::{PairKey, Purpose, SERVED_FOR, Served};
 use super::session::{Arriving, Phase, Session};
 use super::stream::{self, Place, Stream};
 use super::{Node, Timer};
@@ -161,15 +161,32 @@ impl Node {
             self.answer_raw(key, id, StreamStatus::Unsupported);
             return;
         };
-        if !self.invite_is_open(invite, now) {
-            self.answer_raw(key, id, StreamStatus::Denied);
-            return;
+        match self.use_invite(invite, asker.agent(), now) {
+            Use::First => {
+                self.unanswered.insert(invite, Some((key, id)));
+                self.events.push_back(Event::TrustRequested { invite, asker: Box::new((*asker).clone()), request });
+            }
+            // The same request, whose receipt is not written yet or did not arrive.
+            Use::Again if self.unanswered.contains_key(&invite) => {
+                self.unanswered.insert(invite, Some((key, id)));
+            }
+            Use::Again => self.give_receipt(key, id, StreamStatus::Open),
+            Use::None => self.answer_raw(key, id, StreamStatus::Denied),
         }
-        // An invitation serves once, whatever its owner does next.
-        self.spent_invites.insert(invite);
-        self.knocks().remove(&PairKey::Invite(invite));
-        self.unanswered.insert(invite, (key, id));
-        self.events.push_back(Event::TrustRequested { invite, asker: Box::new((*asker).clone()), request });
+    }
+
+    /// An invitation serves one asker, whatever its owner does next.
+    fn use_invite(&mut self, invite: TrustId, asker: &AgentId, now: Now) -> Use {
+        let pair_key = PairKey::Invite(invite);
+        let Some(pair) = self.pairs.get_mut(&pair_key).filter(|pair| !pair.has_ended(now.wall)) else {
+            return Use::None;
+        };
+        if !self.spent_invites.insert(invite) {
+            return if pair.served(now.mono) == Some(asker) { Use::Again } else { Use::None };
+        }
+        pair.serve(Some(Served { asker: asker.clone(), until: now.mono + SERVED_FOR }));
+        self.arm_pair(&pair_key);
+        Use::First
     }
 
     /// Answers [`Event::TrustRequested`] once the request is safe: [`StreamStatus::Open`] is the receipt. Any other status
@@ -179,7 +196,13 @@ impl Node {
         if status != StreamStatus::Open {
             self.reopen(invite);
         }
-        let Some((key, id)) = self.unanswered.remove(&invite) else { return };
+        // No session waits for it where the asker has gone meanwhile, or was given it already.
+        if let Some(Some((key, id))) = self.unanswered.remove(&invite) {
+            self.give_receipt(key, id, status);
+        }
+    }
+
+    fn give_receipt(&mut self, key: SessionKey, id: StreamId, status: StreamStatus) {
         self.answer_raw(key, id, status);
         if status == StreamStatus::Open
             && let Some(session) = self.sessions.get_mut(&key)
@@ -191,19 +214,13 @@ impl Node {
 
     /// The request that had spent an invitation could not be kept.
     fn reopen(&mut self, invite: TrustId) {
-        if !self.spent_invites.remove(&invite) {
-            return;
-        }
         let pair_key = PairKey::Invite(invite);
-        if let Some(inbound) = self.pairs.get(&pair_key).and_then(|pair| pair.inbound.clone()) {
-            self.knocks().insert(pair_key, inbound);
+        if self.spent_invites.remove(&invite)
+            && let Some(pair) = self.pairs.get_mut(&pair_key)
+        {
+            pair.serve(None);
+            self.arm_pair(&pair_key);
         }
-    }
-
-    fn invite_is_open(&self, invite: TrustId, now: Now) -> bool {
-        let pair = self.pairs.get(&PairKey::Invite(invite));
-        let open = pair.is_some_and(|p| matches!(&p.purpose, Purpose::Invite(i) if now.wall < i.expires));
-        open && !self.spent_invites.contains(&invite)
     }
 
     /// The inviter is proven: sends our request.
@@ -330,6 +347,16 @@ impl Node {
         self.ready.insert(key);
         self.wake(stream_key);
     }
+}
+
+/// Whether an invitation lets an asker ask.
+enum Use {
+    /// It is used from now on.
+    First,
+    /// This asker has used it, and comes again.
+    Again,
+    /// It does not: somebody else used it, or its time is over.
+    None,
 }
 
 /// What [`read_up_to`] found.

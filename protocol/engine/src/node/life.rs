@@ -501,7 +501,8 @@ impl Node {
 
     /// The endpoint has forgotten the connection; so do we.
     fn forget_session(&mut self, key: SessionKey) {
-        self.unanswered.retain(|_, (session, _)| *session != key);
+        let answers = self.unanswered.values_mut();
+        answers.filter(|place| place.is_some_and(|(session, _)| session == key)).for_each(|place| *place = None);
         if let Some(session) = self.sessions.remove(&key) {
             self.memory.give_back(key);
             self.by_handle.remove(&session.handle.0);

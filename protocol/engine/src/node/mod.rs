@@ -122,8 +122,8 @@ pub struct Node {
     siblings: Siblings,
     revoked: BTreeSet<TrustId>,
     spent_invites: BTreeSet<TrustId>,
-    /// Requests whose receipt waits until the driver has them safe.
-    unanswered: BTreeMap<TrustId, (SessionKey, StreamId)>,
+    /// Requests whose receipt waits until the driver has them safe, and where it goes; none while their asker is away.
+    unanswered: BTreeMap<TrustId, Option<(SessionKey, StreamId)>>,
     pairs: BTreeMap<PairKey, Pair>,
     sessions: BTreeMap<SessionKey, Session>,
     by_handle: BTreeMap<usize, SessionKey>,

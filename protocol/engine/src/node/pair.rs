@@ -21,6 +21,9 @@ pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
 pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a trust request is tried.
 pub(super) const ASK_PATIENCE: Duration = Duration::from_secs(20);
+/// How long after its request an asker hears the receipt again if it comes back: the rest of its [`ASK_PATIENCE`], and a person who tries
+/// once more.
+pub(super) const SERVED_FOR: Duration = Duration::from_secs(60);
 /// How long after a peer's revocation streams to it fail at once instead of waiting for [`STREAM_PATIENCE`].
 pub(super) const REFUSED: Duration = Duration::from_secs(60);
 /// First pause between courtesy dials; doubles to [`MAX_PAUSE`].
@@ -52,8 +55,15 @@ pub(super) enum PairKey {
 #[derive(Clone, Debug)]
 pub(super) enum Purpose {
     Peer(Peer),
-    Invite(Invite),
+    Invite { invite: Invite, served: Option<Served> },
     Ask { inviter: AgentId, relays: Vec<RelayInfo>, request: TrustRequest, deadline: Instant },
+}
+
+/// Whose request an invitation was used for. The receipt may be lost on its way: until then this asker, and no other, is answered as before.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    pub(super) asker: AgentId,
+    pub(super) until: Instant,
 }
 
 /// How dialling goes. A session that is up makes it [`Dial::Rest`].
@@ -117,7 +127,7 @@ impl Pair {
 
     pub(super) fn inviting(me: &AgentId, invite: Invite) -> Result<Self, ConfigError> {
         let pairing = Pairing::new(std::slice::from_ref(&invite.secret), b"", &me.binding())?;
-        Ok(Self::new(Purpose::Invite(invite), pairing.clone(), Some(pairing), Dial::Rest))
+        Ok(Self::new(Purpose::Invite { invite, served: None }, pairing.clone(), Some(pairing), Dial::Rest))
     }
 
     pub(super) fn asking(
@@ -154,7 +164,7 @@ impl Pair {
         match &self.purpose {
             Purpose::Peer(peer) => Some((&peer.id, &peer.relays)),
             Purpose::Ask { inviter, relays, .. } => Some((inviter, relays)),
-            Purpose::Invite(_) => None,
+            Purpose::Invite { .. } => None,
         }
     }
 
@@ -163,16 +173,34 @@ impl Pair {
         self.former.as_ref().filter(|(_, until)| now < *until).map_or(&[], |(list, _)| list)
     }
 
-    /// Whom the handshake must show; an invitation answers anyone who holds it.
+    /// Whom the handshake must show; an invitation answers anyone who holds it, and once it is used only who used it.
     pub(super) fn expected(&self) -> Option<AgentId> {
-        self.destination().map(|(agent, _)| agent.clone())
+        match &self.purpose {
+            Purpose::Peer(Peer { id: agent, .. }) | Purpose::Ask { inviter: agent, .. } => Some(agent.clone()),
+            Purpose::Invite { served, .. } => served.as_ref().map(|served| served.asker.clone()),
+        }
+    }
+
+    /// Whose request the invitation was used for, while that asker may come back for the receipt.
+    pub(super) fn served(&self, now: Instant) -> Option<&AgentId> {
+        match &self.purpose {
+            Purpose::Invite { served: Some(served), .. } if now < served.until => Some(&served.asker),
+            Purpose::Invite { .. } | Purpose::Peer(_) | Purpose::Ask { .. } => None,
+        }
+    }
+
+    /// The invitation is used, or, where a request could not be kept, open again.
+    pub(super) fn serve(&mut self, asker: Option<Served>) {
+        if let Purpose::Invite { served, .. } = &mut self.purpose {
+            *served = asker;
+        }
     }
 
     /// The trusted peer, where this is one.
     pub(super) fn peer(&self) -> Option<&Peer> {
         match &self.purpose {
             Purpose::Peer(peer) => Some(peer),
-            Purpose::Invite(_) | Purpose::Ask { .. } => None,
+            Purpose::Invite { .. } | Purpose::Ask { .. } => None,
         }
     }
 
@@ -180,7 +208,7 @@ impl Pair {
     pub(super) fn has_ended(&self, wall: UnixTime) -> bool {
         match &self.purpose {
             Purpose::Peer(peer) => peerage_policy::ended(peer, wall).is_some(),
-            Purpose::Invite(invite) => invite.expires <= wall,
+            Purpose::Invite { invite, .. } => invite.expires <= wall,
             Purpose::Ask { .. } => false,
         }
     }
@@ -219,7 +247,8 @@ impl Pair {
         };
         let patience = match &self.purpose {
             Purpose::Ask { deadline, .. } => Some(*deadline),
-            Purpose::Peer(_) | Purpose::Invite(_) => None,
+            Purpose::Invite { served, .. } => served.as_ref().map(|served| served.until),
+            Purpose::Peer(_) => None,
         };
         let aside = self.replicas.dialling().map(|(_, until)| until);
         dial.into_iter().chain(aside).chain(patience).min()

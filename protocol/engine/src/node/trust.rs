@@ -53,7 +53,7 @@ impl Node {
         let gone = |pair: &Pair| match &pair.purpose {
             // The same agent under a new declaration is a new trust; the old one ends first.
             Purpose::Peer(old) => peers.get(&old.id).is_none_or(|new| new.trust != old.trust),
-            Purpose::Invite(_) | Purpose::Ask { .. } => false,
+            Purpose::Invite { .. } | Purpose::Ask { .. } => false,
         };
         let gone: Vec<PairKey> = self.pairs.iter().filter(|(_, pair)| gone(pair)).map(|(key, _)| key.clone()).collect();
         for key in gone {
@@ -167,12 +167,10 @@ impl Node {
         }
     }
 
-    /// An invitation is withdrawn, or was served: whoever has asked is left the time to hear the answer.
-    fn close_invite(&mut self, key: &PairKey, now: Now) {
-        if let (PairKey::Invite(id), Some(pair)) = (key, self.pairs.get_mut(key))
-            && self.spent_invites.contains(id)
-        {
-            pair.up.clear();
+    /// An invitation is withdrawn, or was served: whoever has asked is left the time to hear the answer, also in another session.
+    pub(super) fn close_invite(&mut self, key: &PairKey, now: Now) {
+        if self.pairs.get(key).is_some_and(|pair| pair.served(now.mono).is_some()) {
+            return;
         }
         self.remove_pair(key, CloseCode::Drained, &DownReason::Drained, now);
     }
