@@ -180,6 +180,22 @@ fn a_request_for_trust_to_somebody_who_dies_gets_an_end() {
 }
 
 #[test]
+fn a_peer_that_dials_without_end_is_answered_ten_times_a_second_and_comes_through_when_it_behaves() {
+    let mut sim = direct_pair();
+    let before = sim.events("b").len();
+    let replicas: Vec<String> = (0..20).map(|number| format!("a{number}")).collect();
+    replicas.iter().for_each(|replica| sim.add_replica(replica, "a", NatKind::none()));
+    for _ in 0..12 {
+        sim.run_for(ms(400));
+        replicas.iter().for_each(|replica| sim.restart(replica));
+    }
+    let events = &sim.events("b")[before..];
+    let taken = events.iter().filter(|(_, event)| matches!(event, Event::SessionUp { .. })).count();
+    assert!((64..=64 + 50).contains(&taken), "of 240 in 5 s it took {taken}");
+    sim.run_until(secs(5), |sim| sim.both_up("a", "b")).expect("one that stays is answered");
+}
+
+#[test]
 fn a_machine_that_slept_past_its_passport_has_no_session_when_it_wakes() {
     let mut sim = direct_pair();
     sim.set_clock("a", 25 * 3600);

@@ -31,7 +31,7 @@ impl Node {
         let matched = self.knocks().check(&first_id, now.wall);
         let congestion = OfOneConnection::new(self.congestion);
         let pacer = congestion.pacer(now.mono);
-        let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret, congestion, now.wall)?, m)));
+        let admitted = matched.and_then(|m| Some((self.server_for(&m.pair, m.secret, congestion, now)?, m)));
         let Some(((config, share), matched)) = admitted else {
             self.endpoint.ignore(incoming);
             return;
@@ -55,6 +55,7 @@ impl Node {
         self.begin_session(key, session, share);
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.pending.push(key);
+            pair.handshakes.may(now.mono);
         }
         self.first_ids.insert(first_id, key);
         self.settle(key, now);
@@ -65,10 +66,14 @@ impl Node {
         pair_key: &PairKey,
         secret: usize,
         congestion: OfOneConnection,
-        wall: UnixTime,
+        now: Now,
     ) -> Option<(Arc<quinn_proto::ServerConfig>, Share)> {
         // An ended trust or invitation must not even show that we are here.
-        let pair = self.pairs.get(pair_key).filter(|pair| !pair.has_ended(wall))?;
+        let pair = self.pairs.get_mut(pair_key).filter(|pair| !pair.has_ended(now.wall))?;
+        if pair.handshakes.is_used_up(now.mono) {
+            debug!(pair = ?pair_key, "too many handshakes in a short time");
+            return None;
+        }
         let most = if pair.peer().is_some() { MAX_PER_PEER } else { MAX_PER_INVITE };
         let full = pair.up.len() >= most;
         if pair.pending.len() >= MAX_PENDING || full && self.dispensable(pair_key).is_none() {

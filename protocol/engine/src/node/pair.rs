@@ -35,7 +35,11 @@ pub(super) const MAX_PENDING: usize = 8;
 
 /// Lines about sessions of one pair that the log gets at once, and how soon it gets another one. A peer may come and go as often as
 /// it likes; whoever wants all of it looks at `debug`.
-const LINES: (u32, Duration) = (20, Duration::from_secs(6));
+pub(super) type Lines = Allowance<20, 6_000>;
+
+/// Handshakes of one pair that are answered at once, and how soon another one: as many as it may have sessions, and then ten a second.
+/// Each costs a few Diffie-Hellmans, and a peer that is trusted may be hostile all the same.
+pub(super) type Handshakes = Allowance<64, 100>;
 
 /// Most sessions of askers with one ticket. One is enough; others are of attempts that the asker has given up.
 pub(super) const MAX_PER_INVITE: usize = 4;
@@ -103,17 +107,27 @@ pub(super) struct Pair {
     pub(super) round_pause: RoundPause,
     /// Lines about its sessions that the log may have.
     pub(super) lines: Lines,
+    /// Handshakes of others that are answered.
+    pub(super) handshakes: Handshakes,
 }
 
-/// How much the log says of a pair's sessions.
+/// What a peer may bring about: `AT_ONCE`, and one more each `MILLIS`.
 #[derive(Debug, Default)]
-pub(super) struct Lines(Option<Budget>);
+pub(super) struct Allowance<const AT_ONCE: u32, const MILLIS: u64>(Option<Budget>);
 
-impl Lines {
-    /// Whether it may say one more.
+impl<const AT_ONCE: u32, const MILLIS: u64> Allowance<AT_ONCE, MILLIS> {
+    fn budget(&mut self, now: Instant) -> &mut Budget {
+        self.0.get_or_insert_with(|| Budget::full(now, AT_ONCE, Duration::from_millis(MILLIS)))
+    }
+
+    /// Whether it is one more, which it then has had.
     pub(super) fn may(&mut self, now: Instant) -> bool {
-        let (at_once, interval) = LINES;
-        self.0.get_or_insert_with(|| Budget::full(now, at_once, interval)).take(now)
+        self.budget(now).take(now)
+    }
+
+    /// Whether it has had all for now.
+    pub(super) fn is_used_up(&mut self, now: Instant) -> bool {
+        self.budget(now).is_empty(now)
     }
 }
 
@@ -156,6 +170,7 @@ impl Pair {
             former: None,
             round_pause: RoundPause::default(),
             lines: Lines::default(),
+            handshakes: Handshakes::default(),
         }
     }
 

@@ -17,6 +17,12 @@ impl Budget {
         Self { capacity, interval, tokens: capacity, counted: now }
     }
 
+    /// Whether there is none to take.
+    pub(crate) fn is_empty(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.tokens == 0
+    }
+
     /// Takes one token, if there is one.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         self.refill(now);
