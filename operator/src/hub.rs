@@ -282,6 +282,12 @@ impl Hub {
         lock(&self.streams).get(agent).map(|of_agent| of_agent.values().cloned().collect()).unwrap_or_default()
     }
 
+    /// Whether an agent has streams.
+    #[must_use]
+    pub fn has(&self, agent: &ObjectKey) -> bool {
+        lock(&self.streams).contains_key(agent)
+    }
+
     /// Agents that have streams.
     #[must_use]
     pub fn agents(&self) -> Vec<ObjectKey> {

@@ -22,6 +22,7 @@ use crate::cluster::Cluster;
 use crate::heap::Heap;
 use crate::hub::{AgentTold, TrustCount};
 use crate::index::Dirty;
+use crate::key::ObjectKey;
 use crate::leader::Leadership;
 
 /// Where replicas meet.
@@ -304,23 +305,32 @@ impl Follower {
     async fn say_counts<T: AsyncWrite>(
         &self,
         dirty: &Dirty,
-        told: &mut BTreeSet<crate::key::ObjectKey>,
+        told: &mut BTreeSet<ObjectKey>,
         writer: &mut Writer<T>,
     ) -> io::Result<()> {
         let (mut trusts, mut peers) = (Vec::new(), Vec::new());
         {
             let hub = &self.cluster.hub;
-            let here: BTreeSet<_> = hub.agents().into_iter().collect();
+            // Before an agent's numbers are looked at: one that leaves meanwhile is told of once more.
+            let mut left = BTreeSet::new();
+            let mut concerns = |agent: &ObjectKey| {
+                if hub.has(agent) {
+                    told.insert(agent.clone());
+                } else if told.contains(agent) {
+                    left.insert(agent.clone());
+                }
+                told.contains(agent)
+            };
             let state = self.cluster.read();
             let mut agents: BTreeSet<_> = dirty.judged.union(&dirty.agents).cloned().collect();
             if dirty.all {
-                agents.extend(here.iter().cloned());
+                agents.extend(hub.agents());
             }
             let mut keys = dirty.trusts.clone();
             keys.extend(agents.iter().flat_map(|agent| state.index.trusts_of(agent)));
             for key in keys {
                 let Some(facts) = state.index.trust(&key) else { continue };
-                if here.contains(&facts.agent) || told.contains(&facts.agent) {
+                if concerns(&facts.agent) {
                     let TrustCount { expected, acknowledged, path, failing, conflict } =
                         hub.count(&facts.agent, &facts.uid, facts.generation);
                     let (uid, generation) = (facts.uid.0, facts.generation);
@@ -328,11 +338,13 @@ impl Follower {
                     trusts.push(TrustRow { key, uid, generation, expected, acknowledged, path, failing, conflict });
                 }
             }
-            for agent in agents.into_iter().filter(|agent| here.contains(agent) || told.contains(agent)) {
+            for agent in agents.into_iter().filter(|agent| concerns(agent)) {
                 let AgentTold { path, nat, conflict } = hub.told(&agent);
                 peers.push(PeerRow { streams: hub.of(&agent).len(), key: agent.into(), path, nat, conflict });
             }
-            *told = here;
+            left.iter().for_each(|agent| {
+                told.remove(agent);
+            });
         }
         let gone: Vec<_> = dirty.gone.keys().map(|uid| uid.0).collect();
         for chunk in trusts.chunks(CHUNK) {
@@ -382,7 +394,6 @@ mod tests {
     use super::*;
     use crate::authority::Stored;
     use crate::index::Index;
-    use crate::key::ObjectKey;
     use crate::metrics::Metrics;
     use crate::roll::Holder;
 
