@@ -49,17 +49,24 @@ impl Cache {
     /// Builds the one program of a workspace of ours that is kept apart, and says where it is. Its version is what its lock and
     /// sources say.
     pub fn build(&self, name: &str, sources: &Path) -> Result<PathBuf> {
-        let files = ["Cargo.toml", "Cargo.lock", "src/main.rs"].map(|file| fs::read(sources.join(file)));
-        let mut whole = Vec::new();
-        for file in files {
-            whole.extend(file.map_err(|error| format!("{}: {error}", sources.display()))?);
-        }
-        let version = format!("{:016x}", fnv(&whole));
+        let version = version(sources, &["Cargo.toml", "Cargo.lock", "src/main.rs"])?;
         self.once(name, &version, |folder| {
             let mut command = cargo();
             command.args(["install", "--quiet", "--locked", "--path"]).arg(sources).arg("--root").arg(folder);
             // By default it would be built within the sources.
             command.arg("--target-dir").arg(folder.join(BUILD));
+            vec![command]
+        })?;
+        Ok(self.program(name, &version, name))
+    }
+
+    /// The same for a program of ours in Go.
+    pub fn build_go(&self, name: &str, sources: &Path) -> Result<PathBuf> {
+        let version = version(sources, &["go.mod", "go.sum", "main.go"])?;
+        self.once(name, &version, |folder| {
+            let mut command = Command::new(go());
+            command.arg("build").arg("-C").arg(sources).args(["-trimpath", "-ldflags", "-s -w", "-o"]);
+            command.arg(folder.join("bin").join(name)).arg(".").env("CGO_ENABLED", "0");
             vec![command]
         })?;
         Ok(self.program(name, &version, name))
@@ -125,6 +132,16 @@ fn last_words(program: &str, said: &str) -> String {
     let is_error = |line: &&str| line.starts_with("error") || line.contains("server response");
     let line = lines.iter().copied().find(|line| is_error(line)).or(lines.last().copied()).unwrap_or("it says nothing");
     format!("could not be installed by {program}: {}", line.trim_start_matches("server response: "))
+}
+
+/// What these files of a folder say, in short.
+fn version(sources: &Path, files: &[&str]) -> Result<String> {
+    let mut whole = Vec::new();
+    for file in files {
+        let read = fs::read(sources.join(file));
+        whole.extend(read.map_err(|error| format!("{}: {error}", sources.display()))?);
+    }
+    Ok(format!("{:016x}", fnv(&whole)))
 }
 
 /// FNV-1a: tells versions of a few files apart, no more.

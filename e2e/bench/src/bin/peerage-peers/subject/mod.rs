@@ -8,6 +8,7 @@ mod nebula;
 mod peerage;
 mod rathole;
 mod raw_tcp;
+mod tailscale;
 mod tls;
 mod unavailable;
 mod wireguard;
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Box<dyn Subject>> {
         Box::new(iroh::Iroh),
         Box::new(wireguard::WireGuard),
         Box::new(nebula::Nebula),
+        Box::new(tailscale::Tailscale),
         Box::new(rathole::Rathole),
     ];
     all.extend(unavailable::all());

@@ -12,10 +12,6 @@ pub fn all() -> impl Iterator<Item = Box<dyn Subject>> {
             "its module github.com/fatedier/frp was refused by the Go module proxy where this was written; rathole is of the same kind",
         ),
         (
-            "Tailscale",
-            "its control server headscale was refused by the Go module proxy where this was written, and Tailscale's own is on the internet",
-        ),
-        (
             "Pilot Protocol",
             "the wheel has the daemon and no rendezvous, without which two daemons do not find each other away from the internet",
         ),
