@@ -29,6 +29,8 @@ pub struct Stage {
     /// How long operators stay away.
     pub away: Duration,
     repository: PathBuf,
+    /// The archives of the images, one a line.
+    archives: String,
     kubeconfig: PathBuf,
     _home: TempDir,
 }
@@ -54,7 +56,8 @@ impl Stage {
         let branch = Side::new(branch, "branch", repository, &archives, &mut world.lab)?;
         let kubeconfig = home.path().join("kubeconfig");
         let world = RefCell::new(world);
-        let stage = Self { hub, branch, world, runs, away, repository: repository.to_owned(), kubeconfig, _home: home };
+        let repository = repository.to_owned();
+        let stage = Self { hub, branch, world, runs, away, repository, archives, kubeconfig, _home: home };
         stage.join_kubeconfigs()?;
         Ok(stage)
     }
@@ -106,6 +109,19 @@ impl Stage {
     pub fn relay(&self) -> Result<String, Failed> {
         let world = self.world.borrow();
         world.relay_info(0).map(str::to_owned).ok_or_else(|| Failed::new("there is no relay"))
+    }
+
+    /// What is under `/app` in the image of this name, for a machine that runs no containers.
+    ///
+    /// # Errors
+    /// There is no such image.
+    pub fn unpacked(&self, image: &str) -> Result<TempDir, Failed> {
+        let named = |archive: &&str| archive.contains(&format!("peerage-test-{image}-"));
+        let archive =
+            self.archives.lines().find(named).ok_or_else(|| Failed::new(format!("there is no image {image}")))?;
+        let folder = tempfile::tempdir().trying("make a folder")?;
+        self.shell(&format!("tar -xOf {archive} layer.tar | tar -xC {} ./app", folder.path().display()))?;
+        Ok(folder)
     }
 
     /// The cluster across from one.

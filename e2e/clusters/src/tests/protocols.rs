@@ -1,10 +1,16 @@
 //! What agents speak: MCP and A2A with their official Python SDKs across the clusters, and a pipeline whose steps know only
 //! their next by name. Nothing of the SDKs is changed.
 
+use std::process::Command;
+
+use peerage_e2e::kernel::Place;
+use peerage_e2e::{Agent, Running};
 use peerage_e2e_pods::cluster::until;
 use peerage_e2e_pods::stage::{agent, deployment, restricted};
-use peerage_suite::failed::{Failed, ensure};
+use peerage_netlab::kernel::{Network, SiteConfig};
+use peerage_suite::failed::{Failed, Trying as _, ensure};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::side::Side;
 use crate::stage::Stage;
@@ -32,14 +38,13 @@ pub fn a2a(stage: &Stage) -> Result<String, Failed> {
     Ok(format!("card read and a message answered in the other cluster: {said}"))
 }
 
-/// scraper → analyzer → reporter by A2A, in the branch, the hub and the branch again: each hands on by name, and nobody
-/// orchestrates.
+/// scraper → analyzer → writer by A2A, in the branch, in the hub and on a laptop: each hands on by name, and nobody orchestrates.
 pub fn pipeline(stage: &Stage) -> Result<String, Failed> {
-    step(&stage.branch, "desk", "writer", &[])?;
     step(&stage.hub, "tools", "analyzer", &["writer"])?;
     step(&stage.branch, "web", "scraper", &["analyzer"])?;
-    agree(stage, &stage.hub, ("tools", "analyzer"), ("desk", "writer"))?;
     agree(stage, &stage.branch, ("web", "scraper"), ("tools", "analyzer"))?;
+    let writer = Writer::start(stage)?;
+    writer.agrees(stage)?;
     // Whoever starts it is in the scraper's own cluster, and trusts nobody else.
     let starter = ("reports", "reporter");
     stage.branch.cluster().apply(&[
@@ -49,7 +54,59 @@ pub fn pipeline(stage: &Stage) -> Result<String, Failed> {
     let client = stage.branch.pods.with_image("a2a", &["python3", "/app/client.py", "scraper", "page"], &[]);
     let said = once(&stage.branch, starter, "pipeline", &client)?;
     ensure(said.lines().last() == Some("page > scraper > analyzer > writer"), || format!("the pipeline says {said}"))?;
-    Ok(format!("through three agents in two clusters, by names alone: {said}"))
+    stage.hub.cluster().kubectl("delete agentlink writer")?;
+    Ok(format!("through an agent in each cluster and one on a laptop, by names alone: {said}"))
+}
+
+/// The last step, on a machine of somebody's: its program as it is in the pods', and an agent beside it.
+#[derive(Debug)]
+struct Writer {
+    agent: Agent,
+    _program: Running,
+    _place: Place,
+    _app: TempDir,
+}
+
+impl Writer {
+    fn start(stage: &Stage) -> Result<Self, Failed> {
+        let app = stage.unpacked("a2a")?;
+        let place = stage.world.borrow_mut().client("writer", &SiteConfig::new(Network::PortRestricted));
+        let place = place.trying("make a laptop")?;
+        let mut python = Command::new("/usr/bin/python3");
+        let folder = app.path().join("app");
+        python
+            .arg(folder.join("server.py"))
+            .arg("writer")
+            .env("PYTHONPATH", folder)
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        let program = place.machine.start(python, "a2a").trying("start a program on a laptop")?;
+        let answers = until(|| {
+            let mut curl = Command::new("curl");
+            curl.args(["-sS", "--max-time", "5", "http://127.0.0.1:8000/.well-known/agent-card.json"]);
+            Ok(place.machine.finish(curl, "card").trying("run curl")?.status.success())
+        })?;
+        ensure(answers, || format!("a program on a laptop does not answer: {}", place.machine.log("a2a")))?;
+        let relay = stage.relay()?;
+        let words = ["--hostname", "writer", "--relay", &relay, "--expose", "step=80:8000"];
+        let agent = Agent::start(&place.machine, &words).trying("start a laptop's agent")?;
+        agent.wait_for(Agent::beginning(), "relay", |event| event["up"] == true).trying("find a relay")?;
+        Ok(Self { agent, _program: program, _place: place, _app: app })
+    }
+
+    /// Its owner invites, the hub's links and consents for the analyzer, and its owner says yes.
+    fn agrees(&self, stage: &Stage) -> Result<(), Failed> {
+        let before = self.agent.mark();
+        let invited = self.agent.ask(&["invite"]).trying("invite")?;
+        let ticket = invited["ticket"].as_str().ok_or_else(|| Failed::new("no ticket in the answer"))?;
+        let hub = "kubectl peerage --context hub";
+        stage.shell(&format!("{hub} link writer --ticket - --namespaces tools --wait <<<{ticket}"))?;
+        stage.shell(&format!("{hub} trust analyzer writer --link writer -n tools --purpose drafts --open-nothing"))?;
+        self.agent
+            .wait_for(before, "request", |asked| asked["name"] == "analyzer.tools")
+            .trying("hear of a request")?;
+        self.agent.ask(&["approve", "analyzer.tools"]).trying("approve")?;
+        stage.hub.cluster().condition("agenttrust analyzer-writer-writer -n tools", "Ready", "True", None).map(drop)
+    }
 }
 
 /// An agent of the Agent2Agent protocol, which hands on to the next.
