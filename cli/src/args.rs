@@ -160,7 +160,7 @@ pub enum Command {
 
 #[derive(Args, Debug, Clone)]
 pub struct Up {
-    /// What this agent is called [default: what it was called before, else the machine's name]
+    /// What this agent is called, without dots [default: what it was called before, else the machine's name]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<AgentName>,
     /// A relay to be found at, as `peerage relay` prints it; repeat for more [default: those used before]

@@ -179,8 +179,8 @@ pub(crate) async fn serve_health(
 /// Takes over what was said at the start, and finds out who we are.
 fn settle(store: &mut Store, options: &Options) -> Result<AgentId, Failure> {
     let known = store.document().hostname.clone();
-    let wanted = match (&options.hostname, known) {
-        (Some(wanted), Some(known)) if *wanted != known && in_use(store) => {
+    let wanted = match (&options.hostname, &known) {
+        (Some(wanted), Some(known)) if wanted != known && in_use(store) => {
             return Err(Failure::new(
                 Code::HostnameFixed,
                 format!("this agent is `{known}`, and others know it by that name"),
@@ -188,13 +188,19 @@ fn settle(store: &mut Store, options: &Options) -> Result<AgentId, Failure> {
             ));
         }
         (Some(wanted), _) => wanted.clone(),
-        (None, Some(known)) => known,
+        (None, Some(known)) => known.clone(),
         (None, None) => system_hostname()?,
     };
     if wanted.as_str() == OPERATOR {
         let message =
             format!("`{wanted}` is what a cluster's operator is called: others would take this agent for one");
         return Err(Failure::new(Code::BadRequest, message, "say another name: `peerage up --hostname NAME`"));
+    }
+    if wanted.as_str().contains('.') && known.as_ref() != Some(&wanted) {
+        let message =
+            format!("`{wanted}` has a dot, as only names of agents in clusters do: clusters would refuse this agent");
+        let hint = format!("say a name without: `peerage up --hostname {}`", wanted.first_label());
+        return Err(Failure::new(Code::BadRequest, message, hint));
     }
     let options = options.clone();
     store.change(|document| {

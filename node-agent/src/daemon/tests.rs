@@ -289,6 +289,14 @@ async fn a_machine_is_not_called_as_an_operator_is() {
 }
 
 #[tokio::test]
+async fn a_machine_is_not_called_as_an_agent_of_a_cluster_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = Place::find(Some(dir.path())).expect("a flag is a place");
+    let refused = start(place, options("db.tools"), fake().1).await.expect_err("clusters would refuse it");
+    assert!(refused.message.contains("db.tools") && refused.hint.ends_with("--hostname db`"), "{refused}");
+}
+
+#[tokio::test]
 async fn who_asks_does_not_wait_for_the_disk_of_who_changes() {
     let dir = tempfile::tempdir().expect("a directory");
     let place = Place::find(Some(dir.path())).expect("a flag is a place");
