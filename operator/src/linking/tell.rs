@@ -56,7 +56,7 @@ pub(super) async fn run(
         tracing::debug!(%ended, "a stream to another operator ended");
         report(Going::Lost(format!(
             "the other operator does not answer ({ended}); see whether its cluster has a link to this one, and `kubectl peerage doctor` \
-             on both sides"
+             on both sides. If this link leads to a machine on its own (`peerage up`), it has none, and AgentTrusts work all the same"
         )));
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(AGAIN_AT_MOST);
