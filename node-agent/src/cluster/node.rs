@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peerage_model::operator::{Ack, Entry, Passport, Update};
 use peerage_model::stream::{StreamHeader, StreamKind};
@@ -246,6 +246,7 @@ impl Node {
 
     /// Takes an update and acts on it. It is written down before that, so that a restart does not forget what was taken back.
     pub(super) async fn update(self: &Arc<Self>, update: Update) -> Result<Option<Ack>, BadUpdate> {
+        let begun = Instant::now();
         let Some(us) = self.us() else { return Ok(None) };
         let ack = match self.follow(|follow| follow.take(update, &us))? {
             Taken::Part => return Ok(None),
@@ -259,10 +260,12 @@ impl Node {
         let node = Arc::clone(self);
         let acted = tokio::task::spawn_blocking(move || {
             node.keep_followed();
-            node.apply();
+            node.apply()
         });
-        if let Err(error) = acted.await {
-            tracing::error!(%error, "an update was not acted on to its end");
+        match acted.await {
+            Ok(true) => self.metrics.revocation.observe(begun.elapsed().as_secs_f64()),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "an update was not acted on to its end"),
         }
         self.loaded.send_replace(true);
         Ok(Some(ack))
@@ -356,8 +359,8 @@ impl Node {
         }
     }
 
-    /// Makes tunnel, names and listeners be what is followed.
-    fn apply(self: &Arc<Self>) {
+    /// Makes tunnel, names and listeners be what is followed. Whether that took somebody's trust away.
+    fn apply(self: &Arc<Self>) -> bool {
         // Under the lock, so that two changes reach the engine in the order in which they were decided.
         let mut held = self.held();
         let now = time::now();
@@ -376,13 +379,16 @@ impl Node {
         self.metrics.peers.set(i64::try_from(peers.len()).unwrap_or(i64::MAX));
         held.contacts.retain(|peer, contact| contact.sessions > 0 || peers.contains(peer));
         let new: Vec<AgentId> = peers.difference(&held.called).cloned().collect();
+        let mut has_lost = false;
         if let Some(link) = self.tunnel.get() {
             link.apply(snapshot);
+            has_lost = !held.called.is_subset(&peers);
             held.called = peers;
             drop(held);
             self.call(new);
         }
         self.news.send_modify(|news| *news += 1);
+        has_lost
     }
 
     /// Calls peers once when they become known, spread out: they say which of their ports are open, so that programs find

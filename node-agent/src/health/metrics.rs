@@ -29,7 +29,7 @@ pub struct Metrics {
     pub sessions_opened: Counter,
     /// Streams that were reset because trust ended.
     pub streams_reset: Counter,
-    /// From the write of a revocation to the reset of the peer's streams.
+    /// From the word that trust was taken back to the reset of the peer's streams.
     pub revocation: Histogram,
     relays: Arc<Mutex<BTreeMap<String, bool>>>,
 }
@@ -61,7 +61,7 @@ impl Metrics {
         registry.register("streams_reset", "Streams reset because trust ended", self.streams_reset.clone());
         registry.register_with_unit(
             "revocation",
-            "From the write of a revocation to the reset of the peer's streams",
+            "From the word that trust was taken back, the owner's or in a cluster the operator's, to the reset of the peer's streams",
             Unit::Seconds,
             self.revocation.clone(),
         );

@@ -29,6 +29,7 @@ pub struct Pod {
 }
 
 pub struct Agent {
+    health: SocketAddr,
     stopper: Stopper,
     running: JoinHandle<()>,
     socket: std::path::PathBuf,
@@ -61,15 +62,15 @@ impl Pod {
             names: true,
             dns: cluster::Dns::System,
             handed_on: None,
-            health: None,
+            health: Some(([127, 0, 0, 1], 0).into()),
             reserved: Vec::new(),
             addresses: Vec::new(),
         };
         let place = Place::find(Some(&state)).expect("a place");
         let socket = place.socket();
         let started = cluster::start(place, options, Box::new(driver::starter)).await.expect("it starts");
-        let stopper = started.stopper();
-        Agent { stopper, running: tokio::spawn(started.run()), socket }
+        let (stopper, health) = (started.stopper(), started.health.expect("it was asked for"));
+        Agent { health, stopper, running: tokio::spawn(started.run()), socket }
     }
 }
 
@@ -83,6 +84,16 @@ impl Agent {
     /// What the control socket answers: the value, or the failure.
     pub async fn ask(&self, request: &str) -> Result<Value, Value> {
         ask(&self.socket, request).await
+    }
+
+    /// What it counts.
+    pub async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.health).await.expect("it listens");
+        let request = "GET /metrics HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        answer
     }
 
     /// The status, once it is as it should be.

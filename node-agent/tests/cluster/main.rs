@@ -77,6 +77,8 @@ async fn two_enrolled_agents_reach_each_other_until_the_operator_takes_the_trust
     let took = reset(stream, begun).await;
     println!("from the operator's word to the reset of an open stream: {took:?}");
     assert_eq!(refused, 1, "it was told of one, and does not act on it");
+    let metrics = pair.reporter.metrics().await;
+    assert!(metrics.contains("peerage_agent_revocation_seconds_count 1\n"), "{metrics}");
     pair.reporter.status_until("nobody is trusted", |status| status.peers.is_empty()).await;
     let gone = TcpStream::connect((address(&db), pair.here)).await;
     assert!(gone.is_err(), "nothing listens for a peer that is gone");
