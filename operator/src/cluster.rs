@@ -4,9 +4,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use peerage_model::operator::Revision;
-use peerage_model::{InstanceId, UnixTime};
+use peerage_model::{AuthorityRecord, InstanceId, UnixTime};
 use tokio::sync::{mpsc, watch};
 
+use crate::brought::Brought;
 use crate::hub::Hub;
 use crate::index::{Dirty, Index};
 use crate::key::ObjectKey;
@@ -54,6 +55,8 @@ pub struct Cluster {
     state: RwLock<State>,
     /// Who is connected.
     pub hub: Arc<Hub>,
+    /// Keys of other authorities that their agents showed.
+    pub brought: Brought,
     /// How the watches are.
     pub watches: Vec<Arc<Health>>,
     /// What is counted.
@@ -74,7 +77,8 @@ impl Cluster {
         news: mpsc::UnboundedSender<News>,
     ) -> Self {
         let state = RwLock::new(State { index, roll: Roll::default() });
-        Self { state, hub: Arc::default(), watches, metrics, epoch, changes: watch::Sender::new(0), news }
+        let (hub, brought, changes) = (Arc::default(), Brought::default(), watch::Sender::new(0));
+        Self { state, hub, brought, watches, metrics, epoch, changes, news }
     }
 
     /// For reading. Never held across an await.
@@ -237,6 +241,11 @@ impl Cluster {
         }
         // Other clusters are told as well, by who waits for changes.
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// An agent handed on which keys its peer's authority uses.
+    pub fn bring(&self, record: AuthorityRecord) {
+        self.brought.take(record, &self.read().index, Instant::now());
     }
 
     /// Something that only conditions depend on changed.

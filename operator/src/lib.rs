@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod ask;
 pub mod authority;
+pub mod brought;
 pub mod causes;
 pub mod certificates;
 pub mod clock;

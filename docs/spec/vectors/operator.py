@@ -89,6 +89,7 @@ def main():
         1: [{0: agent, 1: 1, 2: 4, 3: "both NATs are symmetric"}],
         2: [{0: agent, 1: 80, 2: TCP, 3: 40_000, 4: "another program listens on it"}],
         3: "0.1.0",
+        4: [other.record],
     }
     vectors = {
         "about": "docs/spec/control-plane.md; written by operator.py, an independent implementation",

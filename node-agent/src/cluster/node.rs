@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::operator::{Ack, Entry, Passport, Update};
 use peerage_model::stream::{StreamHeader, StreamKind};
-use peerage_model::{AgentId, Credential, InstanceId, UnixTime};
+use peerage_model::{AgentId, AuthorityRecord, Credential, Fingerprint, InstanceId, UnixTime};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -80,6 +80,8 @@ struct Held {
     /// Sessions of each peer, and why the last one ended.
     contacts: BTreeMap<AgentId, Contact>,
     called: BTreeSet<AgentId>,
+    /// The newest record of each other authority that a peer showed.
+    records: BTreeMap<Fingerprint, AuthorityRecord>,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +120,7 @@ impl Node {
             operator: view::Operator::default(),
             contacts: BTreeMap::new(),
             called: BTreeSet::new(),
+            records: BTreeMap::new(),
         };
         Arc::new(Self {
             options: parts.options,
@@ -378,6 +381,7 @@ impl Node {
         self.edge.apply_listed(listed, &services, reserved);
         self.metrics.peers.set(i64::try_from(peers.len()).unwrap_or(i64::MAX));
         held.contacts.retain(|peer, contact| contact.sessions > 0 || peers.contains(peer));
+        held.records.retain(|authority, _| peers.iter().any(|peer| peer.authority == *authority));
         let new: Vec<AgentId> = peers.difference(&held.called).cloned().collect();
         let mut has_lost = false;
         if let Some(link) = self.tunnel.get() {
@@ -474,6 +478,20 @@ impl Node {
         self.held().contacts.get(peer).and_then(|contact| contact.last_end.clone())
     }
 
+    /// Keeps the keys that a peer showed, until the operator has heard of them.
+    fn learn_record(&self, record: AuthorityRecord) {
+        let (of, mut held) = (record.fingerprint(), self.held());
+        let is_news = held.records.get(&of).is_none_or(|known| known.sequence() < record.sequence());
+        if of != self.options.authority && is_news {
+            held.records.insert(of, record);
+        }
+    }
+
+    /// The newest record of each other authority that a peer showed.
+    pub(super) fn records(&self) -> BTreeMap<Fingerprint, AuthorityRecord> {
+        self.held().records.clone()
+    }
+
     /// Acts on what happened in the tunnel, and passes it on.
     pub(super) fn hear(self: &Arc<Self>, event: LinkEvent) {
         let event = match event {
@@ -517,8 +535,11 @@ impl Node {
                 self.metrics.streams_reset.inc_by(count);
                 Event::StreamsReset { peer: self.alias(&peer), count, why }
             }
-            // The operator says which keys count.
-            LinkEvent::PeerRecord { .. } => return,
+            // The operator says which keys count, and hears of new ones from us where nobody else tells it.
+            LinkEvent::PeerRecord { record, .. } => {
+                self.learn_record(*record);
+                return;
+            }
             // An agent in a cluster invites nobody and has no mailbox: trust is declared by resources.
             LinkEvent::TrustRequested { invite, .. } => {
                 if let Some(link) = self.tunnel.get() {

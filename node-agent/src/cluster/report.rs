@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use peerage_model::AgentId;
+use peerage_model::linking::RecordBytes;
 use peerage_model::operator::{
     Conflict, MAX_REPORTED, Nat, PathWord, PeerReport, PeerState, Report, ToOperator, clipped,
 };
+use peerage_model::{AgentId, AuthorityRecord, Fingerprint};
 use tokio::time::Instant;
 
 use super::node::Node;
@@ -34,6 +35,7 @@ struct State {
     nat: Option<Nat>,
     peers: BTreeMap<AgentId, PeerReport>,
     conflicts: Vec<Conflict>,
+    records: BTreeMap<Fingerprint, AuthorityRecord>,
 }
 
 impl Reporter {
@@ -73,6 +75,9 @@ impl Reporter {
         let changed = state.peers.iter().filter(|(peer, report)| self.told.peers.get(*peer) != Some(*report));
         let changed: Vec<PeerReport> = changed.map(|(_, report)| report.clone()).collect();
         reports.extend(changed.chunks(MAX_REPORTED).map(|peers| Report { peers: peers.to_vec(), ..Report::default() }));
+        let shown = state.records.iter().filter(|(of, record)| self.told.records.get(*of) != Some(*record));
+        let shown: Vec<_> = shown.map(|(_, record)| RecordBytes(record.as_bytes().to_vec())).collect();
+        reports.extend(shown.chunks(MAX_REPORTED).map(|some| Report { records: some.to_vec(), ..Report::default() }));
         self.told = state;
         reports
     }
@@ -106,6 +111,7 @@ fn state(node: &Node, status: &LinkStatus) -> State {
         nat: (!nat.word.is_empty() && nat.word.len() <= MAX_WORD).then_some(nat),
         peers: peers.into_iter().map(report).collect(),
         conflicts: conflicts.collect(),
+        records: node.records(),
     }
 }
 
@@ -120,7 +126,8 @@ fn path(word: &str) -> PathWord {
 
 #[cfg(test)]
 mod tests {
-    use peerage_model::Fingerprint;
+    use peerage_model::{Authority, UnixTime};
+    use zeroize::Zeroizing;
 
     use super::*;
 
@@ -142,6 +149,20 @@ mod tests {
         changed.peers.extend([peer("b", PeerState::Connected)]);
         let second = reporter.changes(changed);
         assert_eq!(second, [Report { peers: vec![peer("b", PeerState::Connected).1], ..Report::default() }]);
+    }
+
+    #[test]
+    fn keys_that_a_peer_showed_are_told_once_and_again_when_they_were_rotated() {
+        let theirs = Authority::new(&Zeroizing::new([2; 96]), UnixTime(1_800_000_000));
+        let rotated = theirs.rotate(&Zeroizing::new([3; 64]), UnixTime(1_800_000_000));
+        let mut reporter = Reporter::default();
+        for (record, news) in [(theirs.record(), true), (theirs.record(), false), (rotated.record(), true)] {
+            let records = [(theirs.fingerprint(), record.clone())].into();
+            let reports = reporter.changes(State { records, ..State::default() });
+            let told: Vec<_> = reports.into_iter().flat_map(|report| report.records).collect();
+            let wanted = RecordBytes(record.as_bytes().to_vec());
+            assert_eq!(told, if news { vec![wanted] } else { Vec::new() });
+        }
     }
 
     #[test]

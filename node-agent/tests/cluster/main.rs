@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use peerage_model::operator::{GoAwayCode, Keepalive, Revision, Settings, ToAgent, ToOperator, Update};
 use peerage_model::passport::{LIFETIME, RENEWAL};
-use peerage_model::{Credential, TrustId};
+use peerage_model::{Credential, PairSecret, TrustId};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -84,6 +84,30 @@ async fn two_enrolled_agents_reach_each_other_until_the_operator_takes_the_trust
     assert!(gone.is_err(), "nothing listens for a peer that is gone");
     pair.reporter.stop().await;
     pair.db.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operator_hears_which_keys_a_peer_of_another_authority_has_and_which_follow() {
+    let (relay, ours, theirs) = (relay().await, authority(), authority());
+    let (operator, far_operator) = (Operator::start(&ours).await, Operator::start(&theirs).await);
+    let (pod, far_pod, service) = (Pod::new(), Pod::new(), echo_service().await);
+    let reporter = pod.start(&[operator.address()], ours.fingerprint()).await;
+    let (mut to_reporter, _) = operator.enrol(REPORTER).await;
+    let db = far_pod.start(&[far_operator.address()], theirs.fingerprint()).await;
+    let (mut to_db, enrolled) = far_operator.enrol(DB).await;
+    let (us, them) = (to_reporter.agent(REPORTER), to_db.agent(DB));
+    let secret = PairSecret::between(ours.agreement(), theirs.record().agreement_key(), &us, &them).expect("good keys");
+    for (to, us, them, number) in [(&mut to_db, &them, &us, 2), (&mut to_reporter, &us, &them, 1)] {
+        let mut entry = entry(&ours, us, them, &relay.info, number, free_port().await);
+        entry.peer.secrets = vec![secret.clone()];
+        to.update(full(10, vec![entry], settings(&relay.info, service))).await;
+    }
+    to_reporter.hear_of(theirs.record()).await;
+    let followed = to_db.rotate();
+    to_db.passport(DB, &enrolled.key, LIFETIME).await;
+    to_reporter.hear_of(&followed).await;
+    reporter.stop().await;
+    db.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,7 @@ use peerage_model::operator::{
     ToAgent, ToOperator, Update, split_frame,
 };
 use peerage_model::passport::{BACKDATED, LIFETIME};
-use peerage_model::{AgentId, AgreementKey, AgreementSecret, Authority, Credential, UnixTime};
+use peerage_model::{AgentId, AgreementKey, AgreementSecret, Authority, AuthorityRecord, Credential, UnixTime};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -175,6 +175,23 @@ impl Connection {
             if let ToOperator::Ack(ack) = self.next().await {
                 assert_eq!(ack.sequence, self.sequence);
                 return ack.refused;
+            }
+        }
+    }
+
+    /// The authority has other keys from here on.
+    pub fn rotate(&mut self) -> AuthorityRecord {
+        self.authority = self.authority.rotate(&Zeroizing::new(random()), wall());
+        self.authority.record().clone()
+    }
+
+    /// Waits until the agent hands on these keys of another authority.
+    pub async fn hear_of(&mut self, record: &AuthorityRecord) {
+        loop {
+            if let ToOperator::Report(report) = self.next().await
+                && report.records.iter().any(|shown| shown.0 == record.as_bytes())
+            {
+                return;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Where a link leads: to which authority, by which of its keys, over which relays.
 //!
-//! Records come from three places: the link's spec, the ticket it refers to, and the other operator, whose word the status
-//! keeps. Each is signed by the authority's root, so it does not matter who brought it; what matters is which root the
+//! Records come from the link's spec, from the ticket it refers to, and from the other operator or what our agents' peers showed,
+//! which the status keeps. Each is signed by the authority's root, so it does not matter who brought it; what matters is which root the
 //! link pins. The first that is known is pinned for good.
 
 use peerage_crds::Reason;
@@ -79,6 +79,24 @@ impl Index {
             Some(LinkRecord::Missing | LinkRecord::Invalid { .. }) | None => facts.status.machine == Some(true),
         };
         Ok(Leads { authority, records, relays, is_machine })
+    }
+
+    /// Whether a link leads to this authority.
+    #[must_use]
+    pub fn leads_to(&self, authority: &Fingerprint) -> bool {
+        self.all_leads().any(|leads| leads.authority == *authority)
+    }
+
+    /// Whether a link leads to the authority of this record and knows none as new.
+    #[must_use]
+    pub fn links_want(&self, record: &AuthorityRecord) -> bool {
+        let of = record.fingerprint();
+        let is_new = |leads: &Leads<'_>| leads.records.iter().all(|known| known.sequence() < record.sequence());
+        self.all_leads().any(|leads| leads.authority == of && is_new(&leads))
+    }
+
+    fn all_leads(&self) -> impl Iterator<Item = Leads<'_>> {
+        self.links.iter().filter_map(|(name, facts)| self.leads(name, facts).ok())
     }
 }
 

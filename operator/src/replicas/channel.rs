@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peerage_model::AuthorityRecord;
 use peerage_model::operator::{EXPORTER_LABEL, SILENCE};
 use peerage_model::pair::hkdf;
 use rustls::pki_types::ServerName;
@@ -16,7 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::{Admitted, Desk, Message, Others, PeerRow, TrustRow};
+use super::{Admitted, Counts, Desk, Message, Others, PeerRow, TrustRow};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
 use crate::heap::Heap;
@@ -31,7 +32,7 @@ pub const HTTP_PATH: &str = "/v1/replica";
 pub const UPGRADE: &str = "peerage-replica/1";
 /// Longest message.
 const MAX_MESSAGE: usize = 1 << 20;
-/// Passports and numbers in one message.
+/// Passports, numbers or keys in one message.
 const CHUNK: usize = 500;
 /// For how long numbers are gathered.
 const GATHER: Duration = Duration::from_millis(250);
@@ -147,12 +148,15 @@ async fn hear_follower<T: AsyncRead>(
 ) -> io::Result<()> {
     loop {
         match timeout(SILENCE, reader.next()).await?? {
-            Message::Counts { trusts, peers, gone } => {
+            Message::Counts(Counts { trusts, peers, gone, records }) => {
                 let mut dirty = Dirty::default();
                 dirty.trusts.extend(trusts.iter().map(|row| row.key.clone().into()));
                 dirty.judged.extend(peers.iter().map(|row| row.key.clone().into()));
                 desk.file(trusts, peers, &gone);
                 cluster.judge(dirty);
+                let now = crate::clock::now();
+                let records = records.iter().filter_map(|text| AuthorityRecord::from_text(text, now).ok());
+                records.for_each(|record| cluster.bring(record));
             }
             Message::Admitted(all) => {
                 for admitted in all {
@@ -282,6 +286,7 @@ impl Follower {
         let mut told = BTreeSet::new();
         let everything = Dirty { all: true, ..Dirty::default() };
         self.say_counts(&everything, &mut told, writer).await?;
+        let mut brought = Vec::new();
         let mut tick = tokio::time::interval(KEEPALIVE);
         loop {
             tokio::select! {
@@ -296,9 +301,30 @@ impl Follower {
                     }
                     writer.say(&Message::Admitted(all)).await?;
                 }
-                _ = tick.tick() => writer.say(&Message::Keepalive).await?,
+                _ = tick.tick() => {
+                    self.say_brought(&mut brought, writer).await?;
+                    writer.say(&Message::Keepalive).await?;
+                }
             }
         }
+    }
+
+    /// Keys of other authorities, if they are others than when we told last.
+    async fn say_brought<T: AsyncWrite>(
+        &self,
+        told: &mut Vec<AuthorityRecord>,
+        writer: &mut Writer<T>,
+    ) -> io::Result<()> {
+        let latest = self.cluster.brought.latest();
+        if *told == latest {
+            return Ok(());
+        }
+        for chunk in latest.chunks(CHUNK) {
+            let records = chunk.iter().map(AuthorityRecord::to_text).collect();
+            writer.say(&Message::Counts(Counts { records, ..Counts::default() })).await?;
+        }
+        *told = latest;
+        Ok(())
     }
 
     /// Numbers of what changed, of agents that have streams here or had some when we told last.
@@ -348,13 +374,13 @@ impl Follower {
         }
         let gone: Vec<_> = dirty.gone.keys().map(|uid| uid.0).collect();
         for chunk in trusts.chunks(CHUNK) {
-            writer.say(&Message::Counts { trusts: chunk.to_vec(), peers: Vec::new(), gone: Vec::new() }).await?;
+            writer.say(&Message::Counts(Counts { trusts: chunk.to_vec(), ..Counts::default() })).await?;
         }
         for chunk in peers.chunks(CHUNK) {
-            writer.say(&Message::Counts { trusts: Vec::new(), peers: chunk.to_vec(), gone: Vec::new() }).await?;
+            writer.say(&Message::Counts(Counts { peers: chunk.to_vec(), ..Counts::default() })).await?;
         }
         for chunk in gone.chunks(CHUNK) {
-            writer.say(&Message::Counts { trusts: Vec::new(), peers: Vec::new(), gone: chunk.to_vec() }).await?;
+            writer.say(&Message::Counts(Counts { gone: chunk.to_vec(), ..Counts::default() })).await?;
         }
         Ok(())
     }

@@ -79,6 +79,20 @@ impl PeerRow {
     }
 }
 
+/// What changed of what the streams of one replica told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Numbers of AgentTrusts.
+    pub trusts: Vec<TrustRow>,
+    /// Of AgentPeers.
+    pub peers: Vec<PeerRow>,
+    /// UIDs of AgentTrusts that were deleted.
+    pub gone: Vec<[u8; 16]>,
+    /// Keys of other authorities that agents' peers showed. A replica of the release before tells of none.
+    #[serde(default)]
+    pub records: Vec<String>,
+}
+
 /// A passport that was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
@@ -131,15 +145,8 @@ impl Admitted {
 pub enum Message {
     /// Shows that the sender holds the authority's agreement key: one proof for each key that counts.
     Proof(Vec<[u8; 32]>),
-    /// Numbers that changed; the follower's.
-    Counts {
-        /// Of AgentTrusts.
-        trusts: Vec<TrustRow>,
-        /// Of AgentPeers.
-        peers: Vec<PeerRow>,
-        /// UIDs of AgentTrusts that were deleted.
-        gone: Vec<[u8; 16]>,
-    },
+    /// What changed of what the follower's streams told.
+    Counts(Counts),
     /// Passports that were given, by either's agents.
     Admitted(Vec<Admitted>),
     /// A sign of life.

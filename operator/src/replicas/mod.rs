@@ -1,4 +1,4 @@
-//! What replicas tell each other: numbers for the leader's status, and who enrolled.
+//! What replicas tell each other: numbers and other authorities' keys for the leader's status, and who enrolled.
 //!
 //! Followers call the leader, whose address is in the Lease. Each end proves that it holds the authority's agreement key,
 //! over the TLS session's exporter, so that the certificate needs to vouch for nothing. None of this goes through
@@ -16,7 +16,7 @@ use peerage_model::TrustId;
 use tokio::sync::broadcast;
 
 pub use channel::{Follower, HTTP_PATH, UPGRADE, lead};
-pub use message::{Admitted, Message, PeerRow, TrustRow};
+pub use message::{Admitted, Counts, Message, PeerRow, TrustRow};
 
 use crate::hub::{AgentTold, Hub, TrustCount};
 use crate::key::ObjectKey;

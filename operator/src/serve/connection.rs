@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerage_model::operator::{
-    Ack, ChannelBinding, GoAway, GoAwayCode, Hello, KEEPALIVE, Keepalive, MAX_FIRST, MAX_FRAME, PREFIX, Revision,
-    SILENCE, ToAgent, ToOperator, Update, frame_len,
+    Ack, ChannelBinding, GoAway, GoAwayCode, Hello, KEEPALIVE, Keepalive, MAX_FIRST, MAX_FRAME, PREFIX, Report,
+    Revision, SILENCE, ToAgent, ToOperator, Update, frame_len,
 };
-use peerage_model::{AgreementSecret, TrustId};
+use peerage_model::{AgreementSecret, AuthorityRecord, TrustId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -29,6 +29,8 @@ const WRITE: Duration = Duration::from_secs(20);
 
 /// Acknowledgements that are timed; of an agent that owes more, the oldest are not.
 const MAX_OWED: usize = 1024;
+/// Records of other authorities that one stream may hand on between two ticks: each is a signature to verify.
+const MAX_BROUGHT: usize = 256;
 
 /// Why a stream ended.
 enum End {
@@ -116,6 +118,8 @@ struct Session<'a, T> {
     /// Updates that wait for their acknowledgement: the last part's number, since when, and whether something was
     /// deleted.
     owed: VecDeque<(u64, Instant, bool)>,
+    /// How many records it may still hand on before the next tick.
+    brings: usize,
 }
 
 async fn follow<T: AsyncRead + AsyncWrite>(
@@ -135,7 +139,8 @@ async fn follow<T: AsyncRead + AsyncWrite>(
     let gauge = &server.cluster.metrics.streams;
     gauge.inc();
     let (said, owed) = (Instant::now(), VecDeque::new());
-    let mut session = Session { server, admitted, seat, feed, writer, said, ahead, owed };
+    let brings = MAX_BROUGHT;
+    let mut session = Session { server, admitted, seat, feed, writer, said, ahead, owed, brings };
     let end = session.run(reader).await;
     gauge.dec();
     session.judge();
@@ -183,6 +188,7 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
                     }
                     self.catch_up().await?;
                     self.pass_on_reports();
+                    self.brings = MAX_BROUGHT;
                     if let Some(kind) = self.server.cluster.stale() {
                         let text = format!("this replica has lost its watch of {kind}");
                         return Err(End::GoAway(GoAway::new(GoAwayCode::NotReady, &text, Some(1))));
@@ -270,6 +276,7 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
             ToOperator::Keepalive(_) => Ok(()),
             ToOperator::Ack(ack) => self.on_ack(ack),
             ToOperator::Report(report) => {
+                self.bring(&report);
                 self.seat.stream.progress().report(report);
                 Ok(())
             }
@@ -279,6 +286,18 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
             }
             ToOperator::Enrol(_) | ToOperator::Resume(_) => Err(malformed("this stream is enrolled already")),
         }
+    }
+
+    /// Takes the keys of other authorities that the agent's peers showed. What is signed by a link's root may come by anybody.
+    fn bring(&mut self, report: &Report) {
+        let now = crate::clock::now();
+        for record in report.records.iter().take(self.brings) {
+            match AuthorityRecord::verify(&record.0, now) {
+                Ok(record) => self.server.cluster.bring(record),
+                Err(error) => tracing::debug!(%error, "an agent hands on keys that are nobody's"),
+            }
+        }
+        self.brings = self.brings.saturating_sub(report.records.len());
     }
 
     fn on_ack(&mut self, ack: Ack) -> Result<(), End> {

@@ -6,7 +6,7 @@ use peerage_crds::{
     AgentLinkStatus, AgentPeerStatus, AgentRelayStatus, AgentTrustStatus, Condition, ConditionStatus, ConditionType,
     Reason, set_condition,
 };
-use peerage_model::UnixTime;
+use peerage_model::{AuthorityRecord, UnixTime};
 
 use crate::clock::api_time;
 use crate::facts::{LinkFacts, RelayFacts};
@@ -124,15 +124,23 @@ pub fn trust(index: &Index, key: &ObjectKey, live: &Live<'_>, overdue: bool) -> 
 }
 
 /// The status of an AgentLink, if it is another one than it has. `row`: what the leader's operator has found, if it has
-/// looked.
+/// looked; `brought`: which keys agents over there showed.
 #[must_use]
-pub fn link(index: &Index, name: &str, facts: &LinkFacts, row: Option<&Row>, now: UnixTime) -> Option<AgentLinkStatus> {
+pub fn link(
+    index: &Index,
+    name: &str,
+    facts: &LinkFacts,
+    row: Option<&Row>,
+    brought: Option<&AuthorityRecord>,
+    now: UnixTime,
+) -> Option<AgentLinkStatus> {
     let old = &facts.status;
     let row = row.filter(|row| row.uid == facts.uid);
     let leads = index.leads(name, facts).ok();
     let authority = leads.as_ref().map(|leads| leads.authority).or(facts.authority);
     let mut records: Vec<_> = leads.iter().flat_map(|leads| leads.records.iter().copied()).collect();
-    records.extend(row.iter().flat_map(|row| &row.records).filter(|record| Some(record.fingerprint()) == authority));
+    let found = row.iter().flat_map(|row| &row.records).chain(brought);
+    records.extend(found.filter(|record| Some(record.fingerprint()) == authority));
     records.sort_by_key(|record| std::cmp::Reverse(record.sequence()));
     records.dedup_by_key(|record| record.sequence());
     records.truncate(peerage_crds::shape::RECORDS_MAX);

@@ -270,7 +270,9 @@ impl Writer {
         // Few, so they are looked at each time.
         let (rows, refusals) = (self.links.rows(), self.links.refusals());
         for (name, facts) in index.links() {
-            let status = desired::link(index, name, facts, rows.get(name), now);
+            let authority = index.leads(name, facts).ok().map(|leads| leads.authority);
+            let brought = authority.and_then(|authority| cluster.brought.of(&authority, Instant::now()));
+            let status = desired::link(index, name, facts, rows.get(name), brought.as_ref(), now);
             writes.extend(status.map(|status| Write::Link(name.clone(), Box::new(status))));
         }
         for (name, facts) in index.relays() {

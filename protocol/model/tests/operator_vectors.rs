@@ -1,6 +1,7 @@
 //! The model agrees, byte for byte, with `docs/spec/vectors/operator.json`, which an independent implementation wrote.
 
 use data_encoding::HEXLOWER;
+use peerage_model::linking::RecordBytes;
 use peerage_model::operator::{
     Ack, ChannelBinding, Conflict, Enrol, Enrolment, Entry, GoAway, GoAwayCode, Hello, Keepalive, LocalPort, MAX_FRAME,
     Nat, Offer, Passport, PathWord, PeerReport, PeerState, PortNumber, Proof, Renew, Report, Resume, Revision,
@@ -209,6 +210,7 @@ fn the_small_messages_are_written_and_read_alike() {
             why: "another program listens on it".into(),
         }]),
         version: Some("0.1.0".into()),
+        records: vec![RecordBytes(vectors.other().record().as_bytes().to_vec())],
     };
     vectors.compare_to_operator("report", &ToOperator::Report(report));
 }

@@ -11,7 +11,7 @@ use peerage_netlab::kernel::{Network, SiteConfig};
 use peerage_suite::failed::{Failed, Trying as _, ensure};
 use serde_json::Value;
 
-use super::{REPORTER, revocation};
+use super::{REPORTER, lives, revocation};
 use crate::stage::Stage;
 
 /// What a machine's server says to whoever asks.
@@ -57,13 +57,8 @@ fn invites(stage: &Stage, agent: &Agent) -> Result<String, Failed> {
         format!("the laptop is asked {asked}")
     })?;
     agent.ask(&["approve", "reporter.reports"]).trying("approve")?;
-    let mut body = String::new();
-    let answered = until(|| {
-        let got = stage.branch.cluster().exec(REPORTER, &["app", "get", "laptop:80"]);
-        body = got.unwrap_or_else(|failed| failed.to_string());
-        Ok(body == HELLO)
-    })?;
-    ensure(answered, || format!("a pod asks the laptop, and gets {body}"))?;
+    answers(stage)?;
+    rotates(stage, agent)?;
     let told = stage.branch.trust(OF_BRANCH, |trust| !trust["status"]["path"].is_null())?;
     let path = told["status"]["path"].as_str().unwrap_or_default().to_owned();
     let open = revocation::open(stage, "laptop:80", DRIP)?;
@@ -77,10 +72,36 @@ fn invites(stage: &Stage, agent: &Agent) -> Result<String, Failed> {
     let later = stage.branch.cluster().exec(REPORTER, &["app", "get", "laptop:80"]);
     ensure(later.is_err(), || format!("the laptop answers after its owner revoked: {later:?}"))?;
     Ok(format!(
-        "a pod of the branch is answered by the laptop ({path}); its open stream is reset {} ms after the laptop's owner revoked, and \
+        "a pod of the branch is answered by the laptop ({path}), also by the laptop's next keys; its open stream is reset {} ms after the laptop's owner revoked, and \
          Ready says WaitingForPeer",
         took.as_millis()
     ))
+}
+
+/// A pod of the branch is answered by the laptop.
+fn answers(stage: &Stage) -> Result<(), Failed> {
+    let mut body = String::new();
+    let answered = until(|| {
+        let got = stage.branch.cluster().exec(REPORTER, &["app", "get", "laptop:80"]);
+        body = got.unwrap_or_else(|failed| failed.to_string());
+        Ok(body == HELLO)
+    })?;
+    ensure(answered, || format!("a pod asks the laptop, and gets {body}"))
+}
+
+/// The laptop's former keys end at once. The branch hears of the next ones from the pod that is connected, so that an agent that
+/// starts again is answered by them.
+fn rotates(stage: &Stage, agent: &Agent) -> Result<(), Failed> {
+    let newest = || {
+        let link = stage.branch.cluster().get("agentlink laptop")?;
+        Ok(link["status"]["authorityRecords"][0].clone())
+    };
+    let before = newest()?;
+    let rotated = agent.ask(&["rotate", "--at-once"]).trying("rotate")?;
+    let heard = until(|| Ok(newest()? != before))?;
+    ensure(heard, || format!("the branch has not heard of the laptop's next keys, and the laptop says {rotated}"))?;
+    lives::kill_agent(&stage.branch, "reports", "reporter")?;
+    answers(stage)
 }
 
 /// `kubectl peerage invite` in the hub, `peerage handshake` on the laptop, and the hub's owner consents.

@@ -79,7 +79,7 @@ fn rolled(cluster: &Cluster, what: &str) -> Result<(), Failed> {
 }
 
 /// Kills the agent in the pod of a workload, as the kernel does it to who takes too much memory.
-fn kill_agent(side: &Side, namespace: &str, app: &str) -> Result<(), Failed> {
+pub(super) fn kill_agent(side: &Side, namespace: &str, app: &str) -> Result<(), Failed> {
     let pods =
         side.cluster().get(&format!("pods -n {namespace} -l app={app} --field-selector=status.phase=Running"))?;
     let uid = pods["items"][0]["metadata"]["uid"].as_str().unwrap_or_default().to_owned();

@@ -4,13 +4,14 @@ use minicbor::{Decode, Encode};
 
 use super::enrol::MAX_VERSION;
 use crate::id::AgentId;
+use crate::linking::{MAX_RECORD, RecordBytes};
 use crate::snapshot::Protocol;
 
 /// Longest explanation in a report, in bytes.
 pub const MAX_TEXT: usize = 256;
 /// Longest text of [`GoAway`], in bytes.
 const MAX_GOODBYE: usize = 512;
-/// Most peers, and most conflicts, in one report.
+/// Most peers, most conflicts and most records in one report.
 pub const MAX_REPORTED: usize = 32;
 /// Longest RFC 3489 word, in bytes.
 const MAX_WORD: usize = 64;
@@ -132,6 +133,9 @@ pub struct Report {
     /// The agent's software version.
     #[n(3)]
     pub version: Option<String>,
+    /// The newest records that peers of other authorities showed, for an operator whom nobody over there may tell.
+    #[cbor(n(4), default)]
+    pub records: Vec<RecordBytes>,
 }
 
 impl Report {
@@ -142,6 +146,8 @@ impl Report {
             && self.nat.as_ref().is_none_or(|nat| nat.word.len() <= MAX_WORD && nat.behaviour.len() <= MAX_TEXT)
             && self.peers.iter().all(|peer| peer.why.as_ref().is_none_or(|why| why.len() <= MAX_TEXT))
             && conflicts.iter().all(|conflict| conflict.why.len() <= MAX_TEXT)
+            && self.records.len() <= MAX_REPORTED
+            && self.records.iter().all(|record| record.0.len() <= MAX_RECORD)
             && self.version.as_ref().is_none_or(|version| version.len() <= MAX_VERSION)
     }
 }
