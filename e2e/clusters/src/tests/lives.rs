@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use peerage_e2e_pods::cluster::Cluster;
+use peerage_e2e_pods::cluster::{Cluster, Running};
 use peerage_e2e_pods::processes;
-use peerage_e2e_pods::stage::{SIDECAR, SYSTEM};
+use peerage_e2e_pods::stage::{SIDECAR, SYSTEM, agent, deployment, restricted};
 use peerage_suite::failed::{Failed, Trying as _, ensure};
 use serde_json::{Value, json};
 
 use super::REPORTER;
-use crate::side::Side;
+use crate::side::{Side, counts};
 use crate::stage::Stage;
 
 /// Requests of one round of a steady load, and the milliseconds between two.
@@ -48,8 +48,46 @@ pub fn rolling_restart(stage: &Stage) -> Result<String, Failed> {
         count(&format!("relay {}", number + 1), counts)?;
     }
     count("all pods of the server", under_load(&stage.branch, || restart(hub, "deployment/db -n tools"))?)?;
-    count("the client's own agent", under_load(&stage.branch, || kill_agent(&stage.branch, "reports", "reporter"))?)?;
+    count("all pods of a client", of_clients(stage)?)?;
     Ok(said.join("; "))
+}
+
+/// What came of the requests of a client's pod that is replaced, and of the next one's: their program is the load, so it ends with
+/// them, and their agents after it.
+fn of_clients(stage: &Stage) -> Result<Total, Failed> {
+    let side = &stage.branch;
+    let cluster = side.cluster();
+    let calls = side.trust_across(&stage.hub, "reports", "caller", "db.tools", &[])?;
+    stage.hub.cluster().apply(&[stage.hub.trust_across(side, "tools", "db", "caller.reports", &["mcp"])?])?;
+    stage.hub.cluster().condition("agenttrust db-caller -n tools", "Programmed", "True", None)?;
+    let (all, pause) = (u32::MAX.to_string(), PAUSE.to_string());
+    let load = side.pods.container(&["app", "load", "db:80", &all, &pause, "1"], &[]);
+    cluster.apply(&[agent("caller", "reports", &[]), calls, deployment("caller", "reports", &restricted(&load))])?;
+    let what = "deployment/caller -n reports";
+    rolled(cluster, what)?;
+    let former = follow_caller(cluster)?;
+    side.load(REPORTER, "db:80", ROUND, PAUSE, 1)?; // for as long as this takes, it sends
+    restart(cluster, what)?;
+    let mut total = Total::default();
+    total.add(&counts(&former.end()?)?);
+    let next = follow_caller(cluster)?;
+    side.load(REPORTER, "db:80", ROUND, PAUSE, 1)?;
+    cluster.kubectl(&format!("delete {what}"))?;
+    total.add(&counts(&next.end()?)?);
+    Ok(total)
+}
+
+/// The log of the one pod of `caller` that is not on its way out, from its first line on.
+fn follow_caller(cluster: &Cluster) -> Result<Running, Failed> {
+    let pods = cluster.get("pods -n reports -l app=caller")?;
+    let mut stays = pods["items"].as_array().into_iter().flatten();
+    let pod = stays.find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let name = pod.and_then(|pod| pod["metadata"]["name"].as_str());
+    let name = name.ok_or_else(|| Failed::new(format!("no pod of the client stays: {pods}")))?;
+    let mut running = cluster.watch(&["logs", "--follow", "-n", "reports", "-c", "app", name])?;
+    let first = running.line()?;
+    ensure(first == "loading", || format!("the load says {first}"))?;
+    Ok(running)
 }
 
 /// A second relay, so that one may go.

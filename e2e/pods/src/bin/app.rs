@@ -4,13 +4,14 @@
 //! sends that many, one connection each, and prints a JSON line of what came of them. `get HOST:PORT` asks once. `echo ADDRESS`
 //! sends back what it gets, and `hold HOST:PORT WORD` keeps a connection to it open; both print how and when it ended.
 //! `forgetful-dns ADDRESS` is a DNS server that answers a question when it is asked the second time. `sleep` waits for
-//! SIGTERM, at which all of them end at once.
+//! SIGTERM, at which all of them end at once; `load` after the request that it is at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant, SystemTime};
 const DRIP: Duration = Duration::from_millis(20);
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Whether a load has sent enough.
+static ENOUGH: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     end_at_sigterm();
@@ -55,6 +58,15 @@ fn end_at_sigterm() {
     }
     // SAFETY: the handler calls nothing that a signal handler must not.
     unsafe { libc::signal(libc::SIGTERM, end as *const () as libc::sighandler_t) };
+}
+
+/// A load says what came of its requests before it ends.
+fn end_after_this_at_sigterm() {
+    extern "C" fn enough(_: libc::c_int) {
+        ENOUGH.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the handler stores a flag and calls nothing.
+    unsafe { libc::signal(libc::SIGTERM, enough as *const () as libc::sighandler_t) };
 }
 
 fn serve(addresses: &[&str]) -> io::Result<()> {
@@ -228,9 +240,10 @@ fn load(target: &str, count: &str, pause: &str, retries: &str) -> io::Result<()>
     let number = |text: &str| text.parse::<u32>().map_err(io::Error::other);
     let (count, pause, retries) = (number(count)?, Duration::from_millis(number(pause)?.into()), number(retries)?);
     let mut counts = Counts::default();
+    end_after_this_at_sigterm();
     println!("loading");
     let begun = Instant::now();
-    for _ in 0..count {
+    for _ in (0..count).take_while(|_| !ENOUGH.load(Ordering::Relaxed)) {
         let asked = Instant::now();
         one(target, retries, begun, &mut counts);
         counts.slowest = counts.slowest.max(asked.elapsed());
