@@ -117,4 +117,6 @@ pub struct Occupancy {
     pub mail: usize,
     /// Bytes counted against the memory limit of mailboxes.
     pub mailbox_memory: usize,
+    /// BINDs that wait for their turn.
+    pub binds_waiting: usize,
 }

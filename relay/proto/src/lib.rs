@@ -24,4 +24,4 @@ pub use counters::{Counters, DropReason, Occupancy};
 pub use limits::{Access, Limits, Quota};
 pub use network::Network;
 pub use place::{Place, StreamId};
-pub use relay::{Config, Decision, Forward, Handled, Ingress, Notice, Proof, Proven, Received, Relay, Reply, Step};
+pub use relay::{Config, Decision, Forward, Handled, Ingress, Notice, Proof, Proven, Relay, Reply};

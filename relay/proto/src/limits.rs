@@ -88,7 +88,8 @@ pub struct Limits {
     pub network: Quota,
     /// Visitors of one /24 or /48 at one time.
     pub visitors_per_network: u32,
-    /// BIND, VISIT and MOVE of one /24 or /48.
+    /// BIND, VISIT, MOVE and streams of one /24 or /48. At once, what all of its bindings need to come back by streams, twice one
+    /// each: a company behind one address is one network, and a restart of the relay brings all of it.
     pub handshakes: Rate,
     /// BINDs in all, by who is not bound at that address; and as many by who is.
     pub binds: Rate,
@@ -114,8 +115,8 @@ impl Limits {
             authority: Quota::gigabit(10_000),
             network: Quota::gigabit(2_500),
             visitors_per_network: 1_024,
-            handshakes: Rate::new(50, 200),
-            binds: Rate::new(1_000, 2_000),
+            handshakes: Rate::new(200, 5_000),
+            binds: Rate::new(2_000, 10_000),
             flows_per_binding: 4_096,
             memory: 256 << 20,
             mailbox_memory: 16 << 20,
@@ -131,6 +132,7 @@ impl Limits {
         Self {
             authority: Quota::unlimited(10_000),
             network: Quota::unlimited(10_000),
+            handshakes: Rate::new(200, 20_000),
             mailboxes_per_network: 10_000,
             ..Self::open()
         }

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use peerage_model::relay::{DEFAULT_PORT, RelayInfo};
 use peerage_model::{AgreementKey, AgreementSecret};
-use peerage_relay_proto::{Config, Counters, Occupancy, Proof, Relay};
+use peerage_relay_proto::{Config, Counters, Occupancy, Relay};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -22,6 +21,7 @@ use crate::discovery::{self, Discovery};
 use crate::http::{self, Pages};
 use crate::keyfile::{self, KeyFile, KeyFileError};
 use crate::options::{Options, StunAddress};
+use crate::provers::Provers;
 use crate::socket::{self, BatchSocket};
 use crate::tls::{self, Tls};
 use crate::worker::{self, Shared};
@@ -82,6 +82,9 @@ pub enum RunError {
         #[source]
         cause: io::Error,
     },
+    /// There are no threads to be had.
+    #[error("cannot start the threads that look at BINDs; does the service allow threads (TasksMax=, pids limit)?")]
+    Threads(#[source] io::Error),
     /// The sockets failed while running.
     #[error("the relay's socket failed")]
     Socket(#[source] io::Error),
@@ -104,7 +107,6 @@ pub struct Bound {
     address: SocketAddr,
     info: RelayInfo,
     shared: Arc<Shared>,
-    proofs: mpsc::Receiver<Proof>,
     tls: Option<TlsPort>,
     metrics: Option<TcpListener>,
     grace: Duration,
@@ -131,7 +133,7 @@ impl Bound {
     /// Opens key file and sockets. Within a runtime.
     ///
     /// # Errors
-    /// [`RunError`], all but `Socket`.
+    /// [`RunError`], all but `Socket` and `Threads`.
     pub async fn new(options: &Options) -> Result<Self, RunError> {
         let path = options.key_file.clone().map_or_else(keyfile::default_path, Ok).map_err(RunError::Key)?;
         let KeyFile { key, lock } = keyfile::open(&path).map_err(RunError::Key)?;
@@ -157,13 +159,11 @@ impl Bound {
         let config = Config { key, access: options.access(), limits: options.limits(), seed };
         let corners = discovery.as_deref().map(Discovery::corners);
         let relay = Relay::new(config, Instant::now()).with_corners(corners);
-        let (shared, proofs) = Shared::new(relay, discovery);
         Ok(Self {
             sockets: sockets.map_err(listen)?,
             address,
             info,
-            shared: Arc::new(shared),
-            proofs,
+            shared: Arc::new(Shared::new(relay, discovery)),
             tls,
             metrics,
             grace: Duration::from_secs(u64::from(options.grace)),
@@ -207,7 +207,7 @@ impl Bound {
     /// Relays until `shutdown`; then takes no newcomers, tells every binding, forwards for the grace period, and ends.
     ///
     /// # Errors
-    /// [`RunError::Socket`].
+    /// [`RunError::Socket`], [`RunError::Threads`].
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
         let pages =
             Arc::new(Pages { registry: metrics::registry(Arc::clone(&self.shared)), ready: AtomicBool::new(true) });
@@ -224,11 +224,7 @@ impl Bound {
             let (socket, shared) = (Arc::clone(socket), Arc::clone(&self.shared));
             tasks.spawn(async move { worker::serve(&socket, &shared).await });
         }
-        let (first, shared) = (Arc::clone(&sockets[0]), Arc::clone(&self.shared));
-        tasks.spawn(async move {
-            worker::prove(self.proofs, &first, &shared).await;
-            Ok(())
-        });
+        let _provers = Provers::start(&sockets, &self.shared).map_err(RunError::Threads)?;
         if let Some(TlsPort { listener, acceptor, key, streams, .. }) = self.tls {
             let tls = Tls::new(acceptor, key, streams, Arc::clone(&self.shared), sockets.clone());
             tasks.spawn(Arc::new(tls).serve(listener));

@@ -6,11 +6,14 @@
 mod bound;
 mod discovery;
 mod http;
+mod inbox;
 mod keyfile;
 mod metrics;
 mod options;
+mod provers;
 mod socket;
 mod tls;
+mod turns;
 mod worker;
 
 pub use bound::{Bound, RunError, run};

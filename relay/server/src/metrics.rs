@@ -48,6 +48,11 @@ impl Collector for Reading {
             ("tls_queue_dropped_packets", "Packets that slow TLS streams did not take", self.0.streams.dropped()),
             ("name_lookups", "Look-ups of names answered", counters.lookups),
             ("mailbox_posts", "Posts answered, whether or not there is such a mailbox", counters.posts),
+            (
+                "overload_dropped_packets",
+                "Packets of who sent more than its share, while there was not time for all",
+                self.0.shed.load(Ordering::Relaxed),
+            ),
             ("send_errors", "Batches the kernel did not take", self.0.send_errors.load(Ordering::Relaxed)),
         ];
         for (name, help, value) in totals {
@@ -64,6 +69,7 @@ impl Collector for Reading {
             ("bound_instances", "Instances bound now", held.bound),
             ("visitors", "Visitors now", held.visitors),
             ("flows", "Pairs past first contact", held.flows),
+            ("binds_waiting", "Bindings asked for that wait for their proof to be looked at", held.binds_waiting),
             ("tls_streams", "TLS streams open now", self.0.streams.count()),
             ("tls_queued_bytes", "Bytes that wait for TLS streams", self.0.streams.waiting()),
             ("mailboxes", "Open mailboxes", held.mailboxes),

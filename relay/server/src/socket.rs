@@ -91,6 +91,15 @@ impl BatchSocket {
         self.socket.async_io(Interest::READABLE, receive).await
     }
 
+    /// The same for what is there already, which may be nothing.
+    pub(crate) fn recv_now(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
+        let receive = || self.state.recv(UdpSockRef::from(&self.socket), buffers, meta);
+        match self.socket.try_io(Interest::READABLE, receive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            received => received,
+        }
+    }
+
     /// Sends one datagram, or a batch of equal ones by GSO; waits while the kernel's queue is full.
     pub(crate) async fn send(&self, envelope: Envelope, bytes: &[u8]) -> io::Result<()> {
         let most = envelope.segment * self.state.max_gso_segments();
@@ -106,6 +115,14 @@ impl BatchSocket {
             self.socket.async_io(Interest::WRITABLE, send).await?;
         }
         Ok(())
+    }
+
+    /// Sends one datagram if the kernel has room for it at once.
+    pub(crate) fn send_now(&self, envelope: Envelope, bytes: &[u8]) -> io::Result<()> {
+        let destination = self.for_socket(envelope.to);
+        let transmit =
+            Transmit { destination, ecn: envelope.ecn, contents: bytes, segment_size: None, src_ip: envelope.local };
+        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
     }
 
     fn for_socket(&self, address: SocketAddr) -> SocketAddr {

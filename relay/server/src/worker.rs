@@ -2,27 +2,28 @@
 //!
 //! All workers share one [`Relay`] behind a lock. It is held for the look-ups only, never over a system call: at 5 Gb/s
 //! that is a few per cent of a core, and sharding the tables would make every answer a question of which shard. The proof
-//! in a BIND costs as much as a thousand packets, so it is looked at without the lock, by one task ([`prove`]) for all.
+//! in a BIND costs as much as a hundred packets: threads of their own look at those ([`crate::provers`]).
+//!
+//! While nobody has to wait, what comes is dealt with as it comes. A worker that is behind lets sources take turns ([`crate::turns`]).
 
-use std::io::{self, IoSliceMut};
+use std::cell::RefCell;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use peerage_model::UnixTime;
 use peerage_model::relay::stream::{NoFrame, PREFIX, frame_len};
-use peerage_relay_proto::{Decision, Forward, Ingress, Notice, Place, Proof, Received, Relay, Reply, Step, StreamId};
-use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
-use tokio::sync::mpsc;
+use peerage_relay_proto::{Decision, Forward, Handled, Ingress, Notice, Place, Relay, Reply, StreamId};
+use quinn_udp::{BATCH_SIZE, EcnCodepoint};
 
 use crate::discovery::Discovery;
+use crate::inbox::{BUFFER, Inbox};
 use crate::socket::{BatchSocket, Envelope};
 use crate::tls::{StreamCounters, Streams};
-
-/// The most that GRO joins.
-const BUFFER: usize = 65_536;
+use crate::turns::{self, Turns};
 
 /// The most that GSO takes: an IPv4 packet with its headers has 65 535 bytes.
 const MAX_JOINED: usize = 65_000;
@@ -32,50 +33,53 @@ const JOINED_PART: usize = 16_384;
 /// The most notices that leave with one batch of batches.
 const NOTICES: usize = 16;
 
-/// BINDs that wait for their turn: a tenth of a second's work. Whoever is turned away asks again.
-const PROOFS: usize = 256;
+/// What a worker that is behind sends before it looks again what has come: some milliseconds' work.
+const SENDS: usize = 256;
+/// Behind for this long, it has more to do than time: a burst that fits into the kernel's buffer is dealt with in less (8 MiB are 3,600
+/// single packets, 5 µs each), and is best left there.
+const BURST: Duration = Duration::from_millis(50);
+/// How often it looks from then on before it goes on. Looking costs a fraction of sending, and what it sees it can be fair about.
+const LOOKS: usize = 4;
 
 /// What all workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     relay: Mutex<Relay>,
-    proofs: mpsc::Sender<Proof>,
+    /// There is a BIND to look at.
+    pub(crate) binds: Condvar,
     /// The second address and port, where there are any.
     pub(crate) discovery: Option<Arc<Discovery>>,
     /// Batches that the kernel did not take.
     pub(crate) send_errors: AtomicU64,
+    /// Datagrams of who sent more than its share while there was not time for all.
+    pub(crate) shed: AtomicU64,
     /// Streams that can be sent to.
     pub(crate) streams: Arc<Streams>,
     pub(crate) stream_counters: StreamCounters,
 }
 
 impl Shared {
-    /// With the proofs that [`prove`] is to look at.
-    pub(crate) fn new(relay: Relay, discovery: Option<Arc<Discovery>>) -> (Self, mpsc::Receiver<Proof>) {
-        let (proofs, waiting) = mpsc::channel(PROOFS);
-        let shared = Self {
+    pub(crate) fn new(relay: Relay, discovery: Option<Arc<Discovery>>) -> Self {
+        Self {
             relay: Mutex::new(relay),
-            proofs,
+            binds: Condvar::new(),
             discovery,
             send_errors: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
             streams: Arc::default(),
             stream_counters: StreamCounters::default(),
-        };
-        (shared, waiting)
-    }
-
-    /// Puts a proof in line, if the line is short.
-    fn line_up(&self, relay: &mut Relay, proof: Proof) {
-        if let Err(mpsc::error::TrySendError::Full(proof) | mpsc::error::TrySendError::Closed(proof)) =
-            self.proofs.try_send(proof)
-        {
-            relay.turn_away(proof);
         }
     }
 
     /// A panic while the lock was held leaves tables that are still whole, since every change to them is one call.
     pub(crate) fn relay(&self) -> MutexGuard<'_, Relay> {
         self.relay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_provers(&self, relay: &Relay) {
+        if relay.has_proof() {
+            self.binds.notify_one();
+        }
     }
 
     pub(crate) fn count_send(&self, sent: io::Result<()>) {
@@ -105,21 +109,81 @@ pub(crate) enum Outgoing {
 
 /// Runs until the socket fails.
 pub(crate) async fn serve(socket: &BatchSocket, shared: &Shared) -> io::Result<()> {
-    let mut memory = vec![0_u8; BATCH_SIZE * BUFFER];
-    let mut meta = [RecvMeta::default(); BATCH_SIZE];
-    let mut outgoing = Vec::with_capacity(2 * BATCH_SIZE);
-    let mut joined = Vec::with_capacity(BUFFER);
+    let (mut inbox, mut turns, mut joined) = (Inbox::new(), Turns::default(), Vec::with_capacity(BUFFER));
+    let (mut arrived, mut outgoing, mut dealt) = (Vec::new(), Vec::with_capacity(2 * BATCH_SIZE), Vec::new());
+    let mut behind: Option<Instant> = None;
     loop {
-        let received = {
-            let mut slices = memory.chunks_exact_mut(BUFFER);
-            let mut slices: [_; BATCH_SIZE] =
-                std::array::from_fn(|_| IoSliceMut::new(slices.next().expect("memory has a buffer for each")));
-            socket.recv(&mut slices, &mut meta).await?
-        };
-        decide(shared, &mut memory, &meta[..received], &mut outgoing);
-        send_all(socket, shared, &memory, &outgoing, &mut joined).await;
+        if turns.is_empty() {
+            inbox.wait(socket, &mut arrived).await?;
+        } else if inbox.has_room() {
+            inbox.look(socket, &mut arrived)?;
+        }
+        // With less than a full look the kernel has nothing left.
+        if turns.is_empty() && arrived.len() < BATCH_SIZE {
+            behind = None;
+            dealt.append(&mut arrived);
+            let mut next = dealt.iter().copied();
+            decide(shared, &mut inbox, &mut outgoing, |_| next.next(), |_, _| {});
+        } else {
+            arrived.drain(..).for_each(|slot| turns.push(inbox.meta(slot).addr, slot));
+            if behind.get_or_insert_with(Instant::now).elapsed() >= BURST {
+                read_on(socket, shared, &mut inbox, &mut turns, &mut arrived)?;
+            }
+            deal_in_turns(shared, &mut inbox, &mut turns, &mut outgoing, &mut dealt);
+            // Nothing here waits, so others of this thread would.
+            tokio::task::yield_now().await;
+        }
+        send_all(socket, shared, &inbox.memory, &outgoing, &mut joined).await;
         outgoing.clear();
+        dealt.drain(..).for_each(|slot| inbox.release(slot));
     }
+}
+
+/// Reads on while several want something, so that who sends little is not lost behind who sends much.
+fn read_on(
+    socket: &BatchSocket,
+    shared: &Shared,
+    inbox: &mut Inbox,
+    turns: &mut Turns,
+    arrived: &mut Vec<usize>,
+) -> io::Result<()> {
+    for _ in 0..LOOKS {
+        if !turns.is_contested() {
+            break;
+        }
+        while !inbox.has_room()
+            && let Some(slot) = turns.shed()
+        {
+            let meta = inbox.meta(slot);
+            let datagrams = meta.len.div_ceil(meta.stride.max(1)) as u64;
+            shared.shed.fetch_add(datagrams, Ordering::Relaxed);
+            inbox.release(slot);
+        }
+        inbox.look(socket, arrived)?;
+        let all = arrived.len() < BATCH_SIZE;
+        arrived.drain(..).for_each(|slot| turns.push(inbox.meta(slot).addr, slot));
+        if all {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn deal_in_turns(
+    shared: &Shared,
+    inbox: &mut Inbox,
+    turns: &mut Turns,
+    outgoing: &mut Vec<Outgoing>,
+    dealt: &mut Vec<usize>,
+) {
+    let turns = RefCell::new(turns);
+    let next = |sends| {
+        let more = sends < SENDS && dealt.len() < BATCH_SIZE;
+        let (_, slot) = if more { turns.borrow_mut().pop() } else { None }?;
+        dealt.push(slot);
+        Some(slot)
+    };
+    decide(shared, inbox, outgoing, next, |from, work| turns.borrow_mut().charge(from, work));
 }
 
 /// Sends what was decided. Waits for the kernel where UDP goes out, never for a stream.
@@ -198,10 +262,19 @@ fn join(memory: &[u8], parts: &[Outgoing], joined: &mut Vec<u8>) {
     }
 }
 
-fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut Vec<Outgoing>) {
+/// Asks the relay about one place after the other: `next` names them, told how much there is to send by then; `made` hears what work each was.
+fn decide(
+    shared: &Shared,
+    inbox: &mut Inbox,
+    outgoing: &mut Vec<Outgoing>,
+    mut next: impl FnMut(usize) -> Option<usize>,
+    mut made: impl FnMut(SocketAddr, i64),
+) {
     let (now, wall) = (Instant::now(), wall_time());
     let mut relay = shared.relay();
-    for (number, (buffer, meta)) in memory.chunks_exact_mut(BUFFER).zip(meta).enumerate() {
+    while let Some(slot) = next(outgoing.len()) {
+        let before = outgoing.len();
+        let (bytes, meta) = inbox.get(slot);
         let ingress = Ingress {
             now,
             wall,
@@ -209,16 +282,15 @@ fn decide(shared: &Shared, memory: &mut [u8], meta: &[RecvMeta], outgoing: &mut 
             local: meta.dst_ip,
         };
         let mut at = 0;
-        while at < meta.len {
-            let Received { consumed, step } = relay.receive(&ingress, &mut buffer[at..meta.len], meta.stride);
-            match step {
-                Step::Done(decision) => note(decision, &ingress, meta.ecn, number * BUFFER + at, outgoing),
-                Step::Prove(proof) => shared.line_up(&mut relay, proof),
-            }
+        while at < bytes.len() {
+            let Handled { consumed, decision } = relay.receive(&ingress, &mut bytes[at..], meta.stride);
+            note(decision, &ingress, meta.ecn, slot * BUFFER + at, outgoing);
             at += consumed;
         }
+        made(meta.addr, turns::work(outgoing.len() - before, bytes.len()));
     }
     tell_owners(&mut relay, now, outgoing);
+    shared.tell_provers(&relay);
 }
 
 /// What mail made the relay say to its owners. A drain tells thousands, and does that by itself.
@@ -242,27 +314,12 @@ pub(crate) fn decide_frames(
         let Some(frame) = received.get_mut(at..at + len) else {
             break;
         };
-        match relay.receive(&ingress, frame, len).step {
-            Step::Done(decision) => note(decision, &ingress, None, at, outgoing),
-            Step::Prove(proof) => shared.line_up(&mut relay, proof),
-        }
+        note(relay.receive(&ingress, frame, len).decision, &ingress, None, at, outgoing);
         used = at + len;
     }
     tell_owners(&mut relay, ingress.now, outgoing);
+    shared.tell_provers(&relay);
     Ok(used)
-}
-
-/// Looks at proofs, one after the other, and answers them. Between two of them packets have their turn.
-pub(crate) async fn prove(mut waiting: mpsc::Receiver<Proof>, socket: &BatchSocket, shared: &Shared) {
-    while let Some(proof) = waiting.recv().await {
-        let (from, local) = (proof.from(), proof.local());
-        let proven = proof.check();
-        let decision = shared.relay().conclude(proven);
-        if let Decision::Reply(reply) = decision {
-            send_all(socket, shared, &[], &[answer(from, local, reply)], &mut Vec::new()).await;
-        }
-        tokio::task::yield_now().await;
-    }
 }
 
 /// Writes down what the relay decided about a part of the memory that begins at `at`.
@@ -282,7 +339,7 @@ fn note(decision: Decision, ingress: &Ingress, ecn: Option<EcnCodepoint>, at: us
     }
 }
 
-fn answer(to: Place, local: Option<IpAddr>, reply: Reply) -> Outgoing {
+pub(crate) fn answer(to: Place, local: Option<IpAddr>, reply: Reply) -> Outgoing {
     match to {
         Place::Udp(to) => {
             let (to, segment) = (reply.destination(to), reply.as_bytes().len());

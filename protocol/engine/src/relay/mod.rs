@@ -38,6 +38,9 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 const TRIES: u32 = 4;
 /// HELLOs without an answer until somebody may look whether the relay moved: after 3 to 4 s, and then again and again.
 const SILENT_AFTER: u32 = 5;
+/// A relay that goes away is asked this often, by up to a quarter more often, until it is gone and another has its place: it is not
+/// there for us before we have bound again, and would else find us only by our next KEEPALIVE.
+const WHILE_DRAINING: Duration = Duration::from_secs(1);
 /// Keepalives without an answer until the relay counts as lost.
 const KEEPALIVES: u32 = 3;
 
@@ -115,7 +118,8 @@ struct Granted {
     probes: u32,
     /// Nonce of the latest KEEPALIVE, until it is answered.
     asked: Option<[u8; 8]>,
-    draining: bool,
+    /// The relay goes away: how often we look whether it is back.
+    draining: Option<Duration>,
     /// We were away for so long that the relay may know nothing of this.
     may_be_forgotten: bool,
 }
@@ -604,7 +608,7 @@ impl RelayClient {
             last_heard: now,
             probes: 0,
             asked: None,
-            draining: false,
+            draining: None,
             may_be_forgotten: false,
         });
         self.earlier = Some((id, grant.tag));
@@ -641,8 +645,10 @@ impl RelayClient {
 
     fn drains(&mut self, grace: Duration) {
         if let Some(granted) = &mut self.granted
-            && !std::mem::replace(&mut granted.draining, true)
+            && granted.draining.is_none()
         {
+            let [chance]: [u8; 1] = self.random.bytes();
+            granted.draining = Some(WHILE_DRAINING - WHILE_DRAINING * u32::from(chance) / (4 * 256));
             self.events.push_back(RelayEvent::Draining { grace });
         }
     }
@@ -717,9 +723,10 @@ impl RelayClient {
 impl Granted {
     /// An interval after the last packet in the quieter direction; then after 1 s and 2 s, and a last 4 s before giving up.
     fn next_keepalive(&self, interval: Duration) -> Instant {
-        match self.probes {
-            0 => self.last_sent.min(self.last_heard) + interval,
-            sent => self.last_sent + Duration::from_secs(1 << (sent - 1).min(2)),
+        match (self.probes, self.draining) {
+            (0, interval_then) => self.last_sent.min(self.last_heard) + interval_then.unwrap_or(interval),
+            (_, Some(interval)) => self.last_sent + interval,
+            (sent, None) => self.last_sent + Duration::from_secs(1 << (sent - 1).min(2)),
         }
     }
 }

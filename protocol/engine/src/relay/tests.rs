@@ -374,6 +374,25 @@ fn a_lost_drain_is_learned_from_the_next_alive() {
 }
 
 #[test]
+fn who_was_told_that_the_relay_goes_away_is_bound_again_seconds_after_it_is_back() {
+    let (mut relay, mut client, now) = bound_pair();
+    client.handle_datagram(now, &frame::alive(ENDPOINT_TAG, [0; 8], 90, flags(true, false)));
+    // Two keepalives go nowhere.
+    assert_eq!(run(&mut client, now + Duration::from_millis(2_200)).len(), 2);
+    relay.boot = BootKey::new(&Zeroizing::new([2; 32]));
+    let later = now + Duration::from_millis(2_999);
+    let keepalive = run(&mut client, later).pop().expect("it still looks");
+    assert!(matches!(Frame::parse(&keepalive), Ok((ENDPOINT_TAG, Frame::Keepalive { .. }))));
+    client.handle_datagram(later, &relay.cookie(ENDPOINT_TAG));
+    let bound = relay.bound(&sent(&mut client));
+    client.handle_datagram(later, &bound);
+    assert!(matches!(client.poll_event(), Some(RelayEvent::Draining { .. })));
+    assert!(matches!(client.poll_event(), Some(RelayEvent::Ready { .. })));
+    asked_who_else(&mut client);
+    assert!(run(&mut client, later + KEEPALIVE - Duration::from_secs(1)).is_empty(), "and then it is in no hurry");
+}
+
+#[test]
 fn who_leaves_says_so_under_the_sessions_mac_and_nothing_more() {
     let (relay, mut client, now) = bound_pair();
     let unbind = client.leave().expect("it was bound");

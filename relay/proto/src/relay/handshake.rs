@@ -10,7 +10,7 @@ use peerage_model::relay::frame::{self, AliveFlags, Cookie, EndpointId, Grant, R
 use peerage_model::{AgreementKey, Credential};
 
 use super::proof::{Outcome, Proof, Proven};
-use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply, Step};
+use super::{Decision, Ingress, LIFETIME_SECS, Relay, Reply};
 use crate::counters::DropReason;
 use crate::limits::{CHOICES, COOKIE_WINDOW, RECENT};
 use crate::mailbox::Card;
@@ -47,20 +47,24 @@ impl Relay {
 
     /// Cookie first: a forged address must not use up the handshakes of the network it names.
     fn admit(&mut self, ingress: &Ingress, cookie: Cookie) -> Result<(), DropReason> {
+        self.prove_address(ingress, cookie)?;
+        self.admit_handshake(ingress)
+    }
+
+    fn prove_address(&self, ingress: &Ingress, cookie: Cookie) -> Result<(), DropReason> {
         let window = self.window(ingress);
         let is_of = |window| {
             let expected = self.cookie(ingress, window);
             constant_time::verify_slices_are_equal(&expected.0, &cookie.0).is_ok()
         };
         let fresh = is_of(window) || window.checked_sub(1).is_some_and(is_of);
-        if !fresh {
-            return Err(DropReason::BadCookie);
-        }
-        let rate = self.limits.handshakes;
-        if !self.handshakes.admit(&self.boot_key, ingress.from.address(), rate, ingress.now) {
-            return Err(DropReason::Quota);
-        }
-        Ok(())
+        if fresh { Ok(()) } else { Err(DropReason::BadCookie) }
+    }
+
+    fn admit_handshake(&mut self, ingress: &Ingress) -> Result<(), DropReason> {
+        let (from, rate) = (ingress.from.address(), self.limits.handshakes);
+        let admitted = self.handshakes.admit(&self.boot_key, from, rate, ingress.now);
+        if admitted { Ok(()) } else { Err(DropReason::Quota) }
     }
 
     pub(super) fn bind(
@@ -70,24 +74,34 @@ impl Relay {
         cookie: Cookie,
         e: &AgreementKey,
         datagram: &[u8],
-    ) -> Step {
-        if let Err(reason) = self.admit(ingress, cookie) {
-            return self.drop_for(reason).into();
+    ) -> Decision {
+        if let Err(reason) = self.prove_address(ingress, cookie) {
+            return self.drop_for(reason);
         }
+        // Before any bucket: who waits for its answer and asks again has paid.
         if let Some(answer) = self.repeat_bound(ingress, tag, e) {
-            return answer.into();
+            return answer;
+        }
+        if self.line.holds(ingress.from, &e.0) {
+            return Decision::Drop;
         }
         // Who is bound must be able to stay, whoever else comes.
         let here = self.table.id_at(ingress.from).and_then(|id| self.table.get(id));
-        let bucket = match here.and_then(Source::binding) {
-            Some(_) => &mut self.renewals,
-            None => &mut self.newcomers,
-        };
+        let renews = here.and_then(Source::binding).is_some();
+        if !self.line.has_room(ingress.from, renews) {
+            return self.drop_for(DropReason::Quota);
+        }
+        if let Err(reason) = self.admit_handshake(ingress) {
+            return self.drop_for(reason);
+        }
+        let bucket = if renews { &mut self.renewals } else { &mut self.newcomers };
         if !bucket.admit(self.limits.binds, ingress.now) {
-            return self.drop_for(DropReason::Quota).into();
+            return self.drop_for(DropReason::Quota);
         }
         let (key, relay) = (Arc::clone(&self.key), self.public);
-        Step::Prove(Proof { key, relay, ingress: *ingress, tag, cookie, e: *e, datagram: datagram.into() })
+        let proof = Proof { key, relay, ingress: *ingress, tag, cookie, e: *e, datagram: datagram.into() };
+        self.line.push(proof, renews);
+        Decision::Drop
     }
 
     /// Lets a BIND count for what it turned out to be.

@@ -27,9 +27,11 @@ use crate::table::Table;
 
 mod forward;
 mod handshake;
+mod line;
 mod mailbox;
 mod proof;
 
+use line::Line;
 pub use proof::{Proof, Proven};
 
 const LIFETIME_SECS: u16 = LIFETIME.as_secs() as u16;
@@ -78,30 +80,6 @@ pub enum Decision {
     Reply(Reply),
     /// A part of the buffer, to somebody else.
     Forward(Forward),
-}
-
-/// How far a frame got.
-#[derive(Debug)]
-pub enum Step {
-    /// It is decided.
-    Done(Decision),
-    /// It is a BIND that must be looked at: [`Relay::conclude`] what [`Proof::check`] finds.
-    Prove(Proof),
-}
-
-impl From<Decision> for Step {
-    fn from(decision: Decision) -> Self {
-        Self::Done(decision)
-    }
-}
-
-/// What was done with the start of a batch, before the work that a BIND needs.
-#[derive(Debug)]
-pub struct Received {
-    /// As in [`Handled`].
-    pub consumed: usize,
-    /// How far its first frame got.
-    pub step: Step,
 }
 
 /// Segments to send on.
@@ -211,6 +189,7 @@ pub struct Relay {
     /// BINDs of who is not bound where they come from, and of who is.
     newcomers: Bucket,
     renewals: Bucket,
+    line: Line,
     next_sweep: Instant,
     counters: Counters,
     corners: Option<Corners>,
@@ -243,6 +222,7 @@ impl Relay {
             handshakes: SpreadBuckets::new(now),
             newcomers: Bucket::full(now),
             renewals: Bucket::full(now),
+            line: Line::default(),
             next_sweep: now + SWEEP,
             counters: Counters::default(),
         }
@@ -270,39 +250,49 @@ impl Relay {
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
         let (mailboxes, mail) = self.mailboxes.occupancy();
-        Occupancy { mailboxes, mail, mailbox_memory: self.mailboxes.memory(), ..self.table.occupancy() }
+        let (binds_waiting, mailbox_memory) = (self.line.len(), self.mailboxes.memory());
+        Occupancy { mailboxes, mail, mailbox_memory, binds_waiting, ..self.table.occupancy() }
     }
 
     /// Deals with the start of `batch`: segments of `segment` bytes (the last may be shorter), all from one source, as
     /// GRO delivers them; a single datagram is a batch of one. The caller acts on the decision, then passes the rest.
     pub fn handle(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Handled {
-        let Received { consumed, step } = self.receive(ingress, batch, segment);
-        let decision = match step {
-            Step::Done(decision) => decision,
-            Step::Prove(proof) => self.conclude(proof.check()),
-        };
-        Handled { consumed, decision }
+        let handled = self.receive(ingress, batch, segment);
+        match self.poll_proof() {
+            Some(proof) => Handled { decision: self.conclude(proof.check()), ..handled },
+            None => handled,
+        }
     }
 
-    /// As [`Self::handle`], but for the proof in a BIND, which costs as much as a thousand packets: who shares a relay
-    /// between threads looks at it while the others go on.
-    pub fn receive(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Received {
+    /// As [`Self::handle`], but for the proof in a BIND, which costs as much as a hundred packets: it waits for
+    /// [`Self::poll_proof`], so that who shares a relay between threads looks at it while the others go on.
+    pub fn receive(&mut self, ingress: &Ingress, batch: &mut [u8], segment: usize) -> Handled {
         let segment = segment.clamp(1, batch.len().max(1));
         let first = segment.min(batch.len());
-        let step = match batch.first() {
+        let decision = match batch.first() {
             Some(0..=3) => match ingress.from {
-                Place::Udp(from) => self.handle_stun(ingress.now, from, &batch[..first], Corner::default()).into(),
+                Place::Udp(from) => self.handle_stun(ingress.now, from, &batch[..first], Corner::default()),
                 // What a NAT does to TCP says nothing about UDP.
-                Place::Stream(..) => self.drop_for(DropReason::Stun).into(),
+                Place::Stream(..) => self.drop_for(DropReason::Stun),
             },
             Some(&frame::VERSION_1) if matches!(batch.get(1), Some(12 | 13)) => {
-                let Handled { consumed, decision } = self.forward(ingress, batch, segment);
-                return Received { consumed, step: decision.into() };
+                return self.forward(ingress, batch, segment);
             }
             Some(&frame::VERSION_1) => self.handle_frame(ingress, &batch[..first]),
-            Some(_) | None => self.drop_for(DropReason::Malformed).into(),
+            Some(_) | None => self.drop_for(DropReason::Malformed),
         };
-        Received { consumed: first, step }
+        Handled { consumed: first, decision }
+    }
+
+    /// Whether a BIND waits for [`Self::poll_proof`].
+    #[must_use]
+    pub fn has_proof(&self) -> bool {
+        self.line.len() > 0
+    }
+
+    /// The BIND whose turn it is: [`Self::conclude`] what [`Proof::check`] finds. Call until `None` after [`Self::receive`].
+    pub fn poll_proof(&mut self) -> Option<Proof> {
+        self.line.pop()
     }
 
     /// A STUN request that came to one of the places that only answer STUN.
@@ -329,13 +319,13 @@ impl Relay {
         Decision::Reply(Reply { from: answer.from, port: answer.port, ..Reply::new(answer.as_bytes()) })
     }
 
-    fn handle_frame(&mut self, ingress: &Ingress, datagram: &[u8]) -> Step {
+    fn handle_frame(&mut self, ingress: &Ingress, datagram: &[u8]) -> Decision {
         let Ok((tag, frame)) = Frame::parse(datagram) else {
-            return self.drop_for(DropReason::Malformed).into();
+            return self.drop_for(DropReason::Malformed);
         };
-        let decision = match frame {
+        match frame {
             Frame::Hello => self.hello(ingress, tag),
-            Frame::Bind { cookie, e, sealed: _, mac: _ } => return self.bind(ingress, tag, cookie, &e, datagram),
+            Frame::Bind { cookie, e, sealed: _, mac: _ } => self.bind(ingress, tag, cookie, &e, datagram),
             Frame::Visit { cookie, earlier } => self.visit(ingress, tag, cookie, earlier),
             Frame::Move { cookie, id, counter, mac: _ } => self.relocate(ingress, tag, cookie, id, counter, datagram),
             Frame::Keepalive { nonce } => self.keepalive(ingress, tag, nonce),
@@ -357,8 +347,7 @@ impl Relay {
             | Frame::Mail { .. }
             | Frame::Others { .. }
             | Frame::From { .. } => self.drop_for(DropReason::Malformed),
-        };
-        decision.into()
+        }
     }
 
     /// Whether another stream from this address may begin now; charged like a handshake, which it is about to cost.
@@ -384,6 +373,7 @@ impl Relay {
 
     /// A stream is gone. Who was there has a little while to come back by another way.
     pub fn stream_ended(&mut self, place: Place, now: Instant) {
+        self.line.forget(place);
         self.table.hurry(place, now);
     }
 

@@ -1,7 +1,7 @@
-//! The proof in a BIND: two key agreements and two signatures, some 0.3 ms, and nothing of the relay but its key.
+//! The proof in a BIND: two key agreements and two signatures, some 0.2 ms, and nothing of the relay but its key.
 //!
-//! So whoever runs a relay can look at it away from the tables that every packet needs: [`Relay::receive`] admits a BIND
-//! and hands out a [`Proof`], [`Proof::check`] does the work, [`Relay::conclude`] lets the relay act on what came out.
+//! So whoever runs a relay can look at it away from the tables that every packet needs: [`super::Relay::receive`] admits a BIND
+//! and hands out a [`Proof`], [`Proof::check`] does the work, [`super::Relay::conclude`] lets the relay act on what came out.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use peerage_model::relay::frame::keys::{MacKey, Opening};
 use peerage_model::relay::frame::{Cookie, Frame, Refusal, SEAL_TAG, Tag};
 use peerage_model::{AgreementKey, AgreementSecret, Credential};
 
-use super::{Ingress, Relay};
+use super::Ingress;
 use crate::place::Place;
 
 /// A BIND that was admitted, and is not believed yet.
@@ -93,13 +93,5 @@ impl fmt::Debug for Proven {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let proven = matches!(self.outcome, Outcome::Proven { .. });
         f.debug_struct("Proven").field("proven", &proven).finish_non_exhaustive()
-    }
-}
-
-impl Relay {
-    /// A [`Proof`] that nobody had the time to look at.
-    pub fn turn_away(&mut self, proof: Proof) {
-        drop(proof);
-        self.counters.drop(crate::counters::DropReason::Quota, 1);
     }
 }

@@ -9,7 +9,7 @@ use crate::common::{
 use peerage_model::relay::frame::keys;
 use peerage_model::relay::frame::{self, AliveFlags, Cookie, Destination, Frame, Refusal, Tag};
 use peerage_model::{AgreementSecret, InstanceId};
-use peerage_relay_proto::{Access, Decision, DropReason, Limits, Proof, Step};
+use peerage_relay_proto::{Access, Decision, DropReason, Limits, Proof};
 
 const HOME: &str = "192.0.2.7:4000";
 const ELSEWHERE: &str = "198.51.100.9:5000";
@@ -53,10 +53,8 @@ fn bind_of(world: &mut World, agent: &Agent) -> Vec<u8> {
 }
 
 fn proof_in(world: &mut World, bind: &[u8]) -> Proof {
-    match world.relay.receive(&world.ingress(addr(HOME)), &mut bind.to_vec(), bind.len()).step {
-        Step::Prove(proof) => proof,
-        done @ Step::Done(_) => panic!("a proof, not {done:?}"),
-    }
+    world.relay.receive(&world.ingress(addr(HOME)), &mut bind.to_vec(), bind.len());
+    world.relay.poll_proof().expect("it waits for its turn")
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn one_networks_visitors_are_limited() {
 
 #[test]
 fn handshakes_of_one_network_are_limited() {
-    let mut world = World::open();
+    let mut world = World::new(Access::Open, Limits { handshakes: Rate::new(50, 200), ..Limits::open() });
     let db = agent(1, "db", 10);
     let answered = (0..300_u16)
         .filter(|n| {

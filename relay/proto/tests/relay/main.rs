@@ -4,5 +4,6 @@ mod binding;
 mod common;
 mod floods;
 mod forwarding;
+mod line;
 mod mailbox;
 mod streams;

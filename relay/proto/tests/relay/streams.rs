@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::{Client, Out, PACKET, World, addr, agent, bound_in, visiting_in};
 use peerage_model::relay::frame::{self, Destination, Frame, Tag};
-use peerage_relay_proto::{Decision, DropReason, Place, StreamId};
+use peerage_relay_proto::{Access, Decision, DropReason, Limits, Place, Rate, StreamId};
 
 const HOME: &str = "192.0.2.7:4000";
 const DIALER: &str = "198.51.100.9:5000";
@@ -136,7 +136,8 @@ fn stun_is_not_spoken_on_a_stream() {
 
 #[test]
 fn streams_of_one_network_begin_at_the_rate_of_handshakes() {
-    let mut world = World::open();
+    let handshakes = Rate::new(50, 200);
+    let mut world = World::new(Access::Open, Limits { handshakes, ..Limits::open() });
     let admitted =
         |world: &mut World, from: &str| (0..1000).filter(|_| world.relay.admit_stream(addr(from), world.now)).count();
     assert_eq!(admitted(&mut world, DIALER), 200);

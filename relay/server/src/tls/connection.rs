@@ -13,6 +13,7 @@ use peerage_model::relay::stream::{ChannelBinding, EXPORTER_LABEL, PREFIX, frame
 use peerage_relay_proto::Place;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
@@ -88,10 +89,11 @@ async fn exchange(
     let opened = tls.shared.streams.open(id);
     let socket = &tls.sockets[usize::try_from(id.0).unwrap_or(0) % tls.sockets.len()];
     let (reader, writer) = tokio::io::split(stream);
+    let answered = Notify::new();
     tokio::select! {
         ended = receive(reader, received, place, socket, &tls.shared) => ended,
-        ended = send(writer, &opened.queue) => ended,
-        () = until_useless(&tls.shared, place, seat) => Ok(()),
+        ended = send(writer, &opened.queue, &answered) => ended,
+        () = until_useless(&tls.shared, place, seat, &answered) => Ok(()),
     }
 }
 
@@ -117,22 +119,28 @@ async fn receive(
     }
 }
 
-/// Writes what waits, a record at a time.
-async fn send(mut writer: impl AsyncWrite + Unpin, queue: &Queue) -> io::Result<()> {
+/// Writes what waits, a record at a time, and tells that something was said.
+async fn send(mut writer: impl AsyncWrite + Unpin, queue: &Queue, answered: &Notify) -> io::Result<()> {
     loop {
         let mut record = Vec::new();
         queue.take(&mut record, RECORD).await;
         writer.write_all(&record).await?;
         writer.flush().await?;
+        answered.notify_one();
     }
 }
 
 /// Returns when nobody has been bound or visiting through the stream for a while. A binding that is silent for too long
 /// ends in the relay, and by this rule here.
-async fn until_useless(shared: &Shared, place: Place, mut seat: Seat) {
+async fn until_useless(shared: &Shared, place: Place, mut seat: Seat, answered: &Notify) {
     let mut useful = Instant::now();
     while useful.elapsed() < USELESS {
-        sleep(if seat.is_settled() { CHECK } else { FIRST_CHECKS }).await;
+        if seat.is_settled() {
+            sleep(CHECK).await;
+        } else {
+            // What was said may have been BOUND: the seat is another's at once. After a restart thousands wait for one.
+            let _ = timeout(FIRST_CHECKS, answered.notified()).await;
+        }
         if shared.relay().knows(place) {
             useful = Instant::now();
             seat.settle();

@@ -1,4 +1,4 @@
-//! A client on a real socket, by hand from the codec; shared with the benchmark.
+//! A client on a real socket, by hand from the codec.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;

@@ -1,0 +1,103 @@
+//! Memory for what a worker has received: a place for each datagram, or batch of them that the kernel has joined.
+//!
+//! There are more places than one look at the socket fills, for what waits while the worker is behind. Those beyond are touched only then.
+
+use std::io::{self, IoSliceMut};
+
+use quinn_udp::{BATCH_SIZE, RecvMeta};
+
+use crate::socket::BatchSocket;
+
+/// The most that GRO joins.
+pub(crate) const BUFFER: usize = 65_536;
+/// 8 MiB.
+const SLOTS: usize = 4 * BATCH_SIZE;
+
+/// Numbered places.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    /// All places, one behind the other.
+    pub(crate) memory: Vec<u8>,
+    meta: Vec<RecvMeta>,
+    is_free: Vec<bool>,
+    free: usize,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Self {
+        Self {
+            memory: vec![0; SLOTS * BUFFER],
+            meta: vec![RecvMeta::default(); SLOTS],
+            is_free: vec![true; SLOTS],
+            free: SLOTS,
+        }
+    }
+
+    /// Whether the next look finds a place for all that it may bring.
+    pub(crate) fn has_room(&self) -> bool {
+        self.free >= BATCH_SIZE
+    }
+
+    /// Waits for datagrams; `arrived` is told their places, in the order in which they came.
+    pub(crate) async fn wait(&mut self, socket: &BatchSocket, arrived: &mut Vec<usize>) -> io::Result<()> {
+        let mut meta = [RecvMeta::default(); BATCH_SIZE];
+        let received = {
+            let (mut slices, slots) = self.places();
+            let received = socket.recv(&mut slices, &mut meta).await?;
+            arrived.extend_from_slice(&slots[..received]);
+            received
+        };
+        self.take(&meta[..received], arrived);
+        Ok(())
+    }
+
+    /// The same for what is there already.
+    pub(crate) fn look(&mut self, socket: &BatchSocket, arrived: &mut Vec<usize>) -> io::Result<()> {
+        let mut meta = [RecvMeta::default(); BATCH_SIZE];
+        let received = {
+            let (mut slices, slots) = self.places();
+            let received = socket.recv_now(&mut slices, &mut meta)?;
+            arrived.extend_from_slice(&slots[..received]);
+            received
+        };
+        self.take(&meta[..received], arrived);
+        Ok(())
+    }
+
+    /// What is in a place.
+    pub(crate) fn get(&mut self, slot: usize) -> (&mut [u8], RecvMeta) {
+        let meta = self.meta[slot];
+        (&mut self.memory[slot * BUFFER..][..meta.len], meta)
+    }
+
+    /// Who sent what is in a place, and how many datagrams it is.
+    pub(crate) fn meta(&self, slot: usize) -> &RecvMeta {
+        &self.meta[slot]
+    }
+
+    /// It is dealt with.
+    pub(crate) fn release(&mut self, slot: usize) {
+        self.is_free[slot] = true;
+        self.free += 1;
+    }
+
+    fn places(&mut self) -> ([IoSliceMut<'_>; BATCH_SIZE], [usize; BATCH_SIZE]) {
+        let mut slots = [0; BATCH_SIZE];
+        let places = self.memory.chunks_exact_mut(BUFFER).zip(&self.is_free).enumerate();
+        let mut free = places.filter(|(_, (_, is_free))| **is_free);
+        let slices = std::array::from_fn(|number| {
+            let (slot, (place, _)) = free.next().expect("who looks has made room");
+            slots[number] = slot;
+            IoSliceMut::new(place)
+        });
+        (slices, slots)
+    }
+
+    fn take(&mut self, meta: &[RecvMeta], arrived: &[usize]) {
+        for (slot, meta) in arrived[arrived.len() - meta.len()..].iter().zip(meta) {
+            self.meta[*slot] = *meta;
+            self.is_free[*slot] = false;
+            self.free -= 1;
+        }
+    }
+}
