@@ -29,7 +29,7 @@ impl Relay {
     /// # Errors
     /// It does not start.
     pub fn start(peerage: &Path, place: &Place, port: u16, folder: &Path) -> Result<Self> {
-        Self::run(peerage, place, port, folder, &["--open".to_owned()])
+        Self::start_with(peerage, place, port, folder, &["--open".to_owned()])
     }
 
     /// Starts one for these agents only, whose traffic it does not limit: 200 000 packets a second, the limit of an open
@@ -43,7 +43,7 @@ impl Relay {
             let status: Status = ask(&agent.state, &Request::Status)?;
             access.extend(["--allow-authority".to_owned(), status.agent.authority.to_string()]);
         }
-        let relay = Self::run(peerage, place, port, folder, &access)?;
+        let relay = Self::start_with(peerage, place, port, folder, &access)?;
         for agent in agents {
             until("an agent to find the relay", || {
                 let status: Status = ask(&agent.state, &Request::Status)?;
@@ -53,11 +53,15 @@ impl Relay {
         Ok(relay)
     }
 
-    fn run(peerage: &Path, place: &Place, port: u16, folder: &Path, access: &[String]) -> Result<Self> {
+    /// Starts one with these options. In the same folder it is the same relay as before.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_with(peerage: &Path, place: &Place, port: u16, folder: &Path, options: &[String]) -> Result<Self> {
         let address = place.address(port);
         let key = folder.join("relay.key");
         let mut command = Command::new(peerage);
-        command.arg("relay").args(access);
+        command.arg("relay").args(options);
         command.arg("--listen").arg(address.to_string()).arg("--key-file").arg(&key);
         // Its key is made at the first start and stays, so a second start tells what the first was called.
         let said = folder.join("relay.out");

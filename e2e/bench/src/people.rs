@@ -37,9 +37,22 @@ impl Person {
     /// The key of a new run, and what vouches for it.
     #[must_use]
     pub fn instance(&self) -> (AgreementSecret, Vec<u8>) {
+        self.instance_of(&self.id)
+    }
+
+    /// The same for another agent of this authority, one of many.
+    ///
+    /// # Panics
+    /// Never.
+    #[must_use]
+    pub fn member(&self, number: u32) -> (AgreementSecret, Vec<u8>) {
+        self.instance_of(&self.authority.agent(format!("a{number}").parse().expect("that is a label")))
+    }
+
+    fn instance_of(&self, id: &AgentId) -> (AgreementSecret, Vec<u8>) {
         let secret = AgreementSecret::from_bytes(random());
         let (from, until) = (wall().minus(BACKDATED), wall().plus(LIFETIME));
-        let passport = self.authority.issue(&self.id, secret.public(), from, until);
+        let passport = self.authority.issue(id, secret.public(), from, until);
         (secret, Credential::join(self.authority.record(), passport))
     }
 

@@ -8,7 +8,6 @@ mod bare;
 mod memory;
 mod report;
 mod setup;
-mod streams;
 mod throughput;
 
 use std::path::PathBuf;
@@ -36,7 +35,7 @@ struct Arguments {
     /// Mebibytes that each throughput measurement sends over one stream
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     mebibytes: u32,
-    /// Measure only these; `streams`, ten thousand idle clients of a relay by TLS, is measured when it is named
+    /// Measure only these
     #[arg(long, value_delimiter = ',', default_values_t = ["throughput", "setup", "memory"].map(String::from))]
     only: Vec<String>,
     /// Use loopback also where namespaces can be made
@@ -86,9 +85,6 @@ fn measure(arguments: &Arguments, namespaces: Result<()>) -> Result<Report> {
     let wanted = |what: &str| arguments.only.iter().any(|only| only == what);
     if wanted("memory") {
         memory::measure(&arguments.peerage, arguments.agent.as_deref(), &network, &mut report)?;
-    }
-    if wanted("streams") {
-        streams::measure(&arguments.peerage, &network, &mut report)?;
     }
     if wanted("throughput") {
         throughput::measure(&arguments.peerage, &network, arguments.rounds, arguments.mebibytes, &mut report)?;

@@ -37,7 +37,7 @@ struct Setup {
 struct Memory {
     what: &'static str,
     kib: f64,
-    own_kib: Option<f64>,
+    own_kib: f64,
 }
 
 impl Report {
@@ -78,11 +78,7 @@ impl Report {
     }
 
     pub fn memory(&mut self, what: &'static str, resident: Resident) {
-        self.memory.push(Memory { what, kib: resident.total, own_kib: Some(resident.own) });
-    }
-
-    pub fn memory_each(&mut self, what: &'static str, kib: f64) {
-        self.memory.push(Memory { what, kib, own_kib: None });
+        self.memory.push(Memory { what, kib: resident.total, own_kib: resident.own });
     }
 
     pub fn print_tables(&self) {
@@ -133,8 +129,7 @@ impl Report {
         }
         println!("\n{:<50} {:>10} {:>10}", "resident memory, KiB", "all", "own");
         for row in &self.memory {
-            let own = row.own_kib.map_or_else(String::new, |own| format!("{own:.0}"));
-            println!("{:<50} {:>10.1} {own:>10}", row.what, row.kib);
+            println!("{:<50} {:>10.1} {:>10.0}", row.what, row.kib, row.own_kib);
         }
         println!("all: VmRSS, with pages of the program file that other processes share; own: RssAnon, without them");
     }

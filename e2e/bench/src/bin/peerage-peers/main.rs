@@ -4,7 +4,6 @@
 //! Whatever cannot run is told with its reason. Values of all rounds are kept; what is told is their median.
 
 mod cache;
-mod figures;
 mod helper;
 mod load;
 mod measure;
@@ -20,13 +19,13 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use cache::Cache;
-use figures::{Figures, Line};
 use measure::Measure;
 use measure::memory::Idle;
 use measure::requests::Requests;
 use measure::setup::SetUp;
 use measure::throughput::Throughput;
 use measure::transfer::{File, Link, Long};
+use peerage_bench::figures::{Figures, Line};
 use peerage_bench::network::Network;
 use peerage_bench::{Result, machine};
 use piece::{Bench, Piece};

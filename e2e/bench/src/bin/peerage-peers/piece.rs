@@ -6,10 +6,10 @@ use peerage_bench::Result;
 use peerage_bench::network::Network;
 
 use crate::cache::Cache;
-use crate::figures::Figures;
 use crate::load;
 use crate::measure::{Measure, until_answered};
 use crate::subject::{Route, Running, Stage, Subject};
+use peerage_bench::figures::Figures;
 
 /// What every part needs.
 pub struct Bench<'a> {

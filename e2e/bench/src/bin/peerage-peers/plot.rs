@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::figures::{Figures, Line, distinct, short};
+use peerage_bench::figures::{Figures, Line, distinct, short};
 
 /// Pictures, and which measures belong into each, by how their names begin. What fits several is in the first.
 const PICTURES: [(&str, &[&str]); 5] = [

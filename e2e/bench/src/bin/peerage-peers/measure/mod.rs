@@ -10,6 +10,7 @@ pub mod transfer;
 use std::time::Duration;
 
 use peerage_bench::Result;
+pub use peerage_bench::figures::Figure;
 use peerage_bench::network::{Network, Place};
 use peerage_bench::process::processor_time;
 use peerage_bench::wait::until;
@@ -27,20 +28,6 @@ pub trait Measure {
     /// # Errors
     /// Why the subject does not get through it.
     fn take(&self, network: &Network, subject: &mut dyn Running) -> Result<Vec<Figure>>;
-}
-
-/// One value of one round.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Figure {
-    pub measure: String,
-    pub value: f64,
-    pub unit: &'static str,
-}
-
-impl Figure {
-    pub fn new(measure: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        Self { measure: measure.into(), value, unit }
-    }
 }
 
 /// Waits until a request through the subject is answered.

@@ -2,10 +2,27 @@
 
 use std::fmt::Write as _;
 
-use peerage_bench::median;
 use serde::{Deserialize, Serialize};
 
-use crate::measure::Figure;
+use crate::median;
+
+/// One value of one round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// What was measured.
+    pub measure: String,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+}
+
+impl Figure {
+    /// A value.
+    pub fn new(measure: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        Self { measure: measure.into(), value, unit }
+    }
+}
 
 /// A line of JSON: what all rounds say of one measure of one subject.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
