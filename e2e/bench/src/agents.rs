@@ -168,6 +168,15 @@ impl Agent {
         Ok(())
     }
 
+    /// How many peers it has a session with.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn connected(&self) -> Result<usize> {
+        let peers: Vec<Peer> = ask(&self.state, &Request::Peers)?;
+        Ok(peers.iter().filter(|peer| peer.state == PeerState::Connected).count())
+    }
+
     /// Where programs here reach `port` of `other`.
     ///
     /// # Errors

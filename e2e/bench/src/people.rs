@@ -1,12 +1,15 @@
 //! Authorities, agents and trust made on paper, for measurements that start drivers themselves.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use peerage_agent::driver::{DriverConfig, ProxySettings, TunnelMemory};
 use peerage_model::passport::{BACKDATED, LIFETIME};
 use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{PathMode, Peer, Port, Protocol};
-use peerage_model::{AgentId, AgreementSecret, Authority, Credential, PairSecret, Snapshot, TrustId, UnixTime};
+use peerage_model::{
+    AgentId, AgreementSecret, Authority, AuthorityRecord, Credential, PairSecret, Snapshot, TrustId, UnixTime,
+};
 use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
@@ -20,7 +23,7 @@ pub const PORT: u16 = 80;
 pub struct Person {
     /// What others know it by.
     pub id: AgentId,
-    authority: Authority,
+    authority: Arc<Authority>,
 }
 
 impl Person {
@@ -30,30 +33,35 @@ impl Person {
     /// The name is no DNS label.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        let authority = Authority::new(&Zeroizing::new(random()), wall());
+        let authority = Arc::new(Authority::new(&Zeroizing::new(random()), wall()));
         Self { id: authority.agent(name.parse().expect("our names are labels")), authority }
     }
 
     /// The key of a new run, and what vouches for it.
     #[must_use]
     pub fn instance(&self) -> (AgreementSecret, Vec<u8>) {
-        self.instance_of(&self.id)
-    }
-
-    /// The same for another agent of this authority, one of many.
-    ///
-    /// # Panics
-    /// Never.
-    #[must_use]
-    pub fn member(&self, number: u32) -> (AgreementSecret, Vec<u8>) {
-        self.instance_of(&self.authority.agent(format!("a{number}").parse().expect("that is a label")))
-    }
-
-    fn instance_of(&self, id: &AgentId) -> (AgreementSecret, Vec<u8>) {
         let secret = AgreementSecret::from_bytes(random());
         let (from, until) = (wall().minus(BACKDATED), wall().plus(LIFETIME));
-        let passport = self.authority.issue(id, secret.public(), from, until);
+        let passport = self.authority.issue(&self.id, secret.public(), from, until);
         (secret, Credential::join(self.authority.record(), passport))
+    }
+
+    /// Another agent of the same authority.
+    ///
+    /// # Panics
+    /// The name is no DNS label.
+    #[must_use]
+    pub fn colleague(&self, name: &str) -> Self {
+        Self {
+            id: self.authority.agent(name.parse().expect("our names are labels")),
+            authority: Arc::clone(&self.authority),
+        }
+    }
+
+    /// What its authority shows of its keys.
+    #[must_use]
+    pub fn record(&self) -> &AuthorityRecord {
+        self.authority.record()
     }
 
     /// Our trust in `other`, which may open [`PORT`] here.
@@ -61,13 +69,20 @@ impl Person {
     /// # Errors
     /// A key of theirs is weak.
     pub fn trust(&self, other: &Self, relay: &RelayInfo) -> Result<Peer> {
-        let theirs = other.authority.record().agreement_key();
-        let secret = PairSecret::between(self.authority.agreement(), theirs, &self.id, &other.id);
+        self.trust_in(&other.id, other.record(), relay)
+    }
+
+    /// The same in somebody who is known by an id and a record.
+    ///
+    /// # Errors
+    /// A key of theirs is weak.
+    pub fn trust_in(&self, other: &AgentId, record: &AuthorityRecord, relay: &RelayInfo) -> Result<Peer> {
+        let secret = PairSecret::between(self.authority.agreement(), record.agreement_key(), &self.id, other);
         Ok(Peer {
             trust: TrustId(random()),
-            id: other.id.clone(),
+            id: other.clone(),
             secrets: vec![secret?],
-            alias: other.id.name.first_label(),
+            alias: other.name.first_label(),
             inbound: vec!["web".parse()?],
             ports: Vec::new(),
             relays: vec![relay.clone()],
@@ -118,7 +133,12 @@ pub fn random<const N: usize>() -> [u8; N] {
     out
 }
 
-fn wall() -> UnixTime {
+/// What time it is.
+///
+/// # Panics
+/// Before 1970.
+#[must_use]
+pub fn wall() -> UnixTime {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     UnixTime(since.expect("after 1970").as_secs())
 }

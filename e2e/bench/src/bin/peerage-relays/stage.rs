@@ -81,7 +81,7 @@ impl Stage {
 
     /// Another agent: the key of its run, and what vouches for it.
     pub fn member(&self, number: u32) -> (peerage_model::AgreementSecret, Vec<u8>) {
-        self.people[usize::try_from(number / PER_AUTHORITY).unwrap_or(0)].member(number)
+        self.people[usize::try_from(number / PER_AUTHORITY).unwrap_or(0)].colleague(&format!("a{number}")).instance()
     }
 
     /// What the client of that number is made of.
