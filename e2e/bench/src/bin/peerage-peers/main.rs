@@ -146,14 +146,23 @@ fn measure(run: &Run) -> Result<String> {
     let bench =
         Bench { cache: &cache, peerage: &run.peerage, itself: &itself, rounds: run.rounds.into(), subjects: &subjects };
     let load = machine::load();
+    let order: Vec<_> = subject::all().iter().map(|subject| subject.name()).collect();
+    let mut told = 0;
     for part in Part::ALL.into_iter().filter(|part| run.only.contains(part)) {
         match part {
             Part::Direct => direct(&bench, run, &mut figures)?,
             Part::Relayed => relayed(&bench, run, &mut figures)?,
             Part::Setup | Part::Links | Part::Long => wired(&bench, run, part, &mut figures)?,
         }
+        if run.json {
+            // Each part when it is done: who ends a long run early has those before.
+            let mut part = Figures::new(figures.lines()[told..].to_vec());
+            part.sort(&order);
+            print!("{}", part.json());
+            told = figures.lines().len();
+        }
     }
-    figures.sort(&subject::all().iter().map(|subject| subject.name()).collect::<Vec<_>>());
+    figures.sort(&order);
     if let Some(folder) = &run.plot {
         draw(&figures, folder)?;
     }
@@ -161,7 +170,7 @@ fn measure(run: &Run) -> Result<String> {
     let how = format!("medians of {}, in turns; the kernel's TCP by {}", run.rounds, machine::tcp());
     let record = format!("commit {}; {how}; {}; {loads}", run.commit, machine::name());
     eprintln!("{record}");
-    Ok(if run.json { figures.json() } else { format!("{record}\n\n{}", figures.table()) })
+    Ok(if run.json { String::new() } else { format!("{record}\n\n{}", figures.table()) })
 }
 
 /// The subjects that are wanted and can be had.
