@@ -76,7 +76,7 @@ impl Brought {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use peerage_crds::AgentLink;
     use peerage_model::{Authority, UnixTime};
     use serde_json::json;
@@ -88,13 +88,14 @@ mod tests {
     const NOW: UnixTime = UnixTime(1_800_000_000);
 
     /// An authority, and what follows on it, one after the other.
-    fn rotating(seed: u8) -> Vec<Authority> {
+    pub(crate) fn rotating(seed: u8) -> Vec<Authority> {
         let first = Authority::new(&Zeroizing::new([seed; 96]), NOW);
         let following = |before: &Authority| Some(before.rotate(&Zeroizing::new([seed + 1; 64]), NOW));
         std::iter::successors(Some(first), following).take(4).collect()
     }
 
-    fn linked_with(authority: &Authority) -> Index {
+    /// A cluster with a link that knows these keys.
+    pub(crate) fn linked_with(authority: &Authority) -> Index {
         let spec = json!({
             "allowedNamespaces": {"from": "All"},
             "authority": authority.fingerprint().to_string(), "authorityRecord": authority.record().to_text(),

@@ -419,6 +419,7 @@ mod tests {
 
     use super::*;
     use crate::authority::Stored;
+    use crate::brought::tests::{linked_with, rotating};
     use crate::index::Index;
     use crate::metrics::Metrics;
     use crate::roll::Holder;
@@ -475,5 +476,35 @@ mod tests {
             ended = leads => panic!("the leader gave up: {ended:?}"),
             told = follows => told.expect("each heard all that the other had to tell"),
         }
+    }
+
+    #[tokio::test]
+    async fn keys_that_were_brought_to_a_follower_come_to_the_leader_once() {
+        let (stored, theirs) = (Stored::mint(&Zeroizing::new([7; 96]), crate::clock::now()), rotating(2));
+        let linked = || {
+            let (news, _) = mpsc::unbounded_channel();
+            Arc::new(Cluster::new(linked_with(&theirs[0]), 1, Vec::new(), Arc::default(), news))
+        };
+        let (leader, cluster, others) = (linked(), linked(), Arc::new(Others::default()));
+        cluster.bring(theirs[1].record().clone());
+        let keyring = watch::channel(Arc::new(stored.keyring(crate::clock::now()))).1;
+        let follower = Follower { cluster, keyring, leadership: watch::channel(Leadership::Nobody).1 };
+        let (here, there) = tokio::io::duplex(4096);
+        let (mut writer, mut told) = (Writer(tokio::io::split(here).1), Vec::new());
+        for _ in 0..2 {
+            follower.say_brought(&mut told, &mut writer).await.expect("it has room for one");
+        }
+        drop(writer);
+        let mut reader = Reader(tokio::io::split(there).0, Vec::new());
+        let first = reader.next().await.expect("it was told");
+        let Message::Counts(counts) = &first else { panic!("{first:?}") };
+        assert_eq!(counts.records, [theirs[1].record().to_text()]);
+        reader.next().await.expect_err("and only once");
+        let (here, there) = tokio::io::duplex(4096);
+        Writer(tokio::io::split(here).1).say(&first).await.expect("it has room for one");
+        let (mut reader, desk) = (Reader(tokio::io::split(there).0, Vec::new()), others.open_desk());
+        let heard = hear_follower(&mut reader, &desk, &leader, &others);
+        heard.await.expect_err("the follower has gone");
+        assert_eq!(leader.brought.latest(), [theirs[1].record().clone()]);
     }
 }
