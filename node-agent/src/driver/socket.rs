@@ -1,9 +1,12 @@
 //! The agent's UDP sockets: one for each address family, batches in both directions.
+//!
+//! The kernel is asked to tell when something came, and not when something may be sent: it would say so for each batch that has left
+//! the host, and wake us for nothing. A socket that was full is registered a second time, until it has room.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
@@ -13,7 +16,7 @@ use peerage_engine::path::{ExtraSocket, Link};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 use tokio::task::unconstrained;
 use tracing::{debug, error};
 
@@ -57,7 +60,10 @@ pub(super) struct Sockets {
 
 #[derive(Debug)]
 struct Bound {
-    socket: UdpSocket,
+    /// Tells when it can be read.
+    socket: AsyncFd<UdpSocket>,
+    /// Tells when it can be written; there while it had no room.
+    full: Option<AsyncFd<UdpSocket>>,
     state: UdpSocketState,
 }
 
@@ -84,18 +90,17 @@ impl Sockets {
 
     /// Our port on IPv4.
     pub(super) fn port_v4(&self) -> Option<NonZeroU16> {
-        NonZeroU16::new(self.v4.as_ref()?.socket.local_addr().ok()?.port())
+        NonZeroU16::new(self.v4.as_ref()?.local_addr().ok()?.port())
     }
 
     /// Opens sockets beside the main ones, for IPv4 where we have it, and says which and at which port. What the host has
     /// no room for is left out.
     pub(super) fn open_extra(&mut self, wanted: &[ExtraSocket]) -> Vec<(ExtraSocket, u16)> {
         let Some(main) = self.v4.as_ref().or(self.v6.as_ref()) else { return Vec::new() };
-        let Ok(ip) = main.socket.local_addr().map(|local| local.ip()) else { return Vec::new() };
+        let Ok(ip) = main.local_addr().map(|local| local.ip()) else { return Vec::new() };
         let mut opened = Vec::with_capacity(wanted.len());
         for socket in wanted {
-            let bound =
-                Bound::new(SocketAddr::new(ip, 0)).and_then(|bound| Ok((bound.socket.local_addr()?.port(), bound)));
+            let bound = Bound::new(SocketAddr::new(ip, 0)).and_then(|bound| Ok((bound.local_addr()?.port(), bound)));
             match bound {
                 Ok((port, bound)) => {
                     self.extra.insert(*socket, bound);
@@ -118,7 +123,7 @@ impl Sockets {
     /// Our port for peers that reach `ip`.
     pub(super) fn port_for(&self, ip: &IpAddr) -> Option<u16> {
         let bound = if ip.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }?;
-        let local = bound.socket.local_addr().ok()?;
+        let local = bound.local_addr().ok()?;
         (local.ip().is_unspecified() || local.ip() == *ip).then_some(local.port())
     }
 
@@ -134,8 +139,7 @@ impl Sockets {
             // A peer's candidate of a family that we do not have, or a socket that was closed.
             return Ok(());
         };
-        let send = || bound.state.try_send(UdpSockRef::from(&bound.socket), transmit);
-        match bound.socket.try_io(Interest::WRITABLE, send) {
+        match bound.state.try_send(UdpSockRef::from(bound.socket.get_ref()), transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             Err(error) => {
                 // Unreachable networks, oversized probes: QUIC's loss recovery knows better than we do what to do.
@@ -152,7 +156,7 @@ impl Sockets {
         let Some(bound) = self.sender(link, &transmit.destination).filter(|_| transmit.destination.is_ipv4()) else {
             return Ok(());
         };
-        let socket = SockRef::from(&bound.socket);
+        let socket = SockRef::from(bound.socket.get_ref());
         let Ok(usual) = socket.ttl_v4() else { return Ok(()) };
         if let Err(error) = socket.set_ttl_v4(hops.into()) {
             debug!(%error, "no hop limit can be set");
@@ -177,11 +181,14 @@ impl Sockets {
     }
 
     /// Waits until `destination` can be sent to again by `link`.
-    pub(super) fn poll_writable(&self, cx: &mut Context<'_>, link: Link, destination: &SocketAddr) -> Poll<()> {
-        match self.sender(link, destination) {
-            Some(bound) => bound.socket.poll_send_ready(cx).map(|_| ()),
-            None => Poll::Ready(()),
-        }
+    pub(super) fn poll_writable(&mut self, cx: &mut Context<'_>, link: Link, destination: &SocketAddr) -> Poll<()> {
+        let bound = match link {
+            Link::Main if destination.is_ipv4() => self.v4.as_mut(),
+            Link::Main => self.v6.as_mut(),
+            Link::Extra(socket) => self.extra.get_mut(&socket),
+            Link::RelayStream(_) => None,
+        };
+        bound.map_or(Poll::Ready(()), |bound| bound.poll_writable(cx))
     }
 
     /// Takes what has arrived, at most one system call's worth, from each socket.
@@ -216,9 +223,33 @@ impl Bound {
         let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
         socket.bind(&address.into())?;
-        let socket = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Self { socket, state })
+        Ok(Self { socket: register(socket.into(), Interest::READABLE)?, full: None, state })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.get_ref().local_addr()
+    }
+
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.full.is_none() {
+            let twin = self.socket.get_ref().try_clone().and_then(|twin| register(twin, Interest::WRITABLE));
+            match twin {
+                Ok(twin) => self.full = Some(twin),
+                // No descriptor is left. Whoever has some to close has its turn, and then this is tried again.
+                Err(error) => {
+                    debug!(%error, "cannot be told when there is room to send");
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        if let Some(full) = &self.full {
+            // Fails only while the runtime shuts down.
+            let _ = ready!(full.poll_write_ready(cx));
+        }
+        self.full = None;
+        Poll::Ready(())
     }
 
     fn poll_receive(
@@ -229,16 +260,17 @@ impl Bound {
         received: &mut Vec<Received>,
     ) -> Poll<()> {
         loop {
-            if ready!(self.socket.poll_recv_ready(cx)).is_err() {
-                return Poll::Ready(());
-            }
+            let Ok(mut readable) = ready!(self.socket.poll_read_ready(cx)) else { return Poll::Ready(()) };
             let mut metas = [RecvMeta::default(); MESSAGES];
             let mut chunks = buffer.chunks_mut(MESSAGE);
             let mut slices: [IoSliceMut<'_>; MESSAGES] =
                 std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-            let receive = || self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas);
-            match self.socket.try_io(Interest::READABLE, receive) {
+            match self.state.recv(UdpSockRef::from(self.socket.get_ref()), &mut slices, &mut metas) {
                 Ok(count) => {
+                    if count < MESSAGES {
+                        // recvmmsg(2) stopped because there was no more, so asking again tells nothing new.
+                        readable.clear_ready();
+                    }
                     for (meta, slice) in metas.iter().zip(&slices).take(count) {
                         received.push(Received {
                             link,
@@ -250,7 +282,7 @@ impl Bound {
                     }
                     return Poll::Ready(());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => readable.clear_ready(),
                 Err(error) => {
                     debug!(%error, "receiving failed");
                     return Poll::Ready(());
@@ -258,6 +290,11 @@ impl Bound {
             }
         }
     }
+}
+
+fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    // SAFETY: a `UdpSocket` is the same open file for as long as it lives, and `AsyncFd` keeps it until it has deregistered it.
+    unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
 }
 
 fn pieces(batch: &[u8], stride: usize) -> Vec<BytesMut> {
@@ -273,25 +310,27 @@ mod tests {
     #[tokio::test]
     async fn a_hop_limit_is_for_one_datagram_only() {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let sender = Sockets::bind(&[local]).expect("loopback can be bound");
-        let receiver = UdpSocket::bind(local).await.expect("loopback can be bound");
+        let mut sender = Sockets::bind(&[local]).expect("loopback can be bound");
+        let receiver = tokio::net::UdpSocket::bind(local).await.expect("loopback can be bound");
         let destination = receiver.local_addr().expect("it is bound");
-        let bound = sender.v4.as_ref().expect("it was asked for");
-        let limit = || SockRef::from(&bound.socket).ttl_v4().expect("IPv4 sockets have one");
-        let usual = limit();
+        let limit = |sockets: &Sockets| {
+            let bound = sockets.v4.as_ref().expect("it was asked for");
+            SockRef::from(bound.socket.get_ref()).ttl_v4().expect("IPv4 sockets have one")
+        };
+        let usual = limit(&sender);
         let transmit = Transmit { destination, ecn: None, contents: b"hello", segment_size: None, src_ip: None };
         poll_fn(|cx| sender.poll_writable(cx, Link::Main, &destination)).await;
         sender.try_send_near(Link::Main, &transmit, 3).expect("an empty socket takes it");
         let mut buffer = [0; 8];
         let arrived = tokio::time::timeout(Duration::from_secs(30), receiver.recv(&mut buffer)).await;
         assert_eq!(arrived.expect("the next host is no hop away").expect("it arrives"), 5);
-        assert_eq!(limit(), usual);
+        assert_eq!(limit(&sender), usual);
     }
 
     #[tokio::test]
     async fn hundreds_of_extra_sockets_are_all_heard_and_closed_ones_are_not() {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let sender = Sockets::bind(&[local]).expect("loopback can be bound");
+        let mut sender = Sockets::bind(&[local]).expect("loopback can be bound");
         let mut receiver = Sockets::bind(&[local]).expect("loopback can be bound");
         let wanted: Vec<_> = (0..256).map(ExtraSocket).collect();
         let opened = receiver.open_extra(&wanted);
@@ -317,7 +356,7 @@ mod tests {
     #[tokio::test]
     async fn the_largest_batch_of_the_largest_datagrams_goes_out_whole() {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let sender = Sockets::bind(&[local]).expect("loopback can be bound");
+        let mut sender = Sockets::bind(&[local]).expect("loopback can be bound");
         let mut receiver = Sockets::bind(&[local]).expect("loopback can be bound");
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let destination = SocketAddr::new(ip, receiver.port_for(&ip).expect("it is bound there"));
@@ -338,5 +377,38 @@ mod tests {
         assert!(received.iter().all(|r| r.stride == LARGEST_DATAGRAM), "{received:?}");
         let largest = received.iter().flat_map(|r| &r.pieces).map(|piece| piece.capacity()).max();
         assert_eq!(largest, Some(NEIGHBOURS * LARGEST_DATAGRAM), "what one datagram keeps in memory");
+    }
+
+    /// Two sockets, and where the second is.
+    fn pair() -> (Sockets, Sockets, SocketAddr) {
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let [sender, receiver] = [0, 1].map(|_| Sockets::bind(&[local]).expect("loopback can be bound"));
+        let port = receiver.port_v4().expect("it is bound").get();
+        (sender, receiver, SocketAddr::new(local.ip(), port))
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_read_empty_tells_of_what_comes_later() {
+        let (sender, mut receiver, destination) = pair();
+        for _ in 0..3 {
+            let transmit = Transmit { destination, ecn: None, contents: b"hello", segment_size: None, src_ip: None };
+            sender.try_send(Link::Main, &transmit).expect("an empty socket takes it");
+            let mut received = Vec::new();
+            let heard = poll_fn(|cx| receiver.poll_receive(cx, &mut received));
+            tokio::time::timeout(Duration::from_secs(30), heard).await.expect("it arrives");
+            assert_eq!(received.len(), 1);
+            let again = poll_fn(|cx| Poll::Ready(receiver.poll_receive(cx, &mut received))).await;
+            assert!(again.is_pending(), "there is no more");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_room_is_told_of_it_each_time_and_only_then() {
+        let (mut sender, _receiver, destination) = pair();
+        for _ in 0..3 {
+            let room = poll_fn(|cx| sender.poll_writable(cx, Link::Main, &destination));
+            tokio::time::timeout(Duration::from_secs(30), room).await.expect("there is room");
+            assert!(sender.v4.as_ref().is_some_and(|bound| bound.full.is_none()), "nobody waits any more");
+        }
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Task {
     buffer: Vec<u8>,
     received: Vec<Received>,
     mapper: Option<PortMapper>,
+    /// Ends at the node's next deadline or before: one that is put off is not worth moving it, since most are, packet by packet.
+    timer: Pin<Box<Sleep>>,
     /// There was no address at the last look: whatever comes is another network.
     offline: bool,
 }
@@ -104,6 +106,7 @@ impl Task {
             buffer,
             received,
             mapper,
+            timer: Box::pin(sleep_until(far().into())),
             offline: false,
         }
     }
@@ -143,10 +146,8 @@ impl Task {
         others_first: bool,
         network: &mut NetworkWatch,
     ) -> Wake {
-        let far = Instant::now() + Duration::from_secs(3600);
-        let timer = sleep_until(deadline.unwrap_or(far).into());
-        tokio::pin!(timer);
-        let Self { shared, sockets, streams, received, unsent, stopping, resolved, events, untold, .. } = self;
+        set(self.timer.as_mut(), deadline);
+        let Self { shared, sockets, streams, received, unsent, stopping, resolved, events, untold, timer, .. } = self;
         let io = poll_fn(|cx| poll_io(cx, sockets, received, unsent.as_ref(), timer.as_mut()));
         // The rarest first: what comes all the time must not hide it.
         let others = async {
@@ -355,6 +356,19 @@ impl Task {
     }
 }
 
+/// As good as never.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+/// Makes `timer` end at `deadline`, or before.
+fn set(timer: Pin<&mut Sleep>, deadline: Option<Instant>) {
+    let at = deadline.unwrap_or_else(far).into();
+    if timer.is_elapsed() || at < timer.deadline() {
+        timer.reset(at);
+    }
+}
+
 /// One step of the sockets: what came, what may go, or what is due.
 fn poll_io(
     cx: &mut Context<'_>,
@@ -484,5 +498,20 @@ mod tests {
         assert!(matches!(wake, Wake::Nudged | Wake::Network(_)));
         assert!(ran.load(std::sync::atomic::Ordering::Relaxed));
         other.await.expect("it ran");
+    }
+
+    #[tokio::test]
+    async fn the_timer_ends_no_later_than_the_deadline_however_that_moves() {
+        let start = Instant::now();
+        let [soon, later, last] = [1, 1_000_000, 2_000_000].map(|ms| Some(start + Duration::from_millis(ms)));
+        let mut timer = Box::pin(sleep_until(far().into()));
+        set(timer.as_mut(), soon);
+        set(timer.as_mut(), last);
+        assert_eq!(Some(timer.deadline().into_std()), soon, "put off, it is left where it is");
+        timer.as_mut().await;
+        set(timer.as_mut(), last);
+        assert_eq!(Some(timer.deadline().into_std()), last);
+        set(timer.as_mut(), later);
+        assert_eq!(Some(timer.deadline().into_std()), later);
     }
 }
