@@ -24,14 +24,14 @@ const WORTH: u64 = 512 * 1024;
 pub(crate) struct Footprint {
     /// When the agent was last seen at work.
     busy: Instant,
-    /// What stays when idle, in bytes: looked at one [`QUIET`] after the last giving back.
-    settled: u64,
-    given: bool,
+    /// What was left after the last giving back, in bytes. Not what is there some time later: whatever an agent does only now and then
+    /// would stay for good.
+    left: u64,
 }
 
 impl Footprint {
     pub(crate) fn new() -> Self {
-        Self { busy: Instant::now(), settled: 0, given: false }
+        Self { busy: Instant::now(), left: 0 }
     }
 
     /// `open` is how many connections are.
@@ -43,16 +43,14 @@ impl Footprint {
             return;
         }
         self.busy = now;
-        let Ok(mapped) = file_pages() else { return };
-        if std::mem::take(&mut self.given) {
-            self.settled = mapped;
-        } else if mapped > self.settled + WORTH {
-            match give_back() {
-                Ok(bytes) => tracing::debug!(bytes, "gave pages of the program back"),
-                Err(error) => tracing::debug!(%error, "cannot give pages of the program back"),
-            }
-            self.given = true;
+        if !file_pages().is_ok_and(|mapped| mapped > self.left + WORTH) {
+            return;
         }
+        match give_back() {
+            Ok(bytes) => tracing::debug!(bytes, "gave pages of the program back"),
+            Err(error) => tracing::debug!(%error, "cannot give pages of the program back"),
+        }
+        self.left = file_pages().unwrap_or(self.left);
     }
 }
 
@@ -139,12 +137,23 @@ mod tests {
             now += Duration::from_secs(1);
             footprint.look(1, now);
         }
-        assert!(!footprint.given);
+        assert_eq!(footprint.left, 0);
         now += QUIET;
         footprint.look(0, now);
-        assert!(footprint.given, "a test program has more than {WORTH} bytes resident");
-        now += QUIET;
-        footprint.look(0, now);
-        assert!(!footprint.given && footprint.settled > 0, "what came back at once is what is needed");
+        assert!(footprint.left > 0, "a test program has more than {WORTH} bytes resident");
+    }
+
+    #[test]
+    fn what_comes_back_is_given_back_again_after_the_next_quiet() {
+        let mut footprint = Footprint::new();
+        footprint.look(0, footprint.busy + QUIET);
+        // As if so little had been left that all of this came back since.
+        footprint.left = 1;
+        footprint.look(0, footprint.busy + QUIET);
+        assert!(footprint.left > 1);
+        let left = footprint.left;
+        footprint.left = u64::MAX / 2;
+        footprint.look(0, footprint.busy + QUIET);
+        assert_eq!(footprint.left, u64::MAX / 2, "nothing came back since {left} bytes were left");
     }
 }
