@@ -62,8 +62,8 @@ pub(super) struct Delivery {
     /// Until so much is delivered, samples say what the sender had, not what the path can do.
     app_limited_until: Option<u64>,
     notes: VecDeque<Note>,
-    /// The newest of this batch of acknowledgements.
-    newest: Option<(Instant, Note)>,
+    /// When the newest left of this batch of acknowledgements.
+    newest: Option<Instant>,
     newly_acked: u64,
 }
 
@@ -110,12 +110,7 @@ impl Delivery {
         self.delivered += bytes;
         self.newly_acked += bytes;
         self.delivered_at = now;
-        if self.newest.is_some_and(|(newest, _)| newest > sent) {
-            return;
-        }
-        if let Some(note) = self.note_of(sent) {
-            self.newest = Some((sent, note));
-        }
+        self.newest = self.newest.max(Some(sent));
     }
 
     /// The batch is complete. Nothing where it tells nothing.
@@ -125,7 +120,8 @@ impl Delivery {
             self.app_limited_until = None;
         }
         let newly_acked = std::mem::take(&mut self.newly_acked);
-        let (sent, note) = self.newest.take()?;
+        let sent = self.newest.take()?;
+        let note = self.note_of(sent)?;
         self.first_sent = sent;
         let rtt = now.saturating_duration_since(sent);
         self.forget_before(sent, rtt);
