@@ -205,6 +205,7 @@ impl Controller for Bbr {
             // Nothing arrived for a long time: what the model says is of another path. It is believed again as fast as
             // acknowledgements come (§5.6.4.4).
             self.window = self.smallest_window();
+            self.forget_window_before_look();
         }
     }
 

@@ -245,6 +245,13 @@ impl Bbr {
         }
     }
 
+    /// What the window was before a look is not given back: it is as small as it is for a better reason.
+    pub(super) fn forget_window_before_look(&mut self) {
+        if let State::ProbeRtt(look) = &mut self.state {
+            look.window_before = self.window;
+        }
+    }
+
     fn end_look(&mut self, now: Instant, window_before: u64) {
         self.model.looked.renew(now);
         self.window = self.window.max(window_before);

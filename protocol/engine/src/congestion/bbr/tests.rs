@@ -319,6 +319,16 @@ fn after_persistent_congestion_the_window_is_four_packets() {
 }
 
 #[test]
+fn a_look_at_the_round_trip_gives_no_window_back_that_persistent_congestion_took() {
+    let mut bench = Bench::new();
+    bench.reach("ProbeRtt");
+    let (sent, ..) = bench.under_way[0];
+    bench.bbr.on_congestion_event(bench.now, sent, true, PACKET);
+    bench.reach("Cruise");
+    assert!(bench.bbr.window() < HOLDS, "{}", bench.bbr.window());
+}
+
+#[test]
 fn larger_packets_raise_the_smallest_window() {
     let mut bbr = Bbr::new(Instant::now(), 1_200);
     bbr.window = bbr.smallest_window();
