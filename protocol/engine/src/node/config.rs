@@ -57,7 +57,8 @@ pub(super) fn transport(pair: &PairKey, share: Share, congestion: OfOneConnectio
         .congestion_controller_factory(Arc::new(congestion))
         .stream_receive_window(share.stream_receive_window())
         .receive_window(share.receive_window())
-        .send_window(share.send_window())
+        // Grows with the path ([`Session::follow_path`](super::session::Session::follow_path)).
+        .send_window(share.send_window(0))
         .allow_spin(false);
     match pair {
         PairKey::Peer(_) => of_a_trusted_peer(&mut config),

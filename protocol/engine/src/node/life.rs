@@ -96,6 +96,9 @@ impl Node {
 
     /// Lets everything follow from an input to a session: events, endpoint events, control messages, timers.
     pub(super) fn settle(&mut self, key: SessionKey, now: Now) {
+        if let (Some(share), Some(session)) = (self.memory.share(key), self.sessions.get_mut(&key)) {
+            session.follow_path(share);
+        }
         loop {
             let Some(session) = self.sessions.get_mut(&key) else {
                 return;

@@ -24,6 +24,12 @@ const PART: u64 = 4;
 /// One stream's receive window: 12 MB carries 1 Gb/s at 100 ms, or half of that with a queue as long as the path. quinn's default
 /// of 1.25 MB carries 100 Mb/s.
 const STREAM: u64 = 12 << 20;
+/// What is not acknowledged is no more than so many congestion windows, however much memory there is: one is under way, or has arrived
+/// behind a packet that was lost, and one is there to leave next. Linux gives a TCP connection the same (tcp_sndbuf_expand).
+const CONGESTION_WINDOWS: u64 = 2;
+/// At least this, while the congestion window is still small. With 1 MiB five megabytes over a clean path of 30 ms took 0.57 s in the
+/// simulation, with this 0.55, as with all that a session may have.
+const WORTH_HOLDING: u64 = 4 << 20;
 /// An asker's, in each direction: a request whole, and nothing else.
 const REQUEST: u64 = 4 << 10;
 
@@ -68,6 +74,11 @@ impl Memory {
         self.shares.insert(key, share);
     }
 
+    /// What a session may hold.
+    pub(super) fn share(&self, key: SessionKey) -> Option<Share> {
+        self.shares.get(&key).copied()
+    }
+
     /// A session is over, and all that it held.
     pub(super) fn give_back(&mut self, key: SessionKey) {
         self.shares.remove(&key);
@@ -96,9 +107,11 @@ impl Share {
         }
     }
 
-    /// Unacknowledged data.
-    pub(super) fn send_window(self) -> u64 {
-        self.bytes() - self.receive()
+    /// Unacknowledged data, on a path with such a congestion window. More would be of no use, and each byte of it would have left the
+    /// processor's caches before its packet is made.
+    pub(super) fn send_window(self, congestion_window: u64) -> u64 {
+        let useful = congestion_window.saturating_mul(CONGESTION_WINDOWS).max(WORTH_HOLDING);
+        useful.min(self.bytes() - self.receive())
     }
 
     fn receive(self) -> u64 {
@@ -140,14 +153,22 @@ mod tests {
     fn the_first_session_has_the_windows_of_one_that_is_alone() {
         let [share] = shares(&mut Memory::new(DEFAULT_MEMORY), 1)[..] else { panic!("one session") };
         let windows = [share.receive_window().into_inner(), share.stream_receive_window().into_inner()];
-        assert_eq!((windows, share.send_window()), ([64 * MIB, 12 * MIB], 32 * MIB));
+        assert_eq!((windows, share.send_window(u64::MAX)), ([64 * MIB, 12 * MIB], 32 * MIB));
+    }
+
+    #[test]
+    fn no_more_is_held_to_be_sent_than_the_path_has_use_for() {
+        let share = Share::OfPeer(FULL);
+        assert_eq!([0, MIB, 4 * MIB].map(|window| share.send_window(window)), [4 * MIB, 4 * MIB, 8 * MIB]);
+        assert_eq!(Share::OfRequest.send_window(MIB), REQUEST);
     }
 
     #[test]
     fn sessions_without_number_stay_below_the_bound_but_for_the_floor() {
         let mut memory = Memory::new(DEFAULT_MEMORY);
         let many = shares(&mut memory, 1000);
-        let held: u64 = many.iter().map(|share| share.receive_window().into_inner() + share.send_window()).sum();
+        let held: u64 =
+            many.iter().map(|share| share.receive_window().into_inner() + share.send_window(u64::MAX)).sum();
         assert!(held <= DEFAULT_MEMORY + 1000 * FLOOR, "{held}");
         assert_eq!(many[999], Share::OfPeer(FLOOR));
     }

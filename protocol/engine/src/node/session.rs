@@ -14,6 +14,7 @@ use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL}
 use super::control::{ControlIn, ControlOut};
 use super::event::StreamKey;
 use super::listening::Listening;
+use super::memory::Share;
 use super::owed::Owed;
 use super::pair::PairKey;
 use super::relays::RelayKey;
@@ -287,6 +288,12 @@ impl Session {
     pub(super) fn path_changed(&mut self, now: Instant) {
         self.before_path = self.connection.stats().path;
         self.connection.path_changed(now);
+    }
+
+    /// Lets its streams hold as much to send as the path has use for, within what the session may have.
+    pub(super) fn follow_path(&mut self, share: Share) {
+        let window = self.connection.congestion_state().metrics().congestion_window;
+        self.connection.set_send_window(share.send_window(window));
     }
 
     /// What was counted before the path became this one.
