@@ -56,14 +56,17 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> io::Result<Ex
             let child = agent.args(&arguments).spawn()?;
             let (pid, begun) = (Pid::from_child(&child), Instant::now());
             let mut ended = wait_for(child);
-            let status = tokio::select! {
-                status = &mut ended => status,
-                _ = terminate.recv() => stopped(pid, ended).await,
-                _ = interrupt.recv() => stopped(pid, ended).await,
+            let (status, told) = tokio::select! {
+                status = &mut ended => (status, false),
+                _ = terminate.recv() => (stopped(pid, ended).await, true),
+                _ = interrupt.recv() => (stopped(pid, ended).await, true),
             };
             let status = status.map_err(io::Error::other)??;
-            if let Ending::Final(code) = ending(status) {
-                return Ok(ExitCode::from(code));
+            match ending(status) {
+                Ending::Final(code) => return Ok(ExitCode::from(code)),
+                // Of the signal, which it did not yet wait for, or of something on the way down.
+                Ending::Died if told => return Ok(ExitCode::SUCCESS),
+                Ending::Died => {}
             }
             wait = if begun.elapsed() >= LIVED { WAIT[0] } else { (wait * 2).min(WAIT[1]) };
             tracing::error!(%status, "the agent died and is started anew");

@@ -105,6 +105,30 @@ fn told_to_stop_both_end_and_well() {
 }
 
 #[test]
+fn told_to_stop_it_does_not_start_an_agent_anew_that_dies_of_it() {
+    let mut kept = Kept::start();
+    let agent = kept.agent().expect("it runs");
+    kill_process(pid(agent), Signal::STOP).expect("it can be stopped");
+    eventually("it stands still", || status(agent, "State").starts_with('T').then_some(()));
+    kill_process(Pid::from_child(&kept.process), Signal::TERM).expect("it can be told");
+    // What the keeper passes on waits with the agent.
+    eventually("the signal", || {
+        let pending = u64::from_str_radix(&status(agent, "ShdPnd"), 16).expect("it is a number");
+        (pending & (1 << (Signal::TERM.as_raw() - 1)) != 0).then_some(())
+    });
+    kill_process(pid(agent), Signal::KILL).expect("it can be killed");
+    let status = eventually("it ends", || kept.process.try_wait().expect("it is ours"));
+    assert!(status.success(), "{status}");
+}
+
+/// What the kernel says of a process (proc(5), `status`).
+fn status(process: i32, what: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+    line.expect("the kernel tells").trim().to_owned()
+}
+
+#[test]
 fn an_agent_that_says_why_it_cannot_run_is_not_started_anew() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_peerage-agent"));
     let said = command.arg("--keep").env("PEERAGE_RELAYS", "no relay").output().expect("it runs");
