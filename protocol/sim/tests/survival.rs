@@ -265,6 +265,8 @@ fn turning_to_direct_only_ends_the_streams_that_go_by_relay() {
     sim.run_for(secs(5));
     assert!(matches!(sim.outcome(bulk), Outcome::Failed(_)), "{:?}", sim.outcome(bulk));
     assert!(sim.bytes_relayed() - before < 20_000, "{} bytes went on", sim.bytes_relayed() - before);
+    let lost = sim.saw("a", |event| matches!(event, Event::SessionDown { reason: DownReason::Failed(_), .. }));
+    assert!(!lost, "the session goes on looking for a direct path");
 }
 
 #[test]

@@ -18,6 +18,9 @@ use super::session::{Arriving, Phase, Session};
 use super::stream::{self, Place, Stream};
 use super::{Node, Timer};
 
+/// The room for packets of flows while none waits: quinn sets some aside for its own record of the next one.
+const NO_PACKET_WAITS: usize = DATAGRAM_BUFFER - size_of::<Bytes>();
+
 impl Node {
     /// Takes the streams that the peer opened.
     pub(super) fn accept_streams(&mut self, key: SessionKey, now: Now) {
@@ -320,7 +323,7 @@ impl Node {
         }
         // Packets of flows that wait for their turn cannot be taken back, and would leave by the relay after all.
         let Some(session) = self.sessions.get_mut(&key) else { return };
-        if session.connection.datagrams().send_buffer_space() < DATAGRAM_BUFFER {
+        if session.connection.datagrams().send_buffer_space() < NO_PACKET_WAITS {
             self.close(key, CloseCode::Drained, why, now.mono);
         }
     }
