@@ -37,7 +37,7 @@ import (
 const (
 	derpPort    = 3341
 	controlPort = 3342
-	stunPort    = 3478
+	stunPort    = 3343
 )
 
 func main() {
