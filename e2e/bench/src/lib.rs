@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod alone;
 pub mod bulk;
+pub mod command;
 pub mod figures;
 pub mod machine;
 pub mod network;

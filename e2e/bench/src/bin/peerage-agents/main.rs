@@ -12,9 +12,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use peerage_bench::command::Output;
 use peerage_bench::figures::{Figure, Figures};
-use peerage_bench::network::Network;
-use peerage_bench::{Result, machine};
+use peerage_bench::{Result, command, machine};
 
 /// The program of this name in the output.
 const SUBJECT: &str = "peerage-agent";
@@ -35,35 +35,20 @@ struct Arguments {
     /// How many peers the agent trusts, one measurement after the other
     #[arg(long, value_delimiter = ',', default_values_t = [0, 10, 1000])]
     peers: Vec<u16>,
-    /// The commit that is measured, for the record
-    #[arg(long, default_value = "unknown")]
-    commit: String,
-    /// Print lines of JSON instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // First, while this process has no threads.
-    let entered = peerage_netlab::enter();
-    match entered.map_err(Into::into).and_then(|()| measure(&arguments)) {
-        Ok(figures) => {
-            print!("{}", if arguments.json { figures.json() } else { figures.table() });
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    command::end(measure(&arguments).map(|text| print!("{text}")))
 }
 
-fn measure(arguments: &Arguments) -> Result<Figures> {
-    eprintln!("commit {}, {}, load {}", arguments.commit, machine::name(), machine::load());
-    let mut figures = Figures::default();
+fn measure(arguments: &Arguments) -> Result<String> {
+    // Before anything else: it wants a process without threads.
+    let network = command::network(false)?;
+    let (mut figures, load) = (Figures::default(), machine::load());
     figures.note(SUBJECT, Figure::new("program, without symbols", stripped(&arguments.agent)? / 1e6, "MB"));
-    let network = Network::in_namespaces()?;
     for _ in 0..arguments.rounds {
         for peers in &arguments.peers {
             let found = idle::measure(&arguments.peerage, &arguments.agent, &network, *peers)?;
@@ -73,8 +58,9 @@ fn measure(arguments: &Arguments) -> Result<Figures> {
             }
         }
     }
-    eprintln!("load {}", machine::load());
-    Ok(figures)
+    let record = arguments.output.record(&format!("medians of {}", arguments.rounds), &load);
+    eprintln!("{record}");
+    Ok(arguments.output.text(&figures, &record))
 }
 
 /// How many bytes the program has as it is in an image.

@@ -15,8 +15,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use network::Network;
-use peerage_bench::{Error, Result, agents, network, people, process};
+use peerage_bench::command::Output;
+use peerage_bench::{Error, Result, agents, command, network, people, process};
 use report::Report;
 
 /// Measures Peerage beside what it is built from.
@@ -41,47 +41,21 @@ struct Arguments {
     /// Use loopback also where namespaces can be made
     #[arg(long)]
     loopback: bool,
-    /// The commit that is measured, for the record
-    #[arg(long, default_value = "unknown")]
-    commit: String,
-    /// Print one JSON object instead of tables
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // First, while this process has no threads.
-    let namespaces = if arguments.loopback { Err("--loopback was asked for".into()) } else { enter() };
-    match measure(&arguments, namespaces) {
-        Ok(report) => {
-            if arguments.json {
-                report.print_json()
-            } else {
-                report.print_tables()
-            }
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    command::end(measure(&arguments).map(|report| match arguments.output.json {
+        true => report.print_json(),
+        false => report.print_tables(),
+    }))
 }
 
-fn enter() -> Result<()> {
-    Ok(peerage_netlab::enter()?)
-}
-
-fn measure(arguments: &Arguments, namespaces: Result<()>) -> Result<Report> {
-    let network = match namespaces {
-        Ok(()) => Network::in_namespaces()?,
-        Err(why) => {
-            eprintln!("on loopback: {why}");
-            Network::on_loopback()
-        }
-    };
-    let mut report = Report::new(&arguments.commit, arguments.rounds, network.name());
+fn measure(arguments: &Arguments) -> Result<Report> {
+    let network = command::network(arguments.loopback)?;
+    let mut report = Report::new(&arguments.output.commit, arguments.rounds, network.name());
     let wanted = |what: &str| arguments.only.iter().any(|only| only == what);
     if wanted("memory") {
         memory::measure(&arguments.peerage, arguments.agent.as_deref(), &network, &mut report)?;

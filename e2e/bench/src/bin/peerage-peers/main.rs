@@ -25,9 +25,10 @@ use measure::requests::Requests;
 use measure::setup::SetUp;
 use measure::throughput::Throughput;
 use measure::transfer::{File, Link, Long};
+use peerage_bench::command::Output;
 use peerage_bench::figures::{Figures, Line};
 use peerage_bench::network::Network;
-use peerage_bench::{Result, machine};
+use peerage_bench::{Result, command, machine};
 use piece::{Bench, Piece};
 use subject::{Route, Subject};
 
@@ -92,12 +93,8 @@ struct Run {
     /// Draw pictures of it into this folder, too
     #[arg(long, value_name = "FOLDER")]
     plot: Option<PathBuf>,
-    /// The commit that is measured, for the record
-    #[arg(long, default_value = "unknown")]
-    commit: String,
-    /// Print one JSON object a line instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Parts of a run, each with a network of its own.
@@ -127,13 +124,7 @@ fn main() -> ExitCode {
         Command::TlsServe { certificate, forwards } => helper::tls_serve(&certificate, &forwards),
         Command::TlsDial { certificate, forwards } => helper::tls_dial(&certificate, &forwards),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    command::end(done)
 }
 
 fn measure(run: &Run) -> Result<String> {
@@ -154,7 +145,7 @@ fn measure(run: &Run) -> Result<String> {
             Part::Relayed => relayed(&bench, run, &mut figures)?,
             Part::Setup | Part::Links | Part::Long => wired(&bench, run, part, &mut figures)?,
         }
-        if run.json {
+        if run.output.json {
             // Each part when it is done: who ends a long run early has those before.
             let mut part = Figures::new(figures.lines()[told..].to_vec());
             part.sort(&order);
@@ -166,11 +157,11 @@ fn measure(run: &Run) -> Result<String> {
     if let Some(folder) = &run.plot {
         draw(&figures, folder)?;
     }
-    let loads = format!("load {load} before, {} after", machine::load());
-    let how = format!("medians of {}, in turns; the kernel's TCP by {}", run.rounds, machine::tcp());
-    let record = format!("commit {}; {how}; {}; {loads}", run.commit, machine::name());
+    let record = run
+        .output
+        .record(&format!("medians of {}, in turns; the kernel's TCP by {}", run.rounds, machine::tcp()), &load);
     eprintln!("{record}");
-    Ok(if run.json { String::new() } else { format!("{record}\n\n{}", figures.table()) })
+    Ok(if run.output.json { String::new() } else { run.output.text(&figures, &record) })
 }
 
 /// The subjects that are wanted and can be had.

@@ -17,9 +17,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use peerage_bench::command::Output;
 use peerage_bench::figures::{Figure, Figures};
-use peerage_bench::network::{Network, Place};
-use peerage_bench::{Result, machine};
+use peerage_bench::network::Place;
+use peerage_bench::{Result, command, machine};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Measures a relay.
@@ -59,12 +60,8 @@ struct Arguments {
     /// Use loopback of this machine also where namespaces can be made
     #[arg(long)]
     loopback: bool,
-    /// The commit that is measured, for the record
-    #[arg(long, default_value = "unknown")]
-    commit: String,
-    /// Print one JSON object a line instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Parts of a run. Memory does not change from round to round, so those parts have three rounds at most.
@@ -112,32 +109,11 @@ impl Part {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // First, while this process has no threads.
-    let namespaces = if arguments.loopback { Err("--loopback was asked for".into()) } else { enter() };
-    match measure(&arguments, namespaces) {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    command::end(measure(&arguments).map(|text| print!("{text}")))
 }
 
-fn enter() -> Result<()> {
-    Ok(peerage_netlab::enter()?)
-}
-
-fn measure(arguments: &Arguments, namespaces: Result<()>) -> Result<String> {
-    let network = match namespaces {
-        Ok(()) => Network::in_namespaces()?,
-        Err(why) => {
-            eprintln!("on this machine's loopback: {why}");
-            Network::on_loopback()
-        }
-    };
+fn measure(arguments: &Arguments) -> Result<String> {
+    let network = command::network(arguments.loopback)?;
     allow_files(u64::from(arguments.streams.max(arguments.storm)) + 1_000)?;
     let place = network.relay.loopback();
     let mut subjects = vec![("Peerage".to_owned(), arguments.peerage.clone())];
@@ -159,10 +135,9 @@ fn measure(arguments: &Arguments, namespaces: Result<()>) -> Result<String> {
         }
     }
     figures.sort(&[]);
-    let loads = format!("load {load} before, {} after", machine::load());
-    let record = format!("commit {}; medians of {}; {}; {loads}", arguments.commit, arguments.rounds, machine::name());
+    let record = arguments.output.record(&format!("medians of {}", arguments.rounds), &load);
     eprintln!("{record}");
-    Ok(if arguments.json { figures.json() } else { format!("{record}\n\n{}", figures.table()) })
+    Ok(arguments.output.text(&figures, &record))
 }
 
 /// A descriptor for each client, here and in a relay of ours, which sees to its own.

@@ -7,7 +7,7 @@ use std::process::Command;
 use peerage_bench::Result;
 
 use super::tls::Tunnel;
-use super::{Route, Running, Service, Stage, Subject, first_line};
+use super::{Route, Running, Stage, Subject, first_line};
 use crate::cache::Cache;
 
 /// Beside this crate's own manifest.
@@ -53,10 +53,7 @@ impl Subject for Iroh {
         others.push(serving);
         let mut command = Command::new(&program);
         command.args(["dial", &id, &listen, &way]);
-        let here = client.loopback();
-        for service in Service::ALL {
-            command.arg(format!("{}={}", here.address(service.port() + AT_CLIENT), service.port()));
-        }
+        command.args(stage.listens(AT_CLIENT));
         let log = stage.file("client.log");
         let dialling = client.spawn_logged(&mut command, &log)?;
         Ok(Box::new(Tunnel { at: client.clone(), command, log, client: dialling, others, offset: AT_CLIENT }))

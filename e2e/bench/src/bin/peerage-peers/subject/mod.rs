@@ -152,6 +152,12 @@ impl Stage<'_> {
         Service::ALL.map(|service| format!("{}={}", listen(service.port() + from), to(service.port() + on)))
     }
 
+    /// `LISTEN=PORT` for both services: where a subject's client side listens for a port of the other side, so far above it.
+    pub fn listens(&self, above: u16) -> [String; 2] {
+        let here = self.network.client.loopback();
+        Service::ALL.map(|service| format!("{}={}", here.address(service.port() + above), service.port()))
+    }
+
     /// A file of this start.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -53,10 +53,7 @@ impl Subject for Tailscale {
         let far = first_line(&mut serving, &log)?;
         let mut command = run("dial");
         command.arg(&control).arg(stage.file("client")).arg(far);
-        let here = client.loopback();
-        for service in Service::ALL {
-            command.arg(format!("{}={}", here.address(service.port() + AT_CLIENT), service.port()));
-        }
+        command.args(stage.listens(AT_CLIENT));
         let log = stage.file("client.log");
         let dialling = client.spawn_logged(&mut command, &log)?;
         let others = vec![middle, serving];
