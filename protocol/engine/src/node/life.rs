@@ -55,7 +55,7 @@ impl Node {
         self.begin_session(key, session, share);
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.pending.push(key);
-            pair.handshakes.may(now.mono);
+            pair.handshakes.take(now.mono);
         }
         self.first_ids.insert(first_id, key);
         self.settle(key, now);
@@ -70,7 +70,7 @@ impl Node {
     ) -> Option<(Arc<quinn_proto::ServerConfig>, Share)> {
         // An ended trust or invitation must not even show that we are here.
         let pair = self.pairs.get_mut(pair_key).filter(|pair| !pair.has_ended(now.wall))?;
-        if pair.handshakes.is_used_up(now.mono) {
+        if pair.handshakes.is_empty(now.mono) {
             debug!(pair = ?pair_key, "too many handshakes in a short time");
             return None;
         }
@@ -194,7 +194,7 @@ impl Node {
         let mut is_said = false;
         if let Some(pair) = self.pairs.get_mut(&pair_key) {
             pair.replicas.met(instance, key, now.mono);
-            is_said = pair.lines.may(now.mono);
+            is_said = pair.lines.take(now.mono);
         }
         self.meet_rivals(key, now);
         // A dial of ours that still runs is not needed any more, except where both sides dialled at once and ours is
@@ -490,7 +490,7 @@ impl Node {
         let streams = self.leave_streams(&pair_key, up.streams.into_values(), &reason, untaken);
         if let PairKey::Peer(peer) = pair_key {
             let pair = self.pairs.get_mut(&PairKey::Peer(peer.clone()));
-            match pair.is_none_or(|pair| pair.lines.may(self.last.mono)) {
+            match pair.is_none_or(|pair| pair.lines.take(self.last.mono)) {
                 true => info!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams),
                 false => debug!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams),
             }

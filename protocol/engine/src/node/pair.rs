@@ -120,13 +120,13 @@ impl<const AT_ONCE: u32, const MILLIS: u64> Allowance<AT_ONCE, MILLIS> {
         self.0.get_or_insert_with(|| Budget::full(now, AT_ONCE, Duration::from_millis(MILLIS)))
     }
 
-    /// Whether it is one more, which it then has had.
-    pub(super) fn may(&mut self, now: Instant) -> bool {
+    /// Takes one, if there is one.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
         self.budget(now).take(now)
     }
 
-    /// Whether it has had all for now.
-    pub(super) fn is_used_up(&mut self, now: Instant) -> bool {
+    /// Whether there is none to take.
+    pub(super) fn is_empty(&mut self, now: Instant) -> bool {
         self.budget(now).is_empty(now)
     }
 }
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_peer_that_comes_and_goes_ten_times_a_second_is_thirty_lines_in_a_minute() {
         let (mut lines, begun) = (Lines::default(), Instant::now());
-        let said = (0..600).filter(|number| lines.may(begun + Duration::from_millis(100) * *number));
+        let said = (0..600).filter(|number| lines.take(begun + Duration::from_millis(100) * *number));
         assert_eq!(said.count(), 20 + 9);
     }
 }
