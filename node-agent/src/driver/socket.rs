@@ -134,25 +134,14 @@ impl Sockets {
     }
 
     /// Sends one batch. `WouldBlock` means: again after [`Self::poll_writable`].
-    pub(super) fn try_send(&self, link: Link, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(bound) = self.sender(link, &transmit.destination) else {
-            // A peer's candidate of a family that we do not have, or a socket that was closed.
-            return Ok(());
-        };
-        match bound.state.try_send(UdpSockRef::from(bound.socket.get_ref()), transmit) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
-            Err(error) => {
-                // Unreachable networks, oversized probes: QUIC's loss recovery knows better than we do what to do.
-                debug!(%error, "a datagram was not sent");
-                Ok(())
-            }
-            Ok(()) => Ok(()),
-        }
+    pub(super) fn try_send(&mut self, link: Link, transmit: &Transmit<'_>) -> io::Result<()> {
+        // There is none for a peer's candidate of a family that we do not have, and for a socket that was closed.
+        self.sender(link, &transmit.destination).map_or(Ok(()), |bound| bound.try_send(transmit))
     }
 
     /// Sends one datagram that passes at most `hops` routers, by IPv4. Where the kernel does not let us say so, nothing is
     /// sent. `WouldBlock` as above.
-    pub(super) fn try_send_near(&self, link: Link, transmit: &Transmit<'_>, hops: u8) -> io::Result<()> {
+    pub(super) fn try_send_near(&mut self, link: Link, transmit: &Transmit<'_>, hops: u8) -> io::Result<()> {
         let Some(bound) = self.sender(link, &transmit.destination).filter(|_| transmit.destination.is_ipv4()) else {
             return Ok(());
         };
@@ -162,7 +151,7 @@ impl Sockets {
             debug!(%error, "no hop limit can be set");
             return Ok(());
         }
-        let sent = self.try_send(link, transmit);
+        let sent = bound.try_send(transmit);
         if let Err(error) = socket.set_ttl_v4(usual) {
             // What was just possible; if ever it were not, nothing would get far from here on.
             error!(%error, "the usual hop limit cannot be set again");
@@ -170,11 +159,11 @@ impl Sockets {
         sent
     }
 
-    fn sender(&self, link: Link, destination: &SocketAddr) -> Option<&Bound> {
+    fn sender(&mut self, link: Link, destination: &SocketAddr) -> Option<&mut Bound> {
         match link {
-            Link::Main if destination.is_ipv4() => self.v4.as_ref(),
-            Link::Main => self.v6.as_ref(),
-            Link::Extra(socket) => self.extra.get(&socket),
+            Link::Main if destination.is_ipv4() => self.v4.as_mut(),
+            Link::Main => self.v6.as_mut(),
+            Link::Extra(socket) => self.extra.get_mut(&socket),
             // Streams have queues of their own; no datagram leaves by them.
             Link::RelayStream(_) => None,
         }
@@ -182,12 +171,7 @@ impl Sockets {
 
     /// Waits until `destination` can be sent to again by `link`.
     pub(super) fn poll_writable(&mut self, cx: &mut Context<'_>, link: Link, destination: &SocketAddr) -> Poll<()> {
-        let bound = match link {
-            Link::Main if destination.is_ipv4() => self.v4.as_mut(),
-            Link::Main => self.v6.as_mut(),
-            Link::Extra(socket) => self.extra.get_mut(&socket),
-            Link::RelayStream(_) => None,
-        };
+        let bound = self.sender(link, destination);
         bound.map_or(Poll::Ready(()), |bound| bound.poll_writable(cx))
     }
 
@@ -229,6 +213,18 @@ impl Bound {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.get_ref().local_addr()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        match self.state.try_send(UdpSockRef::from(self.socket.get_ref()), transmit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Err(error) => {
+                // Unreachable networks, oversized probes: QUIC's loss recovery knows better than we do what to do.
+                debug!(%error, "a datagram was not sent");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -389,7 +385,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_was_read_empty_tells_of_what_comes_later() {
-        let (sender, mut receiver, destination) = pair();
+        let (mut sender, mut receiver, destination) = pair();
         for _ in 0..3 {
             let transmit = Transmit { destination, ecn: None, contents: b"hello", segment_size: None, src_ip: None };
             sender.try_send(Link::Main, &transmit).expect("an empty socket takes it");
