@@ -13,6 +13,14 @@ fn strangers() -> Sim {
     sim
 }
 
+/// Strangers, of whom `b` has invited `a`.
+fn invited() -> (Sim, Ticket) {
+    let mut sim = strangers();
+    let ticket = sim.invite("b", secs(3600));
+    sim.holds_ticket("a", "b");
+    (sim, ticket)
+}
+
 /// How a request for trust ended for the asker, if it did.
 fn answer(sim: &Sim, asker: &str) -> Option<Result<(), AskError>> {
     sim.events(asker).iter().rev().find_map(|(_, event)| match event {
@@ -123,9 +131,7 @@ fn a_revocation_that_the_other_side_cannot_hear_still_ends_both_sides() {
 
 #[test]
 fn a_request_by_ticket_is_delivered_once_and_an_approval_connects() {
-    let mut sim = strangers();
-    let ticket = sim.invite("b", secs(3600));
-    sim.holds_ticket("a", "b");
+    let (mut sim, ticket) = invited();
     sim.ask("a", &ticket, "we share a project");
     let answered = sim.run_until(secs(5), |sim| answer(sim, "a").is_some());
     assert!(answered.is_some_and(|took| took < secs(1)), "{answered:?}");
@@ -161,9 +167,7 @@ fn a_request_is_delivered_once_also_over_a_line_that_loses_and_repeats() {
 
 #[test]
 fn a_receipt_that_is_lost_is_given_again_and_the_request_is_one() {
-    let mut sim = strangers();
-    let ticket = sim.invite("b", secs(3600));
-    sim.holds_ticket("a", "b");
+    let (mut sim, ticket) = invited();
     sim.hesitates("b", true);
     sim.ask("a", &ticket, "did you hear me?");
     sim.run_until(secs(5), |sim| !requests(sim, "b").is_empty()).expect("a request");
@@ -179,9 +183,7 @@ fn a_receipt_that_is_lost_is_given_again_and_the_request_is_one() {
 
 #[test]
 fn who_asks_again_while_the_request_is_being_written_down_gets_the_receipt_when_it_is() {
-    let mut sim = strangers();
-    let ticket = sim.invite("b", secs(3600));
-    sim.holds_ticket("a", "b");
+    let (mut sim, ticket) = invited();
     sim.hesitates("b", true);
     sim.ask("a", &ticket, "first");
     sim.run_for(secs(21));
@@ -198,9 +200,7 @@ fn who_asks_again_while_the_request_is_being_written_down_gets_the_receipt_when_
 
 #[test]
 fn a_used_ticket_is_met_with_silence_also_by_its_user_after_a_minute() {
-    let mut sim = strangers();
-    let ticket = sim.invite("b", secs(3600));
-    sim.holds_ticket("a", "b");
+    let (mut sim, ticket) = invited();
     sim.ask("a", &ticket, "first");
     sim.run_for(secs(62));
     sim.may_speak("a", "b");
@@ -281,9 +281,7 @@ fn a_ticket_is_no_key_to_anything_but_asking() {
 
 #[test]
 fn a_request_that_could_not_be_written_down_leaves_the_ticket_usable() {
-    let mut sim = strangers();
-    let ticket = sim.invite("b", secs(3600));
-    sim.holds_ticket("a", "b");
+    let (mut sim, ticket) = invited();
     sim.can_write_down("b", false);
     sim.ask("a", &ticket, "the disk is full over there");
     sim.run_until(secs(5), |sim| answer(sim, "a").is_some());
@@ -311,9 +309,7 @@ fn a_request_arrives_also_if_the_inviter_restarts_in_the_midst_of_it() {
 
 #[test]
 fn a_request_that_could_not_be_kept_after_the_asker_left_leaves_the_ticket_usable() {
-    let mut sim = strangers();
-    let ticket = sim.invite("b", secs(3600));
-    sim.holds_ticket("a", "b");
+    let (mut sim, ticket) = invited();
     sim.hesitates("b", true);
     sim.ask("a", &ticket, "hello?");
     sim.run_for(secs(60));
