@@ -41,26 +41,18 @@ impl Inbox {
     /// Waits for datagrams; `arrived` is told their places, in the order in which they came.
     pub(crate) async fn wait(&mut self, socket: &BatchSocket, arrived: &mut Vec<usize>) -> io::Result<()> {
         let mut meta = [RecvMeta::default(); BATCH_SIZE];
-        let received = {
-            let (mut slices, slots) = self.places();
-            let received = socket.recv(&mut slices, &mut meta).await?;
-            arrived.extend_from_slice(&slots[..received]);
-            received
-        };
-        self.take(&meta[..received], arrived);
+        let (mut slices, slots) = self.places();
+        let received = socket.recv(&mut slices, &mut meta).await?;
+        self.take(&slots[..received], &meta, arrived);
         Ok(())
     }
 
     /// The same for what is there already.
     pub(crate) fn look(&mut self, socket: &BatchSocket, arrived: &mut Vec<usize>) -> io::Result<()> {
         let mut meta = [RecvMeta::default(); BATCH_SIZE];
-        let received = {
-            let (mut slices, slots) = self.places();
-            let received = socket.recv_now(&mut slices, &mut meta)?;
-            arrived.extend_from_slice(&slots[..received]);
-            received
-        };
-        self.take(&meta[..received], arrived);
+        let (mut slices, slots) = self.places();
+        let received = socket.recv_now(&mut slices, &mut meta)?;
+        self.take(&slots[..received], &meta, arrived);
         Ok(())
     }
 
@@ -93,11 +85,12 @@ impl Inbox {
         (slices, slots)
     }
 
-    fn take(&mut self, meta: &[RecvMeta], arrived: &[usize]) {
-        for (slot, meta) in arrived[arrived.len() - meta.len()..].iter().zip(meta) {
+    fn take(&mut self, slots: &[usize], meta: &[RecvMeta], arrived: &mut Vec<usize>) {
+        arrived.extend_from_slice(slots);
+        for (slot, meta) in slots.iter().zip(meta) {
             self.meta[*slot] = *meta;
             self.is_free[*slot] = false;
-            self.free -= 1;
         }
+        self.free -= slots.len();
     }
 }
