@@ -5,7 +5,7 @@
 //! which both sides must agree on to the byte, is in [`keys`].
 
 use core::fmt;
-use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use core::net::SocketAddr;
 
 use data_encoding::HEXLOWER;
 
@@ -15,6 +15,7 @@ use crate::passport::MAX_CREDENTIAL;
 
 pub mod keys;
 pub mod mailbox;
+mod read;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -172,6 +173,37 @@ pub enum Type {
     WhoElse = 22,
     /// Answers it.
     Others = 23,
+}
+
+impl Type {
+    const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Hello,
+            2 => Self::Cookie,
+            3 => Self::Bind,
+            4 => Self::Bound,
+            5 => Self::Refused,
+            6 => Self::Visit,
+            7 => Self::Visiting,
+            8 => Self::Move,
+            9 => Self::Keepalive,
+            10 => Self::Alive,
+            11 => Self::Drain,
+            12 => Self::ToRoute,
+            13 => Self::ToEndpoint,
+            14 => Self::From,
+            15 => Self::Unbind,
+            16 => Self::Lookup,
+            17 => Self::Records,
+            18 => Self::Post,
+            19 => Self::Posted,
+            20 => Self::Check,
+            21 => Self::Mail,
+            22 => Self::WhoElse,
+            23 => Self::Others,
+            _ => return None,
+        })
+    }
 }
 
 /// Why a relay refuses a BIND.
@@ -465,132 +497,3 @@ pub enum Frame<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a relay frame of version 1")]
 pub struct NotAFrame;
-
-impl<'a> Frame<'a> {
-    /// Reads a datagram.
-    ///
-    /// # Errors
-    /// [`NotAFrame`] when version, type, length or the packet's first byte are wrong.
-    pub fn parse(datagram: &'a [u8]) -> Result<(Tag, Self), NotAFrame> {
-        let mut r = Reader(datagram);
-        if r.array::<1>()? != &[VERSION_1] {
-            return Err(NotAFrame);
-        }
-        let kind = r.array::<1>()?[0];
-        let tag = Tag(*r.array()?);
-        let frame = match kind {
-            1 => r.padding(HELLO - HEADER).map(|()| Self::Hello)?,
-            2 => Self::Cookie { cookie: Cookie(*r.array()?), boot: Boot(*r.array()?) },
-            3 => Self::bind(&mut r)?,
-            4 => Self::Bound { grant: r.grant()?, mac: r.array()? },
-            5 => Self::Refused { reason: Refusal::from_code(r.array::<1>()?[0]), mac: r.array()? },
-            6 => Self::visit(&mut r)?,
-            7 => Self::Visiting { grant: r.grant()?, id: EndpointId(*r.array()?) },
-            8 => Self::Move {
-                cookie: Cookie(*r.array()?),
-                id: EndpointId(*r.array()?),
-                counter: u64::from_be_bytes(*r.array()?),
-                mac: r.array()?,
-            },
-            9 => {
-                let nonce = *r.array()?;
-                r.padding(KEEPALIVE - HEADER - 8)?;
-                Self::Keepalive { nonce }
-            }
-            10 => {
-                let (nonce, lifetime, [flags]) = (*r.array()?, r.u16()?, *r.array::<1>()?);
-                Self::Alive { nonce, lifetime, flags: AliveFlags::from_byte(flags) }
-            }
-            11 => Self::Drain { grace: r.u16()?, mac: r.array()? },
-            12 => Self::To { destination: Destination::Route(RoutingId(*r.array()?)), packet: r.packet()? },
-            13 => Self::To { destination: Destination::Endpoint(EndpointId(*r.array()?)), packet: r.packet()? },
-            14 => Self::From { source: EndpointId(*r.array()?), packet: r.packet()? },
-            16 => Self::Lookup { nonce: *r.array()?, name: NameKey(*r.array()?), e: AgreementKey(*r.array()?) },
-            17 => Self::records(&mut r)?,
-            18 => Self::Post { nonce: *r.array()?, to: RoutingId(*r.array()?), sealed: r.array()? },
-            19 => Self::Posted { nonce: *r.array()? },
-            20 => Self::Check { nonce: *r.array()?, done: MailId(*r.array()?), mac: r.array()? },
-            21 => Self::mail(&mut r)?,
-            22 => {
-                let nonce = *r.array()?;
-                r.padding(WHO_ELSE - HEADER - 8)?;
-                Self::WhoElse { nonce }
-            }
-            23 => Self::others(&mut r)?,
-            15 => Self::Unbind { id: EndpointId(*r.array()?), mac: r.array()? },
-            _ => return Err(NotAFrame),
-        };
-        if r.0.is_empty() { Ok((tag, frame)) } else { Err(NotAFrame) }
-    }
-
-    fn bind(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
-        let cookie = Cookie(*r.array()?);
-        let e = AgreementKey(*r.array()?);
-        let sealed_len = r.0.len().checked_sub(MAC).ok_or(NotAFrame)?;
-        if !(SEAL_TAG + 1..=MAX_CREDENTIAL + SEAL_TAG).contains(&sealed_len) {
-            return Err(NotAFrame);
-        }
-        let sealed = r.take(sealed_len)?;
-        let mac = r.array()?;
-        Ok(Self::Bind { cookie, e, sealed, mac })
-    }
-
-    fn others(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
-        let nonce = *r.array()?;
-        let (ids, rest) = r.0.as_chunks::<8>();
-        r.0 = rest;
-        if ids.len() > MAX_OTHERS {
-            return Err(NotAFrame);
-        }
-        Ok(Self::Others { nonce, ids })
-    }
-
-    fn visit(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
-        let cookie = Cookie(*r.array()?);
-        let (id, tag) = (EndpointId(*r.array()?), Tag(*r.array()?));
-        r.padding(VISIT - HEADER - 30)?;
-        let earlier = (id.0 != [0; 8]).then_some((id, tag));
-        Ok(Self::Visit { cookie, earlier })
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], NotAFrame> {
-        let (taken, rest) = self.0.split_at_checked(n).ok_or(NotAFrame)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], NotAFrame> {
-        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(NotAFrame)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn u16(&mut self) -> Result<u16, NotAFrame> {
-        Ok(u16::from_be_bytes(*self.array()?))
-    }
-
-    fn padding(&mut self, n: usize) -> Result<(), NotAFrame> {
-        self.take(n).map(|_| ())
-    }
-
-    /// The rest: a QUIC packet by its first byte.
-    fn packet(&mut self) -> Result<&'a [u8], NotAFrame> {
-        let packet = self.take(self.0.len())?;
-        match packet.first() {
-            Some(64..) if packet.len() <= MAX_PACKET => Ok(packet),
-            Some(_) | None => Err(NotAFrame),
-        }
-    }
-
-    fn grant(&mut self) -> Result<Grant, NotAFrame> {
-        let tag = Tag(*self.array()?);
-        let lifetime = self.u16()?;
-        let ip = Ipv6Addr::from(self.array::<16>()?.map(|byte| !byte));
-        let port = !self.u16()?;
-        Ok(Grant { tag, lifetime, observed: SocketAddr::new(IpAddr::V6(ip).to_canonical(), port) })
-    }
-}

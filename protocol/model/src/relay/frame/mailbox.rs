@@ -1,7 +1,8 @@
 //! The frames of mailboxes (`docs/spec/mailbox.md` section 2).
 
 use super::keys::MacKey;
-use super::{Frame, HEADER, MAC, NotAFrame, Reader, Tag, Type, write};
+use super::read::Reader;
+use super::{Frame, HEADER, MAC, NotAFrame, Tag, Type, write};
 use crate::id::sha256;
 use crate::keys::AgreementKey;
 use crate::name::AgentName;
@@ -54,7 +55,7 @@ pub struct Records<'a>(&'a [u8]);
 impl<'a> Records<'a> {
     /// Each record's bytes.
     pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let mut rest = Reader(self.0);
+        let mut rest = Reader::of(self.0);
         std::iter::from_fn(move || {
             let length = rest.u16().ok()?;
             rest.take(usize::from(length)).ok()
@@ -65,9 +66,9 @@ impl<'a> Records<'a> {
 impl<'a> Frame<'a> {
     pub(super) fn records(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
         let nonce = *r.array()?;
-        let all = r.take(r.0.len().checked_sub(MAC).ok_or(NotAFrame)?)?;
-        let (mut rest, mut count) = (Reader(all), 0);
-        while !rest.0.is_empty() {
+        let all = r.before_mac()?;
+        let (mut rest, mut count) = (Reader::of(all), 0);
+        while !rest.is_empty() {
             let length = usize::from(rest.u16()?);
             rest.take(length)?;
             count += 1;
@@ -80,9 +81,10 @@ impl<'a> Frame<'a> {
 
     pub(super) fn mail(r: &mut Reader<'a>) -> Result<Self, NotAFrame> {
         let (nonce, id) = (*r.array()?, MailId(*r.array()?));
-        let sealed = match r.0.len().checked_sub(MAC) {
-            Some(0) if id == MailId::NONE => None,
-            Some(SEALED) if id != MailId::NONE => Some(r.array()?),
+        let sealed = r.before_mac()?;
+        let sealed = match sealed.as_array::<SEALED>() {
+            None if sealed.is_empty() && id == MailId::NONE => None,
+            Some(sealed) if id != MailId::NONE => Some(sealed),
             Some(_) | None => return Err(NotAFrame),
         };
         Ok(Self::Mail { nonce, id, sealed, mac: r.array()? })

@@ -1,6 +1,7 @@
 //! Frames against the vectors, and against nonsense.
 
 use std::fs;
+use std::net::IpAddr;
 
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use serde_json::Value;
