@@ -4,7 +4,10 @@
 //! [`RelayClient::wrap`] puts packets into frames and [`RelayClient::handle_datagram`] says where the packet in a frame
 //! lies. What the relay granted stays in use while an exchange that renews or moves it runs, so nothing in flight is lost.
 
+mod exchange;
+mod grant;
 mod mailbox;
+mod others;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -14,7 +17,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use peerage_model::relay::frame::keys::{MacKey, bind};
+use peerage_model::relay::frame::keys::bind;
 use peerage_model::relay::frame::mailbox::MailId;
 use peerage_model::relay::frame::{self, AliveFlags, Boot, Cookie, ENDPOINT_HEADER, EndpointId, Frame, Grant, Tag};
 use peerage_model::{AgreementKey, AgreementSecret, InstanceId};
@@ -22,27 +25,13 @@ use tracing::debug;
 
 pub use peerage_model::relay::frame::{Destination, Refusal};
 
+use self::exchange::{Asked, Due, Exchange, Request};
+pub use self::grant::KEEPALIVE;
+use self::grant::{Binding, Granted};
 use self::mailbox::Mailbox;
 pub use self::mailbox::{MailEvent, Question};
-
-use self::schedule::Schedule;
+use self::others::Others;
 use crate::noise::SeededRandom;
-
-/// A KEEPALIVE goes out when nothing was sent or nothing was heard for this long; three fit a binding's 90 s.
-pub const KEEPALIVE: Duration = Duration::from_secs(25);
-/// Without a word from the relay for this long, as when our machine slept, our binding may be over there: it lives 90 s.
-const MAY_BE_FORGOTTEN: Duration = Duration::from_secs(60);
-/// After a refusal.
-const REFUSED_PAUSE: Duration = Duration::from_secs(30);
-/// BIND, VISIT and MOVE are sent this often before the cookie counts as too old.
-const TRIES: u32 = 4;
-/// HELLOs without an answer until somebody may look whether the relay moved: after 3 to 4 s, and then again and again.
-const SILENT_AFTER: u32 = 5;
-/// A relay that goes away is asked this often, by up to a quarter more often, until it is gone and another has its place: it is not
-/// there for us before we have bound again, and would else find us only by our next KEEPALIVE.
-const WHILE_DRAINING: Duration = Duration::from_secs(1);
-/// Keepalives without an answer until the relay counts as lost.
-const KEEPALIVES: u32 = 3;
 
 /// What we are to a relay.
 #[derive(Clone, Debug)]
@@ -105,52 +94,6 @@ pub struct Delivered {
     pub packet_at: usize,
 }
 
-/// What the relay granted.
-#[derive(Debug)]
-struct Granted {
-    tag: Tag,
-    id: EndpointId,
-    boot: Boot,
-    /// For a binding: what MOVE and DRAIN are authenticated with, and the counter of the last MOVE.
-    binding: Option<(MacKey, u64)>,
-    last_sent: Instant,
-    last_heard: Instant,
-    probes: u32,
-    /// Nonce of the latest KEEPALIVE, until it is answered.
-    asked: Option<[u8; 8]>,
-    /// The relay goes away: how often we look whether it is back.
-    draining: Option<Duration>,
-    /// We were away for so long that the relay may know nothing of this.
-    may_be_forgotten: bool,
-}
-
-/// Who shares our routing id.
-#[derive(Debug, Default)]
-struct Others {
-    asked: Option<[u8; 8]>,
-    known: Vec<EndpointId>,
-}
-
-/// The exchange that runs.
-#[derive(Debug)]
-enum Exchange {
-    /// None.
-    Quiet,
-    /// HELLO is out.
-    Greeting { tag: Tag, schedule: Schedule },
-    /// BIND, VISIT or MOVE is out.
-    Asking { tag: Tag, boot: Boot, frame: Vec<u8>, asked: Asked, schedule: Schedule },
-    /// The relay refused.
-    Refused { until: Instant },
-}
-
-#[derive(Debug)]
-enum Asked {
-    Bind { session: MacKey, refusal: MacKey },
-    Visit,
-    Move { session: MacKey, counter: u64 },
-}
-
 /// One relay, as an agent deals with it.
 pub struct RelayClient {
     relay: AgreementKey,
@@ -211,10 +154,7 @@ impl RelayClient {
     /// Whether this is the only way to the relay. Where another works, it is asked ever more rarely whether this one does, too.
     pub fn set_hurried(&mut self, hurried: bool, now: Instant) {
         if !std::mem::replace(&mut self.hurried, hurried) && hurried {
-            match &mut self.exchange {
-                Exchange::Greeting { schedule, .. } => schedule.hurry(now),
-                Exchange::Asking { .. } | Exchange::Refused { .. } | Exchange::Quiet => {}
-            }
+            self.exchange.hurry(now);
         }
     }
 
@@ -252,7 +192,7 @@ impl RelayClient {
     /// Who else is bound under our routing id, as the relay says: others of our instances, or nobody at all.
     #[must_use]
     pub fn others(&self) -> &[EndpointId] {
-        &self.others.known
+        self.others.known()
     }
 
     /// Who we last were to the relay.
@@ -308,10 +248,9 @@ impl RelayClient {
     }
 
     fn see_to_mail(&mut self, now: Instant) {
-        if let Some(Granted { tag, binding, .. }) = &self.granted {
-            let session = binding.as_ref().map(|(session, _)| session);
-            let believed = self.mailbox.handle_timeout(now, *tag, session, &mut self.random);
-            if !believed && matches!(self.exchange, Exchange::Quiet) {
+        if let Some(granted) = &self.granted {
+            let believed = self.mailbox.handle_timeout(now, granted.tag(), granted.session(), &mut self.random);
+            if !believed && self.exchange.is_quiet() {
                 self.greet(now);
             }
         }
@@ -324,15 +263,13 @@ impl RelayClient {
         self.mailbox.leave();
         self.exchange = Exchange::Quiet;
         self.unanswered = None;
-        let Granted { tag, id, binding, .. } = self.granted.take()?;
-        let (session, _) = binding?;
-        Some(frame::unbind(tag, id, |body| session.mac(body)).to_vec())
+        self.granted.take()?.unbind()
     }
 
     /// We stood still: says something, and does not count on being known.
     pub fn slept(&mut self, now: Instant) {
         if let Some(granted) = &mut self.granted {
-            granted.may_be_forgotten |= now.saturating_duration_since(granted.last_heard) > MAY_BE_FORGOTTEN;
+            granted.slept(now);
         }
         self.address_changed(now);
     }
@@ -360,66 +297,35 @@ impl RelayClient {
     /// A relay frame from this relay's address. Gives the packet in it, if it carries one.
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Option<Delivered> {
         let (tag, frame) = Frame::parse(datagram).ok()?;
-        match frame {
-            Frame::From { source, .. } => {
-                self.heard(tag, now)?;
-                Some(Delivered { from: source, packet_at: ENDPOINT_HEADER })
-            }
-            Frame::Cookie { cookie, boot } => {
-                self.on_cookie(tag, cookie, boot, now);
-                None
-            }
-            Frame::Bound { grant, .. } => {
-                self.on_bound(tag, &grant, datagram, now);
-                None
-            }
-            Frame::Visiting { grant, id } => {
-                self.on_visiting(tag, &grant, id, now);
-                None
-            }
-            Frame::Refused { reason, .. } => {
-                self.on_refused(tag, reason, datagram, now);
-                None
+        if let Frame::From { source, .. } = frame {
+            return self.heard(tag, now).then_some(Delivered { from: source, packet_at: ENDPOINT_HEADER });
+        }
+        self.on_frame(tag, &frame, datagram, now);
+        None
+    }
+
+    fn on_frame(&mut self, tag: Tag, frame: &Frame<'_>, datagram: &[u8], now: Instant) {
+        match *frame {
+            Frame::Cookie { cookie, boot } => self.on_cookie(tag, cookie, boot, now),
+            Frame::Bound { grant, .. } => self.on_bound(tag, &grant, datagram, now),
+            Frame::Visiting { grant, id } => self.on_visiting(tag, &grant, id, now),
+            Frame::Refused { reason, .. } => self.on_refused(tag, reason, datagram, now),
+            Frame::Alive { nonce, flags, .. } => self.on_alive(tag, nonce, flags, now),
+            Frame::Drain { grace, .. } => self.on_drain(tag, grace, datagram, now),
+            Frame::Others { nonce, ids } => {
+                if self.heard(tag, now) && self.others.is_answered_by(nonce) {
+                    self.others_are(ids);
+                }
             }
             Frame::Records { .. } | Frame::Posted { .. } | Frame::Mail { .. } => {
-                self.heard(tag, now)?;
-                let binding = self.granted.as_ref().and_then(|granted| granted.binding.as_ref());
-                self.mailbox.on_frame(&frame, binding.map(|(session, _)| session), datagram, now);
-                None
+                if self.heard(tag, now) {
+                    let session = self.granted.as_ref().and_then(Granted::session);
+                    self.mailbox.on_frame(frame, session, datagram, now);
+                }
             }
-            Frame::Alive { nonce, flags: AliveFlags { draining, mail, others }, .. } => {
-                if self.is_granted_as(tag) {
-                    self.answered(now);
-                }
-                self.heard(tag, now)?;
-                if mail {
-                    self.mailbox.mail_waits(now);
-                    self.see_to_mail(now);
-                }
-                if draining {
-                    self.drains(Duration::ZERO);
-                }
-                // Once for each question of ours: whatever else claims to be an ALIVE sets us no pace.
-                match (self.answers_keepalive(nonce), others) {
-                    (true, true) => self.ask_for_others(),
-                    (true, false) => self.now_others(&[]),
-                    (false, _) => {}
-                }
-                None
-            }
-            Frame::Others { nonce, ids } => {
-                self.heard(tag, now)?;
-                if self.others.asked.take_if(|asked| *asked == nonce).is_some() {
-                    self.now_others(ids);
-                }
-                None
-            }
-            Frame::Drain { grace, .. } => {
-                self.on_drain(tag, grace, datagram, now);
-                None
-            }
-            // Only relays receive these.
-            Frame::Hello
+            // Handled before, and what only relays receive.
+            Frame::From { .. }
+            | Frame::Hello
             | Frame::Bind { .. }
             | Frame::Visit { .. }
             | Frame::Move { .. }
@@ -429,7 +335,7 @@ impl RelayClient {
             | Frame::Post { .. }
             | Frame::Check { .. }
             | Frame::WhoElse { .. }
-            | Frame::Unbind { .. } => None,
+            | Frame::Unbind { .. } => {}
         }
     }
 
@@ -444,10 +350,10 @@ impl RelayClient {
         out: &mut Vec<u8>,
     ) -> Option<Option<usize>> {
         let granted = self.granted.as_mut()?;
-        granted.last_sent = now;
+        granted.on_sent(now);
         let header_len = destination.header_len();
         let mut header = [0; frame::ROUTE_HEADER];
-        destination.write_header(granted.tag, &mut header);
+        destination.write_header(granted.tag(), &mut header);
         for packet in packets.chunks(segment_size.unwrap_or(packets.len()).max(1)) {
             out.extend_from_slice(&header[..header_len]);
             out.extend_from_slice(packet);
@@ -457,27 +363,18 @@ impl RelayClient {
 
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        match &mut self.exchange {
-            Exchange::Greeting { tag, schedule } => {
-                if schedule.due(now) {
-                    schedule.sent(now, self.hurried, self.random.bytes());
-                    self.transmits.push_back(frame::hello(*tag).to_vec());
-                    if schedule.sends().is_multiple_of(SILENT_AFTER) {
-                        self.events.push_back(RelayEvent::Silent);
-                    }
-                }
+        match self.exchange.handle_timeout(now, self.hurried, &mut self.random) {
+            Due::Nothing => {}
+            Due::Frame(frame) => self.transmits.push_back(frame),
+            Due::FrameToTheSilent(frame) => {
+                self.transmits.push_back(frame);
+                self.events.push_back(RelayEvent::Silent);
             }
-            Exchange::Asking { frame, schedule, .. } => {
-                if schedule.due(now) && schedule.sends() >= TRIES {
-                    self.ignored = true;
-                    self.greet(now);
-                } else if schedule.due(now) {
-                    schedule.sent(now, true, self.random.bytes());
-                    self.transmits.push_back(frame.clone());
-                }
+            Due::AfterIgnored => {
+                self.ignored = true;
+                self.greet(now);
             }
-            Exchange::Refused { until } if *until <= now => self.greet(now),
-            Exchange::Refused { .. } | Exchange::Quiet => {}
+            Due::AfterRefusal => self.greet(now),
         }
         self.keep_alive(now);
         self.see_to_mail(now);
@@ -496,165 +393,118 @@ impl RelayClient {
     /// When to call [`Self::handle_timeout`] next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let exchange = match &self.exchange {
-            Exchange::Greeting { schedule, .. } | Exchange::Asking { schedule, .. } => Some(schedule.next()),
-            Exchange::Refused { until } => Some(*until),
-            Exchange::Quiet => None,
-        };
         let granted = self.granted.as_ref();
-        let mail = granted.and_then(|granted| self.mailbox.poll_timeout(granted.binding.is_some()));
-        exchange.into_iter().chain(granted.map(|granted| granted.next_keepalive(self.keepalive))).chain(mail).min()
+        let keepalive = granted.map(|granted| granted.next_keepalive(self.keepalive));
+        let mail = granted.and_then(|granted| self.mailbox.poll_timeout(granted.is_bound()));
+        [self.exchange.poll_timeout(), keepalive, mail].into_iter().flatten().min()
     }
 
     fn greet(&mut self, now: Instant) {
         self.unanswered.get_or_insert(now);
-        let tag = Tag(self.random.bytes());
-        let mut schedule = Schedule::new(now);
-        schedule.sent(now, true, self.random.bytes());
-        self.transmits.push_back(frame::hello(tag).to_vec());
-        self.exchange = Exchange::Greeting { tag, schedule };
+        let (exchange, hello) = Exchange::greet(&mut self.random, now);
+        self.transmits.push_back(hello);
+        self.exchange = exchange;
     }
 
     /// COOKIE: the answer to HELLO, or, under the tag that was granted, a challenge of a changed address.
     fn on_cookie(&mut self, tag: Tag, cookie: Cookie, boot: Boot, now: Instant) {
-        let answers_hello = matches!(&self.exchange, Exchange::Greeting { tag: asked, .. } if *asked == tag);
-        let challenges = self.granted.as_ref().is_some_and(|granted| granted.tag == tag);
-        // While a question is out, and after a refusal: a relay that forgot us challenges every packet, and asking it
-        // again each time would be a storm.
-        let busy = matches!(self.exchange, Exchange::Asking { .. } | Exchange::Refused { .. });
-        if !answers_hello && (!challenges || busy) {
-            return;
-        }
-        let mut forgotten = false;
-        if !answers_hello && let Some(granted) = &mut self.granted {
-            forgotten = granted.may_be_forgotten;
-            granted.last_heard = now;
+        let answers_hello = self.exchange.is_greeting(tag);
+        let mut is_forgotten = false;
+        if !answers_hello {
+            if self.exchange.ignores_challenges() {
+                return;
+            }
+            let Some(granted) = self.granted_as(tag) else { return };
+            is_forgotten = granted.is_challenged(now);
         }
         let asked_tag = Tag(self.random.bytes());
-        let question = match answers_hello {
-            true => self.first_question(asked_tag, cookie),
-            // A relay does not answer a MOVE of a binding that it has forgotten.
-            false if forgotten => self.first_question(asked_tag, cookie),
-            false => self.question_after_challenge(asked_tag, cookie, boot),
+        let request = match answers_hello || is_forgotten {
+            true => self.first_request(asked_tag, cookie, boot),
+            false => self.request_after_challenge(asked_tag, cookie, boot),
         };
-        let Some((frame, asked)) = question else { return };
+        let Some(request) = request else { return };
         self.unanswered = Some(now);
-        let mut schedule = Schedule::new(now);
-        schedule.sent(now, true, self.random.bytes());
-        self.transmits.push_back(frame.clone());
-        self.exchange = Exchange::Asking { tag: asked_tag, boot, frame, asked, schedule };
+        let (exchange, frame) = Exchange::ask(request, &mut self.random, now);
+        self.transmits.push_back(frame);
+        self.exchange = exchange;
     }
 
-    fn first_question(&mut self, tag: Tag, cookie: Cookie) -> Option<(Vec<u8>, Asked)> {
-        match &self.role {
+    fn first_request(&mut self, tag: Tag, cookie: Cookie, boot: Boot) -> Option<Request> {
+        let (frame, asked) = match &self.role {
             Role::Bind { secret, credential } => {
                 let e = AgreementSecret::from_bytes(self.random.bytes());
                 match bind(tag, cookie, &e, &self.relay, secret, credential) {
-                    Ok(bind) => Some((bind.frame, Asked::Bind { session: bind.session, refusal: bind.refusal })),
+                    Ok(bind) => (bind.frame, Asked::Bind { session: bind.session, refusal: bind.refusal }),
                     Err(weak) => {
                         debug!(relay = ?self.relay, %weak, "this relay's key cannot be used");
-                        None
+                        return None;
                     }
                 }
             }
-            Role::Visit => Some((frame::visit(tag, cookie, self.earlier).to_vec(), Asked::Visit)),
-        }
+            Role::Visit => (frame::visit(tag, cookie, self.earlier).to_vec(), Asked::Visit),
+        };
+        Some(Request { tag, boot, frame, asked })
     }
 
-    /// A relay that still knows our binding only needs proof of the new address; one that restarted needs everything.
-    fn question_after_challenge(&mut self, tag: Tag, cookie: Cookie, boot: Boot) -> Option<(Vec<u8>, Asked)> {
-        if let Some(Granted { id, boot: known, binding: Some((session, counter)), .. }) = &mut self.granted
-            && *known == boot
-        {
-            *counter += 1;
-            let moved = frame::moved(tag, cookie, *id, *counter, |body| session.mac(body));
-            return Some((moved.to_vec(), Asked::Move { session: session.clone(), counter: *counter }));
-        }
-        self.first_question(tag, cookie)
+    /// A relay that still knows our binding only needs proof of the new address.
+    fn request_after_challenge(&mut self, tag: Tag, cookie: Cookie, boot: Boot) -> Option<Request> {
+        let proof = self.granted.as_mut().and_then(|granted| granted.proof_of_move(tag, cookie, boot));
+        proof.or_else(|| self.first_request(tag, cookie, boot))
     }
 
     fn on_bound(&mut self, tag: Tag, grant: &Grant, datagram: &[u8], now: Instant) {
-        let Exchange::Asking { tag: asked_tag, boot, asked, .. } = &self.exchange else { return };
-        let (session, counter) = match asked {
-            Asked::Bind { session, .. } => (session, 0),
-            Asked::Move { session, counter } => (session, *counter),
-            Asked::Visit => return,
-        };
         let Role::Bind { secret, .. } = &self.role else { return };
-        if *asked_tag != tag || !session.verifies(datagram) {
-            return;
+        if let Some((boot, binding)) = self.exchange.granted_by_bound(tag, datagram) {
+            let id = EndpointId::from(InstanceId::of_key(&secret.public()));
+            self.granted(grant, id, boot, Some(binding), now);
         }
-        let id = EndpointId::from(InstanceId::of_key(&secret.public()));
-        let binding = Some((session.clone(), counter));
-        let boot = *boot;
-        self.granted(grant, id, boot, binding, now);
     }
 
     fn on_visiting(&mut self, tag: Tag, grant: &Grant, id: EndpointId, now: Instant) {
-        let Exchange::Asking { tag: asked_tag, boot, asked: Asked::Visit, .. } = &self.exchange else { return };
-        if *asked_tag == tag {
-            let boot = *boot;
+        if let Some(boot) = self.exchange.granted_by_visiting(tag) {
             self.granted(grant, id, boot, None, now);
         }
     }
 
-    fn granted(&mut self, grant: &Grant, id: EndpointId, boot: Boot, binding: Option<(MacKey, u64)>, now: Instant) {
-        self.granted = Some(Granted {
-            tag: grant.tag,
-            id,
-            boot,
-            binding,
-            last_sent: now,
-            last_heard: now,
-            probes: 0,
-            asked: None,
-            draining: None,
-            may_be_forgotten: false,
-        });
+    fn granted(&mut self, grant: &Grant, id: EndpointId, boot: Boot, binding: Option<Binding>, now: Instant) {
+        let granted = Granted::new(grant.tag, id, boot, binding, now);
+        self.mailbox.granted(granted.is_bound(), now);
+        self.granted = Some(granted);
         self.earlier = Some((id, grant.tag));
         self.answered(now);
         (self.ignored, self.refused) = (false, None);
         self.exchange = Exchange::Quiet;
-        let bound = self.granted.as_ref().is_some_and(|granted| granted.binding.is_some());
-        self.mailbox.granted(bound, now);
         self.ask_for_others();
         self.see_to_mail(now);
         self.events.push_back(RelayEvent::Ready { observed: grant.observed });
     }
 
     fn on_refused(&mut self, tag: Tag, reason: Refusal, datagram: &[u8], now: Instant) {
-        let Exchange::Asking { tag: asked_tag, asked: Asked::Bind { refusal, .. }, .. } = &self.exchange else {
-            return;
-        };
-        if *asked_tag != tag || !refusal.verifies(datagram) {
+        if !self.exchange.is_refused_by(tag, datagram) {
             return;
         }
         self.unanswered = None;
         (self.ignored, self.refused) = (false, Some(reason));
-        self.exchange = Exchange::Refused { until: now + REFUSED_PAUSE };
+        self.exchange = Exchange::refused(now);
         self.events.push_back(RelayEvent::Refused(reason));
     }
 
     fn on_drain(&mut self, tag: Tag, grace: u16, datagram: &[u8], now: Instant) {
-        let authentic =
-            matches!(&self.granted, Some(Granted { binding: Some((session, _)), .. }) if session.verifies(datagram));
-        if authentic && self.heard(tag, now).is_some() {
+        let session = self.granted.as_ref().and_then(Granted::session);
+        if session.is_some_and(|session| session.verifies(datagram)) && self.heard(tag, now) {
             self.drains(Duration::from_secs(grace.into()));
         }
     }
 
     fn drains(&mut self, grace: Duration) {
-        if let Some(granted) = &mut self.granted
-            && granted.draining.is_none()
-        {
-            let [chance]: [u8; 1] = self.random.bytes();
-            granted.draining = Some(WHILE_DRAINING - WHILE_DRAINING * u32::from(chance) / (4 * 256));
+        if self.granted.as_mut().is_some_and(|granted| granted.drains(&mut self.random)) {
             self.events.push_back(RelayEvent::Draining { grace });
         }
     }
 
-    fn is_granted_as(&self, tag: Tag) -> bool {
-        self.granted.as_ref().is_some_and(|granted| granted.tag == tag)
+    /// What the relay granted, if that was under this tag.
+    fn granted_as(&mut self, tag: Tag) -> Option<&mut Granted> {
+        self.granted.as_mut().filter(|granted| granted.tag() == tag)
     }
 
     /// The relay answered what it was asked.
@@ -665,32 +515,46 @@ impl RelayClient {
     }
 
     /// Any frame under our tag shows that the relay is there.
-    fn heard(&mut self, tag: Tag, now: Instant) -> Option<()> {
-        let granted = self.granted.as_mut().filter(|granted| granted.tag == tag)?;
-        granted.last_heard = now;
-        granted.probes = 0;
-        if matches!(self.exchange, Exchange::Quiet) {
+    fn heard(&mut self, tag: Tag, now: Instant) -> bool {
+        let Some(granted) = self.granted_as(tag) else { return false };
+        granted.on_heard(now);
+        if self.exchange.is_quiet() {
             self.unanswered = None;
         }
-        Some(())
+        true
     }
 
-    fn answers_keepalive(&mut self, nonce: [u8; 8]) -> bool {
-        self.granted.as_mut().is_some_and(|granted| granted.asked.take_if(|asked| *asked == nonce).is_some())
+    fn on_alive(&mut self, tag: Tag, nonce: [u8; 8], flags: AliveFlags, now: Instant) {
+        if self.granted_as(tag).is_none() {
+            return;
+        }
+        self.answered(now);
+        self.heard(tag, now);
+        if flags.mail {
+            self.mailbox.mail_waits(now);
+            self.see_to_mail(now);
+        }
+        if flags.draining {
+            self.drains(Duration::ZERO);
+        }
+        // Once for each question of ours: whatever else claims to be an ALIVE sets us no pace.
+        if self.granted.as_mut().is_some_and(|granted| granted.is_answered_by(nonce)) {
+            match flags.others {
+                true => self.ask_for_others(),
+                false => self.others_are(&[]),
+            }
+        }
     }
 
     /// Asked when we are bound and whenever an answer says that there are some; one that is lost comes with the next ALIVE.
     fn ask_for_others(&mut self) {
-        let Some(granted) = self.granted.as_ref().filter(|granted| granted.binding.is_some()) else { return };
-        let nonce = self.random.bytes();
-        self.others.asked = Some(nonce);
-        self.transmits.push_back(frame::who_else(granted.tag, nonce).to_vec());
+        if let Some(granted) = self.granted.as_ref().filter(|granted| granted.is_bound()) {
+            self.transmits.push_back(self.others.ask(granted.tag(), self.random.bytes()));
+        }
     }
 
-    fn now_others(&mut self, ids: &[[u8; 8]]) {
-        let known: Vec<EndpointId> = ids.iter().map(|id| EndpointId(*id)).collect();
-        if self.others.known != known {
-            self.others.known = known;
+    fn others_are(&mut self, ids: &[[u8; 8]]) {
+        if self.others.are(ids) {
             self.events.push_back(RelayEvent::Others);
         }
     }
@@ -700,7 +564,7 @@ impl RelayClient {
         if granted.next_keepalive(self.keepalive) > now {
             return;
         }
-        if granted.probes < KEEPALIVES {
+        if !granted.is_given_up() {
             self.send_keepalive(now);
             return;
         }
@@ -712,22 +576,8 @@ impl RelayClient {
     fn send_keepalive(&mut self, now: Instant) {
         let nonce = self.random.bytes();
         let Some(granted) = &mut self.granted else { return };
-        granted.probes += 1;
-        granted.asked = Some(nonce);
-        granted.last_sent = now;
+        self.transmits.push_back(granted.keepalive(nonce, now));
         self.unanswered.get_or_insert(now);
-        self.transmits.push_back(frame::keepalive(granted.tag, nonce).to_vec());
-    }
-}
-
-impl Granted {
-    /// An interval after the last packet in the quieter direction; then after 1 s and 2 s, and a last 4 s before giving up.
-    fn next_keepalive(&self, interval: Duration) -> Instant {
-        match (self.probes, self.draining) {
-            (0, interval_then) => self.last_sent.min(self.last_heard) + interval_then.unwrap_or(interval),
-            (_, Some(interval)) => self.last_sent + interval,
-            (sent, None) => self.last_sent + Duration::from_secs(1 << (sent - 1).min(2)),
-        }
     }
 }
 

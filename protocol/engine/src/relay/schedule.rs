@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::noise::SeededRandom;
+
 /// First pause; it doubles (docs/spec/relay.md section 8).
 const FIRST: Duration = Duration::from_millis(250);
 /// Longest pause.
@@ -24,6 +26,13 @@ pub(super) struct Schedule {
 impl Schedule {
     pub(super) fn new(now: Instant) -> Self {
         Self { next: now, sends: 0 }
+    }
+
+    /// Of what is asked for the first time now, where there is a hurry.
+    pub(super) fn begun(random: &mut SeededRandom, now: Instant) -> Self {
+        let mut schedule = Self::new(now);
+        schedule.sent(now, true, random.bytes());
+        schedule
     }
 
     pub(super) fn due(&self, now: Instant) -> bool {

@@ -1,7 +1,7 @@
 //! The client against a relay that is played by hand from the codec, so that it can also lie.
 
 use peerage_model::RoutingId;
-use peerage_model::relay::frame::keys::{BootKey, Opening};
+use peerage_model::relay::frame::keys::{BootKey, MacKey, Opening};
 use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{COOKIE, HELLO, MAX_BIND, MOVE, VISIT};
 use zeroize::Zeroizing;
