@@ -15,11 +15,10 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::hmac;
 use peerage_model::control::{BirthdayStep, CandidateKind};
 
 use super::admission::is_private;
-use super::checklist::{Proof, Source};
+use super::checklist::Source;
 use super::{BirthdayWish, DirectPath, ExtraSocket, Guessing, Hop, Link, PathAgent, PathEvent, PathMode};
 use crate::nat::NatType;
 
@@ -202,7 +201,7 @@ impl PathAgent {
         if !matches!(self.birthday.state, State::Asked) {
             return;
         }
-        if sockets.is_empty() || self.hop != Hop::Relayed {
+        if sockets.is_empty() || !self.in_use.is_relayed() {
             self.end_birthday(now);
             return;
         }
@@ -248,14 +247,12 @@ impl PathAgent {
     }
 
     fn begin_probing(&mut self, now: Instant) -> bool {
-        let idle = !self.birthday.is_running() && self.hop == Hop::Relayed && !self.birthday.hard;
+        let idle = !self.birthday.is_running() && self.in_use.is_relayed() && !self.birthday.hard;
         let Some(target) = self.reflexive_of_peer().filter(|_| idle) else { return false };
         self.birthday.rounds += 1;
         let label = [b"birthday".as_slice(), &self.birthday.rounds.to_be_bytes()].concat();
-        let drawn = hmac::sign(&self.ids, &label);
-        let mut random = [0; 8];
-        random.copy_from_slice(&drawn.as_ref()[..8]);
-        self.birthday.state = State::Probing { at: target.ip(), ports: Ports::drawn(random), pace: Pace::from(now) };
+        let ports = Ports::drawn(self.checks.draw(&label));
+        self.birthday.state = State::Probing { at: target.ip(), ports, pace: Pace::from(now) };
         true
     }
 
@@ -281,7 +278,7 @@ impl PathAgent {
 
     /// What is due of a round, and whether one should begin.
     pub(super) fn drive_birthday(&mut self, now: Instant) {
-        if self.hop != Hop::Relayed {
+        if !self.in_use.is_relayed() {
             if self.birthday.is_running() {
                 self.end_birthday(now);
             }
@@ -345,11 +342,11 @@ impl PathAgent {
             return;
         }
         self.birthday_sent.clear();
-        let keep = self.hop;
+        let keep = self.in_use.hop();
         self.checklist.retain(|remote| {
             remote.path.link == Link::Main
                 || keep == Hop::Direct(remote.path)
-                || remote.proof != Proof::Unproven && keep == Hop::Relayed
+                || remote.is_proven() && keep == Hop::Relayed
         });
         self.events.push_back(PathEvent::Birthday(BirthdayWish::Over));
     }
@@ -369,8 +366,8 @@ impl PathAgent {
             NatType::Symmetric | NatType::Blocked | NatType::Unknown => false,
         };
         let wanted = birthday.allowed && birthday.peer_allows && birthday.hard && self.nat_types.1.is_some_and(known);
-        let proven = self.checklist.remotes().iter().any(|remote| remote.proof != Proof::Unproven);
-        if !wanted || proven || self.hop != Hop::Relayed || self.config.mode == PathMode::RelayOnly {
+        let proven = self.checklist.remotes().iter().any(|remote| remote.is_proven());
+        if !wanted || proven || !self.in_use.is_relayed() || self.config.mode == PathMode::RelayOnly {
             return None;
         }
         self.reflexive_of_peer()?;

@@ -3,215 +3,39 @@
 //! Bounds live here, because a peer names the addresses: rounds with few transmissions, a pace between any two, and a
 //! token for each check to an address that has not answered the one before (`docs/spec/paths.md` section 3).
 
-use std::collections::VecDeque;
+mod remote;
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use peerage_model::control::{Candidate, CandidateKind, MAX_CANDIDATES};
+use peerage_model::control::{Candidate, MAX_CANDIDATES};
 
 use super::budget::Budget;
 use super::{DirectPath, Link};
 use crate::stun::TransactionId;
 
-/// When a round checks an address, after its start: RFC 8445's Ta of 50 ms, doubling.
-const OFFSETS: [Duration; 7] = [ms(0), ms(50), ms(150), ms(350), ms(750), ms(1550), ms(3150)];
-/// How long the last check of a round may take to come back.
-const LAST_WAIT: Duration = ms(1000);
+pub(super) use self::remote::{Proof, Remote, Source};
+
 /// From one round's start to the next; the last repeats.
 const GAPS: [Duration; 4] = [ms(40_000), ms(80_000), ms(160_000), ms(300_000)];
-/// How long checks of an address outside wait for the peer's word that its gateways are open. The tunnel delivers it however
-/// busy the peer's machine is; this is for a peer that gave up on us.
-const WORD_WITHIN: Duration = ms(3000);
-/// How long such a word holds: less than the 20 s for which the most forgetful gateways keep an unanswered packet.
+/// How long the peer's word that its gateways are open holds: less than the 20 s for which the most forgetful gateways keep an
+/// unanswered packet.
 const WORD_HOLDS: Duration = ms(10_000);
 /// A peer that begins a round makes us begin ours, if our last began this long ago.
 const CALLED_AFTER: Duration = ms(20_000);
-/// Between two rounds that an address has for itself after it was lost.
-const LOST_REST: Duration = GAPS[0];
-/// And while it answers but is too slow: no more often than everybody is asked in the long run.
-const SLOW_REST: Duration = GAPS[GAPS.len() - 1];
 /// Between any two checks of a session: at most 100 a second.
 const PACE: Duration = ms(10);
 /// Checks at once to addresses that did not answer: a full first round of 16 addresses is 112.
 const UNANSWERED_BURST: u32 = 128;
 /// One more such check each.
 const UNANSWERED_INTERVAL: Duration = ms(500);
-/// Checks in flight remembered per address: one round.
-const MAX_IN_FLIGHT: usize = 8;
-/// Answers in one round after which an address rests until the next, if traffic is direct: one proves, three measure.
-const ENOUGH_ANSWERS: u8 = 3;
-/// Round trips remembered per address.
-const MAX_SAMPLES: usize = 8;
 /// Peer-reflexive addresses kept.
 const MAX_LEARNED: usize = 16;
-/// First hold of a path lost to silence; doubles with each loss.
-const FIRST_HOLD: Duration = ms(2000);
-/// Longest hold.
-const LONGEST_HOLD: Duration = ms(300_000);
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-/// How we know an address. Order is worth: what the peer said before what we learned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Source {
-    Signalled(CandidateKind),
-    PeerReflexive,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Proof {
-    Unproven,
-    /// A check came back: least of the newest round trips, and our own address as the peer saw it.
-    Proven {
-        rtt: Duration,
-        mapped: SocketAddr,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Schedule {
-    Idle,
-    /// Checks wait until the peer says that its gateways are open, or until then.
-    Gated {
-        until: Instant,
-    },
-    /// `step` indexes [`OFFSETS`]; one past the end waits for the last answer.
-    Running {
-        base: Instant,
-        step: usize,
-    },
-}
-
-#[derive(Clone, Copy, Debug)]
-struct InFlight {
-    id: TransactionId,
-    sent: Instant,
-}
-
-/// One address of the peer, as seen from one socket of ours.
-#[derive(Clone, Debug)]
-pub(super) struct Remote {
-    pub(super) path: DirectPath,
-    pub(super) source: Source,
-    pub(super) proof: Proof,
-    schedule: Schedule,
-    triggered: bool,
-    /// An opener waits to be sent.
-    opens: bool,
-    checked: bool,
-    in_flight: VecDeque<InFlight>,
-    owes_answer: bool,
-    answers_in_round: u8,
-    /// The newest round trips; the least of them counts, for what is above it was a queue.
-    samples: VecDeque<Duration>,
-    losses: u32,
-    /// Rounds of its own since the path was lost, or was found to be too slow.
-    revivals: u32,
-    held_until: Option<Instant>,
-}
-
-impl Remote {
-    fn new(path: DirectPath, source: Source) -> Self {
-        Self {
-            path,
-            source,
-            proof: Proof::Unproven,
-            schedule: Schedule::Idle,
-            triggered: false,
-            opens: false,
-            checked: false,
-            in_flight: VecDeque::new(),
-            // Nobody answers there until somebody did.
-            owes_answer: true,
-            answers_in_round: 0,
-            samples: VecDeque::new(),
-            losses: 0,
-            revivals: 0,
-            held_until: None,
-        }
-    }
-
-    pub(super) fn rtt(&self) -> Option<Duration> {
-        match self.proof {
-            Proof::Unproven => None,
-            Proof::Proven { rtt, .. } => Some(rtt),
-        }
-    }
-
-    pub(super) fn is_held(&self) -> bool {
-        self.held_until.is_some()
-    }
-
-    /// The tunnel fell silent here: back off, and prove anew.
-    pub(super) fn hold(&mut self, now: Instant) {
-        let doubled = FIRST_HOLD.saturating_mul(1 << self.losses.min(16));
-        self.held_until = Some(now + doubled.min(LONGEST_HOLD));
-        self.losses += 1;
-        self.revivals = 0;
-        self.proof = Proof::Unproven;
-        self.samples.clear();
-    }
-
-    /// Traffic left it for the relay, which is faster: it is asked again soon, since what made it slow may be a queue.
-    pub(super) fn is_too_slow(&mut self, now: Instant) {
-        self.revivals = 0;
-        self.revive(now, SLOW_REST);
-    }
-
-    /// Gives it a round of its own, each later than the one before, by no more than `longest`.
-    fn revive(&mut self, now: Instant, longest: Duration) {
-        self.revivals += 1;
-        let wait = FIRST_HOLD.saturating_mul(1 << self.revivals.min(16)).min(longest);
-        self.schedule = Schedule::Running { base: now + wait, step: 0 };
-        self.answers_in_round = 0;
-    }
-
-    /// The tunnel was heard here again.
-    pub(super) fn lift_hold(&mut self) {
-        self.held_until = None;
-    }
-
-    /// The path served long enough that old losses say nothing.
-    pub(super) fn forgive(&mut self) {
-        self.losses = 0;
-    }
-
-    /// Whether a check was ever sent there.
-    pub(super) fn was_checked(&self) -> bool {
-        self.checked
-    }
-
-    /// Its place in a round. Predicted addresses first: behind a counting NAT our own first packets take the ports that
-    /// the peer expects, in the order in which both walk the lists.
-    fn turn(&self) -> u8 {
-        match self.source {
-            Source::Signalled(CandidateKind::Predicted) => 0,
-            Source::Signalled(CandidateKind::ServerReflexive) | Source::PeerReflexive => 1,
-            Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) => 2,
-        }
-    }
-
-    /// Whether its gateway may take a packet of ours for itself that comes before the peer has sent to us: then it is checked
-    /// only after both ends have opened their own gateways with packets that do not reach the other's.
-    fn is_opened_first(&self) -> bool {
-        let outside = match self.source {
-            Source::Signalled(CandidateKind::ServerReflexive | CandidateKind::Predicted) => true,
-            Source::Signalled(CandidateKind::Host | CandidateKind::Fixed) | Source::PeerReflexive => false,
-        };
-        outside && self.proof == Proof::Unproven && self.path.remote.is_ipv4()
-    }
-
-    fn due(&self) -> Option<Instant> {
-        match self.schedule {
-            Schedule::Idle | Schedule::Gated { .. } => None,
-            Schedule::Running { base, step } => match OFFSETS.get(step) {
-                Some(offset) => Some(base + *offset),
-                None => Some(base + OFFSETS[OFFSETS.len() - 1] + LAST_WAIT),
-            },
-        }
-    }
 }
 
 /// What is to be sent now.
@@ -299,7 +123,7 @@ impl Checklist {
         if self.get(path).is_none() {
             let learned = self.remotes.iter().filter(|remote| remote.source == Source::PeerReflexive).count();
             if learned >= MAX_LEARNED {
-                let spare = |remote: &Remote| remote.source == Source::PeerReflexive && remote.proof == Proof::Unproven;
+                let spare = |remote: &Remote| remote.source == Source::PeerReflexive && !remote.is_proven();
                 let Some(oldest) = self.remotes.iter().position(spare) else {
                     return false;
                 };
@@ -307,15 +131,8 @@ impl Checklist {
             }
             self.remotes.push(Remote::new(path, Source::PeerReflexive));
         }
-        if let Some(remote) = self.get_mut(path)
-            && remote.proof == Proof::Unproven
-        {
-            remote.triggered = true;
-            if remote.schedule == Schedule::Idle {
-                // The triggered check is this small round's first.
-                remote.schedule = Schedule::Running { base: now, step: 1 };
-                remote.answers_in_round = 0;
-            }
+        if let Some(remote) = self.get_mut(path) {
+            remote.trigger(now);
         }
         true
     }
@@ -334,11 +151,7 @@ impl Checklist {
     /// The peer's gateways are open towards our newest list. Without a round of ours this is a call for one.
     pub(super) fn peer_opened(&mut self, now: Instant) {
         self.peer_opened = Some(now);
-        for remote in &mut self.remotes {
-            if let Schedule::Gated { .. } = remote.schedule {
-                remote.schedule = Schedule::Running { base: now, step: 0 };
-            }
-        }
+        self.remotes.iter_mut().for_each(|remote| remote.open_gate(now));
         let rested = self.began.is_some_and(|began| now.saturating_duration_since(began) >= CALLED_AFTER);
         if let Some(round) = self.next_round.as_mut().filter(|_| rested) {
             round.at = now.min(round.at);
@@ -351,9 +164,7 @@ impl Checklist {
         self.unsaid = Unsaid::default();
         // What extra sockets met, they met from the address before.
         self.remotes.retain(|remote| remote.path.link == Link::Main);
-        for remote in &mut self.remotes {
-            *remote = Remote { losses: remote.losses, ..Remote::new(remote.path, remote.source) };
-        }
+        self.remotes.iter_mut().for_each(Remote::forget);
     }
 
     /// Starts the round that is due. `translated` says whether a gateway of ours gives our packets their ports, which has to be
@@ -365,52 +176,32 @@ impl Checklist {
         in_use: Option<DirectPath>,
         usable: impl Fn(DirectPath) -> bool,
     ) {
-        self.pass_gates(now);
+        self.remotes.iter_mut().for_each(|remote| remote.pass_gate(now));
         let Some(round) = self.next_round.filter(|round| round.at <= now) else { return };
         let is_open = self.peer_opened.is_some_and(|said| now.saturating_duration_since(said) < WORD_HOLDS);
         for remote in &mut self.remotes {
-            let settled = round.number == 0 && remote.proof != Proof::Unproven;
+            let settled = round.number == 0 && remote.is_proven();
             if Some(remote.path) != in_use && !settled && usable(remote.path) {
-                let waits = remote.is_opened_first();
-                remote.opens = waits && translated;
-                remote.schedule = match waits && !is_open {
-                    true => Schedule::Gated { until: now + WORD_WITHIN },
-                    false => Schedule::Running { base: now, step: 0 },
-                };
-                remote.answers_in_round = 0;
+                remote.begin_round(now, translated, is_open);
             }
         }
-        let opens = self.remotes.iter().any(|remote| remote.opens);
+        let opens = self.remotes.iter().any(Remote::has_opener);
         self.unsaid = Unsaid { opened: opens || round.number == 0, failed: round.number == 0 };
         self.began = Some(now);
         let gap = GAPS[round.number.min(GAPS.len() - 1)];
         self.next_round = Some(NextRound { at: now + gap, number: round.number + 1 });
     }
 
-    /// Waits for the peer's word end.
-    fn pass_gates(&mut self, now: Instant) {
-        for remote in &mut self.remotes {
-            if let Schedule::Gated { until } = remote.schedule
-                && until <= now
-            {
-                remote.schedule = Schedule::Running { base: now, step: 0 };
-            }
-        }
-    }
-
     /// Whether a packet of ours has gone to every address of this round, which is said once.
     pub(super) fn take_opened(&mut self, now: Instant) -> bool {
-        // A round that an address has for itself, later, is not this one.
-        let begins = |schedule| matches!(schedule, Schedule::Running { step: 0, base } if base <= now);
-        let unsent = |remote: &Remote| remote.opens || begins(remote.schedule);
-        let done = self.unsaid.opened && !self.remotes.iter().any(unsent);
+        let done = self.unsaid.opened && !self.remotes.iter().any(|remote| remote.is_untouched(now));
         self.unsaid.opened &= !done;
         done
     }
 
     /// Whether a first round is over and nobody has answered, which is said once.
     pub(super) fn take_failed(&mut self) -> bool {
-        let unanswered = |remote: &Remote| remote.schedule == Schedule::Idle && remote.proof == Proof::Unproven;
+        let unanswered = |remote: &Remote| !remote.is_in_round() && !remote.is_proven();
         let done = self.unsaid.failed && !self.remotes.is_empty() && self.remotes.iter().all(unanswered);
         self.unsaid.failed &= !done;
         done
@@ -422,12 +213,9 @@ impl Checklist {
             let index = self.next_due(now)?;
             let is_fastest = self.fastest() == Some(index);
             let remote = &mut self.remotes[index];
-            let opens = std::mem::take(&mut remote.opens);
-            if !opens && !advance(now, remote, in_use, is_fastest) {
-                continue;
-            }
-            if !remote.owes_answer || self.unanswered.take(now) {
-                return Some(if opens { Due::Opener(remote.path) } else { Due::Check(remote.path) });
+            let Some(due) = remote.advance(now, in_use, is_fastest) else { continue };
+            if !remote.owes_answer() || self.unanswered.take(now) {
+                return Some(due);
             }
         }
         None
@@ -441,13 +229,8 @@ impl Checklist {
     }
 
     fn next_due(&self, now: Instant) -> Option<usize> {
-        let order = |remote: &Remote| (!remote.opens, !remote.triggered, remote.turn(), remote.due());
-        (0..self.remotes.len())
-            .filter(|index| {
-                let remote = &self.remotes[*index];
-                remote.opens || remote.triggered || remote.due().is_some_and(|due| due <= now)
-            })
-            .min_by_key(|index| order(&self.remotes[*index]))
+        let due = self.remotes.iter().enumerate().filter(|(_, remote)| remote.is_due(now));
+        due.min_by_key(|(_, remote)| remote.turn()).map(|(index, _)| index)
     }
 
     /// An opener went out.
@@ -458,13 +241,9 @@ impl Checklist {
     /// A check with this id went over `path`.
     pub(super) fn on_sent(&mut self, now: Instant, path: DirectPath, id: TransactionId) {
         self.pace = now + PACE;
-        let Some(remote) = self.get_mut(path) else { return };
-        remote.owes_answer = true;
-        remote.checked = true;
-        if remote.in_flight.len() == MAX_IN_FLIGHT {
-            remote.in_flight.pop_front();
+        if let Some(remote) = self.get_mut(path) {
+            remote.on_sent(now, id);
         }
-        remote.in_flight.push_back(InFlight { id, sent: now });
     }
 
     /// A verified response. It counts for the address its request went to, once. `false`: for none in flight there.
@@ -475,85 +254,23 @@ impl Checklist {
         id: TransactionId,
         mapped: SocketAddr,
     ) -> bool {
-        let Some(remote) = self.get_mut(from) else { return false };
-        let Some(index) = remote.in_flight.iter().position(|check| check.id == id) else {
-            return false;
-        };
-        let Some(check) = remote.in_flight.remove(index) else {
-            return false;
-        };
-        if remote.samples.len() == MAX_SAMPLES {
-            remote.samples.pop_front();
-        }
-        remote.samples.push_back(now.saturating_duration_since(check.sent));
-        let rtt = remote.samples.iter().copied().min().unwrap_or_default();
-        remote.proof = Proof::Proven { rtt, mapped };
-        remote.owes_answer = false;
-        remote.answers_in_round = remote.answers_in_round.saturating_add(1);
-        true
+        self.get_mut(from).is_some_and(|remote| remote.on_answered(now, id, mapped))
     }
 
     /// When something is due next. Past instants mean "now".
     pub(super) fn timeout(&self) -> Option<Instant> {
-        let checks = self.remotes.iter().filter_map(|remote| {
-            let due = if remote.opens || remote.triggered { Some(self.pace) } else { remote.due() };
-            due.map(|due| due.max(self.pace))
-        });
-        let holds = self.remotes.iter().filter_map(|remote| remote.held_until);
-        let gates = self.remotes.iter().filter_map(|remote| match remote.schedule {
-            Schedule::Gated { until } => Some(until),
-            Schedule::Idle | Schedule::Running { .. } => None,
-        });
-        checks.chain(holds).chain(gates).chain(self.next_round.map(|round| round.at)).min()
+        let remotes = self.remotes.iter().filter_map(|remote| remote.timeout(self.pace));
+        remotes.chain(self.next_round.map(|round| round.at)).min()
     }
 
     /// Ends the holds that are over.
     pub(super) fn release(&mut self, now: Instant) {
-        for remote in &mut self.remotes {
-            remote.held_until = remote.held_until.filter(|until| now < *until);
-        }
+        self.remotes.iter_mut().for_each(|remote| remote.release(now));
     }
 
     /// Whether a first round is waiting or running.
     pub(super) fn is_in_first_round(&self) -> bool {
-        let running = self.remotes.iter().any(|remote| remote.schedule != Schedule::Idle);
+        let running = self.remotes.iter().any(Remote::is_in_round);
         self.next_round.is_some_and(|round| round.number == 0 || (round.number == 1 && running))
     }
 }
-
-/// Takes the next step of an address's schedule; whether that is a check to send. `is_fastest`: none that answers does so sooner.
-fn advance(now: Instant, remote: &mut Remote, in_use: Option<DirectPath>, is_fastest: bool) -> bool {
-    if std::mem::take(&mut remote.triggered) {
-        return true;
-    }
-    let Schedule::Running { base, step } = remote.schedule else {
-        return false;
-    };
-    // While traffic is relayed although an address answers, its round trips were bad: the rest of the round may find better.
-    if remote.answers_in_round >= ENOUGH_ANSWERS && in_use.is_some() {
-        remote.schedule = Schedule::Idle;
-        return false;
-    }
-    if step < OFFSETS.len() {
-        remote.schedule = Schedule::Running { base, step: step + 1 };
-        return true;
-    }
-    remote.schedule = Schedule::Idle;
-    // A lost round says that an unused path may be gone. Of the path in use only the tunnel's silence says so.
-    if Some(remote.path) != in_use && remote.answers_in_round == 0 {
-        remote.proof = Proof::Unproven;
-    }
-    let lost = remote.losses > 0 && remote.answers_in_round == 0;
-    // It answers, and traffic is relayed all the same: it is more than twice as slow as the relay, and the slower ones even more.
-    let too_slow = is_fastest && remote.answers_in_round > 0 && in_use.is_none() && !remote.is_held();
-    // A path that worked once gets small rounds of its own until it works again, the fastest of slow ones until it is not.
-    if lost {
-        remote.revive(now, LOST_REST);
-    } else if too_slow {
-        remote.revive(now, SLOW_REST);
-    }
-    false
-}
-
-#[cfg(test)]
-mod tests;

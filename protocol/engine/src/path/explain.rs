@@ -3,6 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use peerage_model::control::{Candidate, CandidateKind};
+
+use super::agent::is_usable;
+use super::checklist::{Remote, Source};
+use super::{PathAgent, PathMode};
 use crate::nat::NatType;
 
 /// Why traffic goes through the relay; its `Display` is for people.
@@ -154,9 +159,73 @@ impl fmt::Display for WhyNotBetter {
     }
 }
 
+impl PathAgent {
+    /// Why traffic is relayed; `None` if it is not.
+    pub fn why_not_better(&self) -> Option<WhyNotBetter> {
+        if !self.in_use.is_relayed() {
+            return None;
+        }
+        let usable = self.checklist.remotes().iter().filter(|remote| is_usable(&self.locals, remote.path)).count();
+        let why = self.why_nothing_is_checked(usable).or_else(|| self.why_nothing_found_is_used());
+        Some(why.unwrap_or_else(|| self.why_nothing_is_found(usable)))
+    }
+
+    fn why_nothing_is_checked(&self, usable: usize) -> Option<WhyNotBetter> {
+        if self.config.mode == PathMode::RelayOnly {
+            return Some(WhyNotBetter::PolicyRelayOnly);
+        }
+        if self.checklist.remotes().is_empty() {
+            return Some(match self.refused {
+                0 => WhyNotBetter::PeerSentNoCandidates,
+                refused => WhyNotBetter::CandidatesRefused(refused),
+            });
+        }
+        if self.locals.is_empty() {
+            return Some(WhyNotBetter::NoLocalCandidates);
+        }
+        (usable == 0).then_some(WhyNotBetter::NoCommonAddressFamily)
+    }
+
+    fn why_nothing_found_is_used(&self) -> Option<WhyNotBetter> {
+        if self.checklist.remotes().iter().any(Remote::is_held) {
+            return Some(WhyNotBetter::HeldAfterSilence);
+        }
+        let (_, best) = self.best()?;
+        Some(WhyNotBetter::SlowerThanRelay { direct: best.rtt()?, relay: self.in_use.relay_rtt()? })
+    }
+
+    fn why_nothing_is_found(&self, usable: usize) -> WhyNotBetter {
+        if self.checklist.is_in_first_round() {
+            return WhyNotBetter::StillChecking { candidates: usable };
+        }
+        if self.is_seen_where_the_peer_is() {
+            return WhyNotBetter::NoHairpin;
+        }
+        let kind = CandidateKind::Predicted;
+        let predicted = self.locals_of(kind).next().is_some() || self.remotes_of(kind).next().is_some();
+        let by_nat_types = by_nat_types(self.nat_types, predicted, self.birthday.guessing());
+        by_nat_types.unwrap_or(WhyNotBetter::NoAnswer { candidates: usable })
+    }
+
+    /// Whether relays see both ends at one address.
+    fn is_seen_where_the_peer_is(&self) -> bool {
+        let kind = CandidateKind::ServerReflexive;
+        self.locals_of(kind)
+            .any(|local| self.remotes_of(kind).any(|remote| remote.path.remote.ip() == local.address.ip()))
+    }
+
+    fn locals_of(&self, kind: CandidateKind) -> impl Iterator<Item = &Candidate> {
+        self.locals.iter().filter(move |local| local.kind == kind)
+    }
+
+    fn remotes_of(&self, kind: CandidateKind) -> impl Iterator<Item = &Remote> {
+        self.checklist.remotes().iter().filter(move |remote| remote.source == Source::Signalled(kind))
+    }
+}
+
 /// What the two NAT types say about a direct path that was not found, if anything. `predicted`: one side's ports were.
 /// A filter that was not measured and let no answer in looks at ports: the others would have.
-pub(super) fn by_nat_types(
+fn by_nat_types(
     (local, remote): (Option<NatType>, Option<NatType>),
     predicted: bool,
     guessing: Guessing,

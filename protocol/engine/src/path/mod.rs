@@ -13,7 +13,9 @@ mod agent;
 mod birthday;
 pub(crate) mod budget;
 mod checklist;
+mod checks;
 mod explain;
+mod in_use;
 mod link;
 mod liveness;
 mod score;
@@ -25,8 +27,9 @@ use std::time::Duration;
 use peerage_model::control::{BirthdayStep, Candidate};
 
 pub use admission::{Refused, is_private};
-pub use agent::{CheckRefused, PathAgent, PathConfig};
+pub use agent::{PathAgent, PathConfig};
 pub use birthday::{PROBES as BIRTHDAY_PROBES, SOCKETS as BIRTHDAY_SOCKETS};
+pub use checks::CheckRefused;
 pub use explain::{Guessing, Side, WhyNotBetter};
 pub use link::{DirectPath, ExtraSocket, Link, RelayStream};
 

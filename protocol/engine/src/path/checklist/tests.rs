@@ -1,5 +1,8 @@
 //! When addresses are checked that answer and are not used.
 
+use peerage_model::control::CandidateKind;
+
+use super::remote::OFFSETS;
 use super::*;
 
 /// How often each of two addresses that answer after these times is checked in `time`, while traffic stays relayed.
