@@ -68,63 +68,67 @@ impl Relays {
         self.resolved(info, addresses, now);
     }
 
-    /// An address of a family that our socket has is preferred.
+    /// A relay is at one of these addresses.
     pub(super) fn resolved(&mut self, info: &RelayInfo, addresses: &[SocketAddr], now: Instant) {
         let Some(key) = self.find(info) else { return };
+        let Some(address) = self.next_address(key, &self.preferred(addresses)) else { return };
+        match self.by_address.get(&address).copied() {
+            Some(holder) if !self.goes_before(key, holder) => self.yield_to(holder, key, address),
+            Some(holder) => {
+                self.take_from(holder, address);
+                self.move_in(key, address, now);
+            }
+            None => self.move_in(key, address, now),
+        }
+    }
+
+    /// Those of a family that our socket has, if there are any, in the order in which they are tried.
+    fn preferred(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
         let v6 = self.hosts.iter().any(SocketAddr::is_ipv6);
         let v4 = self.hosts.iter().any(SocketAddr::is_ipv4) || !v6;
-        let mut usable: Vec<SocketAddr> = addresses
-            .iter()
-            .filter(|a| if a.is_ipv4() { v4 } else { v6 })
-            .copied()
-            .map(crate::stun::canonical)
-            .collect();
-        if usable.is_empty() {
-            usable.extend(addresses.iter().copied().map(crate::stun::canonical));
-        }
+        let ours = |address: &SocketAddr| if address.is_ipv4() { v4 } else { v6 };
+        let any = addresses.iter().any(ours);
+        let usable = addresses.iter().filter(|address| !any || ours(address));
+        let mut usable: Vec<SocketAddr> = usable.copied().map(crate::stun::canonical).collect();
         // IPv4 first: only there do we need the relay to tell our public endpoint, which a peer behind an
         // address-restricted NAT must know before it can let us in. Our IPv6 addresses are candidates as they are.
         usable.sort_by_key(SocketAddr::is_ipv6);
-        let Some(address) = self.next_address(key, &usable) else { return };
-        if let Some(holder) = self.by_address.get(&address).copied() {
-            // Two keys for one address cannot both be right. Ours comes from our owner's list, the other from some peer or
-            // from the list before.
-            let ours = self.entries.get(&key).is_some_and(|entry| entry.own && entry.until.is_none());
-            let yields = self.entries.get(&holder).is_some_and(|entry| !entry.own || entry.until.is_some());
-            if !(ours && yields) {
-                let held = self.entries.get(&holder).map(|entry| entry.info.key);
-                match self.entries.get_mut(&key) {
-                    _ if held == Some(info.key) => self.merge(key, holder),
-                    Some(entry) if matches!(entry.place, Place::Resolving | Place::Taken { .. }) => {
-                        entry.place = Place::Taken { address };
-                    }
-                    // It stays where it is.
-                    Some(_) | None => {}
-                }
-                return;
+        usable
+    }
+
+    /// Whether an address is `key`'s rather than `holder`'s. Two keys for one address cannot both be right. Ours comes from our
+    /// owner's list, the other from some peer or from the list before.
+    fn goes_before(&self, key: RelayKey, holder: RelayKey) -> bool {
+        let is_current = |key| self.entries.get(&key).is_some_and(|entry| entry.own && entry.until.is_none());
+        is_current(key) && self.entries.contains_key(&holder) && !is_current(holder)
+    }
+
+    /// The address that a relay is at is `holder`'s: the two are one, or it waits.
+    fn yield_to(&mut self, holder: RelayKey, key: RelayKey, address: SocketAddr) {
+        let [held, claims] = [holder, key].map(|key| self.entries.get(&key).map(|entry| entry.info.key));
+        match self.entries.get_mut(&key) {
+            _ if held == claims => self.merge(key, holder),
+            Some(entry) if matches!(entry.place, Place::Resolving | Place::Taken { .. }) => {
+                entry.place = Place::Taken { address };
             }
-            self.take_from(holder, address);
+            // It stays where it is.
+            Some(_) | None => {}
         }
-        let Some(entry) = self.entries.get_mut(&key) else {
-            return;
-        };
-        let left = match entry.place {
-            Place::Known { address, .. } => Some(address),
-            Place::Resolving | Place::Taken { .. } => None,
-        };
-        (entry.lost, entry.draining) = (false, false);
-        let own = entry.own;
-        let mut client = Box::new(self.new_client(info, own, now));
-        let Some(entry) = self.entries.get_mut(&key) else {
-            return;
-        };
+    }
+
+    /// A relay is at this address from now on, and is spoken to there.
+    fn move_in(&mut self, key: RelayKey, address: SocketAddr, now: Instant) {
+        let Some((info, own)) = self.entries.get(&key).map(|entry| (entry.info.clone(), entry.own)) else { return };
+        let mut client = Box::new(self.new_client(&info, own, now));
+        let Some(entry) = self.entries.get_mut(&key) else { return };
         client.resume(entry.fallback.client().and_then(|(_, client)| client.identity()));
         for (token, question) in &entry.questions {
             client.ask(*token, question.clone(), now);
         }
-        entry.place = Place::Known { address, client, observed: None };
+        (entry.lost, entry.draining) = (false, false);
+        let left = std::mem::replace(&mut entry.place, Place::Known { address, client, observed: None });
         self.by_address.insert(address, key);
-        if let Some(left) = left {
+        if let Place::Known { address: left, .. } = left {
             self.vacated(left, now);
         }
     }
