@@ -1,28 +1,24 @@
-//! A session's life: accepted, up, drained or taken down.
+//! A session's life: accepted, and up. How it ends is in `ending`.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use peerage_model::control::{ControlMessage, Hello};
 use peerage_model::{AgentId, Credential, UnixTime, passport};
-use quinn_proto::{
-    ConnectionError, ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent, VarInt,
-};
+use quinn_proto::{ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent};
 use tracing::{debug, info};
 
-use super::again::Untaken;
+use super::Node;
 use super::config::{PING_INTERVAL, transport};
-use super::control::{ControlIn, ControlOut};
-use super::event::{CloseCode, DownReason, Event, Now, SessionKey, StreamError};
+use super::control::ControlOut;
+use super::event::{Event, Now, SessionKey, StreamError};
 use super::listening::Listening;
 use super::memory::Share;
-use super::pair::{ASK_PATIENCE, Dial, MAX_PENDING, MAX_PER_INVITE, PairKey};
+use super::pair::{ASK_PATIENCE, MAX_PENDING, MAX_PER_INVITE, PairKey};
 use super::rivals::{Drain, MAX_PER_PEER};
 use super::session::{Phase, RelayRoute, Session, Since, Up};
-use super::{Node, Timer};
 use crate::congestion::OfOneConnection;
 use crate::knock::KNOCK_LEN;
-use crate::noise::{NoiseServer, is_silent_end, message_1_verified, peer_identity, server_config};
+use crate::noise::{NoiseServer, message_1_verified, peer_identity, server_config};
 use crate::path::PathKind;
 
 impl Node {
@@ -249,280 +245,12 @@ impl Node {
         self.accept_streams(key, now);
     }
 
-    /// Tells what the peer may open, unless it was told just that.
-    pub(super) fn say_hello(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        let Some(peer) = self.pairs.get(&session.pair).and_then(|pair| pair.peer()) else {
-            return;
-        };
-        let ports = peerage_policy::open_to(peer, &self.ports);
-        let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        let time = self.last.wall;
-        let (succeeds, siblings) = (self.predecessors.clone(), self.siblings.known().to_vec());
-        let hello = Hello { ports, version, succeeds, run: Some(self.run), time: None, siblings };
-        let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) else { return };
-        if up.said_hello.as_ref() != Some(&hello) {
-            up.said_hello = Some(hello.clone());
-            self.say(key, &ControlMessage::Hello(Hello { time: Some(time), ..hello }));
-        }
-    }
-
-    /// Sends a control message to the peer of a session that is up.
-    pub(super) fn say(&mut self, key: SessionKey, message: &ControlMessage) {
-        let trusted = |session: &&mut Session| matches!(session.pair, PairKey::Peer(_));
-        // A stranger with a ticket gets a receipt and nothing else (docs/spec/session.md section 6).
-        let Some(up) = self.sessions.get_mut(&key).filter(trusted).and_then(Session::up_mut) else {
-            return;
-        };
-        up.control_out.push(message);
-        self.flush_control(key);
-    }
-
-    pub(super) fn flush_control(&mut self, key: SessionKey) {
-        let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        if up.control_out.flush(connection) {
-            self.ready.insert(key);
-        }
-    }
-
-    fn accept_control(&mut self, key: SessionKey, now: Now) {
-        let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        let mut excess = false;
-        while let Some(id) = connection.streams().accept(Dir::Uni) {
-            excess |= up.control_in.is_some();
-            up.control_in = Some(ControlIn::new(id, now.mono));
-        }
-        match excess {
-            true => self.violated(key, "two control streams", now),
-            false => self.read_control(key, now),
-        }
-    }
-
-    pub(super) fn read_control(&mut self, key: SessionKey, now: Now) {
-        let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        let Some(control) = &mut up.control_in else { return };
-        match control.read(connection, now.mono) {
-            Ok(messages) => messages.into_iter().for_each(|message| self.on_control(key, message, now)),
-            Err(_) => self.violated(key, "a malformed control message", now),
-        }
-    }
-
-    fn on_control(&mut self, key: SessionKey, message: ControlMessage, now: Now) {
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        let PairKey::Peer(peer) = session.pair.clone() else {
-            return;
-        };
-        let Some(up) = session.up_mut() else { return };
-        match message {
-            ControlMessage::Hello(hello) => {
-                let news = up.peer_ports.as_ref() != Some(&hello.ports);
-                up.peer_ports = Some(hello.ports.clone());
-                up.run = hello.run;
-                up.clock_ahead = hello.time.and_then(|theirs| ahead(theirs, now.wall));
-                let own = up.credential.instance();
-                self.hear_of_siblings(&peer, own, &hello.siblings);
-                self.doubt_predecessors(&peer, &hello.succeeds, own);
-                if let Some(run) = hello.run {
-                    self.doubt_earlier_runs(key, run);
-                }
-                if news {
-                    self.events.push_back(Event::PeerPorts { peer, ports: hello.ports });
-                }
-            }
-            ControlMessage::Candidates(candidates) => self.on_candidates(key, &candidates, now),
-            ControlMessage::Retire(retire) => self.on_retire(key, retire, now),
-            ControlMessage::Renewal(renewal) => self.on_renewal(key, &renewal.credential, now),
-            ControlMessage::Birthday(birthday) => self.on_birthday(key, birthday.step, now),
-            ControlMessage::Opened(opened) => self.on_opened(key, opened.generation, now),
-        }
-    }
-
-    /// A fresh passport for the same instance moves the session's end; anything else ends it.
-    fn on_renewal(&mut self, key: SessionKey, credential: &[u8], now: Now) {
-        let verified = self.judge.verify(credential);
-        let Some(up) = self.sessions.get(&key).and_then(Session::up) else {
-            return;
-        };
-        let same = |new: &Credential| {
-            new.agent() == up.credential.agent() && new.instance_key() == up.credential.instance_key()
-        };
-        match verified {
-            Ok(new) if same(&new) => {
-                let expires = self.expiry_of(key, &new, now);
-                let rotated = new.record().sequence() != up.credential.record().sequence();
-                if rotated && let Some(peer) = self.sessions.get(&key).and_then(Session::peer) {
-                    let record = Box::new(new.record().clone());
-                    self.events.push_back(Event::PeerRecord { peer: peer.clone(), record });
-                }
-                if let Some(up) = self.sessions.get_mut(&key).and_then(Session::up_mut) {
-                    up.credential = Arc::new(new);
-                    up.expires = Some(expires);
-                }
-            }
-            Ok(_) | Err(_) => self.violated(key, "a renewal that is not this peer's", now),
-        }
-    }
-
     /// When a session must end by itself: its passport's end or its trust's, by the wall clock as it is now.
-    fn expiry_of(&self, key: SessionKey, credential: &Credential, now: Now) -> Instant {
+    pub(super) fn expiry_of(&self, key: SessionKey, credential: &Credential, now: Now) -> Instant {
         let trust = self.sessions.get(&key).and_then(|s| self.pairs.get(&s.pair)).and_then(|pair| pair.peer());
         let ends =
             trust.and_then(|peer| peer.expires).map_or(credential.not_after(), |t| t.min(credential.not_after()));
         after(now, ends)
-    }
-
-    /// The peer broke the protocol.
-    pub(super) fn violated(&mut self, key: SessionKey, what: &str, now: Now) {
-        self.close(key, CloseCode::Protocol, DownReason::Failed(what.to_owned()), now.mono);
-    }
-
-    /// Ends a session and tells the peer why.
-    pub(super) fn close(&mut self, key: SessionKey, code: CloseCode, reason: DownReason, now: Instant) {
-        self.close_leaving(key, (code, reason), Untaken::Unknown, now);
-    }
-
-    /// Ends the session with a process that is gone. What was asked of it since it was last heard goes on to its successor.
-    pub(super) fn close_succeeded(&mut self, key: SessionKey, now: Now) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        let (untaken, pair_key) = (session.unheard(), session.pair.clone());
-        let instance = session.up().map(|up| up.credential.instance());
-        if let (Some(instance), Some(pair)) = (instance, self.pairs.get_mut(&pair_key)) {
-            pair.replicas.left(instance);
-        }
-        self.close_leaving(key, (CloseCode::Replaced, DownReason::Replaced), untaken, now.mono);
-        self.find_another(&pair_key, now);
-    }
-
-    fn close_leaving(&mut self, key: SessionKey, why: (CloseCode, DownReason), untaken: Untaken, now: Instant) {
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        if matches!(session.phase, Phase::Handshaking) {
-            self.remove_session(key);
-            return;
-        }
-        let (code, reason) = why;
-        let seen = session.seen();
-        session.connection.close(now, VarInt::from_u32(code as u32), seen);
-        self.take_down(key, reason, untaken);
-        self.ready.insert(key);
-    }
-
-    /// quinn-proto gave the connection up.
-    fn lost(&mut self, key: SessionKey, reason: &ConnectionError, now: Now) {
-        let Some(session) = self.sessions.get(&key) else { return };
-        if matches!(session.phase, Phase::Handshaking) || is_silent_end(reason) {
-            debug!(pair = ?session.pair, %reason, "handshake failed");
-            let pair_key = session.pair.clone();
-            let dialled = session.initiator;
-            self.take_down(key, DownReason::Failed(reason.to_string()), Untaken::Unknown);
-            self.remove_session(key);
-            if dialled {
-                self.attempt_failed(&pair_key, key, now);
-                self.help_refused(&pair_key, now);
-            }
-            return;
-        }
-        let (down, phrase) = match reason {
-            ConnectionError::ApplicationClosed(close) => {
-                (CloseCode::received(close.error_code.into_inner()), &close.reason[..])
-            }
-            ConnectionError::TimedOut => (DownReason::TimedOut, &[][..]),
-            other => (DownReason::Failed(other.to_string()), &[][..]),
-        };
-        let (untaken, pair_key) = (Untaken::told(&down, phrase), session.pair.clone());
-        if down == DownReason::RevokedByPeer
-            && let Some(pair) = self.pairs.get_mut(&session.pair)
-        {
-            pair.refused_until = Some(now.mono + super::pair::REFUSED);
-        }
-        self.take_down(key, down, untaken);
-        self.find_another(&pair_key, now);
-    }
-
-    /// An attempt that failed by itself waits for its time before the next: the other side may be wrong about the
-    /// trust for a moment, and a knock a second is enough.
-    fn attempt_failed(&mut self, pair_key: &PairKey, key: SessionKey, now: Now) {
-        if let Some(pair) = self.pairs.get_mut(pair_key)
-            && let Dial::Attempt { session, attempts, .. } = pair.dial
-            && session == key
-        {
-            pair.dial = Dial::Pause { until: now.mono + super::pair::FIRST_PAUSE, attempts };
-            self.arm_pair(pair_key);
-        }
-    }
-
-    /// The session with the inviter ended before the receipt: another one is tried, while the request has time.
-    fn ask_again(&mut self, pair_key: &PairKey) {
-        if let Some(pair) = self.pairs.get_mut(pair_key) {
-            pair.dial = Dial::Pause { until: self.last.mono + super::pair::FIRST_PAUSE, attempts: 0 };
-            self.arm_pair(pair_key);
-        }
-    }
-
-    /// Resets a session's streams, but for those that another may serve, and tells the driver; packets of the connection may
-    /// still go out.
-    fn take_down(&mut self, key: SessionKey, reason: DownReason, untaken: Untaken) {
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        let phase = std::mem::replace(&mut session.phase, Phase::Closing);
-        let pair_key = session.pair.clone();
-        if let Some(pair) = self.pairs.get_mut(&pair_key) {
-            pair.forget(key);
-            pair.replicas.dial_ended(key, self.last.mono);
-        }
-        let Phase::Up(up) = phase else { return };
-        if let (DownReason::PeerLeft | DownReason::Denied, Some(pair)) = (&reason, self.pairs.get_mut(&pair_key)) {
-            pair.replicas.left(up.credential.instance());
-        }
-        if let PairKey::Ask(_) = pair_key {
-            self.ask_again(&pair_key);
-        }
-        let streams = self.leave_streams(&pair_key, up.streams.into_values(), &reason, untaken);
-        if let PairKey::Peer(peer) = pair_key {
-            let pair = self.pairs.get_mut(&PairKey::Peer(peer.clone()));
-            match pair.is_none_or(|pair| pair.lines.take(self.last.mono)) {
-                true => info!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams),
-                false => debug!(target: "events::session_down", peer = %peer.routing_id(), %reason, streams),
-            }
-            self.events.push_back(Event::SessionDown { session: key, peer, reason, streams });
-        }
-    }
-
-    /// Drops a session at once, without a packet.
-    pub(super) fn remove_session(&mut self, key: SessionKey) {
-        self.take_down(key, DownReason::Failed("the handshake was given up".to_owned()), Untaken::Unknown);
-        if let Some(session) = self.sessions.get(&key) {
-            self.endpoint.handle_event(session.handle, EndpointEvent::drained());
-        }
-        self.forget_session(key);
-    }
-
-    /// The endpoint has forgotten the connection; so do we.
-    fn forget_session(&mut self, key: SessionKey) {
-        let answers = self.unanswered.values_mut();
-        answers.filter(|place| place.is_some_and(|(session, _)| session == key)).for_each(|place| *place = None);
-        if let Some(session) = self.sessions.remove(&key) {
-            self.memory.give_back(key);
-            self.by_handle.remove(&session.handle.0);
-            self.first_ids.remove(&session.first_id);
-            if let Some(pair) = self.pairs.get_mut(&session.pair) {
-                pair.forget(key);
-            }
-        }
-        self.ready.remove(&key);
-        self.timers.set(&Timer::Session(key), None);
-        self.end_round(key);
-        self.sweep_sockets();
     }
 
     /// Runs `work` on a session.
@@ -544,11 +272,6 @@ impl Node {
         self.by_handle.insert(handle.0, key);
         key
     }
-}
-
-/// How many seconds a clock is ahead of another.
-fn ahead(theirs: UnixTime, ours: UnixTime) -> Option<i64> {
-    i64::try_from(i128::from(theirs.0) - i128::from(ours.0)).ok()
 }
 
 /// When the wall clock will say `ends`, as far as one looks ahead: a day, after which it is looked at again. A peer's

@@ -4,7 +4,7 @@
 //! [`Node::poll_event`] after every input and wakes it at [`Node::poll_timeout`]. Nothing here opens a socket, reads a
 //! clock or draws randomness that does not come from the seed, so `protocol/sim` runs the same code in virtual time.
 //!
-//! Where things are: [`trust`](self) turns snapshots into pairs; `dial` and `life` bring sessions up and down; `rivals`
+//! Where things are: [`trust`](self) turns snapshots into pairs; `dial`, `life` and `ending` bring sessions up and down; `rivals`
 //! chooses between several with one instance of a peer, `replicas` between its instances; `again` moves streams on that a gone
 //! process did not take; `input` and `output` are the packet paths, in which every session gets its turn (`ready`); `io` and
 //! `incoming` are streams; `paths` carries out what each session's path
@@ -15,6 +15,7 @@ mod again;
 mod config;
 mod control;
 mod dial;
+mod ending;
 mod event;
 mod failover;
 mod incoming;
@@ -26,6 +27,7 @@ mod lifetime;
 mod listening;
 mod mailbox;
 mod memory;
+mod messages;
 mod output;
 mod outside;
 mod owed;
