@@ -14,6 +14,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
 use peerage_crds::{AgentLink, AgentPeer, AgentRelay, AgentTrust, Reason};
+use peerage_model::UnixTime;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::Refusal as RelayRefusal;
 use serde::Serialize;
@@ -236,26 +237,13 @@ impl Writer {
         let index = &state.index;
         let now = crate::clock::now();
         let settling = self.leads_since.is_none_or(|since| since.elapsed() < SETTLING);
-        let peers: BTreeSet<ObjectKey> = match pending.all {
-            true => index.peer_keys().cloned().collect(),
-            false => pending.judged.union(&pending.agents).cloned().collect(),
-        };
-        let trusts: BTreeSet<ObjectKey> = match pending.all {
-            true => index.trust_keys().cloned().collect(),
-            false => {
-                // A pod that comes or goes changes what its agent's trusts say, too.
-                let of_peers = pending.judged.iter().flat_map(|peer| index.trusts_of(peer));
-                pending.trusts.iter().cloned().chain(of_peers).collect()
-            }
-        };
         let live = Live { hub: &cluster.hub, others: &self.others, roll: &state.roll, now, settling };
         let mut writes = Vec::new();
-        for key in peers {
-            if let Some(status) = desired::peer(index, &key, &live) {
-                writes.push(Write::Peer(key, Box::new(status)));
-            }
+        for key in peers_to_compare(index, pending) {
+            let status = desired::peer(index, &key, &live);
+            writes.extend(status.map(|status| Write::Peer(key, Box::new(status))));
         }
-        for key in trusts {
+        for key in trusts_to_compare(index, pending) {
             let since = self.unsettled.get(&key).copied();
             let overdue = since.is_some_and(|since| since.elapsed() > OVERDUE);
             let (status, settled) = desired::trust(index, &key, &live, overdue);
@@ -263,23 +251,11 @@ impl Writer {
                 true => drop(self.unsettled.remove(&key)),
                 false => drop(self.unsettled.entry(key.clone()).or_insert_with(Instant::now)),
             }
-            if let Some(status) = status {
-                writes.push(Write::Trust(key, Box::new(status)));
-            }
+            writes.extend(status.map(|status| Write::Trust(key, Box::new(status))));
         }
         // Few, so they are looked at each time.
-        let (rows, refusals) = (self.links.rows(), self.links.refusals());
-        for (name, facts) in index.links() {
-            let authority = index.leads(name, facts).ok().map(|leads| leads.authority);
-            let brought = authority.and_then(|authority| cluster.brought.of(&authority, Instant::now()));
-            let status = desired::link(index, name, facts, rows.get(name), brought.as_ref(), now);
-            writes.extend(status.map(|status| Write::Link(name.clone(), Box::new(status))));
-        }
-        for (name, facts) in index.relays() {
-            let (heard, running) = (self.heard(name, facts, &refusals), self.running.get(name));
-            let status = desired::relay(index, facts, heard, running, now);
-            writes.extend(status.map(|status| Write::Relay(name.clone(), Box::new(status))));
-        }
+        writes.extend(self.due_of_links(index, now));
+        writes.extend(self.due_of_relays(index, now));
         self.said.retain(|object, why| index.unreadable().get(object) == Some(why));
         let unsaid = index.unreadable().iter().filter(|(object, _)| !self.said.contains_key(object));
         writes.extend(unsaid.map(|(object, why)| Write::Unreadable(object.clone(), why.clone())));
@@ -288,6 +264,27 @@ impl Writer {
             (write, why)
         };
         writes.into_iter().map(with_refusal).collect()
+    }
+
+    fn due_of_links(&self, index: &Index, now: UnixTime) -> Vec<Write> {
+        let rows = self.links.rows();
+        let due = index.links().filter_map(|(name, facts)| {
+            let authority = index.leads(name, facts).ok().map(|leads| leads.authority);
+            let brought = authority.and_then(|authority| self.cluster.brought.of(&authority, Instant::now()));
+            let status = desired::link(index, name, facts, rows.get(name), brought.as_ref(), now)?;
+            Some(Write::Link(name.clone(), Box::new(status)))
+        });
+        due.collect()
+    }
+
+    fn due_of_relays(&self, index: &Index, now: UnixTime) -> Vec<Write> {
+        let refusals = self.links.refusals();
+        let due = index.relays().filter_map(|(name, facts)| {
+            let (heard, running) = (self.heard(name, facts, &refusals), self.running.get(name));
+            let status = desired::relay(index, facts, heard, running, now)?;
+            Some(Write::Relay(name.clone(), Box::new(status)))
+        });
+        due.collect()
     }
 
     /// Writes one status, and has an Event say what the object is `refused` for; the second is what was said of one that cannot
@@ -316,6 +313,24 @@ impl Writer {
             let _ = self.events.try_send((written, refused));
         }
         (object, said, outcome)
+    }
+}
+
+fn peers_to_compare(index: &Index, pending: &Dirty) -> BTreeSet<ObjectKey> {
+    match pending.all {
+        true => index.peer_keys().cloned().collect(),
+        false => pending.judged.union(&pending.agents).cloned().collect(),
+    }
+}
+
+fn trusts_to_compare(index: &Index, pending: &Dirty) -> BTreeSet<ObjectKey> {
+    match pending.all {
+        true => index.trust_keys().cloned().collect(),
+        false => {
+            // A pod that comes or goes changes what its agent's trusts say, too.
+            let of_peers = pending.judged.iter().flat_map(|peer| index.trusts_of(peer));
+            pending.trusts.iter().cloned().chain(of_peers).collect()
+        }
     }
 }
 
