@@ -84,6 +84,24 @@ pub(super) struct Plan {
     pub(super) pending: BTreeMap<TrustId, usize>,
 }
 
+impl Plan {
+    /// A request stays, and says how it stands with it.
+    fn keep(&mut self, request: &There) {
+        let says = if request.rejected { Reason::Rejected } else { Reason::Pending };
+        if !request.rejected {
+            *self.pending.entry(request.link).or_default() += 1;
+        }
+        if request.answered.as_deref() != Some(says.as_str()) {
+            self.say.push((request.key.clone(), says));
+        }
+    }
+
+    fn make(&mut self, request: AgentTrustRequest, link: TrustId) {
+        *self.pending.entry(link).or_default() += 1;
+        self.create.push(request);
+    }
+}
+
 /// What is asked: over which link, of whom, by whom. A wish that is taken back and told anew under another id asks nothing new.
 type Question = (TrustId, ObjectKey, AgentName);
 
@@ -99,6 +117,16 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// Notes what has become of requests since it last looked, and forgets what nobody wishes for any more.
+    fn compare(&mut self, links: &[Asking<'_>], wished: &BTreeSet<Question>, there: &[There], now: UnixTime) {
+        let present: BTreeSet<_> = there.iter().map(There::question).collect();
+        // Somebody deleted it while it was wished for: that is a no.
+        self.done.extend(self.seen.difference(&present).cloned());
+        self.done.extend(there.iter().filter(|request| request.expires <= now).map(There::question));
+        self.done.retain(|wish| wished.contains(wish));
+        self.paces.retain(|link, paid| links.iter().any(|asking| asking.uid == *link) && *paid > now);
+    }
+
     fn may_make(&mut self, link: TrustId, now: UnixTime) -> bool {
         let paid = self.paces.get(&link).copied().unwrap_or(now).max(now);
         if paid > now.plus(EVERY * (AT_ONCE - 1)) {
@@ -109,63 +137,62 @@ impl Memory {
     }
 }
 
+/// How many requests there are of each link, by namespace.
+#[derive(Default)]
+struct Tally(BTreeMap<(TrustId, Arc<str>), usize>);
+
+impl Tally {
+    fn add(&mut self, link: TrustId, namespace: &Arc<str>) {
+        *self.0.entry((link, Arc::clone(namespace))).or_default() += 1;
+    }
+
+    fn has_room(&self, link: TrustId, namespace: &Arc<str>) -> bool {
+        let of_link: usize = self.0.iter().filter(|((uid, _), _)| *uid == link).map(|(_, count)| count).sum();
+        let here = self.0.get(&(link, Arc::clone(namespace))).copied().unwrap_or_default();
+        here < MAX_IN_NAMESPACE && of_link < MAX_OF_LINK
+    }
+}
+
 /// Decides from what is wished for and what is there.
 pub(super) fn plan(index: &Index, links: &[Asking<'_>], there: &[There], memory: &mut Memory, now: UnixTime) -> Plan {
-    let wishes = links.iter().flat_map(|link| link.wishes.iter().map(move |wish| (link.uid, wish)));
-    let wished: BTreeSet<Question> =
-        wishes.filter_map(|(link, wish)| Some((link, ObjectKey::of_agent(&wish.to)?, wish.from.clone()))).collect();
+    let wished = wished(links);
+    memory.compare(links, &wished, there, now);
+    let (kept, over): (Vec<&There>, Vec<&There>) =
+        there.iter().partition(|request| request.expires > now && is_open(index, links, &wished, request));
+    memory.seen = kept.iter().map(|request| request.question()).collect();
+    let mut plan = Plan { delete: over.iter().map(|request| request.key.clone()).collect(), ..Plan::default() };
+    let mut tally = Tally::default();
+    for request in kept {
+        tally.add(request.link, &request.key.namespace);
+        plan.keep(request);
+    }
     let mut present: BTreeSet<_> = there.iter().map(There::question).collect();
-    // Somebody deleted it while it was wished for: that is a no.
-    memory.done.extend(memory.seen.difference(&present).cloned());
-    memory.done.extend(there.iter().filter(|request| request.expires <= now).map(There::question));
-    memory.done.retain(|wish| wished.contains(wish));
-    let uids: BTreeSet<_> = links.iter().map(|link| link.uid).collect();
-    memory.paces.retain(|link, paid| uids.contains(link) && *paid > now);
-
-    let mut plan = Plan::default();
-    let mut kept = Vec::new();
-    for request in there {
-        let link = links.iter().find(|link| link.uid == request.link);
-        // What was rejected stays whatever the asker does, or it would take the wish back and ask again.
-        let is_wished = |link: &Asking<'_>| request.rejected || !link.is_whole || wished.contains(&request.question());
-        let is_open = |link: &&Asking<'_>| is_wished(link) && is_wanted(index, link, &request.agent, &request.from);
-        match link.filter(is_open) {
-            Some(_) if request.expires > now => kept.push(request),
-            Some(_) | None => plan.delete.push(request.key.clone()),
+    for (link, wish) in links.iter().flat_map(|link| link.wishes.iter().map(move |wish| (link, wish))) {
+        let Some(agent) = wanted(index, link, wish) else { continue };
+        let question = (link.uid, agent.clone(), wish.from.clone());
+        if present.contains(&question) || memory.done.contains(&question) {
+            continue;
         }
-    }
-    let mut counts: BTreeMap<(TrustId, Arc<str>), usize> = BTreeMap::new();
-    for request in &kept {
-        *counts.entry((request.link, request.key.namespace.clone())).or_default() += 1;
-        let says = if request.rejected { Reason::Rejected } else { Reason::Pending };
-        if !request.rejected {
-            *plan.pending.entry(request.link).or_default() += 1;
-        }
-        if request.answered.as_deref() != Some(says.as_str()) {
-            plan.say.push((request.key.clone(), says));
-        }
-    }
-    let gone: BTreeSet<_> = plan.delete.iter().cloned().collect();
-    memory.seen = there.iter().filter(|one| !gone.contains(&one.key)).map(There::question).collect();
-    for link in links {
-        for wish in &link.wishes {
-            let Some(agent) = wanted(index, link, wish) else { continue };
-            let question = (link.uid, agent.clone(), wish.from.clone());
-            if present.contains(&question) || memory.done.contains(&question) {
-                continue;
-            }
-            let of_link: usize = counts.iter().filter(|((uid, _), _)| *uid == link.uid).map(|(_, count)| count).sum();
-            let here = counts.entry((link.uid, agent.namespace.clone())).or_default();
-            if *here >= MAX_IN_NAMESPACE || of_link >= MAX_OF_LINK || !memory.may_make(link.uid, now) {
-                continue;
-            }
-            *here += 1;
-            *plan.pending.entry(link.uid).or_default() += 1;
+        if tally.has_room(link.uid, &agent.namespace) && memory.may_make(link.uid, now) {
+            tally.add(link.uid, &agent.namespace);
             present.insert(question);
-            plan.create.push(request(link, wish, &agent, now));
+            plan.make(request(link, wish, &agent, now), link.uid);
         }
     }
     plan
+}
+
+fn wished(links: &[Asking<'_>]) -> BTreeSet<Question> {
+    let wishes = links.iter().flat_map(|link| link.wishes.iter().map(move |wish| (link.uid, wish)));
+    wishes.filter_map(|(link, wish)| Some((link, ObjectKey::of_agent(&wish.to)?, wish.from.clone()))).collect()
+}
+
+/// Whether a request should be there while it lasts.
+fn is_open(index: &Index, links: &[Asking<'_>], wished: &BTreeSet<Question>, request: &There) -> bool {
+    let Some(link) = links.iter().find(|link| link.uid == request.link) else { return false };
+    // What was rejected stays whatever the asker does, or it would take the wish back and ask again.
+    let is_wished = request.rejected || !link.is_whole || wished.contains(&request.question());
+    is_wished && is_wanted(index, link, &request.agent, &request.from)
 }
 
 /// The agent whose owner should be asked; none where there is nothing to ask.
