@@ -319,10 +319,8 @@ impl Follower {
         if *told == latest {
             return Ok(());
         }
-        for chunk in latest.chunks(CHUNK) {
-            let records = chunk.iter().map(AuthorityRecord::to_text).collect();
-            writer.say(&Message::Counts(Counts { records, ..Counts::default() })).await?;
-        }
+        let records: Vec<_> = latest.iter().map(AuthorityRecord::to_text).collect();
+        say_rows(&records, |records| Counts { records, ..Counts::default() }, writer).await?;
         *told = latest;
         Ok(())
     }
@@ -334,56 +332,63 @@ impl Follower {
         told: &mut BTreeSet<ObjectKey>,
         writer: &mut Writer<T>,
     ) -> io::Result<()> {
-        let (mut trusts, mut peers) = (Vec::new(), Vec::new());
-        {
-            let hub = &self.cluster.hub;
-            // Before an agent's numbers are looked at: one that leaves meanwhile is told of once more.
-            let mut left = BTreeSet::new();
-            let mut concerns = |agent: &ObjectKey| {
-                if hub.has(agent) {
-                    told.insert(agent.clone());
-                } else if told.contains(agent) {
-                    left.insert(agent.clone());
-                }
-                told.contains(agent)
-            };
-            let state = self.cluster.read();
-            let mut agents: BTreeSet<_> = dirty.judged.union(&dirty.agents).cloned().collect();
-            if dirty.all {
-                agents.extend(hub.agents());
-            }
-            let mut keys = dirty.trusts.clone();
-            keys.extend(agents.iter().flat_map(|agent| state.index.trusts_of(agent)));
-            for key in keys {
-                let Some(facts) = state.index.trust(&key) else { continue };
-                if concerns(&facts.agent) {
-                    let TrustCount { expected, acknowledged, path, failing, conflict } =
-                        hub.count(&facts.agent, &facts.uid, facts.generation);
-                    let (uid, generation) = (facts.uid.0, facts.generation);
-                    let key = key.into();
-                    trusts.push(TrustRow { key, uid, generation, expected, acknowledged, path, failing, conflict });
-                }
-            }
-            for agent in agents.into_iter().filter(|agent| concerns(agent)) {
-                let AgentTold { path, nat, conflict } = hub.told(&agent);
-                peers.push(PeerRow { streams: hub.of(&agent).len(), key: agent.into(), path, nat, conflict });
-            }
-            left.iter().for_each(|agent| {
-                told.remove(agent);
-            });
-        }
-        let gone: Vec<_> = dirty.gone.keys().map(|uid| uid.0).collect();
-        for chunk in trusts.chunks(CHUNK) {
-            writer.say(&Message::Counts(Counts { trusts: chunk.to_vec(), ..Counts::default() })).await?;
-        }
-        for chunk in peers.chunks(CHUNK) {
-            writer.say(&Message::Counts(Counts { peers: chunk.to_vec(), ..Counts::default() })).await?;
-        }
-        for chunk in gone.chunks(CHUNK) {
-            writer.say(&Message::Counts(Counts { gone: chunk.to_vec(), ..Counts::default() })).await?;
-        }
-        Ok(())
+        let Counts { trusts, peers, gone, .. } = self.counts(dirty, told);
+        say_rows(&trusts, |trusts| Counts { trusts, ..Counts::default() }, writer).await?;
+        say_rows(&peers, |peers| Counts { peers, ..Counts::default() }, writer).await?;
+        say_rows(&gone, |gone| Counts { gone, ..Counts::default() }, writer).await
     }
+
+    fn counts(&self, dirty: &Dirty, told: &mut BTreeSet<ObjectKey>) -> Counts {
+        let hub = &self.cluster.hub;
+        // Before an agent's numbers are looked at: one that leaves meanwhile is told of once more.
+        let mut left = BTreeSet::new();
+        let mut concerns = |agent: &ObjectKey| {
+            if hub.has(agent) {
+                told.insert(agent.clone());
+            } else if told.contains(agent) {
+                left.insert(agent.clone());
+            }
+            told.contains(agent)
+        };
+        let state = self.cluster.read();
+        let mut agents: BTreeSet<_> = dirty.judged.union(&dirty.agents).cloned().collect();
+        if dirty.all {
+            agents.extend(hub.agents());
+        }
+        let mut keys = dirty.trusts.clone();
+        keys.extend(agents.iter().flat_map(|agent| state.index.trusts_of(agent)));
+        let mut trusts = Vec::new();
+        for key in keys {
+            let Some(facts) = state.index.trust(&key) else { continue };
+            if concerns(&facts.agent) {
+                let (uid, generation) = (facts.uid.0, facts.generation);
+                let TrustCount { expected, acknowledged, path, failing, conflict } =
+                    hub.count(&facts.agent, &facts.uid, generation);
+                let key = key.into();
+                trusts.push(TrustRow { key, uid, generation, expected, acknowledged, path, failing, conflict });
+            }
+        }
+        let mut peers = Vec::new();
+        for agent in agents.into_iter().filter(|agent| concerns(agent)) {
+            let AgentTold { path, nat, conflict } = hub.told(&agent);
+            peers.push(PeerRow { streams: hub.of(&agent).len(), key: agent.into(), path, nat, conflict });
+        }
+        told.retain(|agent| !left.contains(agent));
+        let gone = dirty.gone.keys().map(|uid| uid.0).collect();
+        Counts { trusts, peers, gone, ..Counts::default() }
+    }
+}
+
+/// Says rows of one kind, in as many messages as they need.
+async fn say_rows<R: Clone, T: AsyncWrite>(
+    rows: &[R],
+    counts: impl Fn(Vec<R>) -> Counts,
+    writer: &mut Writer<T>,
+) -> io::Result<()> {
+    for chunk in rows.chunks(CHUNK) {
+        writer.say(&Message::Counts(counts(chunk.to_vec()))).await?;
+    }
+    Ok(())
 }
 
 type Binding = Zeroizing<[u8; 32]>;
