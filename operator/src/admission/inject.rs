@@ -171,23 +171,12 @@ fn injected(
     let ports = ports_of(spec);
     let mut patch = Patch::default();
     let names = match mode {
+        DnsMode::Nameserver if ports.iter().any(|(port, _)| *port == DNS_PORT) => return Err(Reason::DnsPort),
         DnsMode::Nameserver => {
-            if ports.iter().any(|(port, _)| *port == DNS_PORT) {
-                return Err(Reason::DnsPort);
-            }
             let behind = dns::behind_agent(spec, namespace, settings.cluster_dns.as_ref())?;
-            let servers = behind.servers_as_text();
-            patch.set(pod, &["spec", "dnsPolicy"], json!("None"));
-            patch.set(pod, &["spec", "dnsConfig"], behind.config);
-            Names { dns: servers, addresses: String::new() }
+            through_nameserver(pod, behind, &mut patch)
         }
-        DnsMode::HostAliases => {
-            let hosts: Vec<&Host> = selecting.iter().flat_map(|agent| &agent.hosts).collect();
-            let aliases = hosts.iter().map(|host| json!({"ip": host.address, "hostnames": host.names}));
-            patch.set(pod, &["spec", "hostAliases"], extended(&pod["spec"]["hostAliases"], aliases));
-            let addresses: Vec<_> = hosts.iter().map(|host| format!("{}={}", host.address, host.id)).collect();
-            Names { dns: "off".to_owned(), addresses: addresses.join(",") }
-        }
+        DnsMode::HostAliases => through_host_aliases(pod, selecting, &mut patch),
     };
     let native = match settings.agent.container {
         ContainerKind::Auto => settings.native,
@@ -198,13 +187,36 @@ fn injected(
     let place = if native { Place::Init(0) } else { Place::Beside(spec.containers.len()) };
     place.insert(pod, agent, &mut patch);
     patch.set(pod, &["spec", "volumes"], extended(&pod["spec"]["volumes"], volumes(settings)));
-    if !sysctls(spec).iter().any(|sysctl| sysctl.name == SYSCTL) {
-        let free = json!({"name": SYSCTL, "value": "0"});
-        let all = extended(&pod["spec"]["securityContext"]["sysctls"], [free]);
-        patch.set(pod, &["spec", "securityContext", "sysctls"], all);
-    }
+    free_low_ports(pod, spec, &mut patch);
     annotate(pod, &mut patch, (INJECTED, &settings.agent.image), LEFT_ALONE);
     Ok(patch)
+}
+
+/// Programs find peers by asking the agent, which hands on what is not its own.
+fn through_nameserver(pod: &Value, behind: dns::Behind, patch: &mut Patch) -> Names {
+    let servers = behind.servers_as_text();
+    patch.set(pod, &["spec", "dnsPolicy"], json!("None"));
+    patch.set(pod, &["spec", "dnsConfig"], behind.config);
+    Names { dns: servers, addresses: String::new() }
+}
+
+/// Programs find peers in /etc/hosts.
+fn through_host_aliases(pod: &Value, selecting: &[Selecting], patch: &mut Patch) -> Names {
+    let hosts: Vec<&Host> = selecting.iter().flat_map(|agent| &agent.hosts).collect();
+    let aliases = hosts.iter().map(|host| json!({"ip": host.address, "hostnames": host.names}));
+    patch.set(pod, &["spec", "hostAliases"], extended(&pod["spec"]["hostAliases"], aliases));
+    let addresses: Vec<_> = hosts.iter().map(|host| format!("{}={}", host.address, host.id)).collect();
+    Names { dns: "off".to_owned(), addresses: addresses.join(",") }
+}
+
+/// Lets the agent listen on ports below 1024 without privileges, unless the pod says itself which ports are free.
+fn free_low_ports(pod: &Value, spec: &PodSpec, patch: &mut Patch) {
+    if sysctls(spec).iter().any(|sysctl| sysctl.name == SYSCTL) {
+        return;
+    }
+    let free = json!({"name": SYSCTL, "value": "0"});
+    let all = extended(&pod["spec"]["securityContext"]["sysctls"], [free]);
+    patch.set(pod, &["spec", "securityContext", "sysctls"], all);
 }
 
 /// What no setting gets around.
