@@ -1,7 +1,7 @@
 //! Where everything about links comes together while this replica leads: events of the tunnel, changes of the cluster, what
 //! others tell. One task, so nothing is locked; whatever waits for somebody else is a task of its own and reports here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,32 +9,31 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use peerage_agent::driver::DriverEvent;
 use peerage_agent::tunnel::{Incoming, Opened};
-use peerage_model::linking::{Hello, MAX_PURPOSE, MAX_RELAYS, MAX_WISHES, OPERATOR, RecordBytes, Tell, Wish};
+use peerage_model::linking::{OPERATOR, Tell};
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::Refusal;
 use peerage_model::snapshot::Snapshot;
 use peerage_model::stream::StreamStatus;
-use peerage_model::{Credential, Label, TrustId, UnixTime};
+use peerage_model::{Credential, TrustId, UnixTime};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 
 use super::Linking;
 use super::agent::{self, Agent, Link, Side, operator_of};
+use super::asks::{Asks, Step};
 use super::board::Board;
+use super::declared::declared;
 use super::hear::{self, News};
 use super::invitations::{self, Open, Taken};
-use super::line::{Line, MAX_DENIED};
-use super::looks::Looks;
+use super::line::Line;
 use super::meet;
-use super::requests::{self, Asking, Memory, There};
-use super::tell::{self, Going, Outgoing};
+use super::outgoing::Outgoing;
+use super::requests::Asking;
+use super::tell::{self, Going};
 use super::throttle::{self, Throttle};
 use crate::authority::Keyring;
 use crate::cluster::Cluster;
-use crate::facts::{Target, TrustFacts};
-use crate::index::Index;
-use crate::key::ObjectKey;
 use crate::roll::Denial;
 
 /// How soon after a change everything is looked at: a hundred changes are one look.
@@ -47,6 +46,7 @@ const REQUESTS_EVERY: u32 = 5;
 const STREAM_EVERY: Duration = Duration::from_secs(1);
 /// Messages of other operators that are not dealt with yet.
 const QUEUE: usize = 16;
+
 /// What tasks report.
 enum Report {
     /// The other operator hears us, or not.
@@ -59,17 +59,6 @@ enum Report {
     Met(Result<(), String>),
 }
 
-/// How far a look at requests has got.
-enum Step {
-    /// These are there.
-    Found(kube::Result<Vec<There>>),
-    /// What was planned is done, or not; and whether to look again soon.
-    Done(kube::Result<()>, bool),
-}
-
-/// Links as they are declared, with the key of each one's ticket.
-type Declared = BTreeMap<String, (Link, Option<String>)>;
-
 /// See the module.
 pub(super) struct Desk {
     cluster: Arc<Cluster>,
@@ -77,7 +66,6 @@ pub(super) struct Desk {
     board: Arc<Board>,
     secrets: Api<Secret>,
     invitations: invitations::Store,
-    store: Arc<requests::Store>,
     /// Of our relays, those that do not let the operator's own agent in, and so nobody of this cluster.
     refusals: BTreeMap<RelayInfo, Refusal>,
     /// What the log says of those who come with tickets.
@@ -88,11 +76,7 @@ pub(super) struct Desk {
     lines: BTreeMap<String, Line>,
     /// Relays of who came with a ticket, until its link is here and its operator has told them itself.
     guests: BTreeMap<String, Vec<RelayInfo>>,
-    memory: Memory,
-    looks: Looks,
-    /// What the API server is asked about requests, one thing at a time. Nobody waits for it: how long it takes would tell
-    /// other operators what their words came to.
-    asks: JoinSet<Step>,
+    asks: Asks,
     /// Which of our records is published.
     published: Option<u64>,
     reports: mpsc::Sender<(TrustId, Report)>,
@@ -108,7 +92,6 @@ impl Desk {
             board: Arc::clone(&linking.board),
             secrets: Api::namespaced(linking.client.clone(), &linking.namespace),
             invitations: invitations::Store::new(&linking.client, &linking.namespace),
-            store: Arc::new(requests::Store::new(linking.client.clone())),
             refusals: BTreeMap::new(),
             warnings: Throttle::every(throttle::LINES),
             agent,
@@ -116,9 +99,7 @@ impl Desk {
             open: Open::new(),
             lines: BTreeMap::new(),
             guests: BTreeMap::new(),
-            memory: Memory::default(),
-            looks: Looks::default(),
-            asks: JoinSet::new(),
+            asks: Asks::new(linking.client.clone()),
             published: None,
             reports,
             reported,
@@ -151,18 +132,14 @@ impl Desk {
                     due = None;
                     self.look();
                 }
-                Some(step) = self.asks.join_next() => match step {
-                    Ok(step) => self.go_on(step),
-                    Err(error) => {
-                        tracing::error!(%error, "a look at requests ended before its time");
-                        self.looks.asked = true;
-                    }
-                },
+                Some(step) = self.asks.next() => self.go_on(step),
                 _ = tick.tick() => {
                     self.read_invitations().await;
                     self.publish().await;
                     rounds += 1;
-                    self.looks.asked |= rounds.is_multiple_of(REQUESTS_EVERY);
+                    if rounds.is_multiple_of(REQUESTS_EVERY) {
+                        self.asks.ask_for_all();
+                    }
                     self.look();
                 }
             }
@@ -196,7 +173,7 @@ impl Desk {
             return; // what was not seen yet is not gone
         }
         self.connect();
-        self.look_at_requests();
+        self.asks.look(&self.cluster.read().index, &asking(&self.lines));
     }
 
     fn connect(&mut self) {
@@ -218,21 +195,17 @@ impl Desk {
             self.applied = snapshot;
         }
         for (name, (link, ticket)) in links {
-            let outgoing = Arc::new(self.outgoing(&keys, &link, &relays));
-            match self.lines.get_mut(&name) {
-                Some(line) => line.link = link,
-                None => {
-                    let line = self.open_line(link, ticket, Arc::clone(&outgoing));
-                    self.lines.insert(name.clone(), line);
+            let outgoing = Outgoing::over(link.name.as_str(), &keys, &relays, &self.cluster.read());
+            let mut line = match self.lines.remove(&name) {
+                Some(mut line) => {
+                    line.link = link;
+                    line.tell(outgoing);
+                    line
                 }
-            }
-            let Some(line) = self.lines.get_mut(&name) else { continue };
-            line.outgoing.send_if_modified(|old| {
-                let changed = *old != outgoing;
-                *old = outgoing;
-                changed
-            });
+                None => self.open_line(link, ticket, outgoing),
+            };
             line.settle(now);
+            self.lines.insert(name, line);
         }
         refuse(&self.cluster, self.denials(now));
     }
@@ -241,38 +214,9 @@ impl Desk {
         self.lines.values().flat_map(move |line| line.denials(now))
     }
 
-    fn outgoing(&self, keys: &Keyring, link: &Link, relays: &[RelayInfo]) -> Outgoing {
-        let state = self.cluster.read();
-        let wish = |(_, facts): (&ObjectKey, &TrustFacts)| {
-            let Target::Away { name: to, .. } = &facts.target else { return None };
-            let from = facts.agent.agent(state.index.authority())?.name;
-            let purpose = facts.purpose.as_ref().map(|text| clipped(text));
-            Some((facts.uid, Wish { id: facts.uid, from, to: to.clone(), purpose }))
-        };
-        let records = keys.records().map(|record| RecordBytes(record.as_bytes().to_vec())).collect();
-        let hello = Hello {
-            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            records,
-            relays: relays.iter().take(MAX_RELAYS).cloned().collect(),
-        };
-        let wishes: BTreeMap<_, _> =
-            state.index.trusts_over(link.name.as_str()).filter_map(wish).take(MAX_WISHES).collect();
-        let mut wishers: Vec<_> = state.index.trusts_over(link.name.as_str()).map(|(_, facts)| facts).collect();
-        // Of one agent's several the eldest is put in last, and stays.
-        wishers.sort_by_key(|facts| std::cmp::Reverse((facts.created, facts.uid)));
-        let first = wishers.iter().filter_map(|facts| Some((wishes.get(&facts.uid)?.to.clone(), facts.uid))).collect();
-        let agents: BTreeSet<_> = state.index.trusts_over(link.name.as_str()).map(|(_, facts)| &facts.agent).collect();
-        let agents = agents.into_iter().filter_map(|agent| agent.agent(state.index.authority()));
-        let denied = agents.flat_map(|agent| {
-            let of_agent = state.roll.denied_of(&agent).into_iter();
-            of_agent.map(move |denied| ((agent.name.clone(), denied.instance), denied.until)).collect::<Vec<_>>()
-        });
-        Outgoing { hello, wishes, first, denied: denied.take(MAX_DENIED).collect() }
-    }
-
-    fn open_line(&self, link: Link, ticket: Option<String>, outgoing: Arc<Outgoing>) -> Line {
+    fn open_line(&self, link: Link, ticket: Option<String>, outgoing: Outgoing) -> Line {
         let uid = link.uid;
-        let (sender, receiver) = watch::channel(outgoing);
+        let (sender, receiver) = watch::channel(Arc::new(outgoing));
         let report = self.reporter(uid);
         let mut tasks = Vec::new();
         // An operator that talks was met; of others the status alone tells that their ticket is spent.
@@ -436,95 +380,25 @@ impl Desk {
         }
     }
 
-    /// Begins to make objects of wishes, and to take back those that are not wished for, where that is due.
-    fn look_at_requests(&mut self) {
-        if !self.asks.is_empty() {
-            return;
-        }
-        let wanted = requests::all_wanted(&self.cluster.read().index, &self.asking());
-        if !self.looks.is_due(wanted, Instant::now()) {
-            return;
-        }
-        let store = Arc::clone(&self.store);
-        self.asks.spawn(async move { Step::Found(store.there().await) });
-    }
-
-    fn go_on(&mut self, step: Step) {
-        match step {
-            Step::Found(Ok(there)) => self.make_requests(&there),
-            Step::Found(Err(error)) => {
-                tracing::warn!(%error, "requests for trust could not be read");
-                self.looks.asked = true;
-            }
-            Step::Done(applied, again) => {
-                if let Err(error) = &applied {
-                    tracing::warn!(%error, "requests for trust could not be written");
-                }
-                // Those that were made want their condition; what failed is tried again.
-                self.looks.asked |= again || applied.is_err();
-            }
-        }
-    }
-
-    fn make_requests(&mut self, there: &[There]) {
-        let now = crate::clock::now();
-        let mut memory = std::mem::take(&mut self.memory);
-        let plan = requests::plan(&self.cluster.read().index, &self.asking(), there, &mut memory, now);
-        self.memory = memory;
+    fn go_on(&mut self, step: Result<Step, JoinError>) {
+        let pending = self.asks.go_on(step, &self.cluster.read().index, &asking(&self.lines));
+        let Some(pending) = pending else { return };
         for line in self.lines.values_mut() {
-            line.row.pending = plan.pending.get(&line.link.uid).copied().unwrap_or(0);
+            line.row.pending = pending.get(&line.link.uid).copied().unwrap_or(0);
         }
-        let store = Arc::clone(&self.store);
-        self.asks.spawn(async move { Step::Done(store.apply(&plan, now).await, !plan.create.is_empty()) });
-    }
-
-    fn asking(&self) -> Vec<Asking<'_>> {
-        self.lines
-            .iter()
-            .map(|(name, line)| Asking {
-                name,
-                uid: line.link.uid,
-                authority: line.link.authority,
-                wishes: line.known.wishes().collect(),
-                is_whole: line.known.is_whole(),
-            })
-            .collect()
     }
 }
 
-/// The links that lead to others. Of several to one cluster the first by name has the channel; a ticket is each link's own.
-fn declared(index: &Index, guests: &BTreeMap<String, Vec<RelayInfo>>) -> Declared {
-    let mut links = Declared::new();
-    let mut channels: BTreeMap<_, Label> = BTreeMap::new();
-    for (name, facts) in index.links() {
-        let (Ok(leads), Ok(label)) = (index.leads(name, facts), name.parse::<Label>()) else { continue };
-        if leads.authority == index.authority() {
-            continue;
-        }
-        let side = match (leads.is_machine, channels.get(&leads.authority)) {
-            (true, _) => Side::Machine,
-            (false, Some(channel)) => Side::Beside(channel.clone()),
-            (false, None) => Side::Operator,
-        };
-        if side == Side::Operator {
-            channels.insert(leads.authority, label.clone());
-        }
-        let relays = match leads.relays {
-            [] => guests.get(name).cloned().unwrap_or_default(),
-            relays => relays.to_vec(),
-        };
-        let link = Link {
-            name: label,
-            uid: facts.uid,
-            authority: leads.authority,
-            records: leads.records.into_iter().cloned().collect(),
-            relays,
-            side,
-            is_taken: facts.status.ticket_taken == Some(true),
-        };
-        links.insert(name.clone(), (link, facts.ticket.clone()));
-    }
-    links
+/// What each link's other side wishes for.
+fn asking(lines: &BTreeMap<String, Line>) -> Vec<Asking<'_>> {
+    let asking = lines.iter().map(|(name, line)| Asking {
+        name,
+        uid: line.link.uid,
+        authority: line.link.authority,
+        wishes: line.known.wishes().collect(),
+        is_whole: line.known.is_whole(),
+    });
+    asking.collect()
 }
 
 /// Refuses what other operators said is denied, of agents that anybody here has to do with. An owner may name an agent long
@@ -538,11 +412,6 @@ fn refuse(cluster: &Cluster, told: impl Iterator<Item = Denial>) {
     new.into_iter().filter(|one| named.contains(&one.agent)).for_each(|one| cluster.withdraw(one));
 }
 
-/// As much of a text as a message takes, cut between two characters.
-fn clipped(text: &str) -> String {
-    text[..text.floor_char_boundary(MAX_PURPOSE)].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use peerage_model::linking::Denied;
@@ -550,47 +419,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::facts::{LinkFacts, LinkRecord};
+    use crate::facts::TrustFacts;
+    use crate::index::Index;
+    use crate::key::ObjectKey;
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
     const THEIRS: Fingerprint = Fingerprint([2; 32]);
-
-    /// Two links, by two tickets of one authority's agent of this name.
-    fn two_links_to(agent: &str) -> Vec<(Link, Option<String>)> {
-        let theirs = peerage_model::Authority::new(&zeroize::Zeroizing::new([3; 96]), NOW);
-        let mut index = Index::new(Fingerprint([1; 32]), NOW);
-        for name in ["one", "two"] {
-            let link = json!({
-                "apiVersion": "peerage.dev/v1alpha1", "kind": "AgentLink", "metadata": {"name": name},
-                "spec": {"allowedNamespaces": {"from": "All"}, "bootstrap": {"tokenSecretRef": {"key": name}}},
-            });
-            let link = serde_json::from_value(link).expect("an AgentLink");
-            index.set_link(name, Some(LinkFacts::read(&link).expect("it is read")));
-            let (record, name_there) = (theirs.record().clone(), agent.parse().expect("a name"));
-            index.set_record(name, Some(LinkRecord::Known { record, name: name_there, relays: Vec::new() }));
-        }
-        declared(&index, &BTreeMap::new()).into_values().collect()
-    }
-
-    #[test]
-    fn two_tickets_of_one_machine_are_two_links_and_no_channel() {
-        let links = two_links_to("laptop");
-        let tickets: Vec<_> = links.iter().map(|(_, ticket)| ticket.as_deref()).collect();
-        assert_eq!(tickets, [Some("one"), Some("two")]);
-        let links: Vec<_> = links.into_iter().map(|(link, _)| link).collect();
-        assert!(links.iter().all(|link| link.side == Side::Machine), "{links:?}");
-        let ours = crate::authority::Stored::mint(&zeroize::Zeroizing::new([4; 96]), NOW);
-        let snapshot = agent::snapshot(&ours.keyring(NOW), &links, Vec::new(), Vec::new());
-        assert_eq!(snapshot.peers, [], "nobody of a machine's authority passes for an operator");
-    }
-
-    #[test]
-    fn of_two_links_to_one_cluster_one_has_the_channel_and_each_its_ticket() {
-        let links = two_links_to(OPERATOR);
-        let sides: Vec<_> = links.iter().map(|(link, ticket)| (link.side.clone(), ticket.as_deref())).collect();
-        let one = "one".parse().expect("a label");
-        assert_eq!(sides, [(Side::Operator, Some("one")), (Side::Beside(one), Some("two"))]);
-    }
 
     #[test]
     fn a_denial_that_was_told_before_anybody_named_the_agent_holds_once_somebody_does() {

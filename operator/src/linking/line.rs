@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use super::agent::{Link, Side};
 use super::board::Row;
 use super::hear::{Known, Pace};
-use super::tell::{Going, Outgoing};
+use super::outgoing::Outgoing;
+use super::tell::Going;
 use super::throttle::{self, Throttle};
 use crate::index::LinkLive;
 use crate::roll::Denial;
@@ -36,7 +37,7 @@ pub(super) struct Line {
     pub(super) known: Known,
     /// Instances that it said are denied.
     denied: BTreeMap<InstanceId, Refused>,
-    pub(super) outgoing: watch::Sender<Arc<Outgoing>>,
+    outgoing: watch::Sender<Arc<Outgoing>>,
     pub(super) tasks: Vec<AbortHandle>,
     /// The stream that the other operator tells us on, and which of them it is.
     pub(super) listening: Option<AbortHandle>,
@@ -99,6 +100,17 @@ impl Line {
             told: None,
             warnings: Throttle::every(throttle::LINES),
         }
+    }
+
+    /// What there is to tell the other operator from now on.
+    pub(super) fn tell(&self, outgoing: Outgoing) {
+        self.outgoing.send_if_modified(|told| {
+            let changed = **told != outgoing;
+            if changed {
+                *told = Arc::new(outgoing);
+            }
+            changed
+        });
     }
 
     /// The other operator says who it is. What is not signed by the authority of this link is nobody's word.

@@ -16,7 +16,7 @@ use peerage_model::{AgentName, Fingerprint, Ticket, UnixTime};
 use tokio::sync::watch;
 
 use super::agent;
-use super::tell::Outgoing;
+use super::outgoing::Outgoing;
 use crate::authority::Keyring;
 
 /// How long a ticket that was not answered waits.

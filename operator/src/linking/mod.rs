@@ -6,11 +6,13 @@
 //!
 //! The leader is an agent called `operator` of this cluster's authority (`agent`). It answers those who hold a ticket
 //! (`invitations`), calls on those whose ticket it was given (`meet`), and has a stream each way with every operator that it
-//! is linked with (`tell`, `hear`). `desk` keeps what all that comes to, a `line` for each link; `requests` makes objects of wishes; the status
-//! writer reads the `board`.
+//! is linked with (`tell`, `hear`). `desk` keeps what all that comes to, a `line` for each link that
+//! is `declared`; `requests` makes objects of wishes, when `asks` gets to it; the status writer reads the `board`.
 
 mod agent;
+mod asks;
 mod board;
+mod declared;
 mod desk;
 mod frames;
 mod hear;
@@ -18,6 +20,7 @@ mod invitations;
 mod line;
 mod looks;
 mod meet;
+mod outgoing;
 mod requests;
 #[cfg(test)]
 mod served;

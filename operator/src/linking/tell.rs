@@ -3,35 +3,26 @@
 //! What there is to tell is a value; what was told on this stream is another, and the difference goes out. So a stream that
 //! broke needs no memory: the next one begins with everything.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use peerage_agent::driver::DriverHandle;
 use peerage_agent::tunnel::{Dial, Opened};
-use peerage_model::linking::{self, Denied, Heard, Hello, KEEPALIVE, SILENCE, Tell, Told, WINDOW, Wish, Withdrawn};
+use peerage_model::linking::{self, Denied, Heard, KEEPALIVE, SILENCE, Tell, Told, WINDOW, Withdrawn};
 use peerage_model::operator::Keepalive;
 use peerage_model::stream::{StreamHeader, StreamKind};
-use peerage_model::{AgentId, AgentName, InstanceId, TrustId, UnixTime};
+use peerage_model::AgentId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::frames::{self, Ended};
+use super::outgoing::Outgoing;
 
 /// Waiting times between two calls: from the first to the last they double.
 const AGAIN: Duration = Duration::from_secs(1);
 /// See [`AGAIN`].
 const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
-
-/// Everything that one link's other side should know.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outgoing {
-    pub(super) hello: Hello,
-    pub(super) wishes: BTreeMap<TrustId, Wish>,
-    /// The wish that was first, for each agent over there. A machine's owner is asked once.
-    pub(super) first: BTreeMap<AgentName, TrustId>,
-    pub(super) denied: BTreeMap<(AgentName, InstanceId), UnixTime>,
-}
 
 /// How it goes, for the link's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,6 +168,9 @@ fn difference(before: Option<&Outgoing>, after: &Outgoing) -> Vec<Tell> {
 
 #[cfg(test)]
 mod tests {
+    use peerage_model::linking::Wish;
+    use peerage_model::{InstanceId, TrustId, UnixTime};
+
     use super::*;
 
     fn wish(id: u8) -> (TrustId, Wish) {
