@@ -8,14 +8,17 @@
 //! container left behind, whether or not an operator can be reached.
 
 mod connect;
+mod contacts;
 mod follow;
 mod handler;
+mod hear;
 mod memory;
 mod node;
 mod report;
 mod session;
 mod stream;
 mod tunnel;
+mod word;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -16,13 +16,15 @@ use peerage_model::{AgentId, AuthorityRecord, Credential, Fingerprint, InstanceI
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{broadcast, mpsc, watch};
 
+use super::contacts::Contacts;
 use super::follow::{BadUpdate, Follow, Taken};
 use super::memory::{Followed, Instance, Memory};
 use super::tunnel::Tunnel;
+use super::word::{Aged, Word};
 use super::{Options, Starters};
 use crate::address::Listed;
 use crate::control::view::{self, Event};
-use crate::daemon::agent::{is_renewal_due, milliseconds};
+use crate::daemon::agent::is_renewal_due;
 use crate::daemon::edge::Edge;
 use crate::daemon::link::{LinkConfig, LinkEvent};
 use crate::health::Metrics;
@@ -35,8 +37,6 @@ use crate::tunnel::{Dial, Incoming, Opened};
 const EVENTS: usize = 256;
 /// Between two first calls to peers that were just learned of, so that a new agent is no burst for its relays.
 const BETWEEN_CALLS: Duration = Duration::from_millis(100);
-/// The part of maxStaleness by which a restart may forget.
-const HEARD_SHARE: u32 = 4;
 /// Longest wait before a first call.
 const LONGEST_CALL: Duration = Duration::from_secs(30);
 
@@ -61,33 +61,20 @@ pub(super) struct Node {
 }
 
 /// What changes.
-struct Held {
+pub(super) struct Held {
     instance: Instance,
     /// Of the passport that is in use.
     us: Option<AgentId>,
     passport_until: Option<UnixTime>,
-    follow: Follow,
-    heard: Option<UnixTime>,
-    /// The latest of them that a restart would know.
-    heard_kept: Option<UnixTime>,
-    /// Whether the word of the operator is older than it allows.
-    stale: bool,
-    /// Whether it is too old to act on, by the operator's own setting.
-    closed: bool,
+    pub(super) follow: Follow,
+    word: Word,
     /// When the next trust ends by itself.
     next_end: Option<UnixTime>,
     operator: view::Operator,
-    /// Sessions of each peer, and why the last one ended.
-    contacts: BTreeMap<AgentId, Contact>,
+    pub(super) contacts: Contacts,
     called: BTreeSet<AgentId>,
     /// The newest record of each other authority that a peer showed.
-    records: BTreeMap<Fingerprint, AuthorityRecord>,
-}
-
-#[derive(Debug, Default)]
-struct Contact {
-    sessions: usize,
-    last_end: Option<String>,
+    pub(super) records: BTreeMap<Fingerprint, AuthorityRecord>,
 }
 
 pub(super) struct Parts {
@@ -112,13 +99,10 @@ impl Node {
             us: None,
             passport_until: None,
             follow,
-            heard,
-            heard_kept: heard,
-            stale: false,
-            closed: false,
+            word: Word::heard_at(heard),
             next_end: None,
             operator: view::Operator::default(),
-            contacts: BTreeMap::new(),
+            contacts: Contacts::default(),
             called: BTreeSet::new(),
             records: BTreeMap::new(),
         };
@@ -152,7 +136,7 @@ impl Node {
         self.apply();
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -281,11 +265,11 @@ impl Node {
             if !held.follow.is_current() {
                 return;
             }
-            held.heard = Some(now);
+            let reopens = held.word.hear(now);
             self.keep_heard(&mut held, now);
             held.operator.connected = true;
             held.operator.problem = None;
-            std::mem::take(&mut held.closed)
+            reopens
         };
         if reopened {
             tracing::info!("an operator is back: talking to peers again");
@@ -322,7 +306,7 @@ impl Node {
             held.instance = Instance::new(self.options.authority, held.instance.record_seen);
             (held.us, held.passport_until) = (None, None);
             held.follow.clear();
-            held.contacts.clear();
+            held.contacts = Contacts::default();
             self.keep_instance(&held.instance);
         }
         self.keep_followed();
@@ -342,12 +326,12 @@ impl Node {
     /// Writes down that an operator confirmed what we follow, where that has an age that counts: a container that restarts while
     /// none can be reached must not take it for as old as its last change, and close.
     fn keep_heard(&self, held: &mut Held, now: UnixTime) {
-        let Some(limit) = held.follow.settings().max_staleness.map(Duration::from_secs) else { return };
-        if held.heard_kept.is_some_and(|kept| kept.plus(limit / HEARD_SHARE) > now && kept <= now) {
+        let limit = held.follow.settings().max_staleness.map(Duration::from_secs);
+        if !limit.is_some_and(|limit| held.word.is_worth_keeping(now, limit)) {
             return;
         }
         match self.memory.keep_heard(now) {
-            Ok(()) => held.heard_kept = Some(now),
+            Ok(()) => held.word.on_kept(now),
             Err(error) => tracing::error!(%error, "when an operator was heard cannot be kept"),
         }
     }
@@ -355,7 +339,7 @@ impl Node {
     fn keep_followed(&self) {
         let followed = {
             let held = self.held();
-            Followed { kept: held.follow.keep(time::now()), heard: held.heard }
+            Followed { kept: held.follow.keep(time::now()), heard: held.word.heard() }
         };
         if let Err(error) = self.memory.keep_followed(&followed) {
             tracing::error!(%error, "what the operator said cannot be kept; a container that restarts needs an operator");
@@ -367,7 +351,7 @@ impl Node {
         // Under the lock, so that two changes reach the engine in the order in which they were decided.
         let mut held = self.held();
         let now = time::now();
-        let closed = held.closed;
+        let closed = held.word.is_closed();
         let snapshot = held.follow.snapshot(now, closed);
         held.next_end = held.follow.next_end(now);
         let peers: BTreeSet<AgentId> = snapshot.peers.iter().map(|peer| peer.id.clone()).collect();
@@ -380,7 +364,7 @@ impl Node {
         let reserved = told.chain(targets).chain(self.options.reserved.iter().copied()).collect();
         self.edge.apply_listed(listed, &services, reserved);
         self.metrics.peers.set(i64::try_from(peers.len()).unwrap_or(i64::MAX));
-        held.contacts.retain(|peer, contact| contact.sessions > 0 || peers.contains(peer));
+        held.contacts.keep(&peers);
         held.records.retain(|authority, _| peers.iter().any(|peer| peer.authority == *authority));
         let new: Vec<AgentId> = peers.difference(&held.called).cloned().collect();
         let mut has_lost = false;
@@ -420,27 +404,30 @@ impl Node {
             let mut held = self.held();
             held.follow.sweep(now);
             let settings = held.follow.settings();
-            let limit = settings.max_staleness.map(Duration::from_secs);
-            let stale = limit.is_some_and(|limit| held.heard.is_none_or(|heard| heard.plus(limit) < now));
-            let close = stale && settings.fail_closed && !held.closed;
-            if stale != std::mem::replace(&mut held.stale, stale) {
-                self.metrics.stale.set(i64::from(stale));
-                match (stale, limit) {
-                    (true, Some(limit)) => tracing::error!(
-                        seconds = limit.as_secs(),
-                        "no operator has confirmed this agent's peers for longer than maxStaleness"
-                    ),
-                    (_, _) => tracing::info!("an operator has confirmed this agent's peers again"),
-                }
-            }
-            if close {
-                held.closed = true;
-                tracing::error!("no operator for longer than maxStaleness: talking to nobody until one is back");
-            }
-            close || held.next_end.is_some_and(|end| end <= now)
+            let (limit, fail_closed) = (settings.max_staleness.map(Duration::from_secs), settings.fail_closed);
+            let aged = held.word.age(now, limit, fail_closed);
+            self.say_of_age(&aged, limit);
+            aged.closes || held.next_end.is_some_and(|end| end <= now)
         };
         if act {
             self.apply();
+        }
+    }
+
+    /// For who watches: what time alone made of the operator's word.
+    fn say_of_age(&self, aged: &Aged, limit: Option<Duration>) {
+        if let Some(stale) = aged.turns {
+            self.metrics.stale.set(i64::from(stale));
+            match (stale, limit) {
+                (true, Some(limit)) => tracing::error!(
+                    seconds = limit.as_secs(),
+                    "no operator has confirmed this agent's peers for longer than maxStaleness"
+                ),
+                (_, _) => tracing::info!("an operator has confirmed this agent's peers again"),
+            }
+        }
+        if aged.closes {
+            tracing::error!("no operator for longer than maxStaleness: talking to nobody until one is back");
         }
     }
 
@@ -448,15 +435,16 @@ impl Node {
     pub(super) fn operator(&self) -> view::Operator {
         let held = self.held();
         let revision = held.follow.reached().map(|revision| (revision.epoch, revision.newest()));
-        view::Operator { heard: held.heard, revision, ..held.operator.clone() }
+        view::Operator { heard: held.word.heard(), revision, ..held.operator.clone() }
     }
 
     /// What is wrong with the age of what we act on.
     pub(super) fn staleness(&self, now: UnixTime) -> Option<String> {
         let held = self.held();
         let limit = Duration::from_secs(held.follow.settings().max_staleness?);
-        let age = held.heard?.until(now);
-        let what = if held.closed { "; by maxStaleness it talks to nobody until an operator is back" } else { "" };
+        let age = held.word.heard()?.until(now);
+        let what =
+            if held.word.is_closed() { "; by maxStaleness it talks to nobody until an operator is back" } else { "" };
         (age > limit).then(|| format!("no operator has confirmed this agent's peers for {} s{what}", age.as_secs()))
     }
 
@@ -466,96 +454,14 @@ impl Node {
         let _ = self.events.send(event);
     }
 
-    /// What a peer is called here.
-    fn alias(&self, peer: &AgentId) -> String {
-        let held = self.held();
-        let entry = held.follow.entries().find(|entry| entry.peer.id == *peer);
-        entry.map_or_else(|| peer.to_string(), |entry| entry.peer.alias.to_string())
-    }
-
     /// Why the last session with a peer ended, where there is none.
     pub(super) fn last_end(&self, peer: &AgentId) -> Option<String> {
-        self.held().contacts.get(peer).and_then(|contact| contact.last_end.clone())
-    }
-
-    /// Keeps the keys that a peer showed, until the operator has heard of them.
-    fn learn_record(&self, record: AuthorityRecord) {
-        let (of, mut held) = (record.fingerprint(), self.held());
-        let is_news = held.records.get(&of).is_none_or(|known| known.sequence() < record.sequence());
-        if of != self.options.authority && is_news {
-            held.records.insert(of, record);
-        }
+        self.held().contacts.last_end(peer).map(str::to_owned)
     }
 
     /// The newest record of each other authority that a peer showed.
     pub(super) fn records(&self) -> BTreeMap<Fingerprint, AuthorityRecord> {
         self.held().records.clone()
-    }
-
-    /// Acts on what happened in the tunnel, and passes it on.
-    pub(super) fn hear(self: &Arc<Self>, event: LinkEvent) {
-        let event = match event {
-            LinkEvent::Relay { relay, up, observed } => {
-                self.metrics.relay_changed(&relay.to_string(), up);
-                Event::Relay { relay: relay.to_string(), up, observed }
-            }
-            LinkEvent::RelayRefused { relay, reason } => {
-                self.metrics.relay_changed(&relay.to_string(), false);
-                Event::RelayRefused { relay: relay.to_string(), reason }
-            }
-            LinkEvent::Nat(nat) => Event::Nat { nat },
-            LinkEvent::SessionUp { peer, path, instance: _ } => {
-                self.metrics.sessions_opened.inc();
-                let mut held = self.held();
-                let contact = held.contacts.entry(peer.clone()).or_default();
-                contact.sessions += 1;
-                contact.last_end = None;
-                drop(held);
-                Event::Connected { peer: self.alias(&peer), id: peer.to_string(), path, approved: false }
-            }
-            LinkEvent::SessionDown { peer, reason } => {
-                let mut held = self.held();
-                let contact = held.contacts.entry(peer.clone()).or_default();
-                contact.sessions = contact.sessions.saturating_sub(1);
-                contact.last_end = Some(reason.clone());
-                drop(held);
-                Event::Disconnected { peer: self.alias(&peer), id: peer.to_string(), reason }
-            }
-            LinkEvent::PathChanged { peer, from, to, why, rtt } => {
-                tracing::info!(target: "events::path_changed", peer = %peer.routing_id(), from, to, ?rtt);
-                Event::PathChanged { peer: self.alias(&peer), from, to, why, rtt_ms: rtt.map(milliseconds) }
-            }
-            LinkEvent::PeerPorts { peer, ports } => {
-                let texts = ports.iter().map(|port| view::port_text(port.name.as_str(), port.number, port.protocol));
-                let event = Event::Ports { peer: self.alias(&peer), ports: texts.collect() };
-                self.edge.learn_ports(&peer, ports);
-                event
-            }
-            LinkEvent::StreamsReset { peer, count, why } => {
-                self.metrics.streams_reset.inc_by(count);
-                Event::StreamsReset { peer: self.alias(&peer), count, why }
-            }
-            // The operator says which keys count, and hears of new ones from us where nobody else tells it.
-            LinkEvent::PeerRecord { record, .. } => {
-                self.learn_record(*record);
-                return;
-            }
-            // An agent in a cluster invites nobody and has no mailbox: trust is declared by resources.
-            LinkEvent::TrustRequested { invite, .. } => {
-                if let Some(link) = self.tunnel.get() {
-                    link.answer_request(invite, false);
-                }
-                return;
-            }
-            LinkEvent::Mail { relay, id, .. } => {
-                if let Some(link) = self.tunnel.get() {
-                    link.mail_done(&relay, id);
-                }
-                return;
-            }
-        };
-        self.say(event);
-        self.news.send_modify(|news| *news += 1);
     }
 }
 
