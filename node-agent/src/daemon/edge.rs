@@ -132,21 +132,10 @@ impl Edge {
         if config.names {
             tasks.spawn(listen::run(seen.clone(), outbound.clone(), shares.listen.clone(), report));
         }
-        let upstreams = match config.dns {
-            Dns::System => Some(dns::Upstreams::from_file("/etc/resolv.conf")),
-            Dns::Servers(servers) => Some(dns::Upstreams::fixed(servers)),
-            Dns::Off => None,
-        };
-        let dns = match upstreams.filter(|_| config.names) {
+        let dns = match upstreams(config.dns).filter(|_| config.names) {
             Some(upstreams) => {
                 let dns = dns::Config { handed_on: config.handed_on, ..dns::Config::new(upstreams) };
-                let server = dns::Server::bind(dns, seen.clone()).await;
-                let (place, known) = (server.place(), Arc::clone(&known));
-                tasks.spawn(async move {
-                    known.notified().await;
-                    server.run().await;
-                });
-                Some(place)
+                Some(start_dns(dns, seen.clone(), Arc::clone(&known), &mut tasks).await)
             }
             None => None,
         };
@@ -362,6 +351,30 @@ async fn changed(place: Option<&mut watch::Receiver<dns::Place>>) {
         // The server has ended with the edge, whose other parts say so.
         std::future::pending().await
     }
+}
+
+fn upstreams(dns: Dns) -> Option<dns::Upstreams> {
+    match dns {
+        Dns::System => Some(dns::Upstreams::from_file("/etc/resolv.conf")),
+        Dns::Servers(servers) => Some(dns::Upstreams::fixed(servers)),
+        Dns::Off => None,
+    }
+}
+
+/// Binds the DNS server, which answers once it is `known` who our peers are.
+async fn start_dns(
+    config: dns::Config,
+    seen: watch::Receiver<Arc<Directory>>,
+    known: Arc<Notify>,
+    tasks: &mut JoinSet<()>,
+) -> watch::Receiver<dns::Place> {
+    let server = dns::Server::bind(config, seen).await;
+    let place = server.place();
+    tasks.spawn(async move {
+        known.notified().await;
+        server.run().await;
+    });
+    place
 }
 
 async fn start_proxy(
