@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use peerage_agent::control::failure::Failure;
 use peerage_agent::control::view::{Event, Status};
 use peerage_agent::control::{Code, Request, client};
-use peerage_agent::daemon::{self, Options, driver};
+use peerage_agent::daemon::{self, Daemon, Options, driver};
 use peerage_agent::driver::ProxySettings;
 use peerage_agent::process;
 use peerage_agent::state::Place;
@@ -42,7 +42,26 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
     if up.detached {
         tokio::spawn(log::keep_short(place.clone()));
     }
-    let options = Options {
+    let daemon = daemon::start(place, options(up), driver::starter()).await?;
+    let events = daemon.events();
+    say_started(&daemon, &state, output);
+    let stopper = daemon.stopper();
+    let running = tokio::spawn(daemon.run());
+    tokio::spawn(async move {
+        stop.await;
+        stopper.stop();
+    });
+    show(events, output).await;
+    match running.await {
+        Ok(ended) => ended.map(|()| ExitCode::SUCCESS),
+        Err(error) => {
+            Err(Failure::new(Code::Internal, format!("the agent broke off: {error}"), "look at what it said before"))
+        }
+    }
+}
+
+fn options(up: Up) -> Options {
+    Options {
         hostname: up.hostname,
         relays: up.relay,
         public: match (up.public, up.no_public) {
@@ -60,9 +79,10 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         proxy: up.proxy,
         names: true,
         health: up.health,
-    };
-    let daemon = daemon::start(place, options, driver::starter()).await?;
-    let events = daemon.events();
+    }
+}
+
+fn say_started(daemon: &Daemon, state: &str, output: Output) {
     let (dns, proxy) = daemon.edges();
     let started = json!({
         "event": "started", "agent": daemon.agent().to_string(), "state": state, "pid": std::process::id(),
@@ -80,19 +100,6 @@ pub async fn foreground(place: Place, up: Up, output: Output) -> Done {
         lines.extend(daemon.problems().iter().map(|problem| format!("problem    {problem}")));
         lines.join("\n")
     });
-    let stopper = daemon.stopper();
-    let running = tokio::spawn(daemon.run());
-    tokio::spawn(async move {
-        stop.await;
-        stopper.stop();
-    });
-    show(events, output).await;
-    match running.await {
-        Ok(ended) => ended.map(|()| ExitCode::SUCCESS),
-        Err(error) => {
-            Err(Failure::new(Code::Internal, format!("the agent broke off: {error}"), "look at what it said before"))
-        }
-    }
 }
 
 /// Says what happens until the daemon stops.
