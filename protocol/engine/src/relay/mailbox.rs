@@ -12,6 +12,7 @@ use peerage_model::relay::frame::mailbox::{self, MailId, NameKey, SEALED};
 use peerage_model::relay::frame::{Frame, Tag};
 use peerage_model::{AgreementKey, AgreementSecret, RoutingId};
 
+use super::RelayClient;
 use super::schedule::Schedule;
 use crate::noise::SeededRandom;
 
@@ -54,6 +55,51 @@ pub enum MailEvent {
         /// What it is.
         sealed: Box<[u8; SEALED]>,
     },
+}
+
+impl RelayClient {
+    /// Whether we have a mailbox here while we are bound.
+    pub fn set_public(&mut self, public: bool) {
+        self.mailbox.set_public(public);
+    }
+
+    /// Asks the relay something, again and again until it is answered or given up. `token` comes back with the answer.
+    pub fn ask(&mut self, token: u64, question: Question, now: Instant) {
+        self.mailbox.ask(token, question, &self.relay, now, &mut self.random);
+        self.see_to_mail(now);
+    }
+
+    /// The answer is of no interest any more.
+    pub fn give_up(&mut self, token: u64) {
+        self.mailbox.give_up(token);
+    }
+
+    /// What came out of our mailbox is dealt with; the relay forgets it and gives the next.
+    pub fn mail_done(&mut self, id: MailId, now: Instant) {
+        self.mailbox.done(id, now, &mut self.random);
+        self.see_to_mail(now);
+    }
+
+    /// Whether the relay knows us and keeps a mailbox for us.
+    #[must_use]
+    pub fn has_mailbox(&self) -> bool {
+        self.granted.is_some() && self.mailbox.is_open()
+    }
+
+    /// The next thing that came by mail.
+    pub fn poll_mail(&mut self) -> Option<MailEvent> {
+        self.mailbox.poll_event()
+    }
+
+    /// Sends what is due, and asks to be known anew where the relay seems to have another session than ours.
+    pub(super) fn see_to_mail(&mut self, now: Instant) {
+        if let Some(granted) = &self.granted {
+            let believed = self.mailbox.handle_timeout(now, granted.tag(), granted.session(), &mut self.random);
+            if !believed && self.exchange.is_quiet() {
+                self.greet(now);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]

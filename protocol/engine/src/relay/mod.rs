@@ -4,6 +4,7 @@
 //! [`RelayClient::wrap`] puts packets into frames and [`RelayClient::handle_datagram`] says where the packet in a frame
 //! lies. What the relay granted stays in use while an exchange that renews or moves it runs, so nothing in flight is lost.
 
+mod answers;
 mod exchange;
 mod grant;
 mod mailbox;
@@ -18,13 +19,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use peerage_model::relay::frame::keys::bind;
-use peerage_model::relay::frame::mailbox::MailId;
 use peerage_model::relay::frame::{self, AliveFlags, Boot, Cookie, ENDPOINT_HEADER, EndpointId, Frame, Grant, Tag};
 use peerage_model::{AgreementKey, AgreementSecret, InstanceId};
 use tracing::debug;
 
 pub use peerage_model::relay::frame::{Destination, Refusal};
 
+use self::answers::Answers;
 use self::exchange::{Asked, Due, Exchange, Request};
 pub use self::grant::KEEPALIVE;
 use self::grant::{Binding, Granted};
@@ -102,14 +103,7 @@ pub struct RelayClient {
     granted: Option<Granted>,
     /// Id and tag of the last grant, here or by another way to the same relay: a visitor keeps them.
     earlier: Option<(EndpointId, Tag)>,
-    /// Since when the relay owes us an answer.
-    unanswered: Option<Instant>,
-    /// How long its latest answer took.
-    rtt: Option<Duration>,
-    /// What was asked after its cookie stays without an answer.
-    ignored: bool,
-    /// It does not take us.
-    refused: Option<Refusal>,
+    answers: Answers,
     exchange: Exchange,
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<RelayEvent>,
@@ -130,10 +124,7 @@ impl RelayClient {
             random: SeededRandom::from_seed(seed),
             granted: None,
             earlier: None,
-            unanswered: None,
-            rtt: None,
-            ignored: false,
-            refused: None,
+            answers: Answers::default(),
             exchange: Exchange::Quiet,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -161,26 +152,19 @@ impl RelayClient {
     /// Since when the relay owes us an answer; `None` while it has answered everything, or refuses us.
     #[must_use]
     pub fn unanswered_since(&self) -> Option<Instant> {
-        self.unanswered
+        self.answers.owed_since()
     }
 
     /// How long its latest answer took; more than the round trip where a packet was lost.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
-        self.rtt
+        self.answers.rtt()
     }
 
     /// What stands between us and the relay, for a person, where the relay is there.
     #[must_use]
     pub fn obstacle(&self) -> Option<String> {
-        match (self.refused, &self.role, self.ignored) {
-            (Some(reason), _, _) => Some(reason.to_string()),
-            // A relay answers nothing that was not made for its own key.
-            (None, Role::Bind { .. }, true) => {
-                Some("something answers there, but not with this key: take KEY@HOST:PORT from its owner again".into())
-            }
-            (None, Role::Bind { .. }, false) | (None, Role::Visit, _) => None,
-        }
+        self.answers.obstacle(&self.role)
     }
 
     /// Whether the relay knows us.
@@ -214,55 +198,13 @@ impl RelayClient {
         }
     }
 
-    /// Whether we have a mailbox here while we are bound.
-    pub fn set_public(&mut self, public: bool) {
-        self.mailbox.set_public(public);
-    }
-
-    /// Asks the relay something, again and again until it is answered or given up. `token` comes back with the answer.
-    pub fn ask(&mut self, token: u64, question: Question, now: Instant) {
-        self.mailbox.ask(token, question, &self.relay, now, &mut self.random);
-        self.see_to_mail(now);
-    }
-
-    /// The answer is of no interest any more.
-    pub fn give_up(&mut self, token: u64) {
-        self.mailbox.give_up(token);
-    }
-
-    /// What came out of our mailbox is dealt with; the relay forgets it and gives the next.
-    pub fn mail_done(&mut self, id: MailId, now: Instant) {
-        self.mailbox.done(id, now, &mut self.random);
-        self.see_to_mail(now);
-    }
-
-    /// Whether the relay knows us and keeps a mailbox for us.
-    #[must_use]
-    pub fn has_mailbox(&self) -> bool {
-        self.granted.is_some() && self.mailbox.is_open()
-    }
-
-    /// The next thing that came by mail.
-    pub fn poll_mail(&mut self) -> Option<MailEvent> {
-        self.mailbox.poll_event()
-    }
-
-    fn see_to_mail(&mut self, now: Instant) {
-        if let Some(granted) = &self.granted {
-            let believed = self.mailbox.handle_timeout(now, granted.tag(), granted.session(), &mut self.random);
-            if !believed && self.exchange.is_quiet() {
-                self.greet(now);
-            }
-        }
-    }
-
     /// Ends the binding: gives the frame that makes the relay forget it, if there is one, and is silent from then on.
     /// What was wrapped for the relay before must be sent first, since it comes from nobody it knows afterwards.
     pub fn leave(&mut self) -> Option<Vec<u8>> {
         self.transmits.clear();
         self.mailbox.leave();
         self.exchange = Exchange::Quiet;
-        self.unanswered = None;
+        self.answers.owe_nothing();
         self.granted.take()?.unbind()
     }
 
@@ -281,7 +223,7 @@ impl RelayClient {
 
     /// Somebody waits in vain for what should come through the relay: asks it at once whether it is there.
     pub fn doubt(&mut self, now: Instant) {
-        if self.granted.is_some() && self.unanswered.is_none() {
+        if self.granted.is_some() && self.answers.owed_since().is_none() {
             self.send_keepalive(now);
         }
     }
@@ -371,7 +313,7 @@ impl RelayClient {
                 self.events.push_back(RelayEvent::Silent);
             }
             Due::AfterIgnored => {
-                self.ignored = true;
+                self.answers.on_ignored();
                 self.greet(now);
             }
             Due::AfterRefusal => self.greet(now),
@@ -400,7 +342,7 @@ impl RelayClient {
     }
 
     fn greet(&mut self, now: Instant) {
-        self.unanswered.get_or_insert(now);
+        self.answers.owe(now);
         let (exchange, hello) = Exchange::greet(&mut self.random, now);
         self.transmits.push_back(hello);
         self.exchange = exchange;
@@ -423,7 +365,7 @@ impl RelayClient {
             false => self.request_after_challenge(asked_tag, cookie, boot),
         };
         let Some(request) = request else { return };
-        self.unanswered = Some(now);
+        self.answers.owe_anew(now);
         let (exchange, frame) = Exchange::ask(request, &mut self.random, now);
         self.transmits.push_back(frame);
         self.exchange = exchange;
@@ -471,8 +413,7 @@ impl RelayClient {
         self.mailbox.granted(granted.is_bound(), now);
         self.granted = Some(granted);
         self.earlier = Some((id, grant.tag));
-        self.answered(now);
-        (self.ignored, self.refused) = (false, None);
+        self.answers.on_granted(now);
         self.exchange = Exchange::Quiet;
         self.ask_for_others();
         self.see_to_mail(now);
@@ -483,8 +424,7 @@ impl RelayClient {
         if !self.exchange.is_refused_by(tag, datagram) {
             return;
         }
-        self.unanswered = None;
-        (self.ignored, self.refused) = (false, Some(reason));
+        self.answers.on_refused(reason);
         self.exchange = Exchange::refused(now);
         self.events.push_back(RelayEvent::Refused(reason));
     }
@@ -507,19 +447,12 @@ impl RelayClient {
         self.granted.as_mut().filter(|granted| granted.tag() == tag)
     }
 
-    /// The relay answered what it was asked.
-    fn answered(&mut self, now: Instant) {
-        if let Some(since) = self.unanswered.take() {
-            self.rtt = Some(now.saturating_duration_since(since));
-        }
-    }
-
     /// Any frame under our tag shows that the relay is there.
     fn heard(&mut self, tag: Tag, now: Instant) -> bool {
         let Some(granted) = self.granted_as(tag) else { return false };
         granted.on_heard(now);
         if self.exchange.is_quiet() {
-            self.unanswered = None;
+            self.answers.owe_nothing();
         }
         true
     }
@@ -528,7 +461,7 @@ impl RelayClient {
         if self.granted_as(tag).is_none() {
             return;
         }
-        self.answered(now);
+        self.answers.on_answered(now);
         self.heard(tag, now);
         if flags.mail {
             self.mailbox.mail_waits(now);
@@ -577,7 +510,7 @@ impl RelayClient {
         let nonce = self.random.bytes();
         let Some(granted) = &mut self.granted else { return };
         self.transmits.push_back(granted.keepalive(nonce, now));
-        self.unanswered.get_or_insert(now);
+        self.answers.owe(now);
     }
 }
 
