@@ -402,7 +402,7 @@ impl Sim {
     pub(super) fn apply(&mut self, name: &str) {
         let snapshot = self.owners[name].snapshot();
         for number in 0..self.agents.len() {
-            let moment = self.clock.for_agent(self.agents[number].skew);
+            let moment = self.time_of(number);
             let agent = &mut self.agents[number];
             if let Some(node) = agent.node.as_mut().filter(|_| agent.name == name) {
                 node.apply_snapshot(moment, snapshot.clone());

@@ -11,7 +11,7 @@ use peerage_model::relay::RelayInfo;
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use peerage_model::{AgentId, Ticket, UnixTime};
 
-use super::flow::{Flow, Half, Outcome, Stream, StreamId};
+use super::flow::{Flow, Half, NAME_LEN, Outcome, Stream, StreamId};
 use super::owner::{DNS, WEB};
 use super::packet::{Origin, Packet, Tape};
 use super::{Arrival, Sim};
@@ -63,13 +63,13 @@ impl Sim {
     #[must_use]
     pub fn delivered(&self, id: StreamId) -> &[u8] {
         let read = self.flows.streams[&id].far.as_ref().map(|far| &far.read[..]);
-        read.and_then(|read| read.get(super::NAME_LEN..)).unwrap_or_default()
+        read.and_then(|read| read.get(NAME_LEN..)).unwrap_or_default()
     }
 
     /// What came back.
     #[must_use]
     pub fn returned(&self, id: StreamId) -> &[u8] {
-        self.flows.streams[&id].near.read.get(super::NAME_LEN..).unwrap_or_default()
+        self.flows.streams[&id].near.read.get(NAME_LEN..).unwrap_or_default()
     }
 
     /// How the stream stands for who opened it.
@@ -123,7 +123,7 @@ impl Sim {
     /// Packets of a flow that arrived, and that came back, without the name in front.
     #[must_use]
     pub fn packets(&self, id: StreamId) -> (Vec<Bytes>, Vec<Bytes>) {
-        let bare = |list: &[Bytes]| list.iter().map(|p| p.slice(super::NAME_LEN..)).collect();
+        let bare = |list: &[Bytes]| list.iter().map(|p| p.slice(NAME_LEN..)).collect();
         let flow = &self.flows.flows[&id];
         (bare(&flow.arrived), bare(&flow.returned))
     }
@@ -131,7 +131,7 @@ impl Sim {
     fn open_key(&mut self, from: &str, to: &str, header: StreamHeader) -> (usize, StreamKey) {
         let agent = self.number(from);
         let peer = self.owners[to].id.clone();
-        let moment = self.clock.for_agent(self.agents[agent].skew);
+        let moment = self.time_of(agent);
         let node = self.agents[agent].node.as_mut().expect("the agent lives");
         let key = node.open(moment, &peer, header).expect("a stream to a trusted peer");
         (agent, key)
@@ -180,7 +180,7 @@ impl Sim {
         let site = self.add_site(nat);
         let number = self.number(label);
         let addresses = self.sites[site].new_host(self.agents[number].addresses.first().port());
-        let moment = self.clock.for_agent(self.agents[number].skew);
+        let moment = self.time_of(number);
         let agent = &mut self.agents[number];
         (agent.site, agent.addresses) = (site, addresses);
         agent.extras.values_mut().for_each(|bound| bound.set_ip(addresses.first().ip()));
@@ -431,7 +431,7 @@ impl Sim {
     pub fn ask(&mut self, label: &str, ticket: &Ticket, reason: &str) -> AskKey {
         let request = TrustRequest { reason: reason.to_owned(), relays: self.relay_list() };
         let number = self.number(label);
-        let moment = self.clock.for_agent(self.agents[number].skew);
+        let moment = self.time_of(number);
         let node = self.agents[number].node.as_mut().expect("the agent lives");
         let ask = node.ask(moment, ticket, request).expect("a ticket makes a pair");
         self.drain(number);
@@ -462,7 +462,7 @@ impl Sim {
     /// Opens a TCP stream to a port and lets go of it before anything was sent.
     pub fn open_and_drop(&mut self, from: &str, to: &str, port: u16) {
         let (number, peer) = (self.number(from), self.id(to));
-        let moment = self.clock.for_agent(self.agents[number].skew);
+        let moment = self.time_of(number);
         let node = self.agents[number].node.as_mut().expect("the agent lives");
         let header = StreamHeader { kind: StreamKind::Tcp, port };
         let stream = node.open(moment, &peer, header).expect("the peer is trusted");
@@ -485,7 +485,7 @@ impl Sim {
     /// Ends an agent's sessions properly, as a driver does before it exits.
     pub fn shut_down(&mut self, label: &str) {
         let number = self.number(label);
-        let moment = self.clock.for_agent(self.agents[number].skew);
+        let moment = self.time_of(number);
         if let Some(node) = self.agents[number].node.as_mut() {
             node.shutdown(moment);
         }

@@ -46,7 +46,7 @@ impl Sim {
 
     pub(super) fn stream_opened(&mut self, id: StreamId) {
         let Some(Stream { agent, name, relay }) = self.streams.open.get(&id).copied() else { return };
-        let moment = self.clock.for_agent(self.agents[agent].skew);
+        let moment = self.time_of(agent);
         let answers = self.relays[relay].relay.is_some();
         let Some(node) = self.agents[agent].node.as_mut() else { return };
         match answers {
@@ -63,7 +63,7 @@ impl Sim {
     pub(super) fn break_streams_of(&mut self, relay: usize) {
         let broken: Vec<_> = self.streams.open.extract_if(.., |_, stream| stream.relay == relay).collect();
         for (_, Stream { agent, name, .. }) in broken {
-            let moment = self.clock.for_agent(self.agents[agent].skew);
+            let moment = self.time_of(agent);
             if let Some(node) = self.agents[agent].node.as_mut() {
                 node.relay_stream_closed(moment, name, "the relay is gone".to_owned());
                 self.drain(agent);
@@ -118,7 +118,7 @@ impl Sim {
             self.queue.push(self.clock.now() + AGENT_DELAY, Arrival::FrameAtAgent(id, bytes));
             return;
         }
-        let moment = self.clock.for_agent(self.agents[agent].skew);
+        let moment = self.time_of(agent);
         if let Some(node) = self.agents[agent].node.as_mut() {
             node.handle_relay_frames(moment, name, [BytesMut::from(&bytes[..])]);
             self.drain(agent);
