@@ -4,17 +4,20 @@
 //! wakes them. A stream takes its notes when it gets to it, so that a slow one holds up nobody and hears once of what
 //! changed twice.
 
+mod progress;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use peerage_crds::PathSummary;
-use peerage_model::operator::{Conflict, PathWord, PeerState, Report};
+use peerage_model::operator::{PathWord, PeerState};
 use peerage_model::snapshot::DeniedInstance;
 use peerage_model::{AgentId, InstanceId, TrustId};
 use tokio::sync::Notify;
 
+pub use self::progress::{NATS, Owed, Progress};
 use crate::index::Dirty;
 use crate::key::ObjectKey;
 
@@ -50,98 +53,6 @@ impl Notes {
             && gone.is_empty()
             && denied.is_empty()
             && ![settings, all, pod, replaced, withdrawn].into_iter().any(|b| *b)
-    }
-}
-
-/// What an agent was told of one AgentTrust.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owed {
-    /// In which generation; of a fleet, whose members are told one by one, in the oldest of theirs.
-    pub generation: Option<i64>,
-    /// The update that must be acknowledged.
-    pub update: u64,
-}
-
-/// How far an agent is with what it was told.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// For each AgentTrust of the agent that it was told something of.
-    pub owed: BTreeMap<TrustId, Owed>,
-    /// The last update that was.
-    pub acknowledged: u64,
-    /// How it is with each peer that the agent reported.
-    pub peers: BTreeMap<AgentId, (PeerState, PathWord)>,
-    /// Which peers each AgentTrust is about.
-    pub about: BTreeMap<TrustId, BTreeSet<AgentId>>,
-    /// The NAT, one of [`NATS`].
-    pub nat: Option<&'static str>,
-    /// Of whom something new was reported, and nobody was told yet.
-    pub reported: BTreeSet<AgentId>,
-    /// Whether the NAT is new, and nobody was told yet.
-    pub renatted: bool,
-    /// Ports of peers that programs here do not find where they should be, and what to do; by peer.
-    pub conflicts: BTreeMap<AgentId, String>,
-}
-
-/// The kinds of NAT that agents tell of, the one last that stands most in the way of direct paths.
-pub const NATS: [&str; 8] = [
-    "open internet",
-    "firewalled",
-    "full cone",
-    "cone",
-    "restricted cone",
-    "port-restricted cone",
-    "symmetric",
-    "blocked",
-];
-
-impl Progress {
-    /// Takes a report: only of peers that the agent was told of, and only words that we know, since whoever reports must
-    /// not be able to fill our memory, or a status, with what it likes.
-    pub fn report(&mut self, report: Report) {
-        let nat = report.nat.and_then(|nat| NATS.into_iter().find(|known| *known == nat.word));
-        if nat.is_some() && nat != self.nat {
-            (self.nat, self.renatted) = (nat, true);
-        }
-        let known: BTreeSet<&AgentId> = self.about.values().flatten().collect();
-        for peer in report.peers.into_iter().filter(|peer| known.contains(&peer.peer)) {
-            let path = match peer.state {
-                PeerState::Connected => peer.path,
-                PeerState::Idle | PeerState::Failing => PathWord::None,
-            };
-            if self.peers.insert(peer.peer.clone(), (peer.state, path)) != Some((peer.state, path)) {
-                self.reported.insert(peer.peer);
-            }
-        }
-        if let Some(conflicts) = report.conflicts {
-            self.report_conflicts(conflicts);
-        }
-    }
-
-    /// Puts an agent's conflicts in the place of those it had told of before.
-    fn report_conflicts(&mut self, conflicts: Vec<Conflict>) {
-        let mut new = BTreeMap::new();
-        for Conflict { peer, port, protocol, why, .. } in conflicts {
-            if self.about.values().any(|peers| peers.contains(&peer)) {
-                new.entry(peer).or_insert_with(|| format!("port {port}/{protocol} of the peer: {why}"));
-            }
-        }
-        let old = std::mem::replace(&mut self.conflicts, new);
-        let changed = |peer: &&AgentId| old.get(*peer) != self.conflicts.get(*peer);
-        self.reported.extend(old.keys().chain(self.conflicts.keys()).filter(changed).cloned());
-    }
-
-    /// The AgentTrusts of which something new was reported since this was asked last, and whether the NAT is new.
-    pub fn news(&mut self) -> (Vec<TrustId>, bool) {
-        let reported = std::mem::take(&mut self.reported);
-        (self.about_any(&reported), std::mem::take(&mut self.renatted))
-    }
-
-    /// The AgentTrusts that are about one of these.
-    #[must_use]
-    pub fn about_any(&self, peers: &BTreeSet<AgentId>) -> Vec<TrustId> {
-        let concerned = self.about.iter().filter(|(_, about)| !about.is_disjoint(peers));
-        concerned.map(|(trust, _)| *trust).collect()
     }
 }
 
@@ -216,8 +127,38 @@ pub struct AgentTold {
 /// Everybody who is connected to this replica.
 #[derive(Debug, Default)]
 pub struct Hub {
-    streams: Mutex<BTreeMap<ObjectKey, BTreeMap<u64, Arc<Stream>>>>,
+    streams: Mutex<Streams>,
     serial: AtomicU64,
+}
+
+/// Streams by agent, each with the number of its seat.
+#[derive(Debug, Default)]
+struct Streams(BTreeMap<ObjectKey, BTreeMap<u64, Arc<Stream>>>);
+
+impl Streams {
+    fn of(&self, agent: &ObjectKey) -> impl Iterator<Item = &Arc<Stream>> {
+        self.0.get(agent).into_iter().flat_map(BTreeMap::values)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Stream>> {
+        self.0.values().flat_map(BTreeMap::values)
+    }
+
+    /// Gives a stream a seat. Whoever sits there for the same instance is told that it was replaced.
+    fn join(&mut self, serial: u64, stream: Arc<Stream>) {
+        for other in self.of(&stream.agent).filter(|other| other.instance == stream.instance) {
+            other.note(|notes| notes.replaced = true);
+        }
+        self.0.entry(stream.agent.clone()).or_default().insert(serial, stream);
+    }
+
+    fn leave(&mut self, agent: &ObjectKey, serial: u64) {
+        let Some(of_agent) = self.0.get_mut(agent) else { return };
+        of_agent.remove(&serial);
+        if of_agent.is_empty() {
+            self.0.remove(agent);
+        }
+    }
 }
 
 /// A place in the hub, given up when dropped.
@@ -231,13 +172,7 @@ pub struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut streams = lock(&self.hub.streams);
-        if let Some(of_agent) = streams.get_mut(&self.stream.agent) {
-            of_agent.remove(&self.serial);
-            if of_agent.is_empty() {
-                streams.remove(&self.stream.agent);
-            }
-        }
+        lock(&self.hub.streams).leave(&self.stream.agent, self.serial);
     }
 }
 
@@ -247,51 +182,45 @@ impl Hub {
     pub fn join(self: &Arc<Self>, agent: ObjectKey, instance: InstanceId, pod: ObjectKey) -> Seat {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let stream = Arc::new(Stream {
-            agent: agent.clone(),
+            agent,
             instance,
             pod,
             notes: Mutex::default(),
             wake: Notify::new(),
             progress: Mutex::default(),
         });
-        let mut streams = lock(&self.streams);
-        let of_agent = streams.entry(agent).or_default();
-        for other in of_agent.values().filter(|other| other.instance == instance) {
-            other.note(|notes| notes.replaced = true);
-        }
-        of_agent.insert(serial, Arc::clone(&stream));
-        drop(streams);
+        lock(&self.streams).join(serial, Arc::clone(&stream));
         Seat { hub: Arc::clone(self), serial, stream }
     }
 
     /// How many are connected.
     #[must_use]
     pub fn len(&self) -> usize {
-        lock(&self.streams).values().map(BTreeMap::len).sum()
+        lock(&self.streams).all().count()
     }
 
     /// Whether nobody is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        lock(&self.streams).is_empty()
+        lock(&self.streams).0.is_empty()
     }
 
     /// The streams of an agent.
     #[must_use]
     pub fn of(&self, agent: &ObjectKey) -> Vec<Arc<Stream>> {
-        lock(&self.streams).get(agent).map(|of_agent| of_agent.values().cloned().collect()).unwrap_or_default()
+        lock(&self.streams).of(agent).cloned().collect()
     }
 
     /// Whether an agent has streams.
     #[must_use]
     pub fn has(&self, agent: &ObjectKey) -> bool {
-        lock(&self.streams).contains_key(agent)
+        lock(&self.streams).0.contains_key(agent)
     }
 
     /// Agents that have streams.
     #[must_use]
     pub fn agents(&self) -> Vec<ObjectKey> {
-        lock(&self.streams).keys().cloned().collect()
+        lock(&self.streams).0.keys().cloned().collect()
     }
 
     /// Leaves notes with those whom a change that we were told at `told` touches. Returns how many were woken.
@@ -299,7 +228,7 @@ impl Hub {
         let streams = lock(&self.streams);
         let mut woken = 0;
         let mut note = |agent: &ObjectKey, write: &dyn Fn(&mut Notes)| {
-            for stream in streams.get(agent).into_iter().flat_map(BTreeMap::values) {
+            for stream in streams.of(agent) {
                 stream.note(|notes| {
                     notes.told.get_or_insert(told);
                     write(notes);
@@ -308,7 +237,7 @@ impl Hub {
             }
         };
         if dirty.all {
-            streams.keys().for_each(|agent| note(agent, &|notes| notes.all = true));
+            streams.0.keys().for_each(|agent| note(agent, &|notes| notes.all = true));
         }
         for (agent, peer) in &dirty.pairs {
             note(agent, &|notes| {
@@ -322,7 +251,7 @@ impl Hub {
         if !dirty.pods.is_empty() || !dirty.replaced.is_empty() {
             let concerned =
                 |stream: &Stream| dirty.pods.contains(&stream.pod) || dirty.replaced.contains(&stream.agent);
-            for stream in streams.values().flat_map(BTreeMap::values).filter(|stream| concerned(stream)) {
+            for stream in streams.all().filter(|stream| concerned(stream)) {
                 stream.note(|notes| notes.pod = true);
             }
         }
@@ -333,21 +262,19 @@ impl Hub {
     pub fn deny(&self, denied: &DeniedInstance, agent: Option<&ObjectKey>, peers: &[ObjectKey]) {
         let streams = lock(&self.streams);
         for peer in peers {
-            for stream in streams.get(peer).into_iter().flat_map(BTreeMap::values) {
+            for stream in streams.of(peer) {
                 stream.note(|notes| notes.denied.push(denied.clone()));
             }
         }
-        let own = agent.and_then(|agent| streams.get(agent));
-        for stream in own.into_iter().flat_map(BTreeMap::values) {
-            if stream.instance == denied.instance {
-                stream.note(|notes| notes.withdrawn = true);
-            }
+        let own = agent.into_iter().flat_map(|agent| streams.of(agent));
+        for stream in own.filter(|stream| stream.instance == denied.instance) {
+            stream.note(|notes| notes.withdrawn = true);
         }
     }
 
     /// Wakes everybody to look at everything again.
     pub fn refresh(&self) {
-        for stream in lock(&self.streams).values().flat_map(BTreeMap::values) {
+        for stream in lock(&self.streams).all() {
             stream.note(|notes| notes.all = true);
         }
     }
@@ -420,7 +347,7 @@ mod tests {
     use crate::facts::Target;
     use crate::index::Deleted;
     use peerage_model::Fingerprint;
-    use peerage_model::operator::{Nat, PeerReport};
+    use peerage_model::operator::{Conflict, Report};
 
     fn peer(name: &str) -> AgentId {
         AgentId { authority: Fingerprint([1; 32]), name: name.parse().expect("a name") }
@@ -476,27 +403,6 @@ mod tests {
             assert_eq!(count(1).acknowledged, counted);
         }
         assert_eq!(count(2).acknowledged, 0, "in a generation of which it was not told");
-    }
-
-    #[test]
-    fn what_is_reported_again_or_of_strangers_or_in_words_of_ones_own_is_no_news() {
-        let report = |peer_name: &str, state, word: &str| Report {
-            nat: Some(Nat { word: word.into(), behaviour: String::new() }),
-            peers: vec![PeerReport { peer: peer(peer_name), state, path: PathWord::Direct, why: None }],
-            ..Report::default()
-        };
-        let trust = TrustId([7; 16]);
-        let mut progress = Progress { about: [(trust, [peer("b.n")].into())].into(), ..Progress::default() };
-        for (given, news) in [
-            (report("b.n", PeerState::Connected, "symmetric"), (vec![trust], true)),
-            (report("b.n", PeerState::Connected, "symmetric"), (vec![], false)),
-            (report("stranger.n", PeerState::Connected, "a word of its own"), (vec![], false)),
-            (report("b.n", PeerState::Failing, "symmetric"), (vec![trust], false)),
-        ] {
-            progress.report(given);
-            assert_eq!(progress.news(), news);
-        }
-        assert_eq!((progress.peers.len(), progress.nat), (1, Some("symmetric")));
     }
 
     #[test]
