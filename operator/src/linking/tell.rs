@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use peerage_agent::driver::DriverHandle;
 use peerage_agent::tunnel::{Dial, Opened};
+use peerage_model::AgentId;
 use peerage_model::linking::{self, Denied, Heard, KEEPALIVE, SILENCE, Tell, Told, WINDOW, Withdrawn};
 use peerage_model::operator::Keepalive;
 use peerage_model::stream::{StreamHeader, StreamKind};
-use peerage_model::AgentId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -86,17 +86,14 @@ async fn call(
             flow.sent(Instant::now());
         }
         tokio::select! {
-            frame = reader.next() => {
-                let answer = frame.and_then(|frame| Heard::decode(&frame).map_err(|_| Ended::Malformed));
-                match answer.and_then(|answer| answer.map_or(Ok(false), |answer| flow.heard(answer.count, Instant::now()))) {
-                    Ok(true) => {
-                        *wait = AGAIN;
-                        heard();
-                    }
-                    Ok(false) => {}
-                    Err(ended) => return Some(ended),
+            frame = reader.next() => match frame.and_then(|frame| flow.take(&frame, Instant::now())) {
+                Ok(true) => {
+                    *wait = AGAIN;
+                    heard();
                 }
-            }
+                Ok(false) => {}
+                Err(ended) => return Some(ended),
+            },
             changed = outgoing.changed(), if queue.is_empty() => if changed.is_err() { return None },
             // What cannot be sent is not queued either: a hearer that acknowledges nothing must not fill our memory.
             () = tokio::time::sleep_until(flow.last_sent + KEEPALIVE), if flow.has_room() => {
@@ -128,6 +125,14 @@ impl Flow {
     fn sent(&mut self, now: Instant) {
         self.sent += 1;
         self.last_sent = now;
+    }
+
+    /// Takes what came back. Whether that acknowledges something.
+    fn take(&mut self, frame: &[u8], now: Instant) -> Result<bool, Ended> {
+        match Heard::decode(frame).map_err(|_| Ended::Malformed)? {
+            Some(answer) => self.heard(answer.count, now),
+            None => Ok(false),
+        }
     }
 
     /// Takes a count; whether it says anything new. Who repeats an old one for ever has fallen silent.

@@ -183,22 +183,11 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
                     if heard.elapsed() > SILENCE {
                         return Err(io::Error::from(io::ErrorKind::TimedOut).into());
                     }
-                    if self.said.elapsed() >= KEEPALIVE * 2 / 3 {
-                        self.say(&ToAgent::Keepalive(Keepalive {})).await?;
-                    }
-                    self.catch_up().await?;
-                    self.pass_on_reports();
-                    self.brings = MAX_BROUGHT;
-                    if let Some(kind) = self.server.cluster.stale() {
-                        let text = format!("this replica has lost its watch of {kind}");
-                        return Err(End::GoAway(GoAway::new(GoAwayCode::NotReady, &text, Some(1))));
-                    }
+                    self.on_tick().await?;
                 }
                 changed = keyring.changed() => {
                     if changed.is_ok() {
-                        let passport = self.server.renew(&mut self.admitted).map_err(End::GoAway)?;
-                        self.say(&ToAgent::Passport(passport)).await?;
-                        self.on_notes(Notes { all: true, ..Notes::default() }).await?;
+                        self.on_keys().await?;
                     }
                 }
                 () = stopped(&mut stopping) => {
@@ -206,6 +195,30 @@ impl<T: AsyncRead + AsyncWrite> Session<'_, T> {
                 }
             }
         }
+    }
+
+    /// What is looked at from time to time.
+    async fn on_tick(&mut self) -> Result<(), End> {
+        if self.said.elapsed() >= KEEPALIVE * 2 / 3 {
+            self.say(&ToAgent::Keepalive(Keepalive {})).await?;
+        }
+        self.catch_up().await?;
+        self.pass_on_reports();
+        self.brings = MAX_BROUGHT;
+        match self.server.cluster.stale() {
+            None => Ok(()),
+            Some(kind) => {
+                let text = format!("this replica has lost its watch of {kind}");
+                Err(End::GoAway(GoAway::new(GoAwayCode::NotReady, &text, Some(1))))
+            }
+        }
+    }
+
+    /// The authority has other keys: the passport is signed anew, and secrets of pairs follow.
+    async fn on_keys(&mut self) -> Result<(), End> {
+        let passport = self.server.renew(&mut self.admitted).map_err(End::GoAway)?;
+        self.say(&ToAgent::Passport(passport)).await?;
+        self.on_notes(Notes { all: true, ..Notes::default() }).await
     }
 
     async fn on_notes(&mut self, notes: Notes) -> Result<(), End> {
