@@ -75,30 +75,29 @@ pub(super) async fn handshake(
         .await?;
     let sent = agent.document().sent.into_iter().find(|sent| sent.peer == found.peer);
     let asked = sent.map_or_else(time::now, |sent| sent.sent);
-    let posted = match seal(agent, &found.peer, &found.record, &reason, asked) {
-        Ok(sealed) => {
-            let posted = agent.link.post(found.peer.routing_id(), &sealed, &found.relays).await;
-            agent.posted.keep(found.peer.clone(), sealed);
-            Ok(posted)
+    match leave(agent, &found, &reason, asked).await {
+        Ok(posted) => Ok(view::Asked {
+            peer: trust.peer,
+            name: trust.alias.to_string(),
+            inbound: trust.inbound.to_string(),
+            mailboxes: posted.iter().map(ToString::to_string).collect(),
+        }),
+        Err(failure) => {
+            if trust.id == new {
+                forget(agent, &trust).await?;
+            }
+            Err(failure)
         }
-        Err(error) => Err(Failure::bad_request(error.to_string())),
-    };
-    let failure = match posted {
-        Ok(posted) if !posted.is_empty() => {
-            return Ok(view::Asked {
-                peer: trust.peer,
-                name: trust.alias.to_string(),
-                inbound: trust.inbound.to_string(),
-                mailboxes: posted.iter().map(ToString::to_string).collect(),
-            });
-        }
-        Ok(_) => no_answer(),
-        Err(failure) => failure,
-    };
-    if trust.id == new {
-        forget(agent, &trust).await?;
     }
-    Err(failure)
+}
+
+/// Leaves a sealed request in the mailbox of whom was found; gives the relays that say that they have it.
+async fn leave(agent: &Agent, found: &Found, reason: &str, asked: UnixTime) -> Result<Vec<RelayInfo>, Failure> {
+    let sealed = seal(agent, &found.peer, &found.record, reason, asked)
+        .map_err(|error| Failure::bad_request(error.to_string()))?;
+    let posted = agent.link.post(found.peer.routing_id(), &sealed, &found.relays).await;
+    agent.posted.keep(found.peer.clone(), sealed);
+    if posted.is_empty() { Err(no_answer()) } else { Ok(posted) }
 }
 
 fn relays_to_ask(agent: &Agent, given: &[String]) -> Result<Vec<RelayInfo>, Failure> {
