@@ -242,23 +242,28 @@ impl Bound {
         let ending = async {
             shutdown.await;
             pages.ready.store(false, Ordering::Relaxed);
-            tracing::info!(target: "events::relay_draining", grace = ?self.grace, "relay draining");
-            worker::announce_drain(&sockets[0], &self.shared, self.grace).await;
-            // Visitors reach bound agents only, so with the last of those everything to forward is gone.
-            let everybody_left = async {
-                let mut looks = tokio::time::interval(LOOK);
-                while self.shared.relay().occupancy().bound > 0 {
-                    looks.tick().await;
-                }
-            };
-            // Whoever is still here after the grace period had its warning.
-            let _ = tokio::time::timeout(self.grace, everybody_left).await;
+            drain(&sockets[0], &self.shared, self.grace).await;
         };
         tokio::select! {
             () = ending => Ok(()),
             ended = tasks.join_next() => Err(RunError::Socket(cause_of(ended))),
         }
     }
+}
+
+/// Tells every binding that the relay goes away, and forwards until all of them have left, for the grace period at most.
+async fn drain(socket: &BatchSocket, shared: &Shared, grace: Duration) {
+    tracing::info!(target: "events::relay_draining", ?grace, "relay draining");
+    worker::announce_drain(socket, shared, grace).await;
+    // Visitors reach bound agents only, so with the last of those everything to forward is gone.
+    let everybody_left = async {
+        let mut looks = tokio::time::interval(LOOK);
+        while shared.relay().occupancy().bound > 0 {
+            looks.tick().await;
+        }
+    };
+    // Whoever is still here after the grace period had its warning.
+    let _ = tokio::time::timeout(grace, everybody_left).await;
 }
 
 fn cause_of(ended: Option<Result<io::Result<()>, tokio::task::JoinError>>) -> io::Error {
