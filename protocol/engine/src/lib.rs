@@ -7,6 +7,7 @@ pub use quinn_proto::EcnCodepoint;
 
 mod congestion;
 pub mod knock;
+mod mac;
 pub mod nat;
 pub mod node;
 pub mod noise;

@@ -13,9 +13,10 @@ mod vectors;
 
 use core::fmt;
 
-use aws_lc_rs::{constant_time, hmac};
+use aws_lc_rs::constant_time;
 use peerage_model::UnixTime;
 
+use crate::mac::MacKey;
 use crate::noise::{DirectionSecret, SeededRandom};
 
 pub use connection_ids::{CONNECTION_ID_LEN, ConnectionIdKey, ConnectionIds};
@@ -95,7 +96,7 @@ impl fmt::Debug for Knock {
 #[derive(Clone)]
 pub(crate) struct KnockKeys {
     hint: Hint,
-    tag: hmac::Key,
+    tag: MacKey,
 }
 
 impl KnockKeys {
@@ -103,7 +104,7 @@ impl KnockKeys {
         let key = direction.derive("knock", &epoch.0.to_be_bytes());
         let hint = crate::noise::kdf::expand::<HINT_LEN>(&key, "hint", b"");
         let tag = crate::noise::kdf::expand::<32>(&key, "tag", b"");
-        Self { hint: *hint, tag: hmac::Key::new(hmac::HMAC_SHA256, &tag[..]) }
+        Self { hint: *hint, tag: MacKey::new(tag) }
     }
 
     pub(crate) fn hint(&self) -> Hint {
@@ -115,14 +116,14 @@ impl KnockKeys {
         knock[..HINT_LEN].copy_from_slice(&self.hint);
         knock[HINT_LEN..HINT_LEN + RANDOM_LEN].copy_from_slice(&random);
         let (signed, tag) = knock.split_at_mut(HINT_LEN + RANDOM_LEN);
-        tag.copy_from_slice(&hmac::sign(&self.tag, signed).as_ref()[..tag.len()]);
+        tag.copy_from_slice(&self.tag.sign(signed).as_ref()[..tag.len()]);
         Knock(knock)
     }
 
     /// Whether `knock` was made with these keys; takes the same time wherever its tag is wrong.
     pub(crate) fn verify(&self, knock: &Knock) -> bool {
         let (signed, tag) = knock.0.split_at(HINT_LEN + RANDOM_LEN);
-        let expected = hmac::sign(&self.tag, signed);
+        let expected = self.tag.sign(signed);
         constant_time::verify_slices_are_equal(&expected.as_ref()[..tag.len()], tag).is_ok()
     }
 }

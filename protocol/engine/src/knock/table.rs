@@ -116,7 +116,9 @@ impl<K: Clone + Ord> KnockTable<K> {
 fn add<K: Clone>(hints: &mut BTreeMap<Hint, Vec<Entry<K>>>, pair: &K, incoming: &Pairing, epoch: Epoch) {
     for (secret, direction) in incoming.directions().iter().enumerate() {
         let keys = KnockKeys::new(direction, epoch);
-        hints.entry(keys.hint()).or_default().push(Entry { pair: pair.clone(), secret, epoch, keys });
+        // Two that share a hint are rare, and a vector that grows begins with room for four.
+        let entries = hints.entry(keys.hint()).or_insert_with(|| Vec::with_capacity(1));
+        entries.push(Entry { pair: pair.clone(), secret, epoch, keys });
     }
 }
 

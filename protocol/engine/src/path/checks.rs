@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::hmac;
-
 use super::admission::{self, Refused};
 use super::budget::Budget;
 use super::{CheckTransmit, DirectPath};
+use crate::mac::MacKey;
 use crate::stun::{Check, CheckKeys, CheckRequest, CheckResponse, Rejected, ReplayWindow, TransactionId};
 
 /// How many routers an opener passes: past our own gateway, also one behind another (a container's host in a home), and
@@ -49,7 +48,7 @@ pub enum CheckRefused {
 pub(super) struct Checks {
     keys: CheckKeys,
     /// What transaction ids are drawn with.
-    ids: hmac::Key,
+    ids: MacKey,
     /// How many requests were sent: the sequence number of the newest.
     sent: u64,
     replay: ReplayWindow,
@@ -61,7 +60,7 @@ impl Checks {
     pub(super) fn new(now: Instant, keys: CheckKeys, seed: &[u8; 32]) -> Self {
         Self {
             keys,
-            ids: hmac::Key::new(hmac::HMAC_SHA256, seed),
+            ids: MacKey::new(*seed),
             sent: 0,
             replay: ReplayWindow::default(),
             answers: Budget::full(now, ANSWER_BURST, ANSWER_INTERVAL),
@@ -125,7 +124,7 @@ impl Checks {
 
     /// Bytes that nobody can foresee; the same for the same label. Numbers of requests, 8 bytes, are labels of ids.
     pub(super) fn draw<const N: usize>(&self, label: &[u8]) -> [u8; N] {
-        let drawn = hmac::sign(&self.ids, label);
+        let drawn = self.ids.sign(label);
         *drawn.as_ref().first_chunk().expect("SHA-256 gives 32 bytes, and nobody asks for more")
     }
 

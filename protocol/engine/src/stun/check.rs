@@ -6,13 +6,13 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use aws_lc_rs::hmac;
 use stun_rs::attributes::ice::Priority;
 use stun_rs::attributes::stun::XorMappedAddress;
 use stun_rs::{MessageClass, StunAttribute};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::wire::{self, Attribute, Rejected, TransactionId};
+use crate::mac::MacKey;
 
 /// Label under which the session's exporter yields the 64 bytes for [`CheckKeys::from_exporter`]; the context is empty.
 pub const EXPORTER_LABEL: &[u8] = b"peerage path checks v1";
@@ -38,8 +38,8 @@ const TAG_LEN: usize = 4;
 
 /// The two keys of a session, one per direction, and the tags by which a check's session is found without one.
 pub struct CheckKeys {
-    send: hmac::Key,
-    receive: hmac::Key,
+    send: MacKey,
+    receive: MacKey,
     send_tag: [u8; TAG_LEN],
     receive_tag: [u8; TAG_LEN],
 }
@@ -47,8 +47,7 @@ pub struct CheckKeys {
 impl CheckKeys {
     /// Splits the exporter's bytes: the first half is for what the initiator sends. The caller's copy is wiped.
     pub fn from_exporter(role: Role, material: &mut [u8; 64]) -> Self {
-        let initiator = hmac::Key::new(hmac::HMAC_SHA256, &material[..32]);
-        let responder = hmac::Key::new(hmac::HMAC_SHA256, &material[32..]);
+        let [initiator, responder] = halves(material).map(MacKey::new);
         material.zeroize();
         let (send, receive) = match role {
             Role::Initiator => (initiator, responder),
@@ -81,8 +80,17 @@ impl CheckKeys {
     }
 }
 
-fn tag(key: &hmac::Key) -> [u8; TAG_LEN] {
-    *hmac::sign(key, TAG_LABEL).as_ref().first_chunk().expect("SHA-256 gives 32 bytes")
+/// Each half, in memory that is wiped.
+fn halves(material: &[u8; 64]) -> [Zeroizing<[u8; 32]>; 2] {
+    let mut halves = [Zeroizing::new([0; 32]), Zeroizing::new([0; 32])];
+    for (half, bytes) in halves.iter_mut().zip(material.chunks(32)) {
+        half.copy_from_slice(bytes);
+    }
+    halves
+}
+
+fn tag(key: &MacKey) -> [u8; TAG_LEN] {
+    *key.sign(TAG_LABEL).as_ref().first_chunk().expect("SHA-256 gives 32 bytes")
 }
 
 impl fmt::Debug for CheckKeys {
@@ -142,7 +150,7 @@ impl Check {
         };
         let end = message.len();
         wire::append(&mut message, MESSAGE_INTEGRITY_SHA256, &[0; 32]);
-        let tag = hmac::sign(&keys.send, &message[..end]);
+        let tag = keys.send.sign(&message[..end]);
         message[end + 4..].copy_from_slice(tag.as_ref());
         wire::append_fingerprint(&mut message);
         message
@@ -215,7 +223,7 @@ fn verify(
     expect(fingerprint, wire::FINGERPRINT, 4)?;
     wire::check_fingerprint(datagram, fingerprint)?;
     let length = u16::try_from(fingerprint.offset - wire::HEADER_LEN).map_err(|_| Rejected::Malformed)?;
-    let mut context = hmac::Context::with_key(&keys.receive);
+    let mut context = keys.receive.begin();
     context.update(&datagram[..2]);
     context.update(&length.to_be_bytes());
     context.update(&datagram[4..integrity.offset]);
