@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use peerage_engine::node::{DEFAULT_MEMORY, Event};
+use peerage_engine::node::{DEFAULT_MEMORY, Event, StreamError};
+use peerage_model::stream::StreamStatus;
 use peerage_sim::link::{Bottleneck, LinkConfig};
 use peerage_sim::nat::NatKind;
 use peerage_sim::{Outcome, Sim, ms, secs};
@@ -91,6 +92,24 @@ fn streams_that_are_dropped_at_once_leave_nothing_behind() {
     let request = sim.request("a", "b", b"hello");
     sim.run_for(secs(3));
     assert_eq!(sim.outcome(request), &Outcome::Finished);
+}
+
+#[test]
+fn streams_that_are_opened_all_at_once_wait_for_the_peer_to_make_room() {
+    let mut sim = direct_pair();
+    let burst: Vec<_> = (0..300).map(|_| sim.request("a", "b", b"hello")).collect();
+    sim.run_for(secs(3));
+    assert!(burst.iter().all(|request| sim.outcome(*request) == &Outcome::Finished));
+}
+
+#[test]
+fn of_more_streams_than_a_peer_may_have_the_rest_is_told_so() {
+    let mut sim = direct_pair();
+    let streams: Vec<_> = (0..MANY).map(|_| sim.open("a", "b")).collect();
+    sim.run_for(secs(3));
+    let (open, rest): (Vec<_>, Vec<_>) = streams.into_iter().partition(|id| sim.outcome(*id) == &Outcome::Open);
+    let busy = Outcome::Failed(StreamError::Refused(StreamStatus::Busy));
+    assert_eq!((open.len(), rest.into_iter().all(|id| sim.outcome(id) == &busy)), (512, true));
 }
 
 #[test]

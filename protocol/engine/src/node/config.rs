@@ -29,9 +29,12 @@ pub(super) const ASK_PING_INTERVAL: Duration = Duration::from_secs(2);
 /// What the streams of all sessions may hold together, where the owner says nothing else: the first session has all that one has
 /// use for.
 pub const DEFAULT_MEMORY: u64 = 384 << 20;
-/// Streams a peer may have open towards us at a time; what is above is told `Busy` by its own side. quinn-proto makes room for
-/// all of them at once, some 90 bytes each, also while a handshake runs.
+/// Streams a peer may have open towards us at a time; what is above is told `Busy` by its own side.
 const MAX_STREAMS: u32 = 512;
+/// So many of them until half of these are open, and then the rest. quinn-proto makes room for all that are granted, 43 KiB for
+/// [`MAX_STREAMS`], also while a handshake runs, and most sessions have a few open. 100 is what RFC 9114 section 6.1 wants; tables
+/// of 128 places, 5 KiB, hold them and a dozen of our own.
+const FIRST_STREAMS: u32 = 100;
 /// A stream of the peer's whose header is not whole after this is reset: it has passed no policy, and its place counts.
 /// An opener sends the header with its first packet, so only retransmissions of that take time.
 pub(super) const HEADER_PATIENCE: Duration = Duration::from_secs(10);
@@ -70,11 +73,23 @@ pub(super) fn transport(pair: &PairKey, share: Share, congestion: OfOneConnectio
 
 fn of_a_trusted_peer(config: &mut TransportConfig) {
     config
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_UNI_STREAMS))
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER);
+}
+
+/// How many streams a peer may have open once so many are, where so many were granted; `None` where that is no more. Early enough
+/// that who opens one after the other never waits for it.
+pub(super) fn streams_granted(open: u64, granted: u64) -> Option<VarInt> {
+    (2 * open >= granted && granted < u64::from(MAX_STREAMS)).then(|| VarInt::from_u32(MAX_STREAMS))
+}
+
+/// Whether a peer that lets us open no more, while so many of ours are open, is about to: it has not heard yet that they are.
+/// QUIC tells of places that came free an eighth at a time, so a peer that has granted all may be full with fewer than that.
+pub(super) fn is_to_grant_more(open: usize) -> bool {
+    open < MAX_STREAMS as usize * 3 / 4
 }
 
 /// One request and one answer between two that do not trust each other (docs/spec/session.md section 6).

@@ -25,12 +25,13 @@ impl Node {
     /// Takes the streams that the peer opened.
     pub(super) fn accept_streams(&mut self, key: SessionKey, now: Now) {
         while let Some(Session { connection, phase: Phase::Up(up), .. }) = self.sessions.get_mut(&key) {
-            let Some(id) = connection.streams().accept(Dir::Bi) else {
-                return;
-            };
+            let Some(id) = connection.streams().accept(Dir::Bi) else { break };
             up.arriving.insert(id, Arriving { header: Vec::new(), until: now.mono + HEADER_PATIENCE });
             up.drain.accepted();
             self.on_readable(key, id, now);
+        }
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.grant_streams();
         }
     }
 

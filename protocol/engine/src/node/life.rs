@@ -146,7 +146,8 @@ impl Node {
                     None => self.flush_control(key),
                 }
             }
-            StreamEvent::Available { .. } => {}
+            StreamEvent::Available { dir: Dir::Bi } => self.room_for_streams(key),
+            StreamEvent::Available { dir: Dir::Uni } => {}
         }
     }
 

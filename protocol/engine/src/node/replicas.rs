@@ -196,6 +196,9 @@ impl Node {
                 self.widen(pair_key, now);
                 return;
             }
+            if self.sessions.get(&session).is_some_and(Session::is_granted_more_soon) {
+                break;
+            }
             // Its peer lets us have no more streams open.
             self.refused_by(session, key, StreamStatus::Busy);
         }
@@ -214,6 +217,15 @@ impl Node {
         up.refusing_until = Some(self.last.mono + REFUSING);
         if let Some(stream) = self.streams.get_mut(&key) {
             stream.refusals.push((up.credential.instance(), status));
+        }
+    }
+
+    /// The peer lets us have more streams open: those that found no room are placed anew.
+    pub(super) fn room_for_streams(&mut self, session: SessionKey) {
+        let Some(pair_key) = self.sessions.get(&session).map(|session| session.pair.clone()) else { return };
+        if self.pairs.get(&pair_key).is_some_and(|pair| !pair.waiting.is_empty()) {
+            self.attach_waiting(&pair_key);
+            self.arm_pair(&pair_key);
         }
     }
 

@@ -8,9 +8,9 @@ use peerage_model::control::{Hello, RunId};
 use peerage_model::relay::frame::{Destination, EndpointId};
 use peerage_model::snapshot::Port;
 use peerage_model::{AgentId, Credential, UnixTime};
-use quinn_proto::{Connection, ConnectionHandle, FrameStats, PathStats, StreamId, Transmit};
+use quinn_proto::{Connection, ConnectionHandle, Dir, FrameStats, PathStats, StreamId, Transmit};
 
-use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL};
+use super::config::{ASK_PING_INTERVAL, IDLE_MARGIN, IDLE_TIMEOUT, PING_INTERVAL, is_to_grant_more, streams_granted};
 use super::control::{ControlIn, ControlOut};
 use super::event::StreamKey;
 use super::listening::Listening;
@@ -253,6 +253,22 @@ impl Session {
             self.last_heard = now;
         }
         heard
+    }
+
+    /// Lets the peer have more streams open, where many are.
+    pub(super) fn grant_streams(&mut self) {
+        let PairKey::Peer(_) = self.pair else { return };
+        let granted = self.connection.max_concurrent_streams(Dir::Bi);
+        let open = self.connection.streams().remote_open_streams(Dir::Bi);
+        if let Some(more) = streams_granted(open, granted) {
+            self.connection.set_max_concurrent_streams(Dir::Bi, more);
+        }
+    }
+
+    /// Whether the peer, which lets us open no more streams at the moment, will soon.
+    pub(super) fn is_granted_more_soon(&self) -> bool {
+        let ours = |id: &&StreamId| id.initiator().is_client() == self.initiator;
+        self.up().is_some_and(|up| is_to_grant_more(up.streams.keys().filter(ours).count()))
     }
 
     /// The next packets of the connection, at most so many, written behind what is in `buffer`, and whether the peer must acknowledge
