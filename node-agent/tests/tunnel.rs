@@ -98,7 +98,7 @@ async fn packets_of_a_flow_come_back() {
     ann_runs.wait_for(|event| matches!(event, DriverEvent::SessionUp { .. }).then_some(())).await;
     let header = StreamHeader { kind: StreamKind::Udp, port: 53 };
     let Ok(Opened::Flow(flow)) = ann_runs.handle.dial(&bob.id, header).await else { panic!("a flow was asked for") };
-    // The first packets may overtake the stream that opens the flow, and are then lost, as UDP allows.
+    // Any of them may be lost, as UDP allows.
     let answer = async {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         loop {

@@ -57,3 +57,16 @@ fn packets_of_a_udp_flow_arrive_and_come_back() {
     assert_eq!(arrived.len(), 10);
     assert_eq!(arrived, returned);
 }
+
+#[test]
+fn the_first_packet_of_a_flow_arrives_with_a_session_and_without_one() {
+    let mut sim = Sim::pair(NatKind::home_router(), NatKind::none());
+    let early = sim.open_flow("a", "b");
+    sim.send_packet(early, &[1; 400]);
+    sim.run_for(secs(5));
+    assert_eq!(sim.packets(early).1, [&[1; 400][..]], "the only packet of a flow that had to wait for a session");
+    let late = sim.open_flow("a", "b");
+    sim.send_packet(late, &[2; 400]);
+    sim.run_for(secs(1));
+    assert_eq!(sim.packets(late).1, [&[2; 400][..]], "the only packet of a flow whose session was there");
+}

@@ -280,7 +280,7 @@ impl Node {
                 continue;
             }
             let flow = packet.split_to(FLOW_LEN);
-            // A packet may overtake the stream that opens its flow; UDP users expect losses.
+            // Of a flow that is over, or whose opener did not wait for our word.
             let Some(stream_key) = stream_of(&up.streams, &flow) else { continue };
             if let Some(stream) = self.streams.get_mut(&stream_key).filter(|s| s.header.kind == StreamKind::Udp) {
                 // Its own copy: a packet that waits must not keep the whole batch it came in.

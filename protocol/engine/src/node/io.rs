@@ -217,14 +217,16 @@ impl Node {
         Ok(())
     }
 
-    /// Sends one packet of a UDP flow. A full queue drops its oldest, as networks do.
+    /// Sends one packet of a UDP flow. A full queue drops its oldest, as networks do. Until the peer has said that it takes the
+    /// flow, packets wait: quinn-proto puts them in front of the header that opens it, so the first one would always come
+    /// before its flow is there, and be lost.
     ///
     /// # Errors
-    /// [`StreamError::TooLarge`] above what the session carries at the moment; otherwise when the flow is over. Before
-    /// the session is up, packets are dropped.
+    /// [`StreamError::TooLarge`] above what the session carries at the moment; otherwise when the flow is over.
     pub fn send_packet(&mut self, key: StreamKey, packet: &[u8]) -> Result<(), StreamError> {
-        let stream = self.streams.get(&key).ok_or(StreamError::Closed)?;
-        if let Place::Waiting { .. } = stream.place {
+        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
+        if let Place::Waiting { .. } | Place::Asked { .. } = stream.place {
+            stream.hold_packet(packet);
             return Ok(());
         }
         let (session, id) = self.attached(key)?;
@@ -351,7 +353,19 @@ impl Node {
             self.on_session(session, |s| s.reset(id, RESET_DROPPED))?;
             self.ready.insert(session);
         }
+        if answer.is_ok() {
+            self.send_held_packets(key);
+        }
         answer
+    }
+
+    /// Sends the packets that waited for the peer to take their flow.
+    fn send_held_packets(&mut self, key: StreamKey) {
+        let held = self.streams.get_mut(&key).map(|stream| std::mem::take(&mut stream.unsent)).unwrap_or_default();
+        for packet in held {
+            // What the path does not carry is lost, as in networks.
+            let _ = self.send_packet(key, &packet);
+        }
     }
 
     /// Gives back what a stream holds in its session: both halves, and its place among the session's streams.

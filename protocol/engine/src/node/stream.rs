@@ -28,6 +28,8 @@ pub(super) struct Stream {
     /// Whether the peer's half was read to its end. QUIC forgets a half with its end, so we remember.
     pub(super) read_to_end: bool,
     pub(super) packets: VecDeque<Bytes>,
+    /// Packets of a flow that we opened, until the peer has said that it takes it.
+    pub(super) unsent: VecDeque<Bytes>,
     /// Who did not take it.
     pub(super) refusals: Refusals,
 }
@@ -64,6 +66,7 @@ impl Stream {
             finished: false,
             read_to_end: false,
             packets: VecDeque::new(),
+            unsent: VecDeque::new(),
             refusals: Vec::new(),
         }
     }
@@ -84,6 +87,17 @@ impl Stream {
             self.packets.pop_front();
         }
         self.packets.push_back(packet);
+    }
+
+    /// Keeps a packet until the peer has said that it takes the flow, dropping the oldest when there are too many.
+    pub(super) fn hold_packet(&mut self, packet: &[u8]) {
+        self.unsent.push_back(Bytes::copy_from_slice(packet));
+        let is_too_much = |unsent: &VecDeque<Bytes>| {
+            unsent.len() > MAX_PACKETS || unsent.iter().map(Bytes::len).sum::<usize>() > EARLY_BUFFER
+        };
+        while is_too_much(&self.unsent) {
+            self.unsent.pop_front();
+        }
     }
 
     /// Takes early bytes, or says how it stands.
