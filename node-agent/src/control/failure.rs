@@ -149,8 +149,7 @@ impl From<ChangeError> for Failure {
             }
             ChangeError::Rotating { .. } => (
                 Code::LimitReached,
-                "wait for that moment; if a key was stolen, `peerage revoke` and new tickets end what it opens at once"
-                    .into(),
+                "wait for that moment; if a key was stolen, `peerage rotate --at-once` ends every earlier one now".into(),
             ),
             ChangeError::TooMany { .. } => {
                 (Code::LimitReached, "wait until some have ended, or remove what is not needed".into())

@@ -139,12 +139,13 @@ impl Store {
         self.former.iter().map(|former| &former.authority).chain([&self.authority]).collect()
     }
 
-    /// Follows the keys in daily use by fresh ones. Both count for `overlap`.
+    /// Follows the keys in daily use by fresh ones. Both count for `overlap`. Without one every earlier key ends, also one that
+    /// an earlier rotation has left: who was robbed does not wait for that to be over.
     ///
     /// # Errors
-    /// [`ChangeError::Rotating`] while an earlier rotation is under way, or [`StateError`].
+    /// [`ChangeError::Rotating`] while an earlier rotation is under way, unless `overlap` is zero; or [`StateError`].
     pub fn rotate(&mut self, now: UnixTime, overlap: Duration) -> Result<(), UpdateError> {
-        if let Some(former) = &self.former {
+        if let Some(former) = self.former.as_ref().filter(|_| !overlap.is_zero()) {
             return Err(ChangeError::Rotating { until: former.until }.into());
         }
         let until = now.plus(overlap);
@@ -331,6 +332,20 @@ mod tests {
         let mut store = open(dir.path()).expect("a new state");
         store.rotate(NOW, Duration::ZERO).expect("nothing is under way");
         assert_eq!((store.authorities().len(), store.authority().record().sequence()), (1, 2));
+        assert!(!dir.path().join("authority.former.key").exists());
+    }
+
+    #[test]
+    fn stolen_keys_end_at_once_also_while_a_rotation_is_under_way() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        let first = store.authority().record().clone();
+        store.rotate(NOW, Duration::from_secs(60)).expect("nothing is under way");
+        let second = store.authority().record().clone();
+        store.rotate(NOW, Duration::ZERO).expect("it does not wait");
+        assert_eq!((store.authorities().len(), store.authority().record().sequence()), (1, 3));
+        let newest = store.authority().record();
+        assert!([first, second].iter().all(|record| record.is_ended_by(newest, NOW)), "peers learn it from the record");
         assert!(!dir.path().join("authority.former.key").exists());
     }
 
