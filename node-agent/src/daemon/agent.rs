@@ -214,11 +214,14 @@ impl Agent {
         may
     }
 
-    /// Removes what has ended, where anything has.
+    /// Removes what has ended, where anything has, and writes down what could not be written before.
     pub(super) async fn sweep(self: &Arc<Self>) {
-        if self.store().next_end().is_none_or(|end| end > time::now()) {
+        let store = self.store();
+        let has_ended = store.next_end().is_some_and(|end| end <= time::now());
+        if !has_ended && !store.is_unwritten() {
             return;
         }
+        drop(store);
         let swept = self.change(|store, now| {
             store.retire_former(now)?;
             store.change(|document| Ok::<Ended, StateError>(document.sweep(now))).map_err(Into::into)

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::agent::{Agent, Ending, milliseconds};
 use super::edge::Edge;
 use super::{doctor, mailbox, measure, report};
+use crate::control::failure::chain;
 use crate::control::server::{Handler, Handling, Reply};
 use crate::control::view::{self, Event};
 use crate::control::{Code, Failure, Request, Terms};
@@ -268,9 +269,7 @@ async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revo
     let endings = agent.ended.subscribe();
     let is_connected = agent.sessions_with(&peer) > 0;
     let begun = Instant::now();
-    let trust = agent
-        .change(move |store, now| store.change(|document| Ok::<Trust, UpdateError>(document.revoke(&name, now)?)))
-        .await?;
+    let (trust, kept) = agent.change(move |store, now| Ok(store.revoke(&name, now)?)).await?;
     let watcher = tokio::spawn(watch_reset(Arc::clone(agent), trust.clone(), endings, begun, is_connected));
     let mut answer = view::Revoked { peer: trust.peer, streams_reset: None, reset_ms: None };
     if wait && is_connected {
@@ -284,7 +283,17 @@ async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revo
         answer.streams_reset = Some(streams);
         answer.reset_ms = Some(milliseconds(took));
     }
+    kept.map_err(|error| not_written(&error))?;
     Ok(answer)
+}
+
+/// A revocation that counts, and that a restart would forget.
+fn not_written(error: &StateError) -> Failure {
+    Failure::new(
+        Code::StateUnusable,
+        format!("the trust is gone, but that could not be written down: {}", chain(error)),
+        "see to the disk: until it can be written, which is tried every second, a restart brings the trust back",
+    )
 }
 
 async fn deny(agent: &Arc<Agent>, name: &str, instance: &str) -> Result<(), Failure> {

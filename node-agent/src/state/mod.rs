@@ -34,6 +34,8 @@ use peerage_model::{Authority, InstanceId, PairSecret, TrustId, UnixTime};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use self::document::Trust;
+
 pub use self::change::{ChangeError, Consent};
 pub use self::document::Document;
 pub use self::error::StateError;
@@ -61,6 +63,8 @@ pub struct Store {
     former: Option<Former>,
     document: Document,
     invites: InviteSecrets,
+    /// The document says more than its file does.
+    unwritten: bool,
 }
 
 /// Why a change was not made, or not kept.
@@ -112,7 +116,7 @@ impl Store {
         let authority = keys::load_or_create(&home, now)?;
         let former = keys::load_former(&home, &authority, now)?;
         let invites = read_invites(&home)?;
-        Ok(Self { home: Arc::new(home), authority, former, document, invites })
+        Ok(Self { home: Arc::new(home), authority, former, document, invites, unwritten: false })
     }
 
     /// Where it is.
@@ -215,10 +219,31 @@ impl Store {
         Ok(())
     }
 
+    /// Takes a consent back, also where that cannot be written down: a full disk must not keep a door open. It is written with
+    /// the next change that can be, and the second value says why it is not yet.
+    ///
+    /// # Errors
+    /// The change's own.
+    pub fn revoke(&mut self, name: &PeerRef, now: UnixTime) -> Result<(Trust, Result<(), StateError>), ChangeError> {
+        let mut changed = self.document.clone();
+        let trust = changed.revoke(name, now)?;
+        let kept = self.keep(changed.clone());
+        self.unwritten |= self.document != changed;
+        self.document = changed;
+        Ok((trust, kept))
+    }
+
+    /// Whether something counts that a restart would forget.
+    #[must_use]
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten
+    }
+
     fn keep(&mut self, changed: Document) -> Result<(), StateError> {
-        if changed != self.document {
+        if changed != self.document || self.unwritten {
             write_document(&self.home, &changed)?;
             self.document = changed;
+            self.unwritten = false;
         }
         let open = |id: &TrustId| self.document.invites.iter().any(|invite| invite.id == *id);
         if !self.invites.keys().all(open) {
@@ -407,6 +432,41 @@ mod tests {
         fs::remove_file(dir.path().join(DOCUMENT)).expect("it was there");
         let refused = open(dir.path());
         assert!(matches!(refused, Err(StateError::Missing { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_revocation_counts_where_it_cannot_be_written_and_is_written_later() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        let peer = store.authority().agent("planner".parse().expect("a name"));
+        let trust = Trust {
+            id: TrustId([1; 16]),
+            alias: peer.name.first_label(),
+            peer,
+            records: Vec::new(),
+            inbound: document::Inbound::Everything,
+            relays: Vec::new(),
+            path: document::Path::default(),
+            birthday: false,
+            purpose: String::new(),
+            since: NOW,
+            expires: None,
+        };
+        let add = |document: &mut Document| {
+            document.trusts.push(trust);
+            Ok::<(), StateError>(())
+        };
+        store.change(add).expect("it writes");
+        // In the way of every write, for root as well.
+        let obstacle = dir.path().join("state.new");
+        fs::create_dir(&obstacle).expect("it is ours");
+        let (_, kept) = store.revoke(&"planner".parse().expect("a name"), NOW).expect("it is a peer");
+        assert!(kept.is_err() && store.is_unwritten() && store.document().trusts.is_empty(), "{kept:?}");
+        fs::remove_dir(&obstacle).expect("it is ours");
+        store.change(|_| Ok::<(), StateError>(())).expect("it writes");
+        assert!(!store.is_unwritten());
+        drop(store);
+        assert!(open(dir.path()).expect("the same state").document().trusts.is_empty());
     }
 
     #[test]
