@@ -1,5 +1,6 @@
 //! Two agents meet: by relay at once, then directly where their NATs let them, and with a reason where not.
 
+use peerage_engine::node::{DownReason, Event};
 use peerage_engine::path::PathKind;
 use peerage_sim::nat::NatKind;
 use peerage_sim::{Sim, ms, secs};
@@ -69,4 +70,16 @@ fn the_first_packet_of_a_flow_arrives_with_a_session_and_without_one() {
     sim.send_packet(late, &[2; 400]);
     sim.run_for(secs(1));
     assert_eq!(sim.packets(late).1, [&[2; 400][..]], "the only packet of a flow whose session was there");
+}
+
+#[test]
+fn a_session_that_nobody_uses_ends_as_not_in_use_and_not_as_a_failure() {
+    let mut sim = Sim::pair(NatKind::home_router(), NatKind::none());
+    sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");
+    sim.run_for(secs(300));
+    let ended = |wanted: DownReason| {
+        sim.saw("a", |event| matches!(event, Event::SessionDown { reason, .. } if *reason == wanted))
+    };
+    assert!(ended(DownReason::Drained), "two minutes without a stream are its end");
+    assert!(!ended(DownReason::TimedOut), "a peer that is well was not silent");
 }

@@ -64,6 +64,10 @@ impl Node {
             ConnectionError::ApplicationClosed(close) => {
                 (CloseCode::received(close.error_code.into_inner()), &close.reason[..])
             }
+            // What nobody uses ends like this by design; that nothing was heard is news where somebody waits for it.
+            ConnectionError::TimedOut if session.up().is_some_and(|up| up.streams.is_empty()) => {
+                (DownReason::Drained, &[][..])
+            }
             ConnectionError::TimedOut => (DownReason::TimedOut, &[][..]),
             other => (DownReason::Failed(other.to_string()), &[][..]),
         };
