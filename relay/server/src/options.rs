@@ -139,11 +139,14 @@ impl FromStr for StunAddress {
     type Err = InvalidAdvertise;
 
     fn from_str(text: &str) -> Result<Self, InvalidAdvertise> {
+        let address = |text: &str| -> Result<IpAddr, InvalidAdvertise> {
+            text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| InvalidAdvertise)
+        };
         let (first, second) = match text.split_once(',') {
-            Some((first, second)) => (Some(first.parse().map_err(|_| InvalidAdvertise)?), second),
+            Some((first, second)) => (Some(address(first)?), second),
             None => (None, text),
         };
-        if let Ok(ip) = second.parse() {
+        if let Ok(ip) = address(second) {
             return Ok(Self { first, ip, port: None });
         }
         let address: SocketAddr = second.parse().map_err(|_| InvalidAdvertise)?;
@@ -252,6 +255,13 @@ mod tests {
         for wrong in ["", "a b", "host:port", "host:0", "host:70000", "host:1/0", "host:1/x", "host/1/2"] {
             assert_eq!(wrong.parse::<Advertise>(), Err(InvalidAdvertise), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_second_address_of_ipv6_may_stand_in_brackets_as_it_does_before_a_port() {
+        let parsed = |text: &str| text.parse::<StunAddress>().expect("it is an address");
+        assert_eq!(parsed("[2001:db8::2]"), parsed("2001:db8::2"));
+        assert_eq!(parsed("[2001:db8::1],[2001:db8::2]:3479").port, Some(3479));
     }
 
     #[test]
