@@ -103,6 +103,9 @@ impl StateError {
             Self::NotOurs { owner, .. } => {
                 format!("run it as that user (`sudo -u '#{owner}' …`) or as root, or choose another place with --state")
             }
+            Self::Damaged { path, .. } if path.ends_with(super::INVITES) => {
+                format!("remove `{}`: tickets that are open end with it, and nothing else does", path.display())
+            }
             Self::Damaged { path, .. } | Self::Missing { path, .. } => format!(
                 "put `{}` back from a backup; to give this identity up and start anew, move the whole directory away (every peer must then be asked again)",
                 path.display()

@@ -417,6 +417,18 @@ mod tests {
     }
 
     #[test]
+    fn damaged_secrets_of_tickets_cost_the_tickets_and_not_the_identity() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let before = open(dir.path()).expect("a new state").authority().fingerprint();
+        let path = dir.path().join(INVITES);
+        write_atomic(&path, b"yy").expect("it writes");
+        let refused = open(dir.path()).expect_err("it is damaged");
+        assert!(refused.hint().starts_with("remove"), "{}", refused.hint());
+        fs::remove_file(&path).expect("it was there");
+        assert_eq!(open(dir.path()).expect("the same state").authority().fingerprint(), before);
+    }
+
+    #[test]
     fn a_state_of_a_later_version_is_not_called_damaged() {
         let dir = tempfile::tempdir().expect("a directory");
         drop(open(dir.path()).expect("a new state"));
