@@ -1,5 +1,6 @@
 //! Failures as programs and people get them: a code that never changes, what happened, and what to do next.
 
+use peerage_model::stream::StreamStatus;
 use serde::{Deserialize, Serialize};
 
 use crate::state::{ChangeError, StateError, UpdateError};
@@ -149,7 +150,8 @@ impl From<ChangeError> for Failure {
             }
             ChangeError::Rotating { .. } => (
                 Code::LimitReached,
-                "wait for that moment; if a key was stolen, `peerage rotate --at-once` ends every earlier one now".into(),
+                "wait for that moment; if a key was stolen, `peerage rotate --at-once` ends every earlier one now"
+                    .into(),
             ),
             ChangeError::TooMany { .. } => {
                 (Code::LimitReached, "wait until some have ended, or remove what is not needed".into())
@@ -178,9 +180,14 @@ impl From<DialError> for Failure {
                 Code::Unreachable,
                 "`peerage doctor` looks at this side; its owner can look at `peerage status` there".into(),
             ),
-            DialError::Refused { .. } => {
+            DialError::Refused { status: StreamStatus::Denied, .. } => {
                 (Code::Refused, "the other side decides with `expose` and `approve --inbound`; ask its owner".into())
             }
+            DialError::Refused { .. } => (
+                Code::Refused,
+                "the other side lets this agent in, so ask its owner to look at the program there and at `peerage status`"
+                    .into(),
+            ),
             DialError::Ended { .. } => {
                 (Code::SessionEnded, "`peerage peers` says how it stands with that peer; try again".into())
             }
@@ -192,6 +199,7 @@ impl From<DialError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use peerage_model::{AgentId, Fingerprint};
 
     #[test]
     fn a_failure_reads_as_programs_expect_it() {
@@ -205,5 +213,17 @@ mod tests {
         let cause = std::io::Error::other("disk full");
         let error = StateError::Io { doing: "write", path: "/x".into(), cause };
         assert_eq!(chain(&error), "cannot write `/x`: disk full");
+    }
+
+    #[test]
+    fn who_is_let_in_and_finds_nothing_there_is_not_sent_to_the_permissions() {
+        let hint = |status| {
+            let peer = AgentId { authority: Fingerprint([7; 32]), name: "db".parse().expect("a name") };
+            Failure::from(DialError::Refused { peer, port: 80, status }).hint
+        };
+        assert!(hint(StreamStatus::Denied).contains("--inbound"));
+        for status in [StreamStatus::Refused, StreamStatus::Unreachable, StreamStatus::Busy] {
+            assert!(!hint(status).contains("--inbound"), "{status}");
+        }
     }
 }

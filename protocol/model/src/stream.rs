@@ -45,7 +45,7 @@ pub enum StreamStatus {
     Denied = 1,
     /// Allowed, but nothing listens there.
     Refused = 2,
-    /// Allowed, but the service did not answer in time.
+    /// Allowed, but the service did not answer in time, or there is no direct path and the receiver's owner wants no other.
     Unreachable = 3,
     /// Too many streams from this peer at the moment.
     Busy = 4,
@@ -107,7 +107,9 @@ impl fmt::Display for StreamStatus {
             Self::Open => "open",
             Self::Denied => "the peer does not let us open this port",
             Self::Refused => "nothing listens on this port at the peer",
-            Self::Unreachable => "the peer's service did not answer",
+            Self::Unreachable => {
+                "the peer's service did not answer, or there is no direct path and its owner forbids relays"
+            }
             Self::Busy => "the peer has too many streams from us open",
             Self::Unsupported => "the peer cannot carry this kind of stream",
         })
