@@ -45,7 +45,7 @@ pub enum StreamStatus {
     Denied = 1,
     /// Allowed, but nothing listens there.
     Refused = 2,
-    /// Allowed, but the service did not answer in time, or there is no direct path and the receiver's owner wants no other.
+    /// Allowed, but the service did not answer in time, or the receiver wants a direct path and there is none.
     Unreachable = 3,
     /// Too many streams from this peer at the moment.
     Busy = 4,
