@@ -208,7 +208,7 @@ fn ticket_failure(error: &TicketError) -> Failure {
         TicketError::Expired => Code::TicketExpired,
         TicketError::Malformed | TicketError::Checksum | TicketError::Record(_) => Code::TicketInvalid,
     };
-    Failure::new(code, crate::control::failure::chain(error), "a ticket is made by `peerage invite` and works once")
+    Failure::new(code, chain(error), "a ticket is made by `peerage invite` and works once")
 }
 
 async fn approve(agent: &Arc<Agent>, name: &str, terms: &Terms) -> Result<view::Approved, Failure> {

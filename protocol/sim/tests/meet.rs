@@ -73,6 +73,18 @@ fn the_first_packet_of_a_flow_arrives_with_a_session_and_without_one() {
 }
 
 #[test]
+fn a_packet_that_waited_and_is_too_large_for_the_path_is_lost_and_its_flow_goes_on() {
+    let mut sim = Sim::pair(NatKind::home_router(), NatKind::none());
+    let flow = sim.open_flow("a", "b");
+    sim.send_packet(flow, &[1; 3000]);
+    sim.send_packet(flow, &[2; 400]);
+    sim.run_for(secs(5));
+    sim.send_packet(flow, &[3; 400]);
+    sim.run_for(secs(1));
+    assert_eq!(sim.packets(flow).1, [&[2; 400][..], &[3; 400][..]]);
+}
+
+#[test]
 fn a_session_that_nobody_uses_ends_as_not_in_use_and_not_as_a_failure() {
     let mut sim = Sim::pair(NatKind::home_router(), NatKind::none());
     sim.run_until(secs(10), |sim| sim.both_up("a", "b")).expect("a session");

@@ -168,7 +168,7 @@ impl Node {
             match (stream.wait_again(untaken), self.pairs.get_mut(pair_key)) {
                 (true, Some(pair)) => pair.waiting.push(key),
                 (_, _) => {
-                    stream.place = Place::Dead(super::StreamError::SessionEnded(reason.clone()));
+                    stream.end(super::StreamError::SessionEnded(reason.clone()));
                     ended += 1;
                 }
             }

@@ -15,7 +15,7 @@ use super::event::{AskError, AskKey, CloseCode, DownReason, Event, Now, SessionK
 use super::io::{FLOW_LEN, stream_of};
 use super::pair::{PairKey, Purpose, SERVED_FOR, Served};
 use super::session::{Arriving, Phase, Session};
-use super::stream::{self, Place, Stream};
+use super::stream::{self, Stream};
 use super::{Node, Timer};
 
 /// The room for packets of flows while none waits: quinn sets some aside for its own record of the next one.
@@ -338,7 +338,7 @@ impl Node {
         why: DownReason,
     ) {
         if let Some(stream) = self.streams.get_mut(&stream_key) {
-            stream.place = Place::Dead(StreamError::SessionEnded(why));
+            stream.end(StreamError::SessionEnded(why));
         }
         if let Some(session) = self.sessions.get_mut(&key) {
             session.reset(id, (code as u32).into());

@@ -344,10 +344,10 @@ impl Node {
         let stopped = |s: &mut Session| matches!(s.connection.send_stream(id).stopped(), Ok(Some(_)));
         let was_stopped = answer.is_ok() && self.on_session(session, stopped)?;
         let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
-        stream.place = match &answer {
-            Ok(()) => Place::Open { session, id },
-            Err(why) => Place::Dead(why.clone()),
-        };
+        match &answer {
+            Ok(()) => stream.place = Place::Open { session, id },
+            Err(why) => stream.end(why.clone()),
+        }
         if was_stopped && std::mem::take(&mut stream.finished) {
             // It could not be finished, and nothing else would free that half.
             self.on_session(session, |s| s.reset(id, RESET_DROPPED))?;
@@ -363,7 +363,7 @@ impl Node {
     fn send_held_packets(&mut self, key: StreamKey) {
         let held = self.streams.get_mut(&key).map(|stream| std::mem::take(&mut stream.unsent)).unwrap_or_default();
         for packet in held {
-            // What the path does not carry is lost, as in networks.
+            // What the path does not carry is lost, as in networks; the flow goes on.
             let _ = self.send_packet(key, &packet);
         }
     }
@@ -405,7 +405,7 @@ impl Node {
                 Place::Waiting { deadline, .. } if deadline <= now => {
                     // Those that were there are known better than those that were not.
                     let refusal = stream.refusals.last().map(|(_, status)| StreamError::Refused(*status));
-                    stream.place = Place::Dead(refusal.unwrap_or(StreamError::Unreachable(why)));
+                    stream.end(refusal.unwrap_or(StreamError::Unreachable(why)));
                     self.wake(key);
                 }
                 _ => {

@@ -19,7 +19,7 @@ use super::Node;
 use super::event::{CloseCode, DownReason, Now, SessionKey, StreamError, StreamKey};
 use super::pair::{ATTEMPT, PairKey, pause_after};
 use super::session::Session;
-use super::stream::{Place, Stream};
+use super::stream::Stream;
 
 /// Most instances of a peer that we dial for the sake of our streams. More would spread them no better: eight that each get
 /// their share leave none with more than a seventh when one goes.
@@ -290,7 +290,7 @@ impl Node {
                 pair.waiting.retain(|other| *other != key);
             }
             if let Some(stream) = self.streams.get_mut(&key) {
-                stream.place = Place::Dead(StreamError::Refused(status));
+                stream.end(StreamError::Refused(status));
             }
             self.wake(key);
         }

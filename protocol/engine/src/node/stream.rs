@@ -100,6 +100,12 @@ impl Stream {
         }
     }
 
+    /// It is over, and why; what waited for the peer's word goes with it.
+    pub(super) fn end(&mut self, why: StreamError) {
+        self.place = Place::Dead(why);
+        self.unsent = VecDeque::new();
+    }
+
     /// Takes early bytes, or says how it stands.
     pub(super) fn write_early(&mut self, data: &[u8]) -> Option<Result<usize, StreamError>> {
         match &mut self.place {
@@ -215,5 +221,41 @@ pub(super) fn answered(status: StreamStatus) -> Result<(), StreamError> {
         | StreamStatus::Unreachable
         | StreamStatus::Busy
         | StreamStatus::Unsupported) => Err(StreamError::Refused(refusal)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use peerage_model::{AgentId, Fingerprint};
+
+    use super::*;
+
+    /// A flow of ours whose peer has not answered.
+    fn flow() -> Stream {
+        let peer = AgentId { authority: Fingerprint([7; 32]), name: "db".parse().expect("a name") };
+        let header = StreamHeader { kind: StreamKind::Udp, port: 53 };
+        Stream::waiting(PairKey::Peer(peer), header, Instant::now())
+    }
+
+    #[test]
+    fn a_flow_keeps_the_latest_packets_and_no_more_than_its_bounds() {
+        for (size, kept) in [(0, MAX_PACKETS), (100, MAX_PACKETS), (1000, EARLY_BUFFER / 1000), (EARLY_BUFFER + 1, 0)] {
+            let mut flow = flow();
+            (0..1000).for_each(|_| flow.hold_packet(&vec![1; size]));
+            assert_eq!(flow.unsent.len(), kept, "of {size} bytes");
+        }
+        let mut flow = flow();
+        (0..1000u32).for_each(|n| flow.hold_packet(&n.to_be_bytes()));
+        assert_eq!(flow.unsent.back().map(|packet| &packet[..]), Some(&999u32.to_be_bytes()[..]));
+    }
+
+    #[test]
+    fn a_flow_that_was_refused_keeps_nothing() {
+        let mut flow = flow();
+        flow.hold_packet(b"query");
+        flow.end(StreamError::Refused(StreamStatus::Denied));
+        assert_eq!((flow.unsent.len(), flow.unsent.capacity()), (0, 0));
     }
 }

@@ -75,7 +75,7 @@ impl Node {
         let waiting = self.pairs.remove(key).map(|pair| pair.waiting).unwrap_or_default();
         for stream in waiting {
             if let Some(stream) = self.streams.get_mut(&stream) {
-                stream.place = super::stream::Place::Dead(StreamError::SessionEnded(reason.clone()));
+                stream.end(StreamError::SessionEnded(reason.clone()));
             }
             self.wake(stream);
         }
