@@ -44,6 +44,13 @@ pub enum Command {
         /// How long the ticket is good for, like 10m, 12h or 7d
         #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_span)]
         expires: Duration,
+        /// Make none, and list those that nobody has used yet
+        #[arg(long, conflicts_with_all = ["expires", "withdraw"])]
+        list: bool,
+        /// Make none, and take one back that nobody has used yet: by its text (- reads it from stdin), the first digits of its id,
+        /// or `all`
+        #[arg(long, value_name = "TICKET|ID", conflicts_with = "expires")]
+        withdraw: Option<String>,
     },
     /// Ask an agent for trust: the one that made a ticket, or a public one by its name
     Handshake {
@@ -282,6 +289,7 @@ mod tests {
             (&["ping", "db", "--count", "0"], "0 is not in 1.."),
             (&["handshake", "peerage1-x"], "<REASON>"),
             (&["run"], "<COMMAND>..."),
+            (&["invite", "--list", "--withdraw", "all"], "cannot be used with"),
             (&["expose"], "<SERVICE>"),
             (&["bench", "db", "--seconds", "601"], "601 is not in 1..=600"),
         ] {

@@ -65,7 +65,9 @@ async fn ask(place: &Place, command: Command, output: Output) -> Done {
         Command::Status => look::status(place, output).await,
         Command::Peers => look::peers(place, output).await,
         Command::Doctor => look::doctor(place, output).await,
-        Command::Invite { expires } => trust::invite(place, expires, output).await,
+        Command::Invite { withdraw: Some(ticket), .. } => trust::withdraw(place, ticket, output).await,
+        Command::Invite { list: true, .. } => trust::tickets(place, output).await,
+        Command::Invite { expires, .. } => trust::invite(place, expires, output).await,
         Command::Handshake { ticket, reason, relay, to, terms } => {
             trust::handshake(place, ticket, reason, &relay, to, &terms, output).await
         }

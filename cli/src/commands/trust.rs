@@ -4,7 +4,9 @@ use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use peerage_agent::control::view::{Approved, Asked, Exposed, Invited, Pending, Rejected, Revoked, Rotated};
+use peerage_agent::control::view::{
+    Approved, Asked, Exposed, Invited, OpenTicket, Pending, Rejected, Revoked, Rotated,
+};
 use peerage_agent::control::{Failure, Request, Terms, client};
 use peerage_agent::state::lookup::short;
 use peerage_agent::state::time::{now, rfc3339, span};
@@ -29,11 +31,46 @@ pub async fn invite(place: &Place, expires: Duration, output: Output) -> Done {
     // Only the ticket on stdout, so that it can be piped; the rest is for whoever watches.
     output.answer(&invited, |invited| invited.ticket.clone());
     output.note(&format!(
-        "Good once, until {} (in {}). On the other machine: peerage handshake TICKET \"why\"",
+        "Good once, until {} (in {}). On the other machine: peerage handshake TICKET \"why\"\nTo take it back: peerage invite --withdraw {}",
         rfc3339(invited.expires),
         span(now().until(invited.expires)),
+        digits(&invited.id),
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+pub async fn tickets(place: &Place, output: Output) -> Done {
+    let open: Vec<OpenTicket> = client::call(place, &Request::Tickets).await?;
+    output.list(&open, |open| {
+        if open.is_empty() {
+            return "No ticket is open: none was made, or they are used, withdrawn or past their end.".into();
+        }
+        let mut table = Table::new(&["ID", "GOOD UNTIL", "ENDS IN"]);
+        for ticket in open {
+            let ends = span(now().until(ticket.expires));
+            table.row(vec![digits(&ticket.id).to_owned(), rfc3339(ticket.expires), ends]);
+        }
+        table.render()
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn withdraw(place: &Place, ticket: String, output: Output) -> Done {
+    let ticket = if ticket == "-" { from_stdin()? } else { ticket };
+    let gone: Vec<OpenTicket> = client::call(place, &Request::Withdraw { ticket }).await?;
+    output.list(&gone, |gone| match gone {
+        [] => "No ticket was open.".into(),
+        gone => {
+            let ids: Vec<&str> = gone.iter().map(|ticket| digits(&ticket.id)).collect();
+            format!("Withdrawn: {}. Nobody can ask with it any more.", ids.join(", "))
+        }
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As much of a ticket's id as tells it from others.
+fn digits(id: &str) -> &str {
+    id.get(..8).unwrap_or(id)
 }
 
 pub async fn handshake(

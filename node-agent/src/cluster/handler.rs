@@ -40,7 +40,7 @@ impl Handler for Node {
                 Request::Expose { .. } | Request::Unexpose { .. } => {
                     Err(by_resource("ports are offered by the AgentPeer", "kubectl explain agentpeer.spec.ports"))
                 }
-                Request::Invite { .. } => {
+                Request::Invite { .. } | Request::Tickets | Request::Withdraw { .. } => {
                     Err(by_resource("clusters are linked by an AgentLink", "kubectl explain agentlink.spec"))
                 }
                 Request::Deny { .. } => {

@@ -3,7 +3,7 @@
 use peerage_model::stream::StreamStatus;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{ChangeError, StateError, UpdateError};
+use crate::state::{ChangeError, StateError, UpdateError, change};
 use crate::tunnel::DialError;
 
 /// A stable word for a kind of failure. Words are added, never renamed.
@@ -36,6 +36,8 @@ pub enum Code {
     TicketExpired,
     /// Made by ourselves.
     OwnTicket,
+    /// Not among those that are open here.
+    UnknownTicket,
     /// A protective limit is reached.
     LimitReached,
     /// No relay is configured, so nobody could find us.
@@ -145,6 +147,14 @@ impl From<ChangeError> for Failure {
             ChangeError::UnknownService { known, .. } => {
                 (Code::UnknownService, format!("this agent exposes: {}", known.join(", ")))
             }
+            ChangeError::UnknownTicket { .. } => (
+                Code::UnknownTicket,
+                "`peerage invite --list` shows those that can still be used; who used one is in `peerage requests` or `peerage peers`"
+                    .into(),
+            ),
+            ChangeError::SeveralTickets { .. } => {
+                (Code::AmbiguousName, "write more of its digits, as `peerage invite --list` shows them".into())
+            }
             ChangeError::OwnTicket => {
                 (Code::OwnTicket, "run this on the other machine; there, it asks this agent for trust".into())
             }
@@ -152,6 +162,10 @@ impl From<ChangeError> for Failure {
                 Code::LimitReached,
                 "wait for that moment; if a key was stolen, `peerage rotate --at-once` ends every earlier one now"
                     .into(),
+            ),
+            ChangeError::TooMany { what: change::OPEN_INVITATIONS, .. } => (
+                Code::LimitReached,
+                "`peerage invite --list` shows them, and `peerage invite --withdraw` takes some back, or all".into(),
             ),
             ChangeError::TooMany { .. } => {
                 (Code::LimitReached, "wait until some have ended, or remove what is not needed".into())

@@ -47,6 +47,13 @@ pub enum Request {
         /// Good for how many seconds.
         expires_s: u64,
     },
+    /// The tickets that nobody has used yet. Answer: list of [`super::view::OpenTicket`].
+    Tickets,
+    /// Make tickets worthless that nobody has used yet. Answer: list of [`super::view::OpenTicket`], those that are gone.
+    Withdraw {
+        /// The ticket's text, the first digits of its id, or `all`.
+        ticket: String,
+    },
     /// Ask a ticket's inviter for trust. Answer: [`super::view::Asked`].
     Handshake {
         /// The ticket's text.

@@ -165,11 +165,24 @@ pub struct Peer {
 pub struct Invited {
     /// What to give to the other person.
     pub ticket: String,
+    /// What it is called here, for taking it back. It does not open anything.
+    #[serde(default)]
+    pub id: String,
     /// When it ends.
     #[serde(with = "time")]
     pub expires: UnixTime,
     /// Something to know before sending it.
     pub warning: Option<String>,
+}
+
+/// A ticket that nobody has used yet. Its secret is not kept, so it cannot be shown again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpenTicket {
+    /// What it is called here.
+    pub id: String,
+    /// When it ends.
+    #[serde(with = "time")]
+    pub expires: UnixTime,
 }
 
 /// A request that was sent.

@@ -7,7 +7,7 @@ use peerage_model::control::{MAX_REASON, TrustRequest};
 use peerage_model::id::InvalidId;
 use peerage_model::linking::OPERATOR;
 use peerage_model::ticket::{InviteSecret, MAX_RELAYS, TicketError};
-use peerage_model::{AgentId, InstanceId, PairSecret, Ticket, TrustId};
+use peerage_model::{AgentId, InstanceId, PairSecret, Ticket, TrustId, UnixTime};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
@@ -29,6 +29,8 @@ const MAX_TERM_SECONDS: u64 = 36_525 * 24 * 3600;
 const REVOCATION_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest time in which the keys before a rotation count.
 const MAX_OVERLAP_SECONDS: u64 = 365 * 24 * 3600;
+/// So much of a ticket is repeated to its owner: not what makes it a secret.
+const SHOWN_OF_A_TICKET: usize = 16;
 /// Longest life of a ticket. It is a secret on its way; a month is a forgotten one.
 const MAX_INVITE_SECONDS: u64 = 30 * 24 * 3600;
 
@@ -40,6 +42,8 @@ impl Handler for Agent {
                 Request::Peers => value(&report::status(&self).await.peers),
                 Request::Requests => value(&report::requests(&self.document())),
                 Request::Invite { expires_s } => value(&invite(&self, expires_s).await?),
+                Request::Tickets => value(&report::tickets(&self.document().invites)),
+                Request::Withdraw { ticket } => value(&withdraw(&self, &ticket).await?),
                 Request::Handshake { ticket, to, reason, terms } => {
                     let asked = async move { handshake(&self, &ticket, to, reason, &terms).await };
                     value(&to_its_end(asked).await?)
@@ -131,7 +135,32 @@ async fn invite(agent: &Arc<Agent>, expires_s: u64) -> Result<view::Invited, Fai
     let ticket =
         Ticket { record, name: us.name, relays: relays.into_iter().take(MAX_RELAYS).collect(), secret, expires };
     let warning = (!up).then(|| "no relay is connected at the moment; the ticket works once one is".to_owned());
-    Ok(view::Invited { ticket: ticket.to_string(), expires, warning })
+    Ok(view::Invited { ticket: ticket.to_string(), id: id.to_string(), expires, warning })
+}
+
+/// Tickets stop to open anything, be they in whose hands they may.
+async fn withdraw(agent: &Arc<Agent>, text: &str) -> Result<Vec<view::OpenTicket>, Failure> {
+    let meant = match Ticket::is_meant(text) {
+        true => {
+            let ticket = Ticket::parse(text, time::now()).map_err(|error| ticket_failure(&error))?;
+            let secret = PairSecret::of_invite(ticket.secret.expose(), &agent.us);
+            let shown = text.trim().chars().take(SHOWN_OF_A_TICKET).chain(['…']).collect();
+            agent.store().invited_by(&secret).ok_or(ChangeError::UnknownTicket { ticket: shown })?.to_string()
+        }
+        false => text.trim().to_owned(),
+    };
+    let withdrawn = take_back(agent, move |document, _| document.withdraw(&meant)).await?;
+    let (withdrawn, kept) = withdrawn;
+    kept.map_err(|error| not_written(&error))?;
+    Ok(report::tickets(&withdrawn))
+}
+
+/// Makes a change that closes a door; the second value says why it is not on disk.
+async fn take_back<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    change: impl FnOnce(&mut Document, UnixTime) -> Result<T, ChangeError> + Send + 'static,
+) -> Result<(T, Result<(), StateError>), Failure> {
+    agent.change(move |store, now| Ok(store.take_back(|document| change(document, now))?)).await
 }
 
 async fn handshake(
@@ -269,7 +298,7 @@ async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revo
     let endings = agent.ended.subscribe();
     let is_connected = agent.sessions_with(&peer) > 0;
     let begun = Instant::now();
-    let (trust, kept) = agent.change(move |store, now| Ok(store.revoke(&name, now)?)).await?;
+    let (trust, kept) = take_back(agent, move |document, now| document.revoke(&name, now)).await?;
     let watcher = tokio::spawn(watch_reset(Arc::clone(agent), trust.clone(), endings, begun, is_connected));
     let mut answer = view::Revoked { peer: trust.peer, streams_reset: None, reset_ms: None };
     if wait && is_connected {
@@ -287,12 +316,12 @@ async fn revoke(agent: &Arc<Agent>, name: &str, wait: bool) -> Result<view::Revo
     Ok(answer)
 }
 
-/// A revocation that counts, and that a restart would forget.
+/// What was taken back, and would be there again after a restart.
 fn not_written(error: &StateError) -> Failure {
     Failure::new(
         Code::StateUnusable,
-        format!("the trust is gone, but that could not be written down: {}", chain(error)),
-        "see to the disk: until it can be written, which is tried every second, a restart brings the trust back",
+        format!("it is taken back and counts no more, but that could not be written down: {}", chain(error)),
+        "see to the disk: until it can be written, which is tried every second, a restart brings it back",
     )
 }
 
@@ -300,14 +329,12 @@ async fn deny(agent: &Arc<Agent>, name: &str, instance: &str) -> Result<(), Fail
     let (peer, _) = resolve(agent, name)?;
     let instance: InstanceId =
         instance.parse().map_err(|error: InvalidId| Failure::bad_request(format!("`{instance}`: {error}")))?;
-    let denied = agent.change(move |store, now| {
-        let deny = |document: &mut Document| {
-            document.deny(peer.authority, instance, now);
-            Ok::<(), StateError>(())
-        };
-        store.change(deny).map_err(Into::into)
-    });
-    denied.await
+    let deny = move |document: &mut Document, now| {
+        document.deny(peer.authority, instance, now);
+        Ok(())
+    };
+    let ((), kept) = take_back(agent, deny).await?;
+    kept.map_err(|error| not_written(&error))
 }
 
 /// Waits for the engine to reset a revoked peer's streams, and tells, measures and counts that.
@@ -386,13 +413,8 @@ async fn expose(agent: &Arc<Agent>, text: &str) -> Result<view::Exposed, Failure
 }
 
 async fn unexpose(agent: &Arc<Agent>, name: String) -> Result<view::Exposed, Failure> {
-    agent
-        .change(move |store, _| {
-            store.change(|document| {
-                document.unexpose(&name).map(drop).map_err(|error: ChangeError| UpdateError::from(error))
-            })
-        })
-        .await?;
+    let (_, kept) = take_back(agent, move |document, _| document.unexpose(&name)).await?;
+    kept.map_err(|error| not_written(&error))?;
     Ok(view::Exposed { services: agent.document().services, open_to: Vec::new() })
 }
 

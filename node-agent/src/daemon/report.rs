@@ -6,7 +6,7 @@ use super::agent::{Agent, milliseconds};
 use super::link::LinkStatus;
 use crate::control::view::{self, PeerState};
 use crate::state::change::REQUEST_LIFETIME;
-use crate::state::document::{Document, Trust};
+use crate::state::document::{Document, Invitation, Trust};
 use crate::state::time;
 
 /// Everything at a glance.
@@ -40,6 +40,11 @@ pub(super) async fn status(agent: &Agent) -> view::Status {
         problems: agent.problems().into_iter().map(|problem| problem.text).collect(),
         operator: None,
     }
+}
+
+/// Tickets that can be used.
+pub(super) fn tickets(open: &[Invitation]) -> Vec<view::OpenTicket> {
+    open.iter().map(|invite| view::OpenTicket { id: invite.id.to_string(), expires: invite.expires }).collect()
 }
 
 /// Who asks for our trust.

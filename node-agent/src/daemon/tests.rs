@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::link::{Boxed, Found, Link, LinkSession, LinkStatus};
 use super::*;
-use crate::control::view::{Approved, Asked, Invited, Pending as Asking, Revoked, Rotated, Status};
+use crate::control::view::{Approved, Asked, Invited, OpenTicket, Pending as Asking, Revoked, Rotated, Status};
 use crate::control::{Request, Terms, client};
 use crate::tunnel::{Dial, DialError, Duplex, Opened};
 
@@ -243,6 +243,25 @@ async fn an_invited_asker_is_listed_approved_and_told_to_the_engine() {
     let snapshot = inviter.last_snapshot();
     assert_eq!(snapshot.peers[0].id, asker.agent("planner".parse().expect("a name")));
     assert_eq!(snapshot.peers[0].relays, [relay()]);
+}
+
+#[tokio::test]
+async fn a_ticket_that_went_to_the_wrong_person_is_withdrawn_by_its_text_or_its_id() {
+    let inviter = daemon("db").await;
+    let list = async || inviter.ask::<Vec<OpenTicket>>(Request::Tickets).await.expect("it answers");
+    let withdraw = async |ticket: &str| {
+        inviter.ask::<Vec<OpenTicket>>(Request::Withdraw { ticket: ticket.into() }).await.map_err(|error| error.code)
+    };
+    let (first, second) = (inviter.invite().await, inviter.invite().await);
+    let [_, left] = &list().await[..] else { panic!("both are open") };
+    assert_eq!(withdraw(&first.to_string()).await.map(|gone| gone.len()), Ok(1));
+    assert_eq!(&list().await, std::slice::from_ref(left));
+    let secret = peerage_model::PairSecret::of_invite(second.secret.expose(), &inviter.us);
+    let listened_for = inviter.last_snapshot().invites;
+    assert_eq!(listened_for.iter().map(|invite| &invite.secret).collect::<Vec<_>>(), [&secret]);
+    assert_eq!(withdraw(&first.to_string()).await, Err(Code::UnknownTicket), "it is withdrawn already");
+    assert_eq!(withdraw(&left.id[..8]).await.map(|gone| gone.len()), Ok(1));
+    assert_eq!(inviter.last_snapshot().invites, []);
 }
 
 #[tokio::test]

@@ -34,8 +34,6 @@ use peerage_model::{Authority, InstanceId, PairSecret, TrustId, UnixTime};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use self::document::Trust;
-
 pub use self::change::{ChangeError, Consent};
 pub use self::document::Document;
 pub use self::error::StateError;
@@ -219,18 +217,27 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a consent back, also where that cannot be written down: a full disk must not keep a door open. It is written with
-    /// the next change that can be, and the second value says why it is not yet.
+    /// Makes a change that takes something back, also where that cannot be written down: a full disk must not keep a door open.
+    /// It is written with the next change that can be, and the second value says why it is not yet.
     ///
     /// # Errors
     /// The change's own.
-    pub fn revoke(&mut self, name: &PeerRef, now: UnixTime) -> Result<(Trust, Result<(), StateError>), ChangeError> {
+    pub fn take_back<T>(
+        &mut self,
+        change: impl FnOnce(&mut Document) -> Result<T, ChangeError>,
+    ) -> Result<(T, Result<(), StateError>), ChangeError> {
         let mut changed = self.document.clone();
-        let trust = changed.revoke(name, now)?;
+        let result = change(&mut changed)?;
         let kept = self.keep(changed.clone());
         self.unwritten |= self.document != changed;
         self.document = changed;
-        Ok((trust, kept))
+        Ok((result, kept))
+    }
+
+    /// The open invitation that a ticket with this secret is for.
+    #[must_use]
+    pub fn invited_by(&self, secret: &PairSecret) -> Option<TrustId> {
+        self.invites.iter().find(|(_, known)| *known == secret).map(|(id, _)| *id)
     }
 
     /// Whether something counts that a restart would forget.
@@ -451,7 +458,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut store = open(dir.path()).expect("a new state");
         let peer = store.authority().agent("planner".parse().expect("a name"));
-        let trust = Trust {
+        let trust = document::Trust {
             id: TrustId([1; 16]),
             alias: peer.name.first_label(),
             peer,
@@ -469,10 +476,11 @@ mod tests {
             Ok::<(), StateError>(())
         };
         store.change(add).expect("it writes");
+        let planner: PeerRef = "planner".parse().expect("a name");
         // In the way of every write, for root as well.
         let obstacle = dir.path().join("state.new");
         fs::create_dir(&obstacle).expect("it is ours");
-        let (_, kept) = store.revoke(&"planner".parse().expect("a name"), NOW).expect("it is a peer");
+        let (_, kept) = store.take_back(|document| document.revoke(&planner, NOW)).expect("it is a peer");
         assert!(kept.is_err() && store.is_unwritten() && store.document().trusts.is_empty(), "{kept:?}");
         fs::remove_dir(&obstacle).expect("it is ours");
         store.change(|_| Ok::<(), StateError>(())).expect("it writes");

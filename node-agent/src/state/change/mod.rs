@@ -28,6 +28,8 @@ pub const MAX_REQUESTS: usize = 200;
 pub const MAX_MAIL_REQUESTS: usize = 100;
 /// How long an answered request by mail is remembered: longer than it could be repeated, by any clock that it passes.
 const ANSWERED_LIFETIME: Duration = Duration::from_secs(8 * 24 * 3600);
+/// What too many invitations are called.
+pub const OPEN_INVITATIONS: &str = "open invitations";
 /// Most open invitations: every one is a key that first packets are tried against.
 pub const MAX_INVITES: usize = 64;
 /// Most relays kept for one peer; a ticket carries as many.
@@ -102,6 +104,20 @@ pub enum ChangeError {
         name: String,
         /// What there is.
         known: Vec<String>,
+    },
+    /// No open ticket is meant.
+    #[error("no ticket that can still be used is meant by `{ticket}`")]
+    UnknownTicket {
+        /// What was asked for.
+        ticket: String,
+    },
+    /// Several open tickets begin like that.
+    #[error("the ids of {count} tickets begin with `{ticket}`")]
+    SeveralTickets {
+        /// What was asked for.
+        ticket: String,
+        /// Of how many.
+        count: usize,
     },
     /// The ticket is our own.
     #[error("this ticket was made by this agent itself")]

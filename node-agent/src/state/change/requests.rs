@@ -5,10 +5,14 @@ use peerage_model::{TrustId, UnixTime};
 
 use super::records::learn_record;
 use super::{
-    ChangeError, MAX_INVITES, MAX_MAIL_REQUESTS, MAX_RELAYS, MAX_REQUESTS, MAX_REQUESTS_PER_AUTHORITY, Reception,
+    ChangeError, MAX_INVITES, MAX_MAIL_REQUESTS, MAX_RELAYS, MAX_REQUESTS, MAX_REQUESTS_PER_AUTHORITY,
+    OPEN_INVITATIONS, Reception,
 };
 use crate::state::document::{Answered, Document, Invitation, Received};
 use crate::state::lookup::{PeerRef, Unmatched};
+
+/// All that are open.
+const EVERY_TICKET: &str = "all";
 
 impl Document {
     /// Notes an invitation.
@@ -17,10 +21,26 @@ impl Document {
     /// [`ChangeError::TooMany`].
     pub fn invite(&mut self, id: TrustId, expires: UnixTime) -> Result<(), ChangeError> {
         if self.invites.len() >= MAX_INVITES {
-            return Err(ChangeError::TooMany { what: "open invitations", limit: MAX_INVITES });
+            return Err(ChangeError::TooMany { what: OPEN_INVITATIONS, limit: MAX_INVITES });
         }
         self.invites.push(Invitation { id, expires });
         Ok(())
+    }
+
+    /// Takes invitations back that nobody has used: the one whose id begins like that, or `all`.
+    ///
+    /// # Errors
+    /// [`ChangeError::UnknownTicket`] or [`ChangeError::SeveralTickets`].
+    pub fn withdraw(&mut self, ticket: &str) -> Result<Vec<Invitation>, ChangeError> {
+        if ticket == EVERY_TICKET {
+            return Ok(std::mem::take(&mut self.invites));
+        }
+        let meant = |invite: &Invitation| !ticket.is_empty() && invite.id.to_string().starts_with(ticket);
+        match self.invites.iter().filter(|invite| meant(invite)).count() {
+            0 => Err(ChangeError::UnknownTicket { ticket: ticket.to_owned() }),
+            1 => Ok(self.invites.extract_if(.., |invite| meant(invite)).collect()),
+            count => Err(ChangeError::SeveralTickets { ticket: ticket.to_owned(), count }),
+        }
     }
 
     /// Takes in a request and uses its invitation up, whether or not there is room for the request.

@@ -284,3 +284,19 @@ fn an_answered_request_by_mail_is_remembered_for_longer_than_it_could_be_repeate
     document.sweep(end);
     assert!(document.answered.is_empty());
 }
+
+#[test]
+fn a_ticket_is_withdrawn_by_the_digits_that_only_it_begins_with() {
+    let mut document = Document::default();
+    for id in [[0x12; 16], [0x13; 16], [0x23; 16]] {
+        document.invite(TrustId(id), NOW.plus(Duration::from_secs(60))).expect("there is room");
+    }
+    let several = ChangeError::SeveralTickets { ticket: "1".into(), count: 2 };
+    assert_eq!(document.withdraw("1"), Err(several));
+    for nobodys in ["", "3", "ALL"] {
+        assert_eq!(document.withdraw(nobodys), Err(ChangeError::UnknownTicket { ticket: nobodys.into() }));
+    }
+    assert_eq!(document.withdraw("12").map(|gone| gone[0].id), Ok(TrustId([0x12; 16])));
+    assert_eq!(document.withdraw("all").map(|gone| gone.len()), Ok(2));
+    assert_eq!(document.invites, []);
+}
