@@ -135,7 +135,7 @@ fn peer(trust: &Trust, secrets: Vec<PairSecret>, services: &[Service]) -> Peer {
     }
 }
 
-/// Only names of services that exist: a name that is exposed later for something else was not what was agreed on.
+/// Only names of services that exist.
 fn inbound(inbound: &Inbound, services: &[Service]) -> Vec<Label> {
     let meant = |service: &&Service| match inbound {
         Inbound::Everything => true,

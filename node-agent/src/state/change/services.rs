@@ -4,7 +4,7 @@ use peerage_model::Label;
 use peerage_model::control::MAX_PORTS;
 
 use super::ChangeError;
-use crate::state::document::{Document, Service};
+use crate::state::document::{Document, Inbound, Service};
 
 impl Document {
     /// Offers a port. Offering the same again with another target moves it.
@@ -18,6 +18,7 @@ impl Document {
         let clash = |other: &&Service| {
             other.name == service.name || (other.port, other.protocol) == (service.port, service.protocol)
         };
+        self.end_grants_of_what_is_gone();
         if let Some(there) = self.services.iter().filter(clash).find(|other| !same(other)) {
             return Err(ChangeError::ServiceTaken { name: there.name.clone(), port: there.port });
         }
@@ -29,14 +30,25 @@ impl Document {
         Ok(())
     }
 
-    /// Stops offering what is called `name` or has that number.
+    /// Stops offering what is called `name` or has that number. Who may open it by that name may not any more, also when it is
+    /// offered again.
     ///
     /// # Errors
     /// [`ChangeError::UnknownService`].
     pub fn unexpose(&mut self, name: &str) -> Result<Vec<Service>, ChangeError> {
         let meant = |service: &Service| service.name.as_str() == name || service.port.to_string() == name;
         let gone: Vec<Service> = self.services.extract_if(.., |service| meant(service)).collect();
+        self.end_grants_of_what_is_gone();
         if gone.is_empty() { Err(self.unknown_service(name)) } else { Ok(gone) }
+    }
+
+    /// A name that is exposed later for something else is not what was agreed on.
+    fn end_grants_of_what_is_gone(&mut self) {
+        for trust in &mut self.trusts {
+            if let Inbound::Only(names) = &mut trust.inbound {
+                names.retain(|name| self.services.iter().any(|service| service.name == *name));
+            }
+        }
     }
 
     /// Names of services for what a person typed: names or port numbers.

@@ -300,3 +300,24 @@ fn a_ticket_is_withdrawn_by_the_digits_that_only_it_begins_with() {
     assert_eq!(document.withdraw("all").map(|gone| gone.len()), Ok(2));
     assert_eq!(document.invites, []);
 }
+
+#[test]
+fn a_grant_ends_with_its_service_and_a_later_one_of_that_name_is_another() {
+    let mut document = Document::default();
+    let service = |text: &str| text.parse::<Service>().expect("it is a service");
+    document.expose(&service("echo=90")).expect("it is free");
+    document.expose(&service("dns=53/udp")).expect("it is free");
+    document.receive(request(2, "db"));
+    let only = Inbound::Only(vec![service("dns=53/udp").name, service("echo=90").name]);
+    let consent = Consent { inbound: Some(only.clone()), ..consent(1) };
+    document.approve(&name("db"), &consent, NOW).expect("one asks");
+    document.expose(&service("echo=90:9090")).expect("it moves");
+    assert_eq!(document.trusts[0].inbound, only, "another target is the same service");
+    document.unexpose("echo").expect("it is there");
+    document.expose(&service("echo=91:22")).expect("it is free");
+    assert_eq!(document.trusts[0].inbound, Inbound::Only(vec![service("dns=53/udp").name]));
+    // As earlier versions left it.
+    document.trusts[0].inbound = Inbound::Only(vec![service("web=80").name]);
+    document.expose(&service("web=80")).expect("it is free");
+    assert_eq!(document.trusts[0].inbound, Inbound::NOTHING);
+}
