@@ -44,6 +44,8 @@ pub(super) struct Agent {
     instance_key: AgreementSecret,
     passport_until: Mutex<UnixTime>,
     problems: Mutex<Vec<String>>,
+    /// Why what has ended could not be written down, the last time. It is tried every second and said once.
+    unswept: Mutex<Option<Failure>>,
     /// The state as it is on disk. Replaced whole, so that nobody who reads it waits for the disk: those who do also carry
     /// programs' bytes.
     store: RwLock<Arc<Store>>,
@@ -100,6 +102,7 @@ impl Agent {
             instance_key: parts.instance_key,
             passport_until: Mutex::new(parts.passport_until),
             problems: Mutex::default(),
+            unswept: Mutex::default(),
             store: RwLock::new(Arc::new(parts.store)),
             changing: Mutex::default(),
         };
@@ -226,15 +229,29 @@ impl Agent {
             store.retire_former(now)?;
             store.change(|document| Ok::<Ended, StateError>(document.sweep(now))).map_err(Into::into)
         });
-        match swept.await {
+        let swept = swept.await;
+        let is_news = self.is_news(swept.as_ref().err());
+        match swept {
             Ok(ended) => {
+                if is_news {
+                    tracing::info!("what had ended is written down after all");
+                }
                 for trust in ended.trusts {
                     tracing::info!(peer = %trust.peer.routing_id(), "a trust came to its end");
                     self.say(Event::Expired { peer: trust.alias.to_string(), id: trust.peer.to_string() });
                 }
             }
-            Err(failure) => tracing::error!(%failure, "cannot write down what has ended"),
+            Err(failure) if is_news => tracing::error!(%failure, "cannot write down what has ended; trying again"),
+            Err(failure) => tracing::debug!(%failure, "cannot write down what has ended"),
         }
+    }
+
+    /// Whether sweeping up fails in another way than the last time, or works again.
+    fn is_news(&self, failure: Option<&Failure>) -> bool {
+        let mut last = self.unswept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = last.as_ref() != failure;
+        *last = failure.cloned();
+        is_news
     }
 
     /// Tells whoever listens.

@@ -10,10 +10,11 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::agent::Agent;
 use super::link::{LinkSession, LinkStatus};
+use crate::control::failure::chain;
 use crate::control::view::{Finding, Severity};
 use crate::listen::{Avoid, Listening};
 use crate::portmap::Mapping;
-use crate::state::time;
+use crate::state::{StateError, time};
 
 /// A file written this far in the future shows a clock that went back: more than filesystems round.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
@@ -27,6 +28,7 @@ const SMALL_PACKET: u16 = 1200;
 #[cfg_attr(test, derive(serde::Deserialize))]
 #[cfg_attr(test, serde(rename_all = "snake_case"))]
 enum Check {
+    State,
     Relay,
     Nat,
     Mapping,
@@ -44,6 +46,7 @@ enum Check {
 impl Check {
     const fn word(self) -> &'static str {
         match self {
+            Self::State => "state",
             Self::Relay => "relay",
             Self::Nat => "nat",
             Self::Mapping => "mapping",
@@ -63,8 +66,12 @@ impl Check {
 /// Looks at everything.
 pub(super) async fn examine(agent: &Agent) -> Vec<Finding> {
     let link = agent.link.status().await;
-    let directory = agent.store().place().directory().to_owned();
-    let mut findings = relays(&link);
+    let store = agent.store();
+    let directory = store.place().directory().to_owned();
+    // The disk is waited for on a thread of its own.
+    let written = tokio::task::spawn_blocking(move || store.try_writing()).await;
+    let mut findings: Vec<Finding> = written.map(|written| state(&directory, &written)).into_iter().collect();
+    findings.extend(relays(&link));
     findings.push(nat(&link));
     findings.extend(mapping(&link));
     findings.extend(paths(&link, |peer| agent.alias(peer)));
@@ -88,6 +95,22 @@ fn finding(check: Check, severity: Severity, found: impl Into<String>, remedy: i
 
 fn good(check: Check, found: impl Into<String>) -> Finding {
     finding(check, Severity::Good, found, "")
+}
+
+fn state(directory: &Path, written: &Result<(), StateError>) -> Finding {
+    match written {
+        Ok(()) => good(Check::State, format!("`{}` can be written", directory.display())),
+        Err(error) => finding(
+            Check::State,
+            Severity::Problem,
+            format!("the state cannot be written: {}", chain(error)),
+            format!(
+                "make room on the disk of `{}` and see that it is not mounted read-only: until then nothing that is decided here can be \
+                 kept, and what is taken back comes back with a restart",
+                directory.display()
+            ),
+        ),
+    }
 }
 
 fn relays(link: &LinkStatus) -> Vec<Finding> {
@@ -382,6 +405,16 @@ mod tests {
             mtu: None,
             clock_ahead: None,
         }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_written_is_a_problem_with_its_cause_and_a_remedy() {
+        let cause = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = StateError::Io { doing: "write", path: "/s/state.json".into(), cause };
+        let told = state(Path::new("/s"), &Err(full));
+        assert_eq!((told.check.as_str(), told.severity), ("state", Severity::Problem));
+        assert!(told.found.contains("no storage space") && told.remedy.contains("make room"), "{told:?}");
+        assert_eq!(state(Path::new("/s"), &Ok(())).severity, Severity::Good);
     }
 
     #[test]

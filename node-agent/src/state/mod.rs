@@ -246,6 +246,18 @@ impl Store {
         self.unwritten
     }
 
+    /// Finds out whether this state can be written at the moment, in a file beside it that is gone afterwards.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn try_writing(&self) -> Result<(), StateError> {
+        // As large as the next change will be: a disk may have room for a byte, and not for that.
+        let path = self.home.file(&format!("trial-{}", data_encoding::HEXLOWER.encode(&*random::<8>())));
+        let written = write_atomic(&path, text_of(&self.document).as_bytes());
+        let removed = file::remove(&path).and(file::remove(&path.with_extension("new")));
+        written.and(removed)
+    }
+
     fn keep(&mut self, changed: Document) -> Result<(), StateError> {
         if changed != self.document || self.unwritten {
             write_document(&self.home, &changed)?;
@@ -277,10 +289,14 @@ fn read_document(home: &Home) -> Result<Option<Document>, StateError> {
 }
 
 fn write_document(home: &Home, document: &Document) -> Result<(), StateError> {
+    write_atomic(&home.file(DOCUMENT), text_of(document).as_bytes())
+}
+
+fn text_of(document: &Document) -> String {
     let mut text =
         serde_json::to_string_pretty(document).expect("maps here have text for keys, and writing to memory works");
     text.push('\n');
-    write_atomic(&home.file(DOCUMENT), text.as_bytes())
+    text
 }
 
 fn read_invites(home: &Home) -> Result<InviteSecrets, StateError> {
@@ -487,6 +503,19 @@ mod tests {
         assert!(!store.is_unwritten());
         drop(store);
         assert!(open(dir.path()).expect("the same state").document().trusts.is_empty());
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_written_is_found_out_without_touching_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = open(dir.path()).expect("a new state");
+        let listing = || fs::read_dir(dir.path()).expect("it is there").count();
+        let before = listing();
+        store.try_writing().expect("there is room");
+        assert_eq!(listing(), before, "nothing is left of it");
+        // In the way also for root.
+        fs::remove_dir_all(dir.path()).expect("it is ours");
+        store.try_writing().expect_err("there is nowhere to write");
     }
 
     #[test]
