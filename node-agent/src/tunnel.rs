@@ -92,11 +92,11 @@ pub enum DialError {
         hint: String,
     },
     /// The peer answered with a refusal.
-    #[error("`{peer}` refused port {port}: {status}")]
+    #[error("`{peer}` refused{}: {status}", of_port(*port))]
     Refused {
         /// Whom.
         peer: AgentId,
-        /// Which port.
+        /// Which port; 0 where none was asked for, as with a ping.
         port: u16,
         /// The peer's answer.
         status: StreamStatus,
@@ -109,6 +109,10 @@ pub enum DialError {
         /// Why.
         reason: String,
     },
+}
+
+fn of_port(port: u16) -> String {
+    if port == 0 { String::new() } else { format!(" port {port}") }
 }
 
 /// Opens streams to peers.

@@ -422,7 +422,11 @@ async fn connect(agent: &Arc<Agent>, name: &str, port: u16) -> Result<Reply, Fai
     let (peer, _) = resolve(agent, name)?;
     let stream = agent.edge.outbound.open_stream(&peer, port).await?;
     let (connection, outcomes) = (agent.outcomes.begin(), agent.outcomes.clone());
-    let ended = Box::new(move |result: std::io::Result<()>| outcomes.end(connection, &result));
+    let outbound = agent.edge.outbound.clone();
+    let ended = Box::new(move |result: std::io::Result<()>| {
+        outbound.ended(&peer, port, &result);
+        outcomes.end(connection, &result);
+    });
     Ok(Reply::Raw(connection.into(), stream, ended))
 }
 

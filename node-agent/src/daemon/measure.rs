@@ -57,7 +57,9 @@ async fn ping_peer(
 ) -> Result<(), Failure> {
     let mut stream = open(agent, peer, StreamKind::Echo).await?;
     // Brings the session up, so that the first round trip shown is not the handshake's.
-    echo(&mut stream, 0).await.map_err(|error| lost(peer, &error))?;
+    let first = echo(&mut stream, 0).await;
+    agent.edge.outbound.ended(peer, 0, &first);
+    first.map_err(|error| lost(peer, &error))?;
     for seq in 1..=count {
         let begun = Instant::now();
         let rtt = match timeout(PATIENCE, echo(&mut stream, seq)).await {

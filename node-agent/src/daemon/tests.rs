@@ -8,14 +8,15 @@ use peerage_model::linking::OPERATOR;
 use peerage_model::mailbox::MailRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
-use peerage_model::stream::StreamHeader;
+use peerage_model::stream::{StreamHeader, StreamStatus};
 use peerage_model::{Authority, AuthorityRecord, Credential, RoutingId, Snapshot, Ticket, TrustId, UnixTime, passport};
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 use zeroize::Zeroizing;
 
 use super::link::{Boxed, Found, Link, LinkSession, LinkStatus};
 use super::*;
-use crate::control::view::{Approved, Asked, Invited, OpenTicket, Pending as Asking, Revoked, Rotated, Status};
+use crate::control::view::{Approved, Asked, Invited, OpenTicket, Peer, Pending as Asking, Revoked, Rotated, Status};
 use crate::control::{Request, Terms, client};
 use crate::tunnel::{Dial, DialError, Duplex, Opened};
 
@@ -28,6 +29,8 @@ struct FakeLink {
     /// One request at a time; a test that holds the permit holds them all up.
     asking: tokio::sync::Semaphore,
     receipts: Mutex<Vec<bool>>,
+    /// What the first read of every stream says.
+    refuses: Mutex<Option<DialError>>,
     /// What every relay says to a look-up.
     published: Mutex<Vec<AuthorityRecord>>,
     posts: Mutex<Vec<(RoutingId, [u8; SEALED])>>,
@@ -46,12 +49,52 @@ impl Duplex for tokio::io::DuplexStream {
     }
 }
 
+/// A stream that its peer has refused.
+struct Refused(DialError);
+
+impl tokio::io::AsyncRead for Refused {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionRefused, self.0.clone())))
+    }
+}
+
+impl tokio::io::AsyncWrite for Refused {
+    fn poll_write(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Duplex for Refused {
+    fn poll_lost(&mut self, _: &mut Context<'_>) -> Poll<io::Error> {
+        Poll::Pending
+    }
+
+    fn poll_unwanted(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
 impl Dial for FakeLink {
     fn dial<'a>(&'a self, peer: &'a AgentId, _: StreamHeader) -> Boxed<'a, Result<Opened, DialError>> {
         Box::pin(async move {
             let (ours, mut theirs) = tokio::io::duplex(1024);
             if !self.sessions.lock().expect("no panic").contains(peer) {
                 return Err(DialError::NotTrusted { peer: peer.clone() });
+            }
+            if let Some(refused) = self.refuses.lock().expect("no panic").clone() {
+                return Ok(Opened::Stream(Box::new(Refused(refused))));
             }
             tokio::spawn(async move {
                 let (mut read, mut write) = tokio::io::split(&mut theirs);
@@ -162,6 +205,7 @@ fn fake() -> (Arc<FakeLink>, Starter) {
         refuse_asks: Mutex::default(),
         asking: tokio::sync::Semaphore::new(1),
         receipts: Mutex::default(),
+        refuses: Mutex::default(),
         published: Mutex::default(),
         posts: Mutex::default(),
         done: Mutex::default(),
@@ -501,6 +545,52 @@ async fn a_handshake_that_reached_nobody_leaves_no_consent() {
     assert!(asker.last_snapshot().peers.is_empty());
     let status: Status = asker.ask(Request::Status).await.expect("it answers");
     assert!(status.peers.is_empty());
+}
+
+/// `asker` asks, and `inviter` has said yes: they have a session.
+async fn connected(inviter: &Running, asker: &Running) {
+    ask_with_a_ticket(inviter, asker).await;
+    let mut events = client::stream(&asker.place, &Request::Events).await.expect("it runs");
+    asker.link.sessions.lock().expect("no panic").push(inviter.us.clone());
+    let up = LinkEvent::SessionUp { peer: inviter.us.clone(), instance: InstanceId([1; 8]), path: "direct".into() };
+    asker.link.events.send(up).await.expect("it hears");
+    let connected: Value = events.next().await.expect("nothing fails").expect("it is told");
+    assert_eq!((&connected["event"], &connected["approved"]), (&"connected".into(), &true.into()));
+}
+
+async fn ask_with_a_ticket(inviter: &Running, asker: &Running) {
+    let ticket = inviter.invite().await.to_string();
+    let request = Request::Handshake { ticket, to: None, reason: "why".into(), terms: Terms::default() };
+    asker.ask::<Asked>(request).await.expect("the ticket is good");
+}
+
+/// How the one peer of an agent without sessions is shown.
+async fn shown_without_a_session(running: &Running) -> Peer {
+    running.link.sessions.lock().expect("no panic").clear();
+    running.ask::<Vec<Peer>>(Request::Peers).await.expect("it answers").remove(0)
+}
+
+#[tokio::test]
+async fn why_a_connect_and_a_ping_failed_is_shown_with_the_peer() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    connected(&inviter, &asker).await;
+    let refused = DialError::Refused { peer: inviter.us.clone(), port: 0, status: StreamStatus::Busy };
+    *asker.link.refuses.lock().expect("no panic") = Some(refused.clone());
+    let request = Request::Ping { name: "db".into(), count: 1, interval_ms: 0 };
+    let mut pongs = client::stream(&asker.place, &request).await.expect("it runs");
+    let failure = pongs.next::<Value>().await.expect_err("it is refused");
+    assert!(failure.message.contains("refused: "), "{failure}");
+    assert_eq!(shown_without_a_session(&asker).await.why, Some(refused.to_string()));
+
+    asker.link.sessions.lock().expect("no panic").push(inviter.us.clone());
+    let refused = DialError::Refused { peer: inviter.us.clone(), port: 81, status: StreamStatus::Denied };
+    *asker.link.refuses.lock().expect("no panic") = Some(refused.clone());
+    let request = Request::Connect { name: "db".into(), port: 81 };
+    let (connection, mut bytes) = client::raw::<u64>(&asker.place, &request).await.expect("it begins");
+    assert_eq!(bytes.read(&mut [0; 8]).await.expect("it ends"), 0);
+    let outcome = asker.ask::<Value>(Request::Outcome { connection }).await.expect_err("it was refused");
+    assert_eq!(outcome.code, Code::Refused);
+    assert_eq!(shown_without_a_session(&asker).await.why, Some(refused.to_string()));
 }
 
 #[tokio::test]

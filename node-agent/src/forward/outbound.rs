@@ -96,6 +96,18 @@ impl Outbound {
         None
     }
 
+    /// Notes how a stream ended that was opened here and carried elsewhere.
+    pub(crate) fn ended(&self, peer: &AgentId, port: u16, result: &std::io::Result<()>) {
+        match result {
+            Ok(()) => self.failures.clear(peer),
+            Err(error) => {
+                if let Some(cause) = dial_error(error) {
+                    self.failed(peer, port, cause.clone());
+                }
+            }
+        }
+    }
+
     async fn dial(&self, peer: &AgentId, kind: StreamKind, port: u16) -> Result<Opened, DialError> {
         let dialled = self.dial.dial(peer, StreamHeader { kind, port }).await;
         dialled.map_err(|error| self.failed(peer, port, error))
