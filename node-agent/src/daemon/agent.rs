@@ -317,20 +317,31 @@ impl Agent {
             contact.last_end = None;
             contact.sessions == 1
         };
-        let waiting = self.store().document().sent.iter().any(|sent| sent.peer == peer);
-        let mut approved = false;
-        if waiting {
-            let whose = peer.clone();
-            let noted = self.change(move |store, _| {
-                store.change(|document| Ok::<bool, StateError>(document.answered(&whose))).map_err(Into::into)
-            });
-            approved = noted.await.unwrap_or_else(|failure| {
-                tracing::error!(%failure, "cannot write down that a peer approved");
-                true
-            });
-        }
+        let approved = self.note_answer(&peer).await;
         if first || approved {
             self.say(Event::Connected { peer: self.alias(&peer), id: peer.to_string(), path, approved });
+        }
+    }
+
+    /// A session is a peer's yes to what we asked it, if we did and it has not answered yet.
+    async fn note_answer(self: &Arc<Self>, peer: &AgentId) -> bool {
+        if !self.store().document().sent.iter().any(|sent| sent.peer == *peer) {
+            return false;
+        }
+        let whose = peer.clone();
+        let noted = self.change(move |store, _| {
+            store.change(|document| Ok::<bool, StateError>(document.answered(&whose))).map_err(Into::into)
+        });
+        noted.await.unwrap_or_else(|failure| {
+            tracing::error!(%failure, "cannot write down that a peer approved");
+            true
+        })
+    }
+
+    /// Who asks a peer again that it has a session with has its answer.
+    pub(super) async fn note_answer_if_connected(self: &Arc<Self>, peer: &AgentId) {
+        if self.sessions_with(peer) > 0 {
+            self.note_answer(peer).await;
         }
     }
 

@@ -191,6 +191,7 @@ async fn handshake(
         }
         return Err(failure);
     }
+    agent.note_answer_if_connected(&trust.peer).await;
     Ok(view::Asked {
         peer: trust.peer,
         name: trust.alias.to_string(),

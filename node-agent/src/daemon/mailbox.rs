@@ -76,12 +76,15 @@ pub(super) async fn handshake(
     let sent = agent.document().sent.into_iter().find(|sent| sent.peer == found.peer);
     let asked = sent.map_or_else(time::now, |sent| sent.sent);
     match leave(agent, &found, &reason, asked).await {
-        Ok(posted) => Ok(view::Asked {
-            peer: trust.peer,
-            name: trust.alias.to_string(),
-            inbound: trust.inbound.to_string(),
-            mailboxes: posted.iter().map(ToString::to_string).collect(),
-        }),
+        Ok(posted) => {
+            agent.note_answer_if_connected(&trust.peer).await;
+            Ok(view::Asked {
+                peer: trust.peer,
+                name: trust.alias.to_string(),
+                inbound: trust.inbound.to_string(),
+                mailboxes: posted.iter().map(ToString::to_string).collect(),
+            })
+        }
         Err(failure) => {
             if trust.id == new {
                 forget(agent, &trust).await?;

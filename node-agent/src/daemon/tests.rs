@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::link::{Boxed, Found, Link, LinkSession, LinkStatus};
 use super::*;
-use crate::control::view::{Approved, Asked, Invited, OpenTicket, Peer, Pending as Asking, Revoked, Rotated, Status};
+use crate::control::view::{Approved, Asked, Invited, OpenTicket, Peer, PeerState, Pending as Asking, Revoked, Rotated, Status};
 use crate::control::{Request, Terms, client};
 use crate::tunnel::{Dial, DialError, Duplex, Opened};
 
@@ -568,6 +568,14 @@ async fn ask_with_a_ticket(inviter: &Running, asker: &Running) {
 async fn shown_without_a_session(running: &Running) -> Peer {
     running.link.sessions.lock().expect("no panic").clear();
     running.ask::<Vec<Peer>>(Request::Peers).await.expect("it answers").remove(0)
+}
+
+#[tokio::test]
+async fn a_peer_that_is_asked_again_while_it_is_connected_is_not_waited_for() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    connected(&inviter, &asker).await;
+    ask_with_a_ticket(&inviter, &asker).await;
+    assert_eq!(shown_without_a_session(&asker).await.state, PeerState::NotConnected);
 }
 
 #[tokio::test]
