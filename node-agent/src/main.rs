@@ -11,7 +11,7 @@
 //! | `PEERAGE_PORT_MAPPING` | `--port-mapping`, but `off` unless set: a pod's gateway is nobody's home router |
 //! | `PEERAGE_PROXY`, `PEERAGE_HEALTH` | `--proxy`, `--health` |
 //! | `PEERAGE_TUNNEL_MEMORY` | `--tunnel-memory` |
-//! | `PEERAGE_LOG` | (both) what to log: a level, or `target=level` pairs with commas between; `info` unless set |
+//! | `PEERAGE_LOG` | (both) what to log: a level, or `target=level` pairs with commas between; `info` unless set, or where it cannot be read, which is then said |
 //!
 //! A sidecar reads `PEERAGE_ENDPOINTS`, `PEERAGE_BIND`, `PEERAGE_PROXY`, `PEERAGE_HEALTH` and `PEERAGE_TUNNEL_MEMORY` of these,
 //! too, and `PEERAGE_DNS`.
@@ -38,11 +38,11 @@ use peerage_agent::dns::HandedOn;
 use peerage_agent::driver::ProxySettings;
 use peerage_agent::keep;
 use peerage_agent::listen::Avoid;
+use peerage_agent::log;
 use peerage_agent::process;
 use peerage_agent::state::Place;
 use peerage_model::{AgentId, Fingerprint};
 use serde_json::{Value, json};
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -119,12 +119,14 @@ fn main() -> ExitCode {
     if let Some(Command::Ask { what }) = arguments.command {
         return ask(arguments.state.as_deref(), what);
     }
-    let said = env::var("PEERAGE_LOG").ok().and_then(|filter| filter.parse().ok());
-    let filter: Targets = said.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let (filter, complaint) = log::filter(env::var(log::VARIABLE).ok().as_deref(), tracing::Level::INFO);
     tracing_subscriber::registry()
         .with(filter)
         .with(tracing_subscriber::fmt::layer().json().with_writer(io::stderr))
         .init();
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
     if arguments.keep {
         return match keep::run(env::args_os().skip(1)) {
             Ok(code) => code,

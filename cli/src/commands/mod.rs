@@ -19,7 +19,6 @@ use peerage_agent::control::{Code, Failure};
 use peerage_agent::process;
 use peerage_agent::state::Place;
 use peerage_output::Output;
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -115,12 +114,15 @@ fn relay(mut options: peerage_relay::Options, state: Option<&Path>) -> Done {
 }
 
 fn log_to_stderr(default: tracing::Level) {
-    let said = std::env::var("PEERAGE_LOG").ok().and_then(|filter| filter.parse().ok());
-    let filter = said.unwrap_or_else(|| Targets::new().with_default(default));
+    let said = std::env::var(peerage_agent::log::VARIABLE).ok();
+    let (filter, complaint) = peerage_agent::log::filter(said.as_deref(), default);
     let stderr = std::io::stderr;
     let lines = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
     // Set already in tests that start two: then the first stays.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
 }
 
 /// How many threads carry traffic.
