@@ -11,6 +11,8 @@ pub fn now() -> UnixTime {
 }
 
 const DAY: u64 = 24 * 3600;
+/// A hundred years.
+const LONGEST: u64 = 36_525 * DAY;
 
 /// `2026-11-21T03:07:15Z`.
 #[must_use]
@@ -73,29 +75,41 @@ fn days_from_civil(year: u64, month: u64, day: u64) -> u64 {
 
 /// Text that is not a span of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a duration is a number with s, m, h, d or w behind it, like 10m or 30d")]
-pub struct InvalidSpan;
+pub enum InvalidSpan {
+    /// It is written otherwise.
+    #[error("a duration is a number with s, m, h, d or w behind it, like 10m or 30d")]
+    Malformed,
+    /// It is over as it begins.
+    #[error("a duration is a second at least")]
+    Zero,
+    /// Nobody sees its end.
+    #[error("a duration is 100 years at most")]
+    TooLong,
+}
 
 /// Reads `90s`, `10m`, `12h`, `30d`, `2w`. Zero is not a span.
 ///
 /// # Errors
-/// [`InvalidSpan`] for anything else, also for more than a hundred years.
+/// [`InvalidSpan`] for anything else, also for nothing and for more than a hundred years.
 pub fn parse_span(text: &str) -> Result<Duration, InvalidSpan> {
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(InvalidSpan)?;
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(InvalidSpan::Malformed)?;
     let seconds = match unit {
         "s" => 1,
         "m" => 60,
         "h" => 3600,
         "d" => DAY,
         "w" => 7 * DAY,
-        _ => return Err(InvalidSpan),
+        _ => return Err(InvalidSpan::Malformed),
     };
-    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(InvalidSpan);
+    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(InvalidSpan::Malformed);
     }
-    let number: u64 = number.parse().map_err(|_| InvalidSpan)?;
-    let total = number.checked_mul(seconds).filter(|total| (1..=36_525 * DAY).contains(total));
-    total.map(Duration::from_secs).ok_or(InvalidSpan)
+    // Digits alone fail where they are too many.
+    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds)) {
+        Some(0) => Err(InvalidSpan::Zero),
+        Some(total @ ..=LONGEST) => Ok(Duration::from_secs(total)),
+        Some(_) | None => Err(InvalidSpan::TooLong),
+    }
 }
 
 /// A span in its two largest units: `2d 3h`, `10m`, `45s`.
@@ -143,8 +157,17 @@ mod tests {
     fn spans_read_as_people_write_them() {
         assert_eq!(parse_span("10m"), Ok(Duration::from_secs(600)));
         assert_eq!(parse_span("30d"), Ok(Duration::from_secs(30 * DAY)));
-        for text in ["", "m", "10", "-1m", "+1m", "1.5h", "10é", "0s", "99999999999999w", "40000d"] {
-            assert_eq!(parse_span(text), Err(InvalidSpan), "{text}");
+        for text in ["", "m", "10", "-1m", "+1m", "1.5h", "10é"] {
+            assert_eq!(parse_span(text), Err(InvalidSpan::Malformed), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_span_of_nothing_and_one_without_an_end_are_not_called_malformed() {
+        assert_eq!(parse_span("0h"), Err(InvalidSpan::Zero));
+        assert_eq!(parse_span("36525d"), Ok(Duration::from_secs(LONGEST)));
+        for text in ["36526d", "99999999999999w", "99999999999999999999999s"] {
+            assert_eq!(parse_span(text), Err(InvalidSpan::TooLong), "{text}");
         }
     }
 
