@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use peerage_agent::driver::TunnelMemory;
@@ -24,7 +25,8 @@ pub struct Cli {
     pub json: bool,
 
     /// Directory with the agent's keys and state [default: /var/lib/peerage for root, else ~/.local/state/peerage]
-    #[arg(long, global = true, value_name = "DIR", env = "PEERAGE_STATE")]
+    // One that is empty is as one that is not set, as with other variables.
+    #[arg(long, global = true, value_name = "DIR", env = "PEERAGE_STATE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub state: Option<PathBuf>,
 
     #[command(subcommand)]

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use super::failure::{Code, Failure};
 use super::message::{Answer, Envelope, MAX_ANSWER, Request, Said, VERSION};
-use crate::state::Place;
+use crate::state::{MAX_SOCKET_PATH, Place};
 
 /// A connection to the daemon on which a request has been made.
 pub type Connection = BufReader<UnixStream>;
@@ -82,6 +82,15 @@ async fn ask(place: &Place, request: &Request) -> Result<Connection, Failure> {
             format!("`{}` belongs to another user", path.display()),
             "use your own agent (`peerage up`), or ask as the user who runs that one",
         ),
+        _ if path.as_os_str().len() > MAX_SOCKET_PATH => Failure::new(
+            Code::StateUnusable,
+            format!(
+                "no agent can run on the state in `{}`: the path of its control socket has {} bytes, of {MAX_SOCKET_PATH} at most",
+                place.directory().display(),
+                path.as_os_str().len()
+            ),
+            "choose a directory with a shorter path with --state, or set XDG_RUNTIME_DIR, where the socket then lies",
+        ),
         _ => broken(&error),
     })?;
     let envelope = Envelope { v: VERSION, request: request.clone() };
@@ -121,4 +130,20 @@ fn nonsense(got: &str) -> Failure {
 
 fn broken(error: &io::Error) -> Failure {
     Failure::new(Code::Internal, format!("the connection to the agent failed: {error}"), "try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_path_that_is_too_long_for_a_socket_is_named_as_such() {
+        // Longer than any runtime directory makes up for, where there is one.
+        let place = Place::find(Some(format!("/{}", "deep/".repeat(40)).as_ref())).expect("a flag is a place");
+        let failure = call::<Value>(&place, &Request::Status).await.expect_err("nobody is there");
+        match place.socket().as_os_str().len() > MAX_SOCKET_PATH {
+            true => assert!(failure.code == Code::StateUnusable && failure.hint.contains("--state"), "{failure:?}"),
+            false => assert_eq!(failure.code, Code::NotRunning),
+        }
+    }
 }

@@ -13,7 +13,7 @@ use super::file::{give_to_owner, io_error, private_directory};
 /// The environment variable that stands for `--state`.
 pub const STATE_VARIABLE: &str = "PEERAGE_STATE";
 /// Longest path of a Unix socket (`sun_path` has 108 bytes on Linux, the last one is zero).
-const MAX_SOCKET_PATH: usize = 107;
+pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
 /// Where things are; finding a place touches nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Place {
     /// # Errors
     /// [`StateError::NoPlace`] for a user without a home.
     pub fn find(flag: Option<&Path>) -> Result<Self, StateError> {
-        if let Some(path) = flag {
+        if let Some(path) = flag.filter(|path| !path.as_os_str().is_empty()) {
             return Ok(Self(path.to_owned()));
         }
         let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -144,6 +144,11 @@ mod tests {
         assert!(matches!(second, Err(StateError::InUse { .. })), "{second:?}");
         drop(first);
         place.take().expect("the lock went with its holder");
+    }
+
+    #[test]
+    fn an_empty_place_is_as_none() {
+        assert_eq!(Place::find(Some(Path::new(""))).ok(), Place::find(None).ok());
     }
 
     #[test]

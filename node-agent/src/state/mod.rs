@@ -37,6 +37,7 @@ use zeroize::Zeroizing;
 pub use self::change::{ChangeError, Consent};
 pub use self::document::Document;
 pub use self::error::StateError;
+pub(crate) use self::home::MAX_SOCKET_PATH;
 pub use self::home::{Home, Place, STATE_VARIABLE};
 pub use self::keys::{Former, random};
 pub use self::lookup::PeerRef;
