@@ -48,6 +48,10 @@ pub(crate) const SWEEP: Duration = Duration::from_secs(1);
 /// How long peers get to hear that we leave.
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 
+/// What an agent without one says when it starts; `status` and `doctor` say it with their relays.
+const NO_RELAY: &str =
+    "no relay is configured, so peers cannot find this agent: peerage down, then peerage up --relay KEY@HOST:PORT";
+
 /// What a person said when starting; what is not said stays as the state has it.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -252,7 +256,8 @@ impl Daemon {
     /// What stands in the way of something that was asked for.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        self.agent.problems().into_iter().map(|problem| problem.text).collect()
+        let no_relay = self.agent.store().document().relays.is_empty().then(|| NO_RELAY.to_owned());
+        no_relay.into_iter().chain(self.agent.problems().into_iter().map(|problem| problem.text)).collect()
     }
 
     /// Where its DNS and its proxy answer.

@@ -344,6 +344,18 @@ async fn a_clusters_ticket_is_for_the_agent_that_its_holder_names() {
 }
 
 #[tokio::test]
+async fn an_agent_that_starts_without_a_relay_says_so() {
+    let problems = async |options: Options| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = Place::find(Some(dir.path())).expect("a flag is a place");
+        start(place, options, fake().1).await.expect("it starts").problems()
+    };
+    let without = problems(Options { relays: Vec::new(), ..options("db") }).await;
+    assert!(matches!(&without[..], [only] if only.contains("--relay")), "{without:?}");
+    assert_eq!(problems(options("db")).await, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_machine_is_not_called_as_an_operator_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let place = Place::find(Some(dir.path())).expect("a flag is a place");
