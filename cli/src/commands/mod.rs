@@ -18,7 +18,9 @@ use peerage_agent::control::failure::chain;
 use peerage_agent::control::{Code, Failure};
 use peerage_agent::process;
 use peerage_agent::state::Place;
+use peerage_model::relay::RelayInfo;
 use peerage_output::Output;
+use serde_json::json;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -48,7 +50,7 @@ pub fn run(cli: Cli, output: Output) -> Done {
     match cli.command {
         Command::Completions { shell } => completions(shell),
         Command::Install(options) => install::install(&options, output),
-        Command::Relay(options) => relay(options, cli.state.as_deref()),
+        Command::Relay(options) => relay(options, cli.state.as_deref(), output),
         Command::Demo(options) => Ok(peerage_demo::run(&options, output.is_json())),
         Command::Run { command } => run::run(&place?, command, output),
         Command::Up(up) if up.detach => up::detach(&place?, output),
@@ -97,7 +99,7 @@ fn completions(shell: clap_complete::Shell) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-fn relay(mut options: peerage_relay::Options, state: Option<&Path>) -> Done {
+fn relay(mut options: peerage_relay::Options, state: Option<&Path>, output: Output) -> Done {
     if let (None, Some(state)) = (&options.key_file, state) {
         let path = peerage_relay::key_file_in(state);
         options.key_file =
@@ -106,7 +108,11 @@ fn relay(mut options: peerage_relay::Options, state: Option<&Path>) -> Done {
     log_to_stderr(tracing::Level::INFO);
     runtime(Threads::Some(usize::from(options.workers)))?.block_on(async {
         let stop = process::stop_signal().map_err(|error| system("listen for signals", &error))?;
-        let result = peerage_relay::run(options, stop).await;
+        let announce = |info: &RelayInfo| {
+            let started = json!({ "event": "started", "relay": info.to_string() });
+            output.event(&started, |_| info.to_string());
+        };
+        let result = peerage_relay::run(options, announce, stop).await;
         result.map(|()| ExitCode::SUCCESS).map_err(|error| {
             Failure::new(Code::Internal, chain(&error), "`peerage relay --help` lists what can be set")
         })

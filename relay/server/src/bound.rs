@@ -90,13 +90,17 @@ pub enum RunError {
     Socket(#[source] io::Error),
 }
 
-/// Runs a relay until `shutdown`, after printing the `KEY@HOST:PORT` that agents are told.
+/// Runs a relay until `shutdown`, after handing `announce` the `KEY@HOST:PORT` that agents are told.
 ///
 /// # Errors
 /// [`RunError`] when it cannot start, or its socket fails.
-pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+pub async fn run(
+    options: Options,
+    announce: impl FnOnce(&RelayInfo),
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), RunError> {
     let bound = Bound::new(&options).await?;
-    println!("{}", bound.info());
+    announce(bound.info());
     bound.serve(shutdown).await
 }
 

@@ -44,7 +44,7 @@ fn start(options: Options) -> Result<(), Box<dyn std::error::Error>> {
                 _ = interrupt.recv() => {}
             }
         };
-        Ok(peerage_relay::run(options, shutdown).await?)
+        Ok(peerage_relay::run(options, |info| println!("{info}"), shutdown).await?)
     })
 }
 
