@@ -16,7 +16,9 @@ use zeroize::Zeroizing;
 
 use super::link::{Boxed, Found, Link, LinkSession, LinkStatus};
 use super::*;
-use crate::control::view::{Approved, Asked, Invited, OpenTicket, Peer, PeerState, Pending as Asking, Revoked, Rotated, Status};
+use crate::control::view::{
+    Approved, Asked, Invited, OpenTicket, Peer, PeerState, Pending as Asking, Revoked, Rotated, Status,
+};
 use crate::control::{Request, Terms, client};
 use crate::tunnel::{Dial, DialError, Duplex, Opened};
 
