@@ -140,7 +140,8 @@ impl FromStr for StunAddress {
 
     fn from_str(text: &str) -> Result<Self, InvalidAdvertise> {
         let address = |text: &str| -> Result<IpAddr, InvalidAdvertise> {
-            text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| InvalidAdvertise)
+            let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+            bare.parse().map_err(|_| InvalidAdvertise)
         };
         let (first, second) = match text.split_once(',') {
             Some((first, second)) => (Some(address(first)?), second),
@@ -262,6 +263,9 @@ mod tests {
         let parsed = |text: &str| text.parse::<StunAddress>().expect("it is an address");
         assert_eq!(parsed("[2001:db8::2]"), parsed("2001:db8::2"));
         assert_eq!(parsed("[2001:db8::1],[2001:db8::2]:3479").port, Some(3479));
+        for torn in ["[2001:db8::2", "2001:db8::2]", "[[2001:db8::2]]"] {
+            torn.parse::<StunAddress>().expect_err("half a bracket is a mistake");
+        }
     }
 
     #[test]
