@@ -14,7 +14,7 @@ pub fn filter(said: Option<&str>, default: Level) -> (Targets, Option<String>) {
     let usual = Targets::new().with_default(default);
     let Some(said) = said.map(str::trim).filter(|said| !said.is_empty()) else { return (usual, None) };
     let is_misspelt = |part: &&str| !part.contains('=') && part.parse::<LevelFilter>().is_err();
-    match (said.split(',').find(is_misspelt), said.parse()) {
+    match (said.split(',').find(is_misspelt), said.parse::<Targets>()) {
         (None, Ok(filter)) => (filter, None),
         (misspelt, _) => {
             let wrong = misspelt.unwrap_or(said);

@@ -149,8 +149,7 @@ async fn withdraw(agent: &Arc<Agent>, text: &str) -> Result<Vec<view::OpenTicket
         }
         false => text.trim().to_owned(),
     };
-    let withdrawn = take_back(agent, move |document, _| document.withdraw(&meant)).await?;
-    let (withdrawn, kept) = withdrawn;
+    let (withdrawn, kept) = take_back(agent, move |document, _| document.withdraw(&meant)).await?;
     kept.map_err(|error| not_written(&error))?;
     Ok(report::tickets(&withdrawn))
 }
