@@ -97,8 +97,15 @@ impl AsyncRead for DriverStream {
 
 impl AsyncWrite for DriverStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = self.poll(|node| node.write(self.key, data), |wakers| wakers.write = Some(cx.waker().clone()));
-        if written.is_ready() {
+        let mut is_told = false;
+        let write = |node: &mut Node| {
+            let written = node.write(self.key, data);
+            is_told = node.has_events();
+            written
+        };
+        let written = self.poll(write, |wakers| wakers.write = Some(cx.waker().clone()));
+        // Also where there was no room: it may be another stream's turn.
+        if written.is_ready() || is_told {
             self.shared.nudge.notify_one();
         }
         written

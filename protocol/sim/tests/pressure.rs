@@ -52,6 +52,34 @@ fn a_request_is_answered_while_the_other_side_uploads_all_it_can() {
 }
 
 #[test]
+fn a_request_overtakes_what_waits_to_be_uploaded() {
+    let mut sim = direct_pair();
+    upload(&mut sim, "a", "b");
+    sim.run_for(secs(3));
+    let asked = sim.elapsed();
+    let request = sim.request("a", "b", &[7; 4000]);
+    sim.run_for(secs(5));
+    let reached = sim.time_to_server(request).expect("it went through");
+    // Four megabytes wait, which are three seconds of this line; a window of it is queued in front of the line, and that is all.
+    assert!(reached < ms(400), "after {reached:?}, asked at {asked:?}");
+}
+
+#[test]
+fn uploads_that_wait_for_the_same_line_share_it_evenly() {
+    let mut sim = direct_pair();
+    sim.set_line("a", &slow_line());
+    let uploads = [(); 4].map(|()| {
+        let bulk = sim.open("a", "b");
+        sim.write(bulk, &vec![7; 12 << 20]);
+        bulk
+    });
+    sim.run_for(secs(20));
+    let arrived = uploads.map(|bulk| sim.delivered(bulk).len());
+    let (least, most) = (arrived.iter().min().expect("four"), arrived.iter().max().expect("four"));
+    assert!(*most < least + least / 4, "{arrived:?}");
+}
+
+#[test]
 fn streams_that_are_dropped_before_their_header_could_go_owe_nothing() {
     let mut sim = direct_pair();
     sim.stop("b");

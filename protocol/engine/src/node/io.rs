@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use peerage_model::AgentId;
 use peerage_model::stream::{StreamHeader, StreamKind, StreamStatus};
 use quinn_proto::{SendDatagramError, StreamId, VarInt};
@@ -104,25 +104,18 @@ impl Node {
         let (session, id) = self.attached(key)?;
         let written = self.on_session(session, |s| stream::write(s, id, data))?;
         let written = self.unless_asked(key, written);
+        self.tell_next_writer(session);
         self.ready.insert(session);
         written.inspect(|n| self.keep_written(key, &data[..*n]))
     }
 
-    /// As [`Self::write`], taking what was written off `data` without copying it.
-    ///
-    /// # Errors
-    /// As [`Self::write`].
-    pub fn write_chunk(&mut self, key: StreamKey, data: &mut Bytes) -> Result<usize, StreamError> {
-        let stream = self.streams.get_mut(&key).ok_or(StreamError::Closed)?;
-        if let Some(early) = stream.write_early(data) {
-            return early.inspect(|n| data.advance(*n));
+    /// Tells the writer whose turn it is, of those that wait for room in a session.
+    pub(super) fn tell_next_writer(&mut self, session: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        let Some(next) = session.turns.next_writer() else { return };
+        if let Some(stream) = session.up().and_then(|up| up.streams.get(&next)) {
+            self.events.push_back(Event::Writable(*stream));
         }
-        let (session, id) = self.attached(key)?;
-        let all = data.clone();
-        let written = self.on_session(session, |s| stream::write_chunk(s, id, data))?;
-        let written = self.unless_asked(key, written);
-        self.ready.insert(session);
-        written.inspect(|n| self.keep_written(key, &all[..*n]))
     }
 
     /// Who stops a stream before its status has come is about to refuse it, and another instance may take it.
@@ -142,8 +135,12 @@ impl Node {
             return Ok(());
         }
         let (session, id) = self.attached(key)?;
-        let end = |s: &mut Session| s.finish_behind_owed(id) || s.connection.send_stream(id).finish().is_ok();
+        let end = |s: &mut Session| {
+            s.turns.forget(id);
+            s.finish_behind_owed(id) || s.connection.send_stream(id).finish().is_ok()
+        };
         let ended = self.on_session(session, end)?;
+        self.tell_next_writer(session);
         self.ready.insert(session);
         let Some(stream) = self.streams.get_mut(&key) else { return Err(StreamError::Closed) };
         // A half that the peer stopped is not finished: letting go of it must still reset it. Unless it stopped it in order to

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use peerage_model::{AgentId, Credential, UnixTime, passport};
-use quinn_proto::{ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent};
+use quinn_proto::{ConnectionHandle, Dir, EndpointEvent, Incoming as QuicIncoming, StreamEvent, StreamId};
 use tracing::{debug, info};
 
 use super::Node;
@@ -117,6 +117,10 @@ impl Node {
                 return;
             }
         }
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.turns.packets_came();
+        }
+        self.tell_next_writer(key);
         self.ready.insert(key);
         self.settle_path(key, now);
     }
@@ -132,13 +136,25 @@ impl Node {
         }
     }
 
+    /// A stream that waited for room may find some: one of ours that says what is under control, or one that waits with others.
+    fn on_room(&mut self, key: SessionKey, id: StreamId) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.pay_from(id);
+        match session.up().is_some_and(|up| up.streams.contains_key(&id)) {
+            true => session.turns.room_for(id),
+            false => self.flush_control(key),
+        }
+    }
+
     fn on_stream_event(&mut self, key: SessionKey, event: StreamEvent, now: Now) {
         match event {
             StreamEvent::Opened { dir: Dir::Uni } => self.accept_control(key, now),
             StreamEvent::Opened { dir: Dir::Bi } => self.accept_streams(key, now),
             StreamEvent::Readable { id } => self.on_readable(key, id, now),
-            StreamEvent::Writable { id } | StreamEvent::Finished { id } | StreamEvent::Stopped { id, .. } => {
+            StreamEvent::Writable { id } => self.on_room(key, id),
+            StreamEvent::Finished { id } | StreamEvent::Stopped { id, .. } => {
                 if let Some(session) = self.sessions.get_mut(&key) {
+                    session.turns.forget(id);
                     session.pay_from(id);
                 }
                 match self.sessions.get(&key).and_then(Session::up).and_then(|up| up.streams.get(&id)) {

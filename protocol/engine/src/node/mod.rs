@@ -44,6 +44,7 @@ mod status;
 mod stream;
 mod timers;
 mod trust;
+mod turns;
 
 use core::fmt;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -281,6 +282,12 @@ impl Node {
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Whether [`Self::poll_event`] has something.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// Ends every session and tells the peers, then the relays. Drain [`Self::poll_transmit`] once more afterwards.

@@ -52,6 +52,7 @@ impl Session {
     /// Takes a stream's sending half back, with what it owes.
     pub(super) fn reset(&mut self, id: StreamId, code: VarInt) {
         self.owed.remove(&id);
+        self.turns.forget(id);
         // Fails where that half is over already, which is just as good.
         let _ = self.connection.send_stream(id).reset(code);
     }

@@ -19,6 +19,7 @@ use super::owed::Owed;
 use super::pair::PairKey;
 use super::relays::RelayKey;
 use super::rivals::Drain;
+use super::turns::Turns;
 use crate::congestion::{Pace, Pacer};
 use crate::knock::KNOCK_LEN;
 use crate::path::{Hop, PathAgent, PathKind};
@@ -46,6 +47,8 @@ pub(super) struct Session {
     pacer: Pacer,
     /// What streams must send first.
     pub(super) owed: BTreeMap<StreamId, Owed>,
+    /// Whose writers wait, and which of them writes next.
+    pub(super) turns: Turns,
     /// A first flight that no relay could carry yet.
     pub(super) held: Option<Held>,
     /// Frames received so far; it grows only by packets that decrypted and are not duplicates.
@@ -174,6 +177,7 @@ impl Session {
             last_hop: None,
             pacer: Pacer::unlimited(born),
             owed: BTreeMap::new(),
+            turns: Turns::default(),
             held: None,
             heard: 0,
             asked: 0,

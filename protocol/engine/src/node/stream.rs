@@ -184,24 +184,16 @@ pub(super) fn read_into(session: &mut Session, id: StreamId, buffer: &mut [u8]) 
     }
 }
 
-/// Writes what flow control and the send window take.
-pub(super) fn write(session: &mut Session, id: StreamId, data: &[u8]) -> Result<usize, StreamError> {
-    if !session.pay(id) {
-        return Err(StreamError::Blocked);
-    }
-    session.connection.send_stream(id).write(data).map_err(write_error)
-}
+/// Bytes taken at a time. QUIC frees what one write brought only when all of it is acknowledged.
+const PIECE: usize = 64 << 10;
 
-/// As [`write()`], without copying.
-pub(super) fn write_chunk(session: &mut Session, id: StreamId, data: &mut Bytes) -> Result<usize, StreamError> {
-    if !session.pay(id) {
-        return Err(StreamError::Blocked);
-    }
-    let mut chunks = [std::mem::take(data)];
-    let written = session.connection.send_stream(id).write_chunks(&mut chunks);
-    let [rest] = chunks;
-    *data = rest;
-    written.map(|w| w.bytes).map_err(write_error)
+/// Writes what flow control, the send window and those that wait for it leave.
+pub(super) fn write(session: &mut Session, id: StreamId, data: &[u8]) -> Result<usize, StreamError> {
+    session.may_write(id)?;
+    let piece = &data[..data.len().min(PIECE)];
+    let written = session.connection.send_stream(id).write(piece);
+    session.wrote(id, &written, piece.len());
+    written.map_err(write_error)
 }
 
 fn write_error(error: WriteError) -> StreamError {
