@@ -65,6 +65,24 @@ fn a_request_overtakes_what_waits_to_be_uploaded() {
 }
 
 #[test]
+fn uploads_that_began_before_there_was_a_session_end_although_together_they_fill_its_window() {
+    let mut sim = Sim::strangers(1, NatKind::home_router(), NatKind::home_router());
+    sim.trust("a", "b");
+    let data = vec![7; 70 << 10];
+    let uploads: Vec<_> = (0..90)
+        .map(|_| {
+            let upload = sim.open("a", "b");
+            sim.write(upload, &data);
+            sim.finish(upload);
+            upload
+        })
+        .collect();
+    sim.run_for(secs(60));
+    let whole = uploads.iter().filter(|upload| sim.delivered(**upload) == data).count();
+    assert_eq!(whole, uploads.len());
+}
+
+#[test]
 fn uploads_that_wait_for_the_same_line_share_it_evenly() {
     let mut sim = direct_pair();
     sim.set_line("a", &slow_line());

@@ -112,9 +112,12 @@ impl Node {
     /// Tells the writer whose turn it is, of those that wait for room in a session.
     pub(super) fn tell_next_writer(&mut self, session: SessionKey) {
         let Some(session) = self.sessions.get_mut(&session) else { return };
-        let Some(next) = session.turns.next_writer() else { return };
-        if let Some(stream) = session.up().and_then(|up| up.streams.get(&next)) {
-            self.events.push_back(Event::Writable(*stream));
+        while let Some(next) = session.turns.next_writer() {
+            if let Some(stream) = session.up().and_then(|up| up.streams.get(&next)) {
+                return self.events.push_back(Event::Writable(*stream));
+            }
+            // Its user has let go of it.
+            session.turns.forget(next);
         }
     }
 
@@ -190,6 +193,7 @@ impl Node {
             }
             self.ready.insert(session_key);
         }
+        self.tell_next_writer(session_key);
     }
 
     /// Answers a stream that a peer opened: [`StreamStatus::Open`] lets it go on, the others end it.

@@ -140,9 +140,11 @@ impl Node {
     fn on_room(&mut self, key: SessionKey, id: StreamId) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
         session.pay_from(id);
-        match session.up().is_some_and(|up| up.streams.contains_key(&id)) {
-            true => session.turns.room_for(id),
-            false => self.flush_control(key),
+        if !session.up().is_some_and(|up| up.streams.contains_key(&id)) {
+            self.flush_control(key);
+        } else if !session.owed.contains_key(&id) {
+            // What it owes goes before its data: where there was no room for all of that, QUIC tells of it again.
+            session.turns.room_for(id);
         }
     }
 

@@ -185,7 +185,7 @@ pub(super) fn read_into(session: &mut Session, id: StreamId, buffer: &mut [u8]) 
 }
 
 /// Bytes taken at a time. QUIC frees what one write brought only when all of it is acknowledged.
-const PIECE: usize = 64 << 10;
+pub(super) const PIECE: usize = 64 << 10;
 
 /// Writes what flow control, the send window and those that wait for it leave.
 pub(super) fn write(session: &mut Session, id: StreamId, data: &[u8]) -> Result<usize, StreamError> {

@@ -10,6 +10,7 @@ use quinn_proto::{StreamId, WriteError};
 
 use super::event::StreamError;
 use super::session::Session;
+use super::stream::PIECE;
 
 /// So many bytes a writer may write before it is the next one's turn: four reads of a forwarder. Fewer make more wake-ups, more make a
 /// burst that others have to wait for.
@@ -29,6 +30,9 @@ pub(super) struct Turns {
     /// When those that had to wait, and others beside them, last got room.
     served: BTreeMap<StreamId, Served>,
     clock: Served,
+    /// Those that found none at all, of which QUIC tells when there is some ([`Self::room_for`]). Until then they do not stand in the way of
+    /// others: theirs may be the end of what their peers read.
+    blocked: BTreeSet<StreamId>,
     /// Those that were told to write, and how many bytes each may before it is the next one's turn.
     told: BTreeMap<StreamId, usize>,
     /// One of them was told since packets last came: the others wait for what it does. It may do nothing.
@@ -41,7 +45,7 @@ impl Turns {
     /// Whether this stream's writer may write. If not, it is told when it may.
     pub(super) fn may_write(&mut self, id: StreamId) -> bool {
         let may = self.told.contains_key(&id) || (self.waiting.is_empty() && !self.expected);
-        if !may {
+        if !may && !self.blocked.contains(&id) {
             self.wait(id);
         }
         may
@@ -49,6 +53,7 @@ impl Turns {
 
     /// There may be room for a stream that found none.
     pub(super) fn room_for(&mut self, id: StreamId) {
+        self.blocked.remove(&id);
         if !self.told.contains_key(&id) {
             self.wait(id);
         }
@@ -76,11 +81,15 @@ impl Turns {
         let blocked = taken < all;
         if let Some(left) = self.told.get_mut(&id) {
             *left = left.saturating_sub(taken);
+            // Who wrote little has no more at hand. It may go on all the same.
+            self.expected &= !blocked && *left > 0 && all >= PIECE;
             if blocked || *left == 0 {
                 self.told.remove(&id);
-                self.expected = false;
             }
             self.short = if blocked { self.short.saturating_add(1) } else { 0 };
+        }
+        if blocked && taken == 0 {
+            self.blocked.insert(id);
         }
         if !blocked && self.waiting.is_empty() {
             self.served.remove(&id);
@@ -92,6 +101,7 @@ impl Turns {
 
     /// A writer has written all that it ever will, or its stream is over.
     pub(super) fn forget(&mut self, id: StreamId) {
+        self.blocked.remove(&id);
         if let Some(served) = self.served.remove(&id) {
             self.waiting.remove(&(served, id));
         }
@@ -200,10 +210,35 @@ mod tests {
         let mut turns = waiting(2);
         let told = turns.next_writer().expect("two wait");
         assert_eq!(turns.next_writer(), None, "the first has not written");
-        turns.wrote(told, ALL, ALL);
+        turns.wrote(told, PIECE, PIECE);
         assert_eq!(turns.next_writer(), None, "it may write more");
         turns.wrote(told, TURN, TURN);
         assert!(turns.next_writer().is_some());
+    }
+
+    #[test]
+    fn who_has_little_to_write_makes_nobody_wait_for_more() {
+        let mut turns = waiting(2);
+        let told = turns.next_writer().expect("two wait");
+        turns.wrote(told, ALL, ALL);
+        assert!(turns.next_writer().is_some());
+        assert!(turns.may_write(told), "it may go on");
+    }
+
+    #[test]
+    fn who_found_no_room_waits_for_quic_and_is_in_nobodys_way() {
+        let mut turns = waiting(3);
+        let full = turns.next_writer().expect("three wait");
+        turns.wrote(full, 0, ALL);
+        assert!(!turns.may_write(full), "others wait");
+        let others = [(); 2].map(|()| {
+            let next = turns.next_writer().expect("two wait");
+            turns.wrote(next, TURN, TURN);
+            next.index()
+        });
+        assert_eq!((others, turns.next_writer()), ([1, 2], None));
+        turns.room_for(full);
+        assert_eq!(turns.next_writer(), Some(full));
     }
 
     #[test]
@@ -260,6 +295,10 @@ mod tests {
         let mut turns = waiting(1);
         let told = turns.next_writer().expect("one waits");
         turns.wrote(told, TURN, TURN);
-        assert!(turns.served.is_empty() && turns.told.is_empty() && turns.waiting.is_empty());
+        turns.wrote(told, 0, ALL);
+        turns.forget(told);
+        assert!(
+            turns.served.is_empty() && turns.told.is_empty() && turns.waiting.is_empty() && turns.blocked.is_empty()
+        );
     }
 }
