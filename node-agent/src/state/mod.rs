@@ -265,12 +265,23 @@ impl Store {
             self.document = changed;
             self.unwritten = false;
         }
-        let open = |id: &TrustId| self.document.invites.iter().any(|invite| invite.id == *id);
-        if !self.invites.keys().all(open) {
-            self.invites.retain(|id, _| open(id));
-            write_invites(&self.home, &self.invites)?;
-        }
+        self.sweep_secrets();
         Ok(())
+    }
+
+    /// Removes secrets whose invitations are not open any more. They open nothing, so the change that closed those is made also where
+    /// this cannot be written; then the next one tries again.
+    fn sweep_secrets(&mut self) {
+        let open = |id: &TrustId| self.document.invites.iter().any(|invite| invite.id == *id);
+        if self.invites.keys().all(open) {
+            return;
+        }
+        let mut left = self.invites.clone();
+        left.retain(|id, _| open(id));
+        match write_invites(&self.home, &left) {
+            Ok(()) => self.invites = left,
+            Err(error) => tracing::warn!(%error, "cannot remove the secrets of invitations that are closed"),
+        }
     }
 }
 
@@ -504,6 +515,26 @@ mod tests {
         assert!(!store.is_unwritten());
         drop(store);
         assert!(open(dir.path()).expect("the same state").document().trusts.is_empty());
+    }
+
+    #[test]
+    fn a_withdrawal_is_made_also_where_the_secret_cannot_be_removed_yet() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut store = open(dir.path()).expect("a new state");
+        let id = TrustId([1; 16]);
+        store.invite(id, PairSecret::from_bytes([2; 32]), NOW).expect("it writes");
+        let close = |document: &mut Document| {
+            document.invites.clear();
+            Ok::<(), StateError>(())
+        };
+        let obstacle = dir.path().join("invites.new");
+        fs::create_dir(&obstacle).expect("it is ours");
+        store.change(close).expect("the document is written");
+        let document = read_document(&store.home).expect("it reads").expect("it is there");
+        assert!(document.invites.is_empty());
+        fs::remove_dir(&obstacle).expect("it is ours");
+        store.change(|_| Ok::<(), StateError>(())).expect("it writes");
+        assert!(!store.invites.contains_key(&id) && !read_invites(&store.home).expect("it is there").contains_key(&id));
     }
 
     #[test]
