@@ -1,12 +1,13 @@
 //! `peerage-relay`: the relay on its own, for containers and for machines that do nothing else.
 
+mod filter;
+
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
 use peerage_relay::Options;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -20,10 +21,12 @@ struct Command {
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    let said = std::env::var("RUST_LOG").ok().and_then(|filter| filter.parse().ok());
-    let filter: Targets = said.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let (filter, complaint) = filter::filter(std::env::var(filter::VARIABLE).ok().as_deref());
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(lines).init();
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
     match start(command.options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
