@@ -3,7 +3,10 @@
 //! [`Bound::new`] takes [`Options`] and opens key file and sockets, so that what is wrong is said before anything runs;
 //! [`Bound::serve`] runs until told to stop, then drains. [`run`] is both, and what `peerage relay` embeds.
 
+#![deny(unsafe_code)]
+
 mod bound;
+mod departures;
 mod discovery;
 mod http;
 mod inbox;
@@ -11,6 +14,7 @@ mod keyfile;
 mod metrics;
 mod options;
 mod provers;
+mod sendmmsg;
 mod socket;
 mod tls;
 mod turns;

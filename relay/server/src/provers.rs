@@ -11,8 +11,9 @@ use std::thread::{self, JoinHandle};
 
 use peerage_relay_proto::{Decision, Proof};
 
+use crate::departures::Outgoing;
 use crate::socket::BatchSocket;
-use crate::worker::{self, Outgoing, Shared};
+use crate::worker::{self, Shared};
 
 /// A tenth of the weight of a thread that is not nice (Linux, sched(7)).
 const NICE: i32 = 10;

@@ -4,42 +4,45 @@
 //! that is a few per cent of a core, and sharding the tables would make every answer a question of which shard. The proof
 //! in a BIND costs as much as a hundred packets: threads of their own look at those ([`crate::provers`]).
 //!
-//! While nobody has to wait, what comes is dealt with as it comes. A worker that is behind lets sources take turns ([`crate::turns`]).
+//! While nobody has to wait, what comes is dealt with as it comes, all that is there at once: the more leaves together, the less each
+//! packet costs ([`crate::departures`]). A worker that is behind lets sources take turns ([`crate::turns`]).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use peerage_model::UnixTime;
 use peerage_model::relay::stream::{NoFrame, PREFIX, frame_len};
-use peerage_relay_proto::{Decision, Forward, Handled, Ingress, Notice, Place, Relay, Reply, StreamId};
+use peerage_relay_proto::{Decision, Forward, Handled, Ingress, Notice, Place, Relay, Reply};
 use quinn_udp::{BATCH_SIZE, EcnCodepoint};
 
+use crate::departures::{self, Outgoing};
 use crate::discovery::Discovery;
-use crate::inbox::{BUFFER, Inbox};
+use crate::inbox::{BUFFER, Inbox, STRIDE};
 use crate::socket::{BatchSocket, Envelope};
 use crate::tls::{StreamCounters, Streams};
 use crate::turns::{self, Turns};
 
-/// The most that GSO takes: an IPv4 packet with its headers has 65 535 bytes.
-const MAX_JOINED: usize = 65_000;
-/// What came in joined to more than this leaves as it is: the copy would cost more than the system call.
-const JOINED_PART: usize = 16_384;
-
 /// The most notices that leave with one batch of batches.
 const NOTICES: usize = 16;
 
-/// What a worker that is behind sends before it looks again what has come: some milliseconds' work.
-const SENDS: usize = 256;
+/// What a worker sends before it looks again what has come: a millisecond's work.
+const SENDS: usize = 512;
+/// The same in bytes: what one look can bring.
+const BYTES: usize = BATCH_SIZE * BUFFER;
+/// As many bytes are read ahead: as single packets all that there is room for. What came joined gains nothing by it, and would only leave
+/// the processor's caches.
+const AHEAD: usize = 1 << 20;
 /// Behind for this long, it has more to do than time: a burst that fits into the kernel's buffer is dealt with in less (8 MiB are 3,600
-/// single packets, 5 µs each), and is best left there.
+/// single packets, 2 to 5 µs each), and is best left there.
 const BURST: Duration = Duration::from_millis(50);
 /// How often it looks from then on before it goes on. Looking costs a fraction of sending, and what it sees it can be fair about.
 const LOOKS: usize = 4;
+/// The same where it sees little: all that there is room for.
+const MOST_LOOKS: usize = 16;
 
 /// What all workers share.
 #[derive(Debug)]
@@ -96,21 +99,10 @@ pub(crate) fn wall_time() -> UnixTime {
     UnixTime(since.unwrap_or(Duration::ZERO).as_secs())
 }
 
-/// Something to send, decided while the lock was held.
-#[derive(Debug)]
-pub(crate) enum Outgoing {
-    Reply(Envelope, Reply),
-    /// Bytes of the memory that was received into.
-    Forward(Envelope, Range<usize>),
-    ReplyToStream(StreamId, Reply),
-    /// The same, in segments of this size.
-    ForwardToStream(StreamId, Range<usize>, usize),
-}
-
 /// Runs until the socket fails.
 pub(crate) async fn serve(socket: &BatchSocket, shared: &Shared) -> io::Result<()> {
-    let (mut inbox, mut turns, mut joined) = (Inbox::new(), Turns::default(), Vec::with_capacity(BUFFER));
-    let (mut arrived, mut outgoing, mut dealt) = (Vec::new(), Vec::with_capacity(2 * BATCH_SIZE), Vec::new());
+    let (mut inbox, mut turns) = (Inbox::new(), Turns::default());
+    let (mut arrived, mut outgoing, mut dealt) = (Vec::new(), Vec::with_capacity(SENDS), Vec::new());
     let mut behind: Option<Instant> = None;
     loop {
         if turns.is_empty() {
@@ -119,24 +111,41 @@ pub(crate) async fn serve(socket: &BatchSocket, shared: &Shared) -> io::Result<(
             inbox.look(socket, &mut arrived)?;
         }
         // With less than a full look the kernel has nothing left.
-        if turns.is_empty() && arrived.len() < BATCH_SIZE {
-            behind = None;
-            dealt.append(&mut arrived);
-            let mut next = dealt.iter().copied();
-            decide(shared, &mut inbox, &mut outgoing, |_| next.next(), |_, _| {});
+        let more = arrived.len() >= BATCH_SIZE;
+        behind = if more || !turns.is_empty() { behind.or_else(|| Some(Instant::now())) } else { None };
+        let is_late = behind.is_some_and(|since| since.elapsed() >= BURST);
+        if turns.is_empty() && !is_late {
+            read_ahead(socket, &mut inbox, &mut arrived)?;
+            deal_in_order(shared, &mut inbox, &mut arrived, &mut outgoing, &mut dealt);
+            // What makes more work than there is time for at once waits for its turn.
+            arrived.drain(..).for_each(|slot| turns.push(inbox.meta(slot).addr, slot));
         } else {
             arrived.drain(..).for_each(|slot| turns.push(inbox.meta(slot).addr, slot));
-            if behind.get_or_insert_with(Instant::now).elapsed() >= BURST {
+            if is_late {
                 read_on(socket, shared, &mut inbox, &mut turns, &mut arrived)?;
             }
             deal_in_turns(shared, &mut inbox, &mut turns, &mut outgoing, &mut dealt);
             // Nothing here waits, so others of this thread would.
             tokio::task::yield_now().await;
         }
-        send_all(socket, shared, &inbox.memory, &outgoing, &mut joined).await;
+        departures::send_all(socket, shared, &inbox.memory, &outgoing).await;
         outgoing.clear();
         dealt.drain(..).for_each(|slot| inbox.release(slot));
     }
+}
+
+/// Reads what else is there, as far as there is room: the more of it leaves together, the more of it goes to one client.
+fn read_ahead(socket: &BatchSocket, inbox: &mut Inbox, arrived: &mut Vec<usize>) -> io::Result<()> {
+    let (mut last, mut bytes) = (0, 0);
+    while arrived.len() >= last + BATCH_SIZE && inbox.has_room() {
+        bytes += arrived[last..].iter().map(|slot| inbox.meta(*slot).len).sum::<usize>();
+        if bytes >= AHEAD {
+            break;
+        }
+        last = arrived.len();
+        inbox.look(socket, arrived)?;
+    }
+    Ok(())
 }
 
 /// Reads on while several want something, so that who sends little is not lost behind who sends much.
@@ -147,10 +156,8 @@ fn read_on(
     turns: &mut Turns,
     arrived: &mut Vec<usize>,
 ) -> io::Result<()> {
-    for _ in 0..LOOKS {
-        if !turns.is_contested() {
-            break;
-        }
+    let (mut looks, mut bytes) = (0, 0);
+    while turns.is_contested() && (looks < LOOKS || looks < MOST_LOOKS && bytes < AHEAD) {
         while !inbox.has_room()
             && let Some(slot) = turns.shed()
         {
@@ -160,6 +167,8 @@ fn read_on(
             inbox.release(slot);
         }
         inbox.look(socket, arrived)?;
+        looks += 1;
+        bytes += arrived.iter().map(|slot| inbox.meta(*slot).len).sum::<usize>();
         let all = arrived.len() < BATCH_SIZE;
         arrived.drain(..).for_each(|slot| turns.push(inbox.meta(slot).addr, slot));
         if all {
@@ -169,6 +178,24 @@ fn read_on(
     Ok(())
 }
 
+/// As it came, until there is enough to send; what is left over stays in `arrived`.
+fn deal_in_order(
+    shared: &Shared,
+    inbox: &mut Inbox,
+    arrived: &mut Vec<usize>,
+    outgoing: &mut Vec<Outgoing>,
+    dealt: &mut Vec<usize>,
+) {
+    let (mut slots, bytes) = (arrived.iter().copied(), Cell::new(0));
+    let next = |sends| {
+        let slot = if sends < SENDS && bytes.get() < BYTES { slots.next() } else { None }?;
+        dealt.push(slot);
+        Some(slot)
+    };
+    decide(shared, inbox, outgoing, next, |_, _, more| bytes.update(|bytes| bytes + more));
+    arrived.drain(..dealt.len());
+}
+
 fn deal_in_turns(
     shared: &Shared,
     inbox: &mut Inbox,
@@ -176,99 +203,26 @@ fn deal_in_turns(
     outgoing: &mut Vec<Outgoing>,
     dealt: &mut Vec<usize>,
 ) {
-    let turns = RefCell::new(turns);
+    let (turns, bytes) = (RefCell::new(turns), Cell::new(0));
     let next = |sends| {
-        let more = sends < SENDS && dealt.len() < BATCH_SIZE;
-        let (_, slot) = if more { turns.borrow_mut().pop() } else { None }?;
+        let (_, slot) = if sends < SENDS && bytes.get() < BYTES { turns.borrow_mut().pop() } else { None }?;
         dealt.push(slot);
         Some(slot)
     };
-    decide(shared, inbox, outgoing, next, |from, work| turns.borrow_mut().charge(from, work));
+    decide(shared, inbox, outgoing, next, |from, sends, more| {
+        bytes.update(|bytes| bytes + more);
+        turns.borrow_mut().charge(from, turns::work(sends, more));
+    });
 }
 
-/// Sends what was decided. Waits for the kernel where UDP goes out, never for a stream.
-pub(crate) async fn send_all(
-    socket: &BatchSocket,
-    shared: &Shared,
-    memory: &[u8],
-    outgoing: &[Outgoing],
-    joined: &mut Vec<u8>,
-) {
-    let mut rest = outgoing;
-    while let Some((first, more)) = rest.split_first() {
-        rest = more;
-        let sent = match first {
-            Outgoing::Reply(envelope, reply) => answer_from(socket, shared, *envelope, reply).await,
-            Outgoing::Forward(envelope, range) => {
-                let followers = joinable(*envelope, range, more);
-                if followers == 0 {
-                    socket.send(*envelope, &memory[range.clone()]).await
-                } else {
-                    let all = &outgoing[outgoing.len() - more.len() - 1..][..=followers];
-                    rest = &more[followers..];
-                    join(memory, all, joined);
-                    socket.send(*envelope, joined).await
-                }
-            }
-            Outgoing::ReplyToStream(id, reply) => {
-                shared.streams.push(*id, reply.as_bytes(), reply.as_bytes().len());
-                Ok(())
-            }
-            Outgoing::ForwardToStream(id, range, segment) => {
-                shared.streams.push(*id, &memory[range.clone()], *segment);
-                Ok(())
-            }
-        };
-        shared.count_send(sent);
-    }
-}
-
-/// Sends an answer from where it says; from anywhere but this socket only what a STUN request asked for.
-async fn answer_from(socket: &BatchSocket, shared: &Shared, envelope: Envelope, reply: &Reply) -> io::Result<()> {
-    if let Some(discovery) = &shared.discovery
-        && let Some(sent) = discovery.send(envelope.to, reply).await
-    {
-        return sent;
-    }
-    socket.send(envelope, reply.as_bytes()).await
-}
-
-/// How many of what follows can leave in one GSO batch with a packet to `envelope`. Where the kernel did not join what
-/// came in, joining what goes out costs a copy of each packet (0.1 µs) and saves a system call (some µs).
-fn joinable(envelope: Envelope, first: &Range<usize>, more: &[Outgoing]) -> usize {
-    let mut last = first.len();
-    let mut bytes = last;
-    let follows = |what: &&Outgoing| match *what {
-        Outgoing::Forward(next, range) => {
-            // Only the last packet of a batch may be shorter.
-            let whole = last.is_multiple_of(envelope.segment);
-            last = range.len();
-            bytes += last;
-            let single = range.len() <= next.segment && range.len() <= envelope.segment;
-            let fits = bytes <= MAX_JOINED && range.len() <= JOINED_PART;
-            whole && fits && next.is_to_the_same(&envelope) && (single || next.segment == envelope.segment)
-        }
-        Outgoing::Reply(..) | Outgoing::ReplyToStream(..) | Outgoing::ForwardToStream(..) => false,
-    };
-    if first.len() > JOINED_PART { 0 } else { more.iter().take_while(follows).count() }
-}
-
-fn join(memory: &[u8], parts: &[Outgoing], joined: &mut Vec<u8>) {
-    joined.clear();
-    for part in parts {
-        if let Outgoing::Forward(_, range) = part {
-            joined.extend_from_slice(&memory[range.clone()]);
-        }
-    }
-}
-
-/// Asks the relay about one place after the other: `next` names them, told how much there is to send by then; `made` hears what work each was.
+/// Asks the relay about one place after the other: `next` names them, told how much there is to send by then; `made` hears
+/// how much each made to send, and how many bytes it was.
 fn decide(
     shared: &Shared,
     inbox: &mut Inbox,
     outgoing: &mut Vec<Outgoing>,
     mut next: impl FnMut(usize) -> Option<usize>,
-    mut made: impl FnMut(SocketAddr, i64),
+    mut made: impl FnMut(SocketAddr, usize, usize),
 ) {
     let (now, wall) = (Instant::now(), wall_time());
     let mut relay = shared.relay();
@@ -284,10 +238,10 @@ fn decide(
         let mut at = 0;
         while at < bytes.len() {
             let Handled { consumed, decision } = relay.receive(&ingress, &mut bytes[at..], meta.stride);
-            note(decision, &ingress, meta.ecn, slot * BUFFER + at, outgoing);
+            note(decision, &ingress, meta.ecn, slot * STRIDE + at, outgoing);
             at += consumed;
         }
-        made(meta.addr, turns::work(outgoing.len() - before, bytes.len()));
+        made(meta.addr, outgoing.len() - before, bytes.len());
     }
     tell_owners(&mut relay, now, outgoing);
     shared.tell_provers(&relay);
@@ -357,42 +311,6 @@ pub(crate) async fn announce_drain(socket: &BatchSocket, shared: &Shared, grace:
         let Some(Notice { to, local, frame }) = next else {
             return;
         };
-        send_all(socket, shared, &[], &[answer(to, local, frame)], &mut Vec::new()).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn envelope(to: u16, segment: usize) -> Envelope {
-        Envelope { to: SocketAddr::from(([192, 0, 2, 1], to)), local: None, ecn: None, segment }
-    }
-
-    fn part(to: u16, segment: usize, len: usize) -> Outgoing {
-        Outgoing::Forward(envelope(to, segment), 0..len)
-    }
-
-    fn joined_with_a_packet_of_100(more: &[Outgoing]) -> usize {
-        joinable(envelope(1, 100), &(0..100), more)
-    }
-
-    #[test]
-    fn equal_packets_to_one_address_leave_together_and_the_last_may_be_shorter() {
-        assert_eq!(joined_with_a_packet_of_100(&[part(1, 100, 100), part(1, 100, 300), part(1, 40, 40)]), 3);
-        assert_eq!(joined_with_a_packet_of_100(&[part(1, 40, 40), part(1, 100, 100)]), 1);
-    }
-
-    #[test]
-    fn what_goes_elsewhere_is_longer_or_is_cut_otherwise_leaves_by_itself() {
-        assert_eq!(joined_with_a_packet_of_100(&[part(2, 100, 100)]), 0);
-        assert_eq!(joined_with_a_packet_of_100(&[part(1, 120, 120)]), 0);
-        assert_eq!(joined_with_a_packet_of_100(&[part(1, 50, 100)]), 0);
-    }
-
-    #[test]
-    fn no_batch_is_longer_than_gso_takes() {
-        let more: Vec<_> = (0..700).map(|_| part(1, 100, 100)).collect();
-        assert_eq!(joined_with_a_packet_of_100(&more), MAX_JOINED / 100 - 1);
+        departures::send_all(socket, shared, &[], &[answer(to, local, frame)]).await;
     }
 }

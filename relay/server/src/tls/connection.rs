@@ -21,8 +21,9 @@ use zeroize::Zeroizing;
 use super::queue::Queue;
 use super::seats::Seat;
 use super::{Tls, tune};
+use crate::departures::{self, Outgoing};
 use crate::socket::BatchSocket;
-use crate::worker::{self, Outgoing, Shared};
+use crate::worker::{self, Shared};
 
 /// How long TLS and OPEN may take.
 const OPENING: Duration = Duration::from_secs(10);
@@ -105,14 +106,14 @@ async fn receive(
     socket: &BatchSocket,
     shared: &Shared,
 ) -> io::Result<()> {
-    let (mut outgoing, mut joined) = (Vec::<Outgoing>::new(), Vec::new());
+    let mut outgoing = Vec::<Outgoing>::new();
     loop {
         let used = worker::decide_frames(shared, place, &mut received, &mut outgoing).map_err(invalid)?;
-        worker::send_all(socket, shared, &received, &outgoing, &mut joined).await;
+        departures::send_all(socket, shared, &received, &outgoing).await;
         received.drain(..used);
         if received.is_empty() {
             // Thousands of streams idle most of the time: they hold no buffers.
-            (received, outgoing, joined) = (Vec::new(), Vec::new(), Vec::new());
+            (received, outgoing) = (Vec::new(), Vec::new());
         }
         outgoing.clear();
         read_some(&mut reader, &mut received).await?;
