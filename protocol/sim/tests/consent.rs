@@ -293,6 +293,46 @@ fn a_request_that_could_not_be_written_down_leaves_the_ticket_usable() {
 }
 
 #[test]
+fn a_ticket_that_was_withdrawn_opens_to_nobody_also_if_the_request_it_was_used_for_could_not_be_written_down() {
+    let (mut sim, ticket) = invited();
+    sim.add_agent("c", NatKind::none());
+    sim.holds_ticket("c", "b");
+    sim.hesitates("b", true);
+    sim.ask("a", &ticket, "did I come in time?");
+    sim.run_until(secs(5), |sim| !requests(sim, "b").is_empty()).expect("a request");
+    sim.close_invites("b");
+    sim.decide("b", StreamStatus::Busy);
+    sim.run_for(secs(5));
+    assert_eq!(answer(&sim, "a"), Some(Err(AskError::Refused(StreamStatus::Busy))));
+    for asker in ["a", "c"] {
+        sim.ask(asker, &ticket, "and now?");
+    }
+    sim.run_for(secs(30));
+    assert_eq!(
+        answer(&sim, "a"),
+        Some(Err(AskError::Refused(StreamStatus::Denied))),
+        "no receipt for what was not kept"
+    );
+    assert!(matches!(answer(&sim, "c"), Some(Err(_))), "{:?}", answer(&sim, "c"));
+    assert_eq!(requests(&sim, "b"), ["a: did I come in time?"]);
+}
+
+#[test]
+fn a_ticket_that_is_withdrawn_after_a_request_could_not_be_written_down_is_met_with_silence() {
+    let (mut sim, ticket) = invited();
+    sim.can_write_down("b", false);
+    sim.ask("a", &ticket, "the disk is full over there");
+    sim.run_until(secs(5), |sim| answer(sim, "a").is_some()).expect("an answer");
+    sim.close_invites("b");
+    sim.run_for(secs(5));
+    sim.may_speak("a", "b");
+    sim.ask("a", &ticket, "is there room now?");
+    sim.run_for(secs(30));
+    assert_eq!(answer(&sim, "a"), Some(Err(AskError::NoAnswer)));
+    assert_eq!(requests(&sim, "b"), ["a: the disk is full over there"]);
+}
+
+#[test]
 fn a_request_arrives_also_if_the_inviter_restarts_in_the_midst_of_it() {
     for after in (20..=300).step_by(20).map(ms) {
         let mut sim = strangers();

@@ -13,7 +13,7 @@ use tracing::debug;
 use super::config::{DATAGRAM_BUFFER, HEADER_PATIENCE};
 use super::event::{AskError, AskKey, CloseCode, DownReason, Event, Now, SessionKey, StreamError, StreamKey};
 use super::io::{FLOW_LEN, stream_of};
-use super::pair::{PairKey, Purpose, SERVED_FOR, Served};
+use super::pair::{PairKey, Purpose, SERVED_FOR, Served, Standing};
 use super::session::{Arriving, Phase, Session};
 use super::stream::{self, Stream};
 use super::{Node, Timer};
@@ -186,15 +186,17 @@ impl Node {
             return Use::None;
         };
         if !self.spent_invites.insert(invite) {
-            return if pair.served(now.mono) == Some(asker) { Use::Again } else { Use::None };
+            let is_refused = pair.standing().is_some_and(|standing| *standing == Standing::Refused);
+            return if pair.served(now.mono) == Some(asker) && !is_refused { Use::Again } else { Use::None };
         }
-        pair.serve(Some(Served { asker: asker.clone(), until: now.mono + SERVED_FOR }));
+        let until = now.mono + SERVED_FOR;
+        pair.serve(Some(Served { asker: asker.clone(), until, standing: Standing::Open }));
         self.arm_pair(&pair_key);
         Use::First
     }
 
     /// Answers [`Event::TrustRequested`] once the request is safe: [`StreamStatus::Open`] is the receipt. Any other status
-    /// says that it was not taken, and leaves the invitation open for another try.
+    /// says that it was not taken, and leaves the invitation open for another try, unless its owner has closed it meanwhile.
     pub fn answer_request(&mut self, invite: TrustId, status: StreamStatus) {
         // The invitation first: the asker may be gone meanwhile, and comes back.
         if status != StreamStatus::Open {
@@ -219,11 +221,20 @@ impl Node {
     /// The request that had spent an invitation could not be kept.
     fn reopen(&mut self, invite: TrustId) {
         let pair_key = PairKey::Invite(invite);
-        if self.spent_invites.remove(&invite)
-            && let Some(pair) = self.pairs.get_mut(&pair_key)
-        {
-            pair.serve(None);
-            self.arm_pair(&pair_key);
+        let Some(pair) = self.pairs.get_mut(&pair_key) else {
+            // It took so long that the pair is gone; the next snapshot makes it anew, if the invitation is open there.
+            self.spent_invites.remove(&invite);
+            return;
+        };
+        match pair.standing() {
+            Some(Standing::Open) => {
+                self.spent_invites.remove(&invite);
+                pair.serve(None);
+                self.arm_pair(&pair_key);
+            }
+            // Whoever holds such a ticket, its owner has been told that it opens nothing.
+            Some(standing) => *standing = Standing::Refused,
+            None => {}
         }
     }
 
@@ -359,7 +370,7 @@ enum Use {
     First,
     /// This asker has used it, and comes again.
     Again,
-    /// It does not: somebody else used it, or its time is over.
+    /// It does not: somebody else used it, its time is over, or its owner has closed it.
     None,
 }
 

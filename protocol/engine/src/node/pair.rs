@@ -68,6 +68,18 @@ pub(super) enum Purpose {
 pub(super) struct Served {
     pub(super) asker: AgentId,
     pub(super) until: Instant,
+    pub(super) standing: Standing,
+}
+
+/// What becomes of a used invitation whose request cannot be kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    /// It is open again: its owner has not closed it.
+    Open,
+    /// It opens to nobody any more: its owner has withdrawn it, or has noted that it is used.
+    Closed,
+    /// That has happened, and its asker hears so whenever it comes back.
+    Refused,
 }
 
 /// How dialling goes. A session that is up makes it [`Dial::Rest`].
@@ -208,6 +220,14 @@ impl Pair {
     pub(super) fn serve(&mut self, asker: Option<Served>) {
         if let Purpose::Invite { served, .. } = &mut self.purpose {
             *served = asker;
+        }
+    }
+
+    /// What becomes of the invitation if the request that it is used for cannot be kept.
+    pub(super) fn standing(&mut self) -> Option<&mut Standing> {
+        match &mut self.purpose {
+            Purpose::Invite { served: Some(served), .. } => Some(&mut served.standing),
+            Purpose::Invite { served: None, .. } | Purpose::Peer(_) | Purpose::Ask { .. } => None,
         }
     }
 

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::Node;
 use super::event::{AskKey, CloseCode, DownReason, Now, SessionKey};
-use super::pair::{Dial, Pair, PairKey, Purpose};
+use super::pair::{Dial, Pair, PairKey, Purpose, Standing};
 use super::paths::mode;
 use super::relays::OVERLAP;
 use super::session::Session;
@@ -153,6 +153,9 @@ impl Node {
         let closed: Vec<PairKey> =
             self.pairs.keys().filter(|key| matches!(key, PairKey::Invite(id) if !open.contains(id))).cloned().collect();
         for key in closed {
+            if let Some(standing @ Standing::Open) = self.pairs.get_mut(&key).and_then(Pair::standing) {
+                *standing = Standing::Closed;
+            }
             self.close_invite(&key, now);
         }
         for invite in invites {
