@@ -165,9 +165,9 @@ impl Node {
         let mut ended = 0;
         for key in streams {
             let Some(stream) = self.streams.get_mut(&key) else { continue };
-            match (stream.wait_again(untaken), self.pairs.get_mut(pair_key)) {
-                (true, Some(pair)) => pair.waiting.push(key),
-                (_, _) => {
+            match stream.wait_again(untaken) && self.pairs.contains_key(pair_key) {
+                true => self.let_wait(pair_key, key),
+                false => {
                     stream.end(super::StreamError::SessionEnded(reason.clone()));
                     ended += 1;
                 }

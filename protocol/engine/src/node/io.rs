@@ -40,7 +40,7 @@ impl Node {
         }
         self.streams.insert(key, stream);
         self.place(&pair_key, key, now);
-        if self.pairs.get(&pair_key).is_some_and(|pair| pair.waiting.contains(&key)) {
+        if self.pairs.get(&pair_key).is_some_and(|pair| pair.waiting.contains(key)) {
             match self.preferred(&pair_key) {
                 Some(_) => self.arm_pair(&pair_key),
                 None => self.dial_wanted(&pair_key, now),
@@ -177,7 +177,7 @@ impl Node {
             return;
         };
         if let Some(pair) = self.pairs.get_mut(&stream.pair) {
-            pair.waiting.retain(|k| *k != key);
+            pair.waiting.remove(key);
         }
         let Some((session_key, id)) = stream.attached() else {
             return;
@@ -392,29 +392,22 @@ impl Node {
         }
     }
 
-    /// Fails a stream that waited too long.
+    /// Fails the streams that waited too long.
     pub(super) fn expire_waiting(&mut self, pair_key: &PairKey, now: Instant, why: &'static str) {
-        let Some(pair) = self.pairs.get_mut(pair_key) else {
-            return;
-        };
-        let waiting = std::mem::take(&mut pair.waiting);
-        for key in waiting {
-            let Some(stream) = self.streams.get_mut(&key) else {
-                continue;
-            };
-            match stream.place {
-                Place::Waiting { deadline, .. } if deadline <= now => {
-                    // Those that were there are known better than those that were not.
-                    let refusal = stream.refusals.last().map(|(_, status)| StreamError::Refused(*status));
-                    stream.end(refusal.unwrap_or(StreamError::Unreachable(why)));
-                    self.wake(key);
-                }
-                _ => {
-                    if let Some(pair) = self.pairs.get_mut(pair_key) {
-                        pair.waiting.push(key);
-                    }
-                }
-            }
+        while let Some(key) = self.pairs.get_mut(pair_key).and_then(|pair| pair.waiting.take_due(now)) {
+            let Some(stream) = self.streams.get_mut(&key) else { continue };
+            // Those that were there are known better than those that were not.
+            let refusal = stream.refusals.last().map(StreamError::Refused);
+            stream.end(refusal.unwrap_or(StreamError::Unreachable(why)));
+            self.wake(key);
+        }
+    }
+
+    /// Notes that a stream waits for a session.
+    pub(super) fn let_wait(&mut self, pair_key: &PairKey, key: StreamKey) {
+        let (Some(stream), Some(pair)) = (self.streams.get(&key), self.pairs.get_mut(pair_key)) else { return };
+        if let Place::Waiting { deadline, .. } = stream.place {
+            pair.waiting.insert(key, stream.refusals.by().clone(), deadline);
         }
     }
 
@@ -442,13 +435,8 @@ impl Node {
     }
 
     pub(super) fn arm_pair(&mut self, pair_key: &PairKey) {
-        let at = self.pairs.get(pair_key).and_then(|pair| {
-            let streams = pair.waiting.iter().filter_map(|key| match self.streams.get(key)?.place {
-                Place::Waiting { deadline, .. } => Some(deadline),
-                Place::Asked { .. } | Place::Offered { .. } | Place::Open { .. } | Place::Dead(_) => None,
-            });
-            streams.chain(pair.next_step()).min()
-        });
+        let at =
+            self.pairs.get(pair_key).and_then(|pair| pair.waiting.next_end().into_iter().chain(pair.next_step()).min());
         self.timers.set(&Timer::Pair(pair_key.clone()), at);
     }
 }

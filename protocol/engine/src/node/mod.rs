@@ -6,7 +6,7 @@
 //!
 //! Where things are: [`trust`](self) turns snapshots into pairs; `dial`, `life` and `ending` bring sessions up and down; `rivals`
 //! chooses between several with one instance of a peer, `replicas` between its instances; `again` moves streams on that a gone
-//! process did not take; `input` and `output` are the packet paths, in which every session gets its turn (`ready`); `io` and
+//! process did not take, and `waiting` keeps those that have none; `input` and `output` are the packet paths, in which every session gets its turn (`ready`); `io` and
 //! `incoming` are streams; `paths` carries out what each session's path
 //! agent decides; `relays` keeps the relay clients, and `failover` finds another
 //! when one is gone.
@@ -45,6 +45,7 @@ mod stream;
 mod timers;
 mod trust;
 mod turns;
+mod waiting;
 
 use core::fmt;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -7,9 +7,10 @@ use peerage_model::relay::RelayInfo;
 use peerage_model::snapshot::{Invite, Peer};
 use peerage_model::{AgentId, PairSecret, TrustId, UnixTime};
 
-use super::event::{AskKey, SessionKey, StreamKey};
+use super::event::{AskKey, SessionKey};
 use super::replicas::Replicas;
 use super::sockets::RoundPause;
+use super::waiting::Waiting;
 use crate::noise::{ConfigError, Pairing};
 use crate::path::budget::Budget;
 
@@ -109,7 +110,7 @@ pub(super) struct Pair {
     /// Handshakes that we answer.
     pub(super) pending: Vec<SessionKey>,
     /// Streams that wait for a session.
-    pub(super) waiting: Vec<StreamKey>,
+    pub(super) waiting: Waiting,
     /// The peer said that it withdrew its trust. Until then nobody is kept waiting for a session that it will not answer;
     /// if it trusts us again, it dials.
     pub(super) refused_until: Option<Instant>,
@@ -177,7 +178,7 @@ impl Pair {
             up: Vec::new(),
             replicas: Replicas::default(),
             pending: Vec::new(),
-            waiting: Vec::new(),
+            waiting: Waiting::default(),
             refused_until: None,
             former: None,
             round_pause: RoundPause::default(),

@@ -20,6 +20,7 @@ use super::event::{CloseCode, DownReason, Now, SessionKey, StreamError, StreamKe
 use super::pair::{ATTEMPT, PairKey, pause_after};
 use super::session::Session;
 use super::stream::Stream;
+use super::waiting::Refusers;
 
 /// Most instances of a peer that we dial for the sake of our streams. More would spread them no better: eight that each get
 /// their share leave none with more than a seventh when one goes.
@@ -160,17 +161,32 @@ impl Replicas {
     }
 }
 
-/// Which instances did not take a stream, and why.
-pub(super) type Refusals = Vec<(InstanceId, StreamStatus)>;
+/// Which instances did not take a stream, and what the last of them said.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    by: Refusers,
+    last: Option<StreamStatus>,
+}
 
-fn is_among(refusals: &Refusals, instance: InstanceId) -> bool {
-    refusals.iter().any(|(refused, _)| *refused == instance)
+impl Refusals {
+    fn add(&mut self, instance: InstanceId, status: StreamStatus) {
+        self.by.insert(instance);
+        self.last = Some(status);
+    }
+
+    pub(super) fn by(&self) -> &Refusers {
+        &self.by
+    }
+
+    pub(super) fn last(&self) -> Option<StreamStatus> {
+        self.last
+    }
 }
 
 impl Node {
     /// The session for a new stream of this pair, among those whose path may carry data (with `DirectOnly` only a direct one
     /// may) and whose instance has not refused it.
-    fn carrier(&self, pair_key: &PairKey, refusals: &Refusals) -> Option<SessionKey> {
+    fn carrier(&self, pair_key: &PairKey, refusers: &Refusers) -> Option<SessionKey> {
         let pair = self.pairs.get(pair_key)?;
         let mut streams: BTreeMap<InstanceId, usize> = BTreeMap::new();
         for up in pair.up.iter().filter_map(|key| self.sessions.get(key)?.up()) {
@@ -178,7 +194,7 @@ impl Node {
         }
         self.fittest(pair_key, |up| {
             let instance = up.credential.instance();
-            let may = up.path.carries_data() && !is_among(refusals, instance);
+            let may = up.path.carries_data() && !refusers.contains(&instance);
             may.then(|| Load {
                 refusing: up.refusing_until.is_some_and(|until| self.last.mono < until),
                 streams: streams.get(&instance).copied().unwrap_or_default(),
@@ -190,8 +206,8 @@ impl Node {
     /// Puts a stream on a session, or lets it wait for one; where nobody is left who could take it, it fails.
     pub(super) fn place(&mut self, pair_key: &PairKey, key: StreamKey, now: Now) {
         loop {
-            let Some(refusals) = self.streams.get(&key).map(|stream| &stream.refusals) else { return };
-            let Some(session) = self.carrier(pair_key, refusals) else { break };
+            let Some(stream) = self.streams.get(&key) else { return };
+            let Some(session) = self.carrier(pair_key, stream.refusals.by()) else { break };
             if self.attach(session, key) {
                 self.widen(pair_key, now);
                 return;
@@ -202,11 +218,10 @@ impl Node {
             // Its peer lets us have no more streams open.
             self.refused_by(session, key, StreamStatus::Busy);
         }
-        if let Some(pair) = self.pairs.get_mut(pair_key) {
-            pair.waiting.push(key);
-        }
-        if let Some(stream) = self.streams.get_mut(&key).filter(|stream| !stream.refusals.is_empty()) {
-            stream.wait_until(now.mono + REFUSED_PATIENCE);
+        let refused = self.streams.get_mut(&key).filter(|stream| !stream.refusals.by().is_empty());
+        let is_refused = refused.map(|stream| stream.wait_until(now.mono + REFUSED_PATIENCE)).is_some();
+        self.let_wait(pair_key, key);
+        if is_refused {
             self.arm_pair(pair_key);
         }
         self.help_refused(pair_key, now);
@@ -216,7 +231,7 @@ impl Node {
         let Some(up) = self.sessions.get_mut(&session).and_then(Session::up_mut) else { return };
         up.refusing_until = Some(self.last.mono + REFUSING);
         if let Some(stream) = self.streams.get_mut(&key) {
-            stream.refusals.push((up.credential.instance(), status));
+            stream.refusals.add(up.credential.instance(), status);
         }
     }
 
@@ -229,11 +244,20 @@ impl Node {
         }
     }
 
-    /// Puts waiting streams on sessions, where there are some that may carry them.
+    /// Puts waiting streams on sessions, where there are some that may carry them. Of those that the same have refused, none is tried
+    /// after one that has to wait on: thousands may, each time that there is room for a few.
     pub(super) fn attach_waiting(&mut self, pair_key: &PairKey) {
-        let waiting = self.pairs.get_mut(pair_key).map(|pair| std::mem::take(&mut pair.waiting)).unwrap_or_default();
-        let now = self.last;
-        waiting.into_iter().for_each(|stream| self.place(pair_key, stream, now));
+        let (now, mut without_room) = (self.last, BTreeSet::new());
+        loop {
+            let Some(pair) = self.pairs.get_mut(pair_key) else { return };
+            let Some((key, refusers)) = pair.waiting.oldest_but(&without_room) else { return };
+            let refusers = refusers.clone();
+            pair.waiting.remove(key);
+            self.place(pair_key, key, now);
+            if self.pairs.get(pair_key).is_some_and(|pair| pair.waiting.is_refused_by(key, &refusers)) {
+                without_room.insert(refusers);
+            }
+        }
     }
 
     /// An instance did not take a stream, and no byte of it reached a service: another one is asked instead, if there is
@@ -250,8 +274,8 @@ impl Node {
             return false;
         }
         self.refused_by(session, key, status);
-        let refusals = self.streams.get(&key).map(|stream| stream.refusals.clone()).unwrap_or_default();
-        if !self.has_another(&pair_key, &refusals) {
+        let Some(stream) = self.streams.get(&key) else { return false };
+        if !self.has_another(&pair_key, stream.refusals.by()) {
             return false;
         }
         if !self.streams.get_mut(&key).is_some_and(Stream::start_over) {
@@ -264,36 +288,36 @@ impl Node {
     }
 
     /// Whether there is, or may be soon, a session with an instance that has not refused.
-    fn has_another(&self, pair_key: &PairKey, refusals: &Refusals) -> bool {
+    fn has_another(&self, pair_key: &PairKey, refusers: &Refusers) -> bool {
         let Some(pair) = self.pairs.get(pair_key) else { return false };
         let dialable = self.dialable(pair_key, self.last);
-        let may_be_dialled = dialable.iter().any(|instance| !is_among(refusals, *instance));
-        let up = self.fittest(pair_key, |up| (!is_among(refusals, up.credential.instance())).then(Load::default));
+        let may_be_dialled = dialable.iter().any(|instance| !refusers.contains(instance));
+        let up = self.fittest(pair_key, |up| (!refusers.contains(&up.credential.instance())).then(Load::default));
         may_be_dialled || up.is_some() || pair.replicas.aside.is_some() || pair.is_dialling()
     }
 
     /// Looks for somebody else to take waiting streams that were refused, and fails those that nobody is left for.
     pub(super) fn help_refused(&mut self, pair_key: &PairKey, now: Now) {
-        let refused = |key: &StreamKey| self.streams.get(key).is_some_and(|stream| !stream.refusals.is_empty());
-        if !self.pairs.get(pair_key).is_some_and(|pair| pair.waiting.iter().any(refused)) {
+        if self.pairs.get(pair_key).is_none_or(|pair| pair.waiting.refusers().next().is_none()) {
             return;
         }
         self.widen(pair_key, now);
-        let waiting = self.pairs.get(pair_key).map(|pair| pair.waiting.clone()).unwrap_or_default();
-        for key in waiting {
-            let Some(stream) = self.streams.get(&key) else { continue };
-            let Some((_, status)) = stream.refusals.last().copied() else { continue };
-            if self.has_another(pair_key, &stream.refusals) {
-                continue;
-            }
-            if let Some(pair) = self.pairs.get_mut(pair_key) {
-                pair.waiting.retain(|other| *other != key);
-            }
-            if let Some(stream) = self.streams.get_mut(&key) {
-                stream.end(StreamError::Refused(status));
-            }
-            self.wake(key);
+        let Some(pair) = self.pairs.get(pair_key) else { return };
+        let refusers = pair.waiting.refusers();
+        let hopeless: Vec<Refusers> = refusers.filter(|by| !self.has_another(pair_key, by)).cloned().collect();
+        for by in hopeless {
+            let left = self.pairs.get_mut(pair_key).map(|pair| pair.waiting.take_refused_by(&by)).unwrap_or_default();
+            left.into_iter().for_each(|key| self.end_refused(key));
         }
+    }
+
+    fn end_refused(&mut self, key: StreamKey) {
+        if let Some(stream) = self.streams.get_mut(&key)
+            && let Some(status) = stream.refusals.last()
+        {
+            stream.end(StreamError::Refused(status));
+        }
+        self.wake(key);
     }
 
     /// The peer's instances that sessions are up with.

@@ -67,7 +67,7 @@ impl Stream {
             read_to_end: false,
             packets: VecDeque::new(),
             unsent: VecDeque::new(),
-            refusals: Vec::new(),
+            refusals: Refusals::default(),
         }
     }
 

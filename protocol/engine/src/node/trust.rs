@@ -73,7 +73,7 @@ impl Node {
         self.knocks().remove(key);
         self.timers.set(&Timer::Pair(key.clone()), None);
         let waiting = self.pairs.remove(key).map(|pair| pair.waiting).unwrap_or_default();
-        for stream in waiting {
+        for stream in waiting.into_keys() {
             if let Some(stream) = self.streams.get_mut(&stream) {
                 stream.end(StreamError::SessionEnded(reason.clone()));
             }
