@@ -100,6 +100,24 @@ fn the_reference_has_every_value_of_the_chart() {
 }
 
 #[test]
+fn further_options_of_the_relay_are_those_that_its_reference_has() {
+    let relay = &schema()["properties"]["relay"];
+    let own = relay["properties"]["extraArgs"]["items"]["not"]["pattern"].as_str().expect("a pattern");
+    let own: Vec<_> = own.trim_start_matches("^--(").trim_end_matches(")(=|$)").split('|').collect();
+    let (page, mut flags, mut valued) = (read("docs/reference/relay.md"), Vec::new(), Vec::new());
+    for option in page.lines().filter_map(|line| line.strip_prefix("| `--")?.split('`').next()) {
+        match option.split_once(' ') {
+            _ if own.contains(&option.split(' ').next().unwrap_or(option)) => {}
+            Some((name, _)) => valued.push(name),
+            None => flags.push(option),
+        }
+    }
+    let pattern = format!("^--({}|({})=.+)$", flags.join("|"), valued.join("|"));
+    let found = &relay["then"]["properties"]["extraArgs"]["items"]["pattern"];
+    assert_eq!(*found, pattern, "this is what charts/peerage/values.schema.json must say");
+}
+
+#[test]
 fn each_value_of_the_chart_says_what_it_means() {
     let schema = schema();
     let silent: Vec<_> = entries()
