@@ -78,6 +78,8 @@ use crate::shape;
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.alias) || has(self.peer.name)")
     .message("an alias names one peer, so it goes with peer.name and not with peer.selector").field_path(".alias").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("has(self.alias) || !has(self.peer.name) || self.peer.name != 'localhost'")
+    .message("localhost is what a program calls itself: a peer of that name needs an alias").field_path(".alias").reason(Reason::FieldValueRequired))]
 pub struct AgentTrustSpec {
     /// Our agent: an AgentPeer of this namespace.
     #[x_kube(validation = Rule::new("self == oldSelf").message("agentRef is immutable: make another AgentTrust"))]

@@ -191,6 +191,17 @@ fn an_alias_names_one_peer_and_never_ourselves() {
 }
 
 #[test]
+fn a_peer_that_is_called_as_programs_call_themselves_needs_an_alias() {
+    for peer in [json!({"name": "localhost"}), json!({"name": "localhost", "namespace": "tools"})] {
+        let mut named = trust(peer);
+        refused(&named, "a peer of that name needs an alias");
+        named["spec"]["alias"] = "db".into();
+        admitted(&named);
+    }
+    admitted(&trust(json!({"selector": {"matchLabels": {"tier": "tools"}}, "namespace": "localhost"})));
+}
+
+#[test]
 fn a_peer_s_ports_do_not_meet_here() {
     let ports = |second: Value| trust(json!({"name": "db", "ports": [{"port": 80, "localPort": 8080}, second]}));
     admitted(&ports(json!({"port": 81})));

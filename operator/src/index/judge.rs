@@ -4,12 +4,16 @@
 //! is given as numbers, so that judging stays a matter of the same input and the same answer.
 
 use peerage_crds::{ConditionStatus, ConditionType, PathSummary, Reason};
+use peerage_model::AgentId;
 use peerage_model::relay::frame::Refusal as RelayRefusal;
 
 use super::{Index, PodSums, Refusal};
 use crate::facts::{PeerFacts, Target, TrustFacts};
 use crate::key::ObjectKey;
 use crate::managed::Running;
+
+/// What programs call the machine that they run on, whatever an alias says.
+const NOBODYS_NAME: &str = "localhost";
 
 /// One condition as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -299,7 +303,7 @@ impl Index {
         self.peers_of(key, facts).iter().any(|peer| rests_on_it(peer) && self.answered(facts, peer))
     }
 
-    fn answered(&self, facts: &TrustFacts, peer: &peerage_model::AgentId) -> bool {
+    fn answered(&self, facts: &TrustFacts, peer: &AgentId) -> bool {
         match &facts.target {
             Target::Away { .. } => true,
             Target::Here(_) | Target::Fleet { .. } => {
@@ -325,6 +329,13 @@ impl Index {
             remarks.push(format!(
                 "left out, since the agent calls others so: {}; name them with an alias",
                 some_of(&nameless)
+            ));
+        }
+        let is_nobodys =
+            |peer: &AgentId| self.alias_of(facts, peer).is_some_and(|alias| alias.as_str() == NOBODYS_NAME);
+        if self.peers_of(key, facts).iter().any(is_nobodys) {
+            remarks.push(format!(
+                "programs call themselves {NOBODYS_NAME}, so it is nobody else's name; name that peer with an alias"
             ));
         }
         remarks.join("; ")
@@ -420,7 +431,7 @@ impl Index {
     pub fn hostname(&self, key: &ObjectKey) -> Option<String> {
         let facts = self.trusts.get(key)?;
         self.accept(key, facts).ok()?;
-        facts.alias().map(|alias| alias.to_string())
+        facts.alias().filter(|alias| alias.as_str() != NOBODYS_NAME).map(|alias| alias.to_string())
     }
 
     /// Facts of every AgentPeer, in order.

@@ -143,7 +143,10 @@ impl Index {
         });
         let directory = AddressBook::new().directory(listed);
         let names = |entry: &peerage_agent::address::Entry| {
+            // What leads nowhere by DNS (`localhost`, two peers' name) must not lead there by the hosts file.
+            let leads = |name: &String| directory.by_name(name).is_some_and(|found| found.id == entry.id);
             let mut names = vec![entry.alias.to_string(), entry.alias_name(), entry.full_name()];
+            names.retain(leads);
             names.dedup();
             names
         };

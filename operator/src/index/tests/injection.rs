@@ -84,3 +84,22 @@ fn the_hosts_of_an_agent_are_those_that_it_consents_to() {
     let _ = world.index.set_trust(&name("uses-db.reports"), None);
     assert_eq!(hosts(&world), [], "who only consents to us is nobody's name here");
 }
+
+#[test]
+fn no_agent_is_what_programs_call_themselves_however_it_is_called() {
+    for peer in [
+        json!({"name": "localhost", "namespace": "tools"}),
+        json!({"selector": {"matchLabels": {"tier": "x"}}, "namespace": "tools"}),
+    ] {
+        let mut world = World::pair();
+        let _ = world.index.set_trust(&name("uses-db.reports"), None);
+        world.labelled_peer("localhost.tools", json!({"tier": "x"}), json!({}));
+        world.any_trust("uses-it", "reporter.reports", peer, json!({}));
+        world.trust("serves-too", "localhost.tools", "reporter.reports", json!({}));
+        let hosts = world.index.hosts_of(&name("reporter.reports"));
+        assert_eq!(hosts.iter().map(|host| &host.names[..]).collect::<Vec<_>>(), [["localhost.tools.peer.internal"]]);
+        let (key, facts) = (name("uses-it.reports"), world.index.trust(&name("uses-it.reports")).expect("it is there"));
+        assert!(world.index.remarks(&key, facts).contains("name that peer with an alias"));
+        assert_eq!(world.index.hostname(&key), None);
+    }
+}
