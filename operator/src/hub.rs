@@ -131,17 +131,26 @@ pub struct Hub {
     serial: AtomicU64,
 }
 
-/// Streams by agent, each with the number of its seat.
+/// Streams, each with the number of its seat: a change names whom it touches, and who that is must not be looked for among all.
 #[derive(Debug, Default)]
-struct Streams(BTreeMap<ObjectKey, BTreeMap<u64, Arc<Stream>>>);
+struct Streams {
+    by_agent: Seats,
+    by_pod: Seats,
+}
+
+type Seats = BTreeMap<ObjectKey, BTreeMap<u64, Arc<Stream>>>;
 
 impl Streams {
     fn of(&self, agent: &ObjectKey) -> impl Iterator<Item = &Arc<Stream>> {
-        self.0.get(agent).into_iter().flat_map(BTreeMap::values)
+        self.by_agent.get(agent).into_iter().flat_map(BTreeMap::values)
+    }
+
+    fn in_pod(&self, pod: &ObjectKey) -> impl Iterator<Item = &Arc<Stream>> {
+        self.by_pod.get(pod).into_iter().flat_map(BTreeMap::values)
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Stream>> {
-        self.0.values().flat_map(BTreeMap::values)
+        self.by_agent.values().flat_map(BTreeMap::values)
     }
 
     /// Gives a stream a seat. Whoever sits there for the same instance is told that it was replaced.
@@ -149,14 +158,18 @@ impl Streams {
         for other in self.of(&stream.agent).filter(|other| other.instance == stream.instance) {
             other.note(|notes| notes.replaced = true);
         }
-        self.0.entry(stream.agent.clone()).or_default().insert(serial, stream);
+        self.by_pod.entry(stream.pod.clone()).or_default().insert(serial, Arc::clone(&stream));
+        self.by_agent.entry(stream.agent.clone()).or_default().insert(serial, stream);
     }
 
-    fn leave(&mut self, agent: &ObjectKey, serial: u64) {
-        let Some(of_agent) = self.0.get_mut(agent) else { return };
-        of_agent.remove(&serial);
-        if of_agent.is_empty() {
-            self.0.remove(agent);
+    fn leave(&mut self, stream: &Stream, serial: u64) {
+        for (seats, key) in [(&mut self.by_agent, &stream.agent), (&mut self.by_pod, &stream.pod)] {
+            if let Some(of_key) = seats.get_mut(key) {
+                of_key.remove(&serial);
+                if of_key.is_empty() {
+                    seats.remove(key);
+                }
+            }
         }
     }
 }
@@ -172,7 +185,7 @@ pub struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        lock(&self.hub.streams).leave(&self.stream.agent, self.serial);
+        lock(&self.hub.streams).leave(&self.stream, self.serial);
     }
 }
 
@@ -202,7 +215,7 @@ impl Hub {
     /// Whether nobody is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        lock(&self.streams).0.is_empty()
+        lock(&self.streams).by_agent.is_empty()
     }
 
     /// The streams of an agent.
@@ -214,13 +227,13 @@ impl Hub {
     /// Whether an agent has streams.
     #[must_use]
     pub fn has(&self, agent: &ObjectKey) -> bool {
-        lock(&self.streams).0.contains_key(agent)
+        lock(&self.streams).by_agent.contains_key(agent)
     }
 
     /// Agents that have streams.
     #[must_use]
     pub fn agents(&self) -> Vec<ObjectKey> {
-        lock(&self.streams).0.keys().cloned().collect()
+        lock(&self.streams).by_agent.keys().cloned().collect()
     }
 
     /// Leaves notes with those whom a change that we were told at `told` touches. Returns how many were woken.
@@ -237,7 +250,7 @@ impl Hub {
             }
         };
         if dirty.all {
-            streams.0.keys().for_each(|agent| note(agent, &|notes| notes.all = true));
+            streams.by_agent.keys().for_each(|agent| note(agent, &|notes| notes.all = true));
         }
         for (agent, peer) in &dirty.pairs {
             note(agent, &|notes| {
@@ -248,13 +261,9 @@ impl Hub {
         for agent in &dirty.agents {
             note(agent, &|notes| notes.settings = true);
         }
-        if !dirty.pods.is_empty() || !dirty.replaced.is_empty() {
-            let concerned =
-                |stream: &Stream| dirty.pods.contains(&stream.pod) || dirty.replaced.contains(&stream.agent);
-            for stream in streams.all().filter(|stream| concerned(stream)) {
-                stream.note(|notes| notes.pod = true);
-            }
-        }
+        let in_pods = dirty.pods.iter().flat_map(|pod| streams.in_pod(pod));
+        let of_replaced = dirty.replaced.iter().flat_map(|agent| streams.of(agent));
+        in_pods.chain(of_replaced).for_each(|stream| stream.note(|notes| notes.pod = true));
         woken
     }
 
@@ -379,6 +388,18 @@ mod tests {
         assert!(lock(&c.stream.notes).is_empty());
         drop(a);
         assert_eq!(hub.len(), 2, "who leaves gives up its place");
+    }
+
+    #[test]
+    fn a_pod_that_changes_is_looked_at_by_the_streams_in_it_and_an_agent_that_was_replaced_by_all_of_its_own() {
+        let hub = Arc::new(Hub::default());
+        let seats = [("a", 1), ("a", 2), ("b", 3), ("b", 4)].map(|(agent, instance)| join(&hub, agent, instance));
+        let key = |name| ObjectKey::new("n", name);
+        let dirty = Dirty { pods: [key("a-2"), key("c-1")].into(), replaced: [key("b")].into(), ..Dirty::default() };
+        hub.spread(&dirty, Instant::now());
+        assert_eq!(seats.each_ref().map(|seat| lock(&seat.stream.notes).pod), [false, true, true, true]);
+        drop(seats);
+        assert!(hub.is_empty() && lock(&hub.streams).by_pod.is_empty(), "who leaves gives up both places");
     }
 
     #[tokio::test]

@@ -61,6 +61,8 @@ pub struct Roll {
     /// its pod and AgentPeer do, and then their absence means nothing.
     verified: BTreeSet<PodUid>,
     by_peer: BTreeMap<ObjectKey, BTreeSet<PodUid>>,
+    /// By the name of their pod, which another may have had before it.
+    by_pod: BTreeMap<ObjectKey, BTreeSet<PodUid>>,
     denied: BTreeMap<AgentId, BTreeMap<InstanceId, UnixTime>>,
 }
 
@@ -97,7 +99,7 @@ impl Roll {
             self.count_key(uid, holder.issued);
         }
         let Some(old) = self.holders.get_mut(&uid) else {
-            self.by_peer.entry(holder.peer.clone()).or_default().insert(uid);
+            self.list(uid, &holder);
             self.holders.insert(uid, holder);
             return Admission::Holds(None);
         };
@@ -113,7 +115,8 @@ impl Roll {
         }
         let old = std::mem::replace(old, holder.clone());
         self.verified.remove(&uid);
-        self.relist(uid, &old.peer, Some(&holder.peer));
+        self.unlist(uid, &old);
+        self.list(uid, &holder);
         Admission::Holds(Some(self.deny(&old)))
     }
 
@@ -122,15 +125,20 @@ impl Roll {
         self.verified.insert(uid);
     }
 
-    fn relist(&mut self, uid: PodUid, from: &ObjectKey, to: Option<&ObjectKey>) {
-        if let Some(pods) = self.by_peer.get_mut(from) {
-            pods.remove(&uid);
-            if pods.is_empty() {
-                self.by_peer.remove(from);
-            }
+    fn list(&mut self, uid: PodUid, holder: &Holder) {
+        for (list, key) in [(&mut self.by_peer, &holder.peer), (&mut self.by_pod, &holder.pod)] {
+            list.entry(key.clone()).or_default().insert(uid);
         }
-        if let Some(to) = to {
-            self.by_peer.entry(to.clone()).or_default().insert(uid);
+    }
+
+    fn unlist(&mut self, uid: PodUid, holder: &Holder) {
+        for (list, key) in [(&mut self.by_peer, &holder.peer), (&mut self.by_pod, &holder.pod)] {
+            if let Some(of_key) = list.get_mut(key) {
+                of_key.remove(&uid);
+                if of_key.is_empty() {
+                    list.remove(key);
+                }
+            }
         }
     }
 
@@ -175,7 +183,7 @@ impl Roll {
     fn remove(&mut self, uid: &PodUid) -> Option<Holder> {
         self.verified.remove(uid);
         let holder = self.holders.remove(uid)?;
-        self.relist(*uid, &holder.peer, None);
+        self.unlist(*uid, &holder);
         Some(holder)
     }
 
@@ -196,9 +204,11 @@ impl Roll {
         pods: &BTreeSet<ObjectKey>,
         replaced: &BTreeSet<ObjectKey>,
     ) -> Vec<Denial> {
-        let concerned = |holder: &Holder| pods.contains(&holder.pod) || replaced.contains(&holder.peer);
+        let in_pods = pods.iter().filter_map(|pod| self.by_pod.get(pod));
+        let of_replaced = replaced.iter().filter_map(|peer| self.by_peer.get(peer));
+        let concerned: BTreeSet<PodUid> = in_pods.chain(of_replaced).flatten().copied().collect();
         let mut lost = Vec::new();
-        for (uid, holder) in self.holders.iter().filter(|(_, holder)| concerned(holder)) {
+        for (uid, holder) in concerned.iter().filter_map(|uid| Some((uid, self.holders.get(uid)?))) {
             let void = replaced.contains(&holder.peer) || !index.is_still(uid, holder);
             match void {
                 true if self.verified.contains(uid) => lost.push(*uid),
@@ -315,6 +325,19 @@ mod tests {
         assert_eq!(denial.denied.instance, InstanceId([1; 8]));
         assert_eq!(roll.admit(uid, holder(1, 180)), Admission::Denied, "and cannot come back");
         assert_eq!(roll.holders().count(), 1);
+    }
+
+    #[test]
+    fn a_pod_is_looked_at_by_its_name_also_after_another_had_it_and_leaves_nothing_behind() {
+        let mut roll = Roll::default();
+        let index = cluster("db");
+        roll.admit([9; 16], holder(1, 0));
+        roll.admit(uid_bytes(UID).0, holder(2, 0));
+        [[9; 16], uid_bytes(UID).0].into_iter().for_each(|uid| roll.verify(uid));
+        let denied: Vec<_> = recheck(&mut roll, &index).into_iter().map(|denial| denial.denied.instance).collect();
+        assert_eq!(denied, [InstanceId([1; 8])], "its pod is gone, and one of the same name is there");
+        roll.forget_ended(UnixTime(NOW.0 + 86_400));
+        assert!(roll.by_pod.is_empty() && roll.by_peer.is_empty());
     }
 
     #[test]

@@ -198,6 +198,10 @@ impl Edge {
     /// Acts on what a peer said of its ports.
     pub fn learn_ports(&self, peer: &AgentId, ports: Vec<Port>) {
         let mut book = self.book();
+        // Each session begins with it, and of many peers most come back as they were.
+        if book.ports.get(peer) == Some(&ports) {
+            return;
+        }
         book.ports.insert(peer.clone(), ports);
         self.publish(&mut book);
     }
@@ -442,6 +446,20 @@ mod tests {
         let heard = listening.wait_for(|listening| !listening.bound.is_empty()).await.expect("it runs").clone();
         assert_eq!(heard.conflicts[0].reason, ConflictReason::Declared);
         std::net::TcpListener::bind(("0.0.0.0", port)).expect("a program has it on all addresses");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_comes_back_with_the_same_ports_is_no_reason_to_look_at_all_others() {
+        let edge = edge(EdgeConfig::default()).await;
+        let db = listed("db");
+        edge.apply_listed(vec![db.clone(), listed("cache")], &[], BTreeSet::new());
+        let ports = |number| vec![Port { name: "p".parse().expect("a label"), number, protocol: Protocol::Tcp }];
+        edge.learn_ports(&db.id, ports(80));
+        let known = edge.directory();
+        edge.learn_ports(&db.id, ports(80));
+        assert!(Arc::ptr_eq(&known, &edge.directory()), "it is not made anew");
+        edge.learn_ports(&db.id, ports(81));
+        assert!(edge.directory().get(&db.id).is_some_and(|entry| entry.ports.contains_key(&(Protocol::Tcp, 81))));
     }
 
     #[test]
