@@ -25,6 +25,8 @@ const PEERS: usize = 5;
 const CHANGES: usize = 100;
 /// Between two of them.
 const EVERY: Duration = Duration::from_millis(100);
+/// For how long an operator is watched while nothing changes: streams show signs of life every 15 s.
+const STILL: Duration = Duration::from_secs(15);
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// Memory that one operator may use with 1,000 streams, in MB.
@@ -147,13 +149,15 @@ fn change(stage: &Stage, fleets: &[Fleet], total: usize, ring: usize, tell: Tell
     let before = names.map(|name| stage.sum(name));
     let updates =
         || fleets.iter().flat_map(|fleet| &fleet.agents).map(|agent| agent.known().updates).collect::<Vec<_>>();
-    let (had, (_, cpu)) = (updates(), usage_now(stage)?);
+    let still = usage_now(stage)?.1;
+    std::thread::sleep(STILL);
+    let (had, (_, cpu), begun) = (updates(), usage_now(stage)?, Instant::now());
     let mut took = Vec::new();
     for number in 0..CHANGES {
         took.extend(toggle(stage, &fleets[0], ring, number)?);
         std::thread::sleep(EVERY);
     }
-    let (_, after) = usage_now(stage)?;
+    let ((_, after), lasted) = (usage_now(stage)?, begun.elapsed());
     took.sort();
     let made = (2 * CHANGES) as f64;
     let disturbed = updates().iter().zip(&had).filter(|(now, before)| now != before).count();
@@ -166,6 +170,8 @@ fn change(stage: &Stage, fleets: &[Fleet], total: usize, ring: usize, tell: Tell
     tell("  bytes of updates for each change", (stage.sum(names[0]) - before[0]) / made, "B");
     tell("  streams that each change woke", (stage.sum(names[1]) - before[1]) / made, "");
     tell("  processor time of the operator for each change, all included", ms(after - cpu) / made, "ms");
+    let still = (cpu - still).div_duration_f64(STILL) * ms(lasted) / made;
+    tell("  of which it would have used while nothing changes", still, "ms");
     tell("  agents that got an update in all", disturbed as f64, &format!("of {total}"));
     ensure(disturbed <= 2 * CHANGES, || format!("{CHANGES} trusts disturbed {disturbed} agents"))
 }
