@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use peerage_model::stream::StreamStatus;
 use peerage_model::{AgentId, AuthorityRecord};
 
 use super::node::Node;
@@ -53,7 +54,7 @@ impl Node {
             // An agent in a cluster invites nobody and has no mailbox: trust is declared by resources.
             LinkEvent::TrustRequested { invite, .. } => {
                 if let Some(link) = self.tunnel.get() {
-                    link.answer_request(invite, false);
+                    link.answer_request(invite, StreamStatus::Denied);
                 }
                 return;
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use peerage_model::stream::StreamStatus;
 use peerage_model::{AgentId, AgreementSecret, AuthorityRecord, Credential, InstanceId, UnixTime, passport};
 use tokio::sync::{broadcast, watch};
 
@@ -382,7 +383,7 @@ impl Agent {
     ) {
         let id = asker.agent().clone();
         if id == self.us {
-            self.link.answer_request(invite, false);
+            self.link.answer_request(invite, StreamStatus::Denied);
             return;
         }
         let received = Received {
@@ -404,8 +405,14 @@ impl Agent {
                 .map_err(Into::into)
         });
         let kept = kept.await;
-        // The asker's receipt says that the request is on disk, so a crash from here on loses nothing.
-        self.link.answer_request(invite, matches!(&kept, Ok((Reception::Waiting | Reception::AlreadyTrusted, _))));
+        let status = match &kept {
+            // The asker's receipt says that the request is on disk, so a crash from here on loses nothing.
+            Ok((Reception::Waiting | Reception::AlreadyTrusted, _)) => StreamStatus::Open,
+            // Its ticket is used up, or was withdrawn.
+            Ok((Reception::Dropped | Reception::Repeated | Reception::Withdrawn, _)) => StreamStatus::Denied,
+            Err(_) => StreamStatus::Busy,
+        };
+        self.link.answer_request(invite, status);
         match kept {
             Ok((Reception::Waiting, reason)) => {
                 let name = id.name.to_string();
@@ -417,6 +424,9 @@ impl Agent {
             Ok((Reception::Repeated, _)) => tracing::debug!(%id, "a trust request came again"),
             Ok((Reception::Dropped, _)) => {
                 tracing::warn!(peer = %id.routing_id(), "a trust request was dropped: too many are waiting");
+            }
+            Ok((Reception::Withdrawn, _)) => {
+                tracing::info!(peer = %id.routing_id(), "a trust request came by a ticket that was withdrawn meanwhile");
             }
             Err(failure) => tracing::error!(%failure, "cannot write a trust request down"),
         }

@@ -80,8 +80,8 @@ impl Link for DriverLink {
         Box::pin(async move { self.0.request_trust(ticket, request).await.map_err(|error| not_asked(&error)) })
     }
 
-    fn answer_request(&self, invite: TrustId, kept: bool) {
-        self.0.answer_request(invite, if kept { StreamStatus::Open } else { StreamStatus::Busy });
+    fn answer_request(&self, invite: TrustId, status: StreamStatus) {
+        self.0.answer_request(invite, status);
     }
 
     fn look_up<'a>(&'a self, name: &'a AgentName, relays: &'a [RelayInfo]) -> Boxed<'a, Vec<Found>> {

@@ -14,6 +14,7 @@ use peerage_model::control::TrustRequest;
 use peerage_model::relay::RelayInfo;
 use peerage_model::relay::frame::mailbox::{MailId, SEALED};
 use peerage_model::snapshot::Port;
+use peerage_model::stream::StreamStatus;
 use peerage_model::{
     AgentId, AgentName, AgreementSecret, AuthorityRecord, Credential, InstanceId, RoutingId, Snapshot, Ticket, TrustId,
     UnixTime,
@@ -73,8 +74,9 @@ pub trait Link: Dial + 'static {
     fn renew(&self, credential: Vec<u8>);
     /// Asks a ticket's inviter for trust. Resolves when it has the request.
     fn ask<'a>(&'a self, ticket: &'a Ticket, request: TrustRequest) -> Boxed<'a, Result<(), Failure>>;
-    /// Answers [`LinkEvent::TrustRequested`]: whether the request is written down.
-    fn answer_request(&self, invite: TrustId, kept: bool);
+    /// Answers [`LinkEvent::TrustRequested`]: open when the request is written down, busy where it could not be and the ticket stays
+    /// good, denied otherwise.
+    fn answer_request(&self, invite: TrustId, status: StreamStatus);
     /// What these relays say whose agents have this name; those that did not answer are not among them.
     fn look_up<'a>(&'a self, name: &'a AgentName, relays: &'a [RelayInfo]) -> Boxed<'a, Vec<Found>>;
     /// Leaves a sealed request in a mailbox at these relays; gives those that say that they have it.

@@ -274,7 +274,7 @@ impl Agent {
                 self.say(Event::Request { name: id.name.to_string(), id: id.to_string(), reason });
                 true
             }
-            Ok((Reception::AlreadyTrusted | Reception::Repeated, _)) => true,
+            Ok((Reception::AlreadyTrusted | Reception::Repeated | Reception::Withdrawn, _)) => true,
             Ok((Reception::Dropped, _)) => {
                 tracing::warn!(%id, "a trust request by mail was dropped: too many are waiting");
                 true

@@ -30,7 +30,7 @@ struct FakeLink {
     refuse_asks: Mutex<bool>,
     /// One request at a time; a test that holds the permit holds them all up.
     asking: tokio::sync::Semaphore,
-    receipts: Mutex<Vec<bool>>,
+    receipts: Mutex<Vec<StreamStatus>>,
     /// What the first read of every stream says.
     refuses: Mutex<Option<DialError>>,
     /// What every relay says to a look-up.
@@ -134,8 +134,8 @@ impl Link for FakeLink {
         })
     }
 
-    fn answer_request(&self, _: TrustId, kept: bool) {
-        self.receipts.lock().expect("no panic").push(kept);
+    fn answer_request(&self, _: TrustId, status: StreamStatus) {
+        self.receipts.lock().expect("no panic").push(status);
     }
 
     fn look_up<'a>(&'a self, _: &'a AgentName, relays: &'a [RelayInfo]) -> Boxed<'a, Vec<Found>> {
@@ -280,7 +280,7 @@ async fn an_invited_asker_is_listed_approved_and_told_to_the_engine() {
     while receipts().is_empty() {
         tokio::task::yield_now().await;
     }
-    assert_eq!(receipts(), [true], "the asker's receipt says that the request is on disk");
+    assert_eq!(receipts(), [StreamStatus::Open], "the asker's receipt says that the request is on disk");
     assert!(inviter.last_snapshot().invites.is_empty(), "a ticket works once");
 
     let request = Request::Approve { name: "planner".into(), terms: Terms::default() };
@@ -308,6 +308,23 @@ async fn a_ticket_that_went_to_the_wrong_person_is_withdrawn_by_its_text_or_its_
     assert_eq!(withdraw(&first.to_string()).await, Err(Code::UnknownTicket), "it is withdrawn already");
     assert_eq!(withdraw(&left.id[..8]).await.map(|gone| gone.len()), Ok(1));
     assert_eq!(inviter.last_snapshot().invites, []);
+}
+
+#[tokio::test]
+async fn who_asked_by_a_ticket_that_is_withdrawn_before_it_is_written_down_is_told_no() {
+    let inviter = daemon("db").await;
+    let _ticket = inviter.invite().await;
+    let used = inviter.last_snapshot().invites[0].id;
+    let all = Request::Withdraw { ticket: "all".into() };
+    inviter.ask::<Vec<OpenTicket>>(all).await.expect("it is taken back");
+    let asker = Authority::new(&Zeroizing::new([7; 96]), time::now());
+    inviter.link.events.send(trust_requested(&asker, "planner", used)).await.expect("it hears");
+    let receipts = || inviter.link.receipts.lock().expect("no panic").clone();
+    while receipts().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(receipts(), [StreamStatus::Denied], "that ticket is good for nothing more");
+    assert_eq!(inviter.ask::<Vec<Asking>>(Request::Requests).await.expect("it answers"), []);
 }
 
 #[tokio::test]

@@ -232,6 +232,10 @@ impl Store {
         let kept = self.keep(changed.clone());
         self.unwritten |= self.document != changed;
         self.document = changed;
+        if kept.is_err() {
+            // An invitation without its secret is dead, so a restart does not open it again if that much can be done.
+            self.sweep_secrets();
+        }
         Ok((result, kept))
     }
 
@@ -278,7 +282,12 @@ impl Store {
         }
         let mut left = self.invites.clone();
         left.retain(|id, _| open(id));
-        match write_invites(&self.home, &left) {
+        let written = match left.is_empty() {
+            // A full disk lets this be done.
+            true => file::remove(&self.home.file(INVITES)),
+            false => write_invites(&self.home, &left),
+        };
+        match written {
             Ok(()) => self.invites = left,
             Err(error) => tracing::warn!(%error, "cannot remove the secrets of invitations that are closed"),
         }
@@ -522,19 +531,37 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut store = open(dir.path()).expect("a new state");
         let id = TrustId([1; 16]);
-        store.invite(id, PairSecret::from_bytes([2; 32]), NOW).expect("it writes");
+        [1, 2].into_iter().for_each(|id| invite(&mut store, id, NOW));
         let close = |document: &mut Document| {
-            document.invites.clear();
+            document.invites.retain(|invite| invite.id != id);
             Ok::<(), StateError>(())
         };
         let obstacle = dir.path().join("invites.new");
         fs::create_dir(&obstacle).expect("it is ours");
         store.change(close).expect("the document is written");
         let document = read_document(&store.home).expect("it reads").expect("it is there");
-        assert!(document.invites.is_empty());
+        assert!(document.invites.iter().all(|invite| invite.id != id) && store.invites.contains_key(&id));
         fs::remove_dir(&obstacle).expect("it is ours");
         store.change(|_| Ok::<(), StateError>(())).expect("it writes");
         assert!(!store.invites.contains_key(&id) && !read_invites(&store.home).expect("it is there").contains_key(&id));
+    }
+
+    #[test]
+    fn a_ticket_that_was_withdrawn_opens_nothing_after_a_restart_also_if_only_one_of_two_files_can_be_written() {
+        for obstacle in ["state.new", "invites.new"] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let mut store = open(dir.path()).expect("a new state");
+            let (first, later) = (TrustId([1; 16]), NOW.plus(Duration::from_secs(60)));
+            [1, 2].into_iter().for_each(|id| invite(&mut store, id, later));
+            let obstacle = dir.path().join(obstacle);
+            fs::create_dir(&obstacle).expect("it is ours");
+            let (_, kept) = store.take_back(|document| document.withdraw(&first.to_string())).expect("it is open");
+            assert_eq!(kept.is_err(), obstacle.ends_with("state.new"), "{kept:?}");
+            drop(store);
+            let again = open(dir.path()).expect("the same state");
+            let is_listed = again.document().invites.iter().any(|invite| invite.id == first);
+            assert!(!is_listed || !again.invites().contains_key(&first), "{}", obstacle.display());
+        }
     }
 
     #[test]

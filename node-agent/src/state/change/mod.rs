@@ -149,6 +149,8 @@ pub enum Reception {
     Dropped,
     /// It waits already, or was answered.
     Repeated,
+    /// The ticket that it came by was withdrawn, or ended, while it was on its way.
+    Withdrawn,
 }
 
 /// What sweeping up removed.

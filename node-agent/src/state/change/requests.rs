@@ -45,7 +45,12 @@ impl Document {
 
     /// Takes in a request and uses its invitation up, whether or not there is room for the request.
     pub fn receive(&mut self, request: Received) -> Reception {
-        self.invites.retain(|invite| Some(invite.id) != request.invite);
+        if let Some(by) = request.invite
+            && self.invites.extract_if(.., |invite| invite.id == by).next().is_none()
+        {
+            // Its owner was told that nobody comes by it any more.
+            return Reception::Withdrawn;
+        }
         if let Some(trust) = self.trusts.iter_mut().find(|trust| trust.peer == request.asker) {
             // The session proved who asks, and the same root signs: its newer keys and place are as good as the old.
             for record in &request.records {

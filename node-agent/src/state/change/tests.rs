@@ -36,6 +36,12 @@ fn request(seed: u8, asker: &str) -> Received {
     }
 }
 
+/// Somebody asks by a ticket of ours.
+fn ask(document: &mut Document, request: Received) -> Reception {
+    document.invite(TrustId([9; 16]), NOW.plus(Duration::from_secs(60))).expect("there is room");
+    document.receive(request)
+}
+
 fn ticket(seed: u8) -> Ticket {
     Ticket {
         record: authority(seed).record().clone(),
@@ -53,7 +59,7 @@ fn us() -> AgentId {
 #[test]
 fn an_approved_asker_may_reach_what_we_expose_and_no_longer_waits() {
     let mut document = Document::default();
-    assert_eq!(document.receive(request(2, "db")), Reception::Waiting);
+    assert_eq!(ask(&mut document, request(2, "db")), Reception::Waiting);
     let trust = document.approve(&name("db"), &consent(1), NOW).expect("one asks");
     assert_eq!(trust.inbound, Inbound::Everything);
     assert_eq!(trust.alias.as_str(), "db");
@@ -90,8 +96,8 @@ fn our_own_ticket_is_refused() {
 #[test]
 fn a_name_that_two_askers_use_is_not_guessed() {
     let mut document = Document::default();
-    document.receive(request(2, "db"));
-    document.receive(request(3, "db"));
+    ask(&mut document, request(2, "db"));
+    ask(&mut document, request(3, "db"));
     let refused = document.approve(&name("db"), &consent(1), NOW);
     assert!(matches!(refused, Err(ChangeError::Ambiguous { ref choices, .. }) if choices.len() == 2), "{refused:?}");
     let exact = format!("db@{}", &authority(3).fingerprint().to_string()[..8]);
@@ -106,7 +112,7 @@ fn a_peer_cannot_be_called_what_this_machine_is_called() {
         let ticket = Ticket { name: this.parse().expect("a name"), ..ticket(2) };
         let refused = document.handshake(&us(), &ticket, "", &consent(1), NOW);
         assert!(matches!(refused, Err(ChangeError::AliasReserved { .. })), "{refused:?}");
-        document.receive(request(3, this));
+        ask(&mut document, request(3, this));
         let refused = document.approve(&name(this), &consent(1), NOW);
         assert!(matches!(refused, Err(ChangeError::AliasReserved { .. })), "{refused:?}");
     }
@@ -117,9 +123,9 @@ fn a_peer_cannot_be_called_what_this_machine_is_called() {
 #[test]
 fn a_second_peer_of_one_name_needs_an_alias() {
     let mut document = Document::default();
-    document.receive(request(2, "db"));
+    ask(&mut document, request(2, "db"));
     document.approve(&name("db"), &consent(1), NOW).expect("one asks");
-    document.receive(request(3, "db"));
+    ask(&mut document, request(3, "db"));
     let refused = document.approve(&name("db"), &consent(2), NOW);
     assert!(matches!(refused, Err(ChangeError::AliasTaken { .. })), "{refused:?}");
     assert_eq!(document.requests.len(), 1, "the request still waits");
@@ -130,7 +136,7 @@ fn a_second_peer_of_one_name_needs_an_alias() {
 #[test]
 fn approving_a_peer_again_changes_only_what_is_said() {
     let mut document = Document::default();
-    document.receive(request(2, "db"));
+    ask(&mut document, request(2, "db"));
     document.approve(&name("db"), &consent(1), NOW).expect("one asks");
     let expires = Some(NOW.plus(Duration::from_secs(60)));
     let changed = document.approve(&name("db"), &Consent { expires, ..consent(2) }, NOW).expect("it is a peer");
@@ -149,11 +155,11 @@ fn nobody_asked_means_nothing_to_approve_or_reject() {
 fn one_authority_cannot_fill_the_list_of_requests() {
     let mut document = Document::default();
     for i in 0..MAX_REQUESTS_PER_AUTHORITY {
-        assert_eq!(document.receive(request(2, &format!("a{i}"))), Reception::Waiting);
+        assert_eq!(ask(&mut document, request(2, &format!("a{i}"))), Reception::Waiting);
     }
-    assert_eq!(document.receive(request(2, "one-more")), Reception::Dropped);
-    assert_eq!(document.receive(request(2, "a3")), Reception::Waiting, "asking again replaces");
-    assert_eq!(document.receive(request(3, "other")), Reception::Waiting, "others still may");
+    assert_eq!(ask(&mut document, request(2, "one-more")), Reception::Dropped);
+    assert_eq!(ask(&mut document, request(2, "a3")), Reception::Waiting, "asking again replaces");
+    assert_eq!(ask(&mut document, request(3, "other")), Reception::Waiting, "others still may");
 }
 
 #[test]
@@ -162,10 +168,10 @@ fn many_authorities_together_cannot_fill_it_either() {
     let mut asking = request(2, "db");
     for i in 0..MAX_REQUESTS {
         asking.asker.authority = Fingerprint([u8::try_from(i).expect("200 is below 256"); 32]);
-        assert_eq!(document.receive(asking.clone()), Reception::Waiting);
+        assert_eq!(ask(&mut document, asking.clone()), Reception::Waiting);
     }
     asking.asker.authority = Fingerprint([255; 32]);
-    assert_eq!(document.receive(asking), Reception::Dropped);
+    assert_eq!(ask(&mut document, asking), Reception::Dropped);
 }
 
 #[test]
@@ -183,7 +189,7 @@ fn a_strangers_reason_cannot_drive_our_terminal() {
     let mut document = Document::default();
     let mut asking = request(2, "db");
     asking.reason = format!("hello\x1b[2Jworld\r\n\u{202e}{}", "é".repeat(400));
-    document.receive(asking);
+    ask(&mut document, asking);
     let shown = &document.requests[0].reason;
     assert!(shown.starts_with("hello [2Jworld   é"), "{shown}");
     assert!(shown.len() <= MAX_REASON);
@@ -192,7 +198,7 @@ fn a_strangers_reason_cannot_drive_our_terminal() {
 #[test]
 fn a_revoked_trust_is_remembered_by_its_id() {
     let mut document = Document::default();
-    document.receive(request(2, "db"));
+    ask(&mut document, request(2, "db"));
     document.approve(&name("db"), &consent(1), NOW).expect("one asks");
     document.revoke(&name("db"), NOW).expect("it is a peer");
     assert!(document.trusts.is_empty());
@@ -203,10 +209,10 @@ fn a_revoked_trust_is_remembered_by_its_id() {
 #[test]
 fn what_has_ended_is_swept_up_at_its_moment_and_not_before() {
     let mut document = Document::default();
-    document.receive(request(2, "db"));
+    ask(&mut document, request(2, "db"));
     let expires = Some(NOW.plus(Duration::from_secs(60)));
     document.approve(&name("db"), &Consent { expires, ..consent(1) }, NOW).expect("one asks");
-    document.receive(request(3, "late"));
+    ask(&mut document, request(3, "late"));
     document.invite(TrustId([5; 16]), NOW.plus(Duration::from_secs(30))).expect("there is room");
     assert_eq!(document.next_end(), Some(NOW.plus(Duration::from_secs(30))));
     assert!(document.sweep(NOW.plus(Duration::from_secs(29))).is_empty());
@@ -251,12 +257,12 @@ fn the_two_newest_records_of_an_authority_are_kept() {
 #[test]
 fn whom_we_trust_already_need_not_wait_when_it_asks() {
     let mut document = Document::default();
-    document.receive(request(2, "db"));
+    ask(&mut document, request(2, "db"));
     document.approve(&name("db"), &consent(1), NOW).expect("one asks");
     let relay = format!("{}@relay.example:3478", data_encoding::BASE32_NOPAD.encode(&[5; 32]));
     let relays = vec![relay.parse().expect("a relay")];
     let moved = Received { relays: relays.clone(), ..request(2, "db") };
-    assert_eq!(document.receive(moved), Reception::AlreadyTrusted);
+    assert_eq!(ask(&mut document, moved), Reception::AlreadyTrusted);
     assert!(document.requests.is_empty());
     assert_eq!(document.trusts[0].relays, relays);
 }
@@ -269,7 +275,7 @@ fn strangers_by_mail_never_take_the_room_of_who_was_invited() {
         let expected = if usize::from(seed) < MAX_MAIL_REQUESTS { Reception::Waiting } else { Reception::Dropped };
         assert_eq!(document.receive_mail(request, NOW), expected, "{seed}");
     }
-    assert_eq!(document.receive(request(200, "db")), Reception::Waiting);
+    assert_eq!(ask(&mut document, request(200, "db")), Reception::Waiting);
 }
 
 #[test]
@@ -302,12 +308,21 @@ fn a_ticket_is_withdrawn_by_the_digits_that_only_it_begins_with() {
 }
 
 #[test]
+fn who_asked_by_a_ticket_that_is_withdrawn_meanwhile_is_not_let_in() {
+    let mut document = Document::default();
+    document.invite(TrustId([9; 16]), NOW.plus(Duration::from_secs(60))).expect("there is room");
+    document.withdraw("all").expect("all may be none");
+    assert_eq!(document.receive(request(2, "db")), Reception::Withdrawn);
+    assert_eq!(document.requests, []);
+}
+
+#[test]
 fn a_grant_ends_with_its_service_and_a_later_one_of_that_name_is_another() {
     let mut document = Document::default();
     let service = |text: &str| text.parse::<Service>().expect("it is a service");
     document.expose(&service("echo=90")).expect("it is free");
     document.expose(&service("dns=53/udp")).expect("it is free");
-    document.receive(request(2, "db"));
+    ask(&mut document, request(2, "db"));
     let only = Inbound::Only(vec![service("dns=53/udp").name, service("echo=90").name]);
     let consent = Consent { inbound: Some(only.clone()), ..consent(1) };
     document.approve(&name("db"), &consent, NOW).expect("one asks");
