@@ -1,5 +1,8 @@
 //! What is logged, as `PEERAGE_LOG` says it.
 
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
+
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -27,9 +30,27 @@ pub fn filter(said: Option<&str>, default: Level) -> (Targets, Option<String>) {
     }
 }
 
+/// Whether lines on stderr have colours: for who reads them at a terminal, and has not said otherwise (<https://no-color.org>).
+/// In a file, and to what collects the logs of pods, they are noise.
+#[must_use]
+pub fn stderr_has_colours() -> bool {
+    has_colours(io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref())
+}
+
+fn has_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_whose_user_has_not_turned_them_off() {
+        let has = |is_terminal, no_color: Option<&str>| has_colours(is_terminal, no_color.map(OsStr::new));
+        assert!(has(true, None) && has(true, Some("")));
+        assert!(!has(true, Some("1")) && !has(false, None) && !has(false, Some("")));
+    }
 
     #[test]
     fn levels_and_targets_are_taken_as_they_are_said() {

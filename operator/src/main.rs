@@ -144,6 +144,7 @@ fn start_logging(format: LogFormat) {
     let level = std::env::var("PEERAGE_LOG").ok().and_then(|text| text.parse().ok());
     let level = level.unwrap_or(tracing::level_filters::LevelFilter::INFO);
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(peerage_agent::log::stderr_has_colours());
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

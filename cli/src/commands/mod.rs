@@ -8,7 +8,6 @@ mod traffic;
 mod trust;
 mod up;
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -123,7 +122,8 @@ fn log_to_stderr(default: tracing::Level) {
     let said = std::env::var(peerage_agent::log::VARIABLE).ok();
     let (filter, complaint) = peerage_agent::log::filter(said.as_deref(), default);
     let stderr = std::io::stderr;
-    let lines = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
+    let colours = peerage_agent::log::stderr_has_colours();
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(colours);
     // Set already in tests that start two: then the first stays.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
     if let Some(complaint) = complaint {

@@ -22,7 +22,8 @@ struct Command {
 fn main() -> ExitCode {
     let command = Command::parse();
     let (filter, complaint) = filter::filter(std::env::var(filter::VARIABLE).ok().as_deref());
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours);
     tracing_subscriber::registry().with(filter).with(lines).init();
     if let Some(complaint) = complaint {
         tracing::warn!("{complaint}");
