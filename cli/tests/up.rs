@@ -93,6 +93,24 @@ fn an_agent_whose_terminal_is_closed_says_goodbye_and_ends() {
 }
 
 #[test]
+fn an_agent_in_the_background_that_nobody_can_find_says_so_and_what_to_do() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let said = |args: &[&str]| {
+        let output = peerage(&state, args).output().expect("it runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("it is text")
+    };
+    let alone = said(&["up", "--detach", "--hostname", "db"]);
+    assert!(alone.lines().any(|line| line.starts_with("problem") && line.contains("peerage up --relay")), "{alone}");
+    said(&["down"]);
+    let relay = format!("{}@127.0.0.1:3478", "a".repeat(52));
+    let with_one = said(&["up", "--detach", "--relay", &relay]);
+    assert!(!with_one.contains("problem"), "{with_one}");
+    said(&["down"]);
+}
+
+#[test]
 fn an_empty_directory_that_was_open_to_others_is_as_good_in_the_background() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");

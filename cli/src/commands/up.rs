@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use peerage_agent::control::failure::Failure;
 use peerage_agent::control::view::{Event, Status};
 use peerage_agent::control::{Code, Request, client};
-use peerage_agent::daemon::{self, Daemon, Options, driver};
+use peerage_agent::daemon::{self, Daemon, NO_RELAY, Options, driver};
 use peerage_agent::driver::ProxySettings;
 use peerage_agent::process;
 use peerage_agent::state::Place;
@@ -161,13 +161,7 @@ pub fn detach(place: &Place, output: Output) -> Done {
         // Another agent may hold the state and answer: only our child counts.
         match runtime.block_on(client::call::<Status>(place, &Request::Status)) {
             Ok(status) if status.pid == child.id() => {
-                output.answer(&status, |status| {
-                    format!(
-                        "{} runs in the background (process {}). Stop it with: peerage down",
-                        short(&status.agent),
-                        status.pid
-                    )
-                });
+                output.answer(&status, in_background);
                 return Ok(ExitCode::SUCCESS);
             }
             Ok(_) | Err(_) => {}
@@ -184,6 +178,18 @@ pub fn detach(place: &Place, output: Output) -> Done {
         }
         sleep(LOOK);
     }
+}
+
+fn in_background(status: &Status) -> String {
+    let mut lines = vec![format!(
+        "{} runs in the background (process {}). Stop it with: peerage down",
+        short(&status.agent),
+        status.pid
+    )];
+    let no_relay = status.relays.is_empty().then_some(NO_RELAY);
+    let problems = no_relay.into_iter().chain(status.problems.iter().map(String::as_str));
+    lines.extend(problems.map(|problem| format!("problem    {problem}")));
+    lines.join("\n")
 }
 
 fn open_log(place: &Place) -> Result<(File, u64), Failure> {

@@ -49,7 +49,7 @@ pub(crate) const SWEEP: Duration = Duration::from_secs(1);
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 
 /// What an agent without one says when it starts; `status` and `doctor` say it with their relays.
-const NO_RELAY: &str =
+pub const NO_RELAY: &str =
     "no relay is configured, so peers cannot find this agent: peerage down, then peerage up --relay KEY@HOST:PORT";
 
 /// What a person said when starting; what is not said stays as the state has it.
