@@ -176,10 +176,10 @@ pub struct Up {
     #[arg(long, value_name = "KEY@HOST:PORT")]
     pub relay: Vec<RelayInfo>,
     /// Let strangers ask this agent for trust by its name alone: its relays keep a sealed mailbox for it [default: as before]
-    #[arg(long, overrides_with = "no_public")]
+    #[arg(long)]
     pub public: bool,
     /// Do not, from now on
-    #[arg(long)]
+    #[arg(long, conflicts_with = "public")]
     pub no_public: bool,
     /// An address at which this agent can be reached from outside; repeat for more
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -292,6 +292,9 @@ mod tests {
             (&["handshake", "peerage1-x"], "<REASON>"),
             (&["run"], "<COMMAND>..."),
             (&["invite", "--list", "--withdraw", "all"], "cannot be used with"),
+            (&["up", "--public", "--no-public"], "'--public' cannot be used with '--no-public'"),
+            (&["up", "--no-public", "--public"], "'--no-public' cannot be used with '--public'"),
+            (&["relay", "--open", "--no-tls", "--tls-streams", "9"], "'--no-tls' cannot be used with '--tls-streams"),
             (&["expose"], "<SERVICE>"),
             (&["bench", "db", "--seconds", "601"], "601 is not in 1..=600"),
         ] {

@@ -56,7 +56,7 @@ struct Arguments {
     #[arg(long, env = "PEERAGE_OPERATOR", value_name = "HOST:PORT", value_delimiter = ',', requires = "authority")]
     operator: Vec<Operator>,
     /// The fingerprint of the authority that operators must speak for
-    #[arg(long, env = "PEERAGE_AUTHORITY", value_name = "FINGERPRINT")]
+    #[arg(long, env = "PEERAGE_AUTHORITY", value_name = "FINGERPRINT", requires = "operator")]
     authority: Option<Fingerprint>,
     /// The projected ServiceAccount token, of audience peerage.dev/FINGERPRINT
     #[arg(long, env = "PEERAGE_TOKEN_FILE", value_name = "PATH", default_value = "/var/run/secrets/peerage.dev/token")]
@@ -296,6 +296,7 @@ mod tests {
         let reserved: Vec<String> = arguments.reserved_ports.iter().map(ToString::to_string).collect();
         assert_eq!(reserved, ["80", "53/udp"]);
         assert!(line(&["--operator", "a.svc:9443"]).is_err(), "it would not know whom to believe");
+        assert!(line(&["--authority", &fingerprint]).is_err(), "it would be an agent outside of clusters");
         assert!(line(&["--reserved-ports", "0"]).is_err());
         assert!(line(&["--addresses", "127.64.9.9"]).is_err(), "whose it is must be said");
         assert!(line(&["--reserved-ports", "80/sctp"]).is_err());

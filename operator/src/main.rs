@@ -4,7 +4,8 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use peerage_operator::causes::causes;
 use peerage_operator::index::Staleness;
 use peerage_operator::managed::Settings;
@@ -66,6 +67,9 @@ enum LogFormat {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(error) = contradiction(&arguments) {
+        error.exit();
+    }
     start_logging(arguments.log);
     if let Some(place) = arguments.ask {
         return match peerage_operator::ask::ready(&place) {
@@ -81,6 +85,15 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+/// What one option says and another takes back, where that hangs on their values.
+fn contradiction(arguments: &Arguments) -> Option<clap::Error> {
+    let never_over = arguments.agent_fail_closed && arguments.agent_max_staleness == 0;
+    never_over.then(|| {
+        let said = "--agent-fail-closed needs a limit, and --agent-max-staleness 0 says that there is none";
+        Arguments::command().error(ErrorKind::ArgumentConflict, said)
+    })
 }
 
 async fn operate(arguments: Arguments) -> Result<(), RunError> {
@@ -159,6 +172,16 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn agents_cannot_be_closed_by_a_limit_that_there_is_not() {
+        let contradicts = |more: &[&str]| {
+            let line = [&["peerage-operator", "--agent-fail-closed"], more].concat();
+            contradiction(&Arguments::try_parse_from(line).expect("each is right")).is_some()
+        };
+        assert!(contradicts(&["--agent-max-staleness", "0"]));
+        assert!(!contradicts(&[]) && !contradicts(&["--agent-max-staleness", "30"]));
+    }
 
     #[test]
     fn an_address_of_a_pod_is_written_with_its_port_as_one_connects_to_it() {

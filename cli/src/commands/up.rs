@@ -64,11 +64,7 @@ fn options(up: Up) -> Options {
     Options {
         hostname: up.hostname,
         relays: up.relay,
-        public: match (up.public, up.no_public) {
-            (true, _) => Some(true),
-            (false, true) => Some(false),
-            (false, false) => None,
-        },
+        public: (up.public || up.no_public).then_some(up.public),
         expose: up.expose,
         avoid: up.avoid,
         endpoints: up.endpoint,

@@ -20,7 +20,7 @@ use crate::control::failure::chain;
 use crate::control::server::{Handler, Handling, Reply};
 use crate::control::view::{self, Event};
 use crate::control::{Code, Failure, Request, Terms};
-use crate::state::document::{Document, Inbound, Service, Trust};
+use crate::state::document::{Document, Inbound, Path, Service, Trust};
 use crate::state::{ChangeError, Consent, PeerRef, StateError, UpdateError, random, time};
 
 /// Longest consent with an end, as in what people type ([`time::parse_span`]). Times are written with a year of four digits.
@@ -274,6 +274,9 @@ fn opens(trust: &Trust, service: &Service) -> bool {
 
 /// What a person said, as a consent with a fresh id.
 pub(super) fn consent(document: &Document, terms: &Terms) -> Result<Consent, Failure> {
+    if terms.path == Some(Path::RelayOnly) && terms.birthday == Some(true) {
+        return Err(Failure::bad_request("ports are guessed for a direct path, and `relay-only` forbids one"));
+    }
     let alias = terms.alias.as_deref().map(str::parse).transpose();
     let alias = alias.map_err(|error: peerage_model::InvalidName| Failure::bad_request(error.to_string()))?;
     let inbound = match terms.inbound.as_deref() {

@@ -454,6 +454,22 @@ async fn a_consent_has_an_end_that_can_be_written_down() {
     }
 }
 
+#[tokio::test]
+async fn a_consent_that_guesses_ports_for_a_path_that_it_forbids_is_refused() {
+    let (inviter, asker) = (daemon("db").await, daemon("planner").await);
+    let ticket = inviter.invite().await.to_string();
+    let path = crate::state::document::Path::RelayOnly;
+    let with = |birthday| Request::Handshake {
+        ticket: ticket.clone(),
+        to: None,
+        reason: "why".into(),
+        terms: Terms { path: Some(path), birthday: Some(birthday), ..Terms::default() },
+    };
+    let refused = asker.ask::<Asked>(with(true)).await.expect_err("it is a contradiction");
+    assert!(refused.code == Code::BadRequest && refused.message.contains("relay-only"), "{refused}");
+    asker.ask::<Asked>(with(false)).await.expect("it says so twice");
+}
+
 fn by_name(name: &str) -> Request {
     Request::HandshakeByName { name: name.into(), relays: Vec::new(), reason: "why".into(), terms: Terms::default() }
 }

@@ -24,7 +24,7 @@ pub struct Options {
     pub tls_listen: Option<SocketAddr>,
 
     /// Serve UDP only
-    #[arg(long, conflicts_with = "tls_listen", env = "PEERAGE_RELAY_NO_TLS")]
+    #[arg(long, conflicts_with_all = ["tls_listen", "tls_streams"], env = "PEERAGE_RELAY_NO_TLS")]
     pub no_tls: bool,
 
     /// TLS streams at one time; each takes a file descriptor and, while idle, 14 KiB
