@@ -1,6 +1,6 @@
 //! Prints what each congestion controller makes of a set of paths: docs/benchmarks/congestion-sim.txt.
 //!
-//! `cargo run --release -p peerage-sim --example congestion [alone|transfer|shared]... [SEEDS]`
+//! `cargo run --release -p peerage-sim --example congestion [transfer|again|alone|shared]... [SEEDS]`
 
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ fn main() {
     let wants = |what: &str| all || wanted.iter().any(|word| word == what);
     if wants("transfer") {
         transfers(seeds);
+    }
+    if wants("again") {
+        again(seeds);
     }
     if wants("alone") {
         alone(seeds);
@@ -45,6 +48,27 @@ fn transfers(seeds: u64) {
             let all: Vec<f64> = (0..seeds).map(took).collect();
             let slowest = all.iter().copied().fold(0.0, f64::max);
             println!("{path:?} {algorithm:?}: {:.2} {slowest:.2}", median(all));
+        }
+    }
+}
+
+fn again(seeds: u64) {
+    println!("\n5 MB six times on one session, seconds: medians of {seeds} seeds; before them, the path was another");
+    let near = Path::clean(1, 1_000, 1_000);
+    for (before, path) in [
+        (lossy(30, 1_000, 0), lossy(30, 1_000, 0)),
+        (lossy(30, 1_000, 20), lossy(30, 1_000, 20)),
+        (lossy(100, 1_000, 20), lossy(100, 1_000, 20)),
+        (near, lossy(30, 1_000, 0)),
+        (near, lossy(30, 1_000, 20)),
+        (lossy(30, 1_000, 0), lossy(100, 1_000, 20)),
+        (lossy(30, 1_000, 0), lossy(30, 50, 0)),
+    ] {
+        for algorithm in BOTH {
+            let all: Vec<_> = (0..seeds).map(|seed| path.transfers(&before, seed, algorithm, 5_000_000, 6)).collect();
+            let medians = (0..6).map(|n| median(all.iter().map(|one| one[n].as_secs_f64()).collect()));
+            let medians: Vec<_> = medians.map(|median| format!("{median:.2}")).collect();
+            println!("{before:?}, then {path:?} {algorithm:?}: {}", medians.join(" "));
         }
     }
 }
@@ -84,7 +108,7 @@ fn shared(seeds: u64) {
         [Algorithm::Cubic, Algorithm::Bbr],
         [Algorithm::Bbr, Algorithm::Bbr],
     ];
-    for queue in [500, 1_000, 4_000] {
+    for queue in [50, 100, 500, 1_000, 4_000] {
         for pair in pairs {
             let path = Path::clean(30, 50, queue);
             let seen: Vec<_> = (0..seeds).map(|seed| path.shared(seed, pair, secs(10), secs(40))).collect();

@@ -35,6 +35,8 @@ pub struct Seen {
 
 /// How often the queue is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Between transfers on one session.
+const PAUSE: Duration = Duration::from_millis(500);
 /// The later of two flows begins so much later.
 const APART: Duration = Duration::from_millis(1_700);
 
@@ -93,6 +95,28 @@ impl Path {
         let mut sim = self.world(seed, [algorithm; 2]);
         let pour = sim.pour("a", "b", bytes);
         sim.run_until(secs(600), |sim| sim.poured(pour) == bytes).expect("they arrive")
+    }
+
+    /// How long each of several transfers of so many bytes takes, one after the other on one session, which at first had the path `before`.
+    ///
+    /// # Panics
+    ///
+    /// If one is not there in ten minutes.
+    #[must_use]
+    pub fn transfers(&self, before: &Self, seed: u64, algorithm: Algorithm, bytes: u64, count: usize) -> Vec<Duration> {
+        let mut sim = before.world(seed, [algorithm; 2]);
+        let pour = sim.pour("a", "b", bytes);
+        sim.run_until(secs(600), |sim| sim.poured(pour) == bytes).expect("they arrive");
+        sim.run_for(PAUSE);
+        sim.set_line("a", &LinkConfig::with_delay(self.rtt / 4));
+        sim.set_line("b", &self.bottleneck());
+        let mut one = || {
+            let pour = sim.pour("a", "b", bytes);
+            let took = sim.run_until(secs(600), |sim| sim.poured(pour) == bytes).expect("they arrive");
+            sim.run_for(PAUSE);
+            took
+        };
+        (0..count).map(|_| one()).collect()
     }
 
     /// What one flow brings in `time`, after `warm`.

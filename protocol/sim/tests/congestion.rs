@@ -19,6 +19,21 @@ fn five_megabytes_at_two_percent_loss_take_less_than_three_seconds() {
 }
 
 #[test]
+fn losing_two_percent_by_chance_leaves_seven_tenths_of_the_line() {
+    let path = Path { loss: Chance::percent(2), ..HOME };
+    let seen = path.alone(0, Algorithm::Bbr, secs(5), secs(10));
+    assert!(seen.mbit[0] > 0.7 * 20.0, "{seen:?}");
+}
+
+#[test]
+fn a_session_whose_path_becomes_a_longer_one_is_fast_again_within_a_second() {
+    let path = Path::clean(60, 100, 1_000);
+    let took = path.transfers(&Path::clean(2, 100, 1_000), 0, Algorithm::Bbr, 2_000_000, 2);
+    assert!(took[0] < secs(1), "{took:?}");
+    assert!(took[1] < ms(400), "160 ms and a way of 30 by the line: {took:?}");
+}
+
+#[test]
 fn a_long_fat_pipe_with_a_short_queue_is_filled_and_the_session_lives() {
     // A sender that is twice too fast loses every second packet here, and quinn-proto gives a session up that has too many gaps.
     let seen = Path::clean(100, 500, 250).alone(0, Algorithm::Bbr, secs(5), secs(1));
@@ -44,6 +59,23 @@ fn beside_cubic_each_has_its_part() {
     for (first, second) in [(Algorithm::Bbr, Algorithm::Cubic), (Algorithm::Cubic, Algorithm::Bbr)] {
         let seen = HOME.shared(1, [first, second], secs(10), secs(30));
         assert!((0.3..0.7).contains(&seen.share()), "{first:?} beside {second:?}: {:.2} of {seen:?}", seen.share());
+    }
+}
+
+#[test]
+fn cubic_is_not_pushed_out_of_a_queue_too_short_to_be_seen() {
+    for (first, second) in [(Algorithm::Bbr, Algorithm::Cubic), (Algorithm::Cubic, Algorithm::Bbr)] {
+        // 1.5 ms, where 2 ms count as a queue.
+        let seen = Path::clean(30, 100, 50).shared(1, [first, second], secs(5), secs(10));
+        assert!((0.25..0.75).contains(&seen.share()), "{first:?} beside {second:?}: {:.2} of {seen:?}", seen.share());
+    }
+}
+
+#[test]
+fn beside_cubic_in_a_deep_queue_each_has_its_part() {
+    for (first, second) in [(Algorithm::Bbr, Algorithm::Cubic), (Algorithm::Cubic, Algorithm::Bbr)] {
+        let seen = Path { queue: 4_000, ..HOME }.shared(1, [first, second], secs(10), secs(30));
+        assert!((0.25..0.75).contains(&seen.share()), "{first:?} beside {second:?}: {:.2} of {seen:?}", seen.share());
     }
 }
 

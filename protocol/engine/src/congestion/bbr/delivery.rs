@@ -26,7 +26,7 @@ pub(super) struct Note {
     delivered: u64,
     delivered_at: Instant,
     first_sent: Instant,
-    lost: u64,
+    weighed: u64,
     /// Bytes under way, these included.
     pub(super) in_flight: u64,
     pub(super) app_limited: bool,
@@ -41,7 +41,7 @@ pub(super) struct Sample {
     pub(super) delivered: u64,
     /// What had been delivered when it left.
     pub(super) prior_delivered: u64,
-    /// What was under way when it left, and how much was lost since.
+    /// What was under way when it left, and how much was lost since, by weight.
     pub(super) in_flight: u64,
     pub(super) lost: u64,
     pub(super) newly_acked: u64,
@@ -54,8 +54,9 @@ pub(super) struct Sample {
 #[derive(Clone, Debug)]
 pub(super) struct Delivery {
     pub(super) delivered: u64,
-    pub(super) lost: u64,
     pub(super) in_flight: u64,
+    /// Bytes lost, each as far as it tells of too much under way (`model.rs`).
+    weighed: u64,
     delivered_at: Instant,
     /// When the newest left of what has arrived.
     first_sent: Instant,
@@ -71,8 +72,8 @@ impl Delivery {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             delivered: 0,
-            lost: 0,
             in_flight: 0,
+            weighed: 0,
             delivered_at: now,
             first_sent: now,
             app_limited_until: None,
@@ -99,7 +100,7 @@ impl Delivery {
             delivered: self.delivered,
             delivered_at: self.delivered_at,
             first_sent: self.first_sent,
-            lost: self.lost,
+            weighed: self.weighed,
             in_flight: self.in_flight,
             app_limited: self.app_limited_until.is_some(),
         });
@@ -135,18 +136,19 @@ impl Delivery {
             delivered,
             prior_delivered: note.delivered,
             in_flight: note.in_flight,
-            lost: self.lost - note.lost,
+            lost: self.weighed - note.weighed,
             newly_acked,
             rtt,
             app_limited: note.app_limited,
         })
     }
 
-    /// Something was lost. Returns what was known when the newest of it left, and the bytes that were lost since.
-    pub(super) fn on_lost(&mut self, sent: Instant, bytes: u64) -> Option<(Note, u64)> {
-        self.lost += bytes;
+    /// Something was lost that counts as `weighed` bytes. Returns what was known when the newest of it left, and what was lost since, by
+    /// weight.
+    pub(super) fn on_lost(&mut self, sent: Instant, bytes: u64, weighed: u64) -> Option<(Note, u64)> {
+        self.weighed += weighed;
         self.in_flight = self.in_flight.saturating_sub(bytes);
-        self.note_of(sent).map(|note| (note, self.lost - note.lost))
+        self.note_of(sent).map(|note| (note, self.weighed - note.weighed))
     }
 
     /// The sender has no more to send: all that is under way, and what leaves until it arrived, tells less than the path can do.
@@ -252,9 +254,9 @@ mod tests {
         let start = Instant::now();
         let mut delivery = Delivery::new(start);
         delivery.on_sent(start, PACKET);
-        delivery.on_lost(start, PACKET);
+        delivery.on_lost(start, PACKET, PACKET);
         (1..4).for_each(|n| delivery.on_sent(start + ms(n), PACKET));
-        let (note, lost) = delivery.on_lost(start + ms(2), 2 * PACKET).expect("a note");
+        let (note, lost) = delivery.on_lost(start + ms(2), 2 * PACKET, 2 * PACKET).expect("a note");
         assert_eq!((note.in_flight, lost), (2 * PACKET, 2 * PACKET));
     }
 

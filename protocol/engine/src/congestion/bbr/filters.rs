@@ -33,7 +33,11 @@ pub(super) struct Shortest {
 
 impl Shortest {
     pub(super) fn new(now: Instant) -> Self {
-        Self { value: None, since: now }
+        Self::of(None, now)
+    }
+
+    pub(super) fn of(value: Option<Duration>, since: Instant) -> Self {
+        Self { value, since }
     }
 
     pub(super) fn get(self) -> Option<Duration> {

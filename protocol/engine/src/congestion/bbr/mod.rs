@@ -3,9 +3,10 @@
 //! CUBIC halts at every loss, whatever lost it, so that a radio link which loses one packet in fifty is a hundred times too fast for it; and
 //! where nothing is lost it fills whatever queue there is. BBR measures instead: the highest rate at which acknowledgements came
 //! lately, and the shortest round trip. Their product is what the path holds. It paces by the rate, bounds what is under way by
-//! twice the product, and every few seconds tries whether there is more. Loss is heard, but only above 2 % of a round trip's flight.
+//! twice the product, and every few seconds tries whether there is more. Loss is heard where packets wait in a queue: any outside
+//! of those trials, above 2 % of a round trip's flight within them.
 //!
-//! This is draft-ietf-ccwg-bbr-05; sections are cited as §. What differs, because of what quinn-proto tells a controller:
+//! This is draft-ietf-ccwg-bbr-05; sections are cited as §. What differs, mostly because of what quinn-proto tells a controller:
 //!
 //! * Packets that left together share one note ([`delivery`]), and of a batch of losses the newest is known. Where the draft
 //!   looks at each lost packet, this looks at each batch.
@@ -13,6 +14,10 @@
 //! * There is no packet conservation in recovery (§5.6.4.4): quinn-proto tells of no recovery, and the bounds of §5.5.10 do the same within
 //!   a round trip.
 //! * A mark of congestion (ECN) counts as loss without bytes: as RFC 3168 wants, and the draft leaves open.
+//! * A loss that comes while round trips are as short as they ever are is not that of a full queue, and counts for two fifths
+//!   (docs/decisions/0045-losses-without-a-queue.md). The draft knows losses of one kind.
+//! * Round trips that this flow's own packets cannot explain lead to a look at the path at once, and to a new Startup where it is another one: where
+//!   the draft waits for ten seconds and climbs by a quarter each few.
 //! * Filters over ten rounds have two spans of five.
 //! * It is never slower than the smallest window in a round trip: the draft's window lets that much out, too.
 //!
@@ -168,7 +173,7 @@ impl Bbr {
         let long = match self.state {
             State::Down(_) | State::Refill | State::Up(_) => self.model.bounds.long,
             State::Cruise(_) => self.long_with_headroom(),
-            State::ProbeRtt(_) => Some(self.long_with_headroom().unwrap_or(u64::MAX).min(self.window_of_a_look())),
+            State::ProbeRtt(look) => Some(self.long_with_headroom().unwrap_or(u64::MAX).min(self.window_of(look))),
             State::Startup | State::Drain => None,
         };
         [long, self.model.bounds.short].into_iter().flatten().min().unwrap_or(u64::MAX)

@@ -11,6 +11,20 @@ use super::states::State;
 const RTT_LASTS: Duration = Duration::from_secs(10);
 /// More than this of a flight lost is too much (§2.7, LossThresh).
 const TOO_LOSSY: f64 = 0.02;
+/// What is lost without a queue counts for two fifths, so that 5 % of it are too much. A queue too short to be seen loses more than that of what Up
+/// sends, if the flow has more than a fifth of the line: a quarter of its part is beyond the rate.
+const CHANCE: f64 = 0.4;
+/// There is a queue where a round trip is longer than the shortest by a 16th, by more than timers err, and by more than three packets take, since
+/// those of a train (`pacer.rs`) wait for each other.
+const QUEUE_OF_RTT: u32 = 16;
+const QUEUE: Duration = Duration::from_millis(2);
+const TRAIN_PACKETS: u64 = 3;
+/// Rounds are far off whose every round trip is longer, by a quarter and this, than what may be under way takes at the rate that was measured.
+const FAR: Duration = Duration::from_millis(5);
+/// So many in a row are no accident.
+const FAR_ROUNDS: u32 = 3;
+/// A shortest round trip that is so many times what it was, and [`FAR`] more, belongs to another path.
+const ANOTHER_PATH: u32 = 2;
 /// What is left of a bound after a round trip with loss (§2.7, Beta).
 pub(super) const BETA: f64 = 0.7;
 /// What is left free of the most that the path bears, for others (§2.7, Headroom).
@@ -31,6 +45,9 @@ pub(super) struct Model {
     rtt: Shortest,
     /// The shortest since the last look, which says whether another one is due (§5.3.4).
     pub(super) looked: Shortest,
+    /// The last round trip: when it began, and how long it took.
+    pub(super) last: Option<(Instant, Duration)>,
+    far: Far,
     pub(super) round: Round,
     pub(super) pipe: Pipe,
     losses: Losses,
@@ -61,14 +78,25 @@ pub(super) struct Pipe {
     pub(super) was_full: bool,
 }
 
+/// Whether round trips are longer than this flow's own packets can make them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Far {
+    /// The shortest of this round.
+    shortest: Option<Duration>,
+    rounds: u32,
+    /// A look has told that the path is the same: nothing is suspected until then.
+    trusted_until: Option<Instant>,
+}
+
 /// Losses in a round.
 #[derive(Clone, Copy, Debug, Default)]
 struct Losses {
     ends_at: u64,
     starts: bool,
-    /// Batches, bytes, and what had been delivered when the round began.
+    /// Batches, those of them that a queue explains, bytes by weight ([`CHANCE`]), and what had been delivered when the round began.
     batches: u32,
-    bytes: u64,
+    of_a_queue: u32,
+    weighed: u64,
     delivered_before: u64,
 }
 
@@ -97,6 +125,8 @@ impl Model {
             rates: Highest::default(),
             rtt: Shortest::new(now),
             looked: Shortest::new(now),
+            last: None,
+            far: Far::default(),
             round: Round::default(),
             pipe: Pipe::default(),
             losses: Losses::default(),
@@ -135,14 +165,51 @@ impl Model {
         self.rates.advance();
     }
 
+    /// The model of a path that has this one's round trip of late, and nothing else of it.
+    pub(super) fn of_another_path(&self, now: Instant, delivered: u64) -> Self {
+        let rtt = Shortest::of(self.looked.get(), now);
+        Self { rtt, looked: rtt, round: Round { ends_at: delivered, ..Round::default() }, ..Self::new(now) }
+    }
+
+    /// Whether round trips have been longer for a while than this flow can make them.
+    pub(super) fn is_far_off(&self, now: Instant) -> bool {
+        self.pipe.was_full && self.far.rounds >= FAR_ROUNDS && self.far.trusted_until.is_none_or(|until| now > until)
+    }
+
+    /// It was looked at, and is the same path.
+    pub(super) fn trust_until(&mut self, time: Instant) {
+        self.far = Far { trusted_until: Some(time), ..Far::default() };
+    }
+
+    /// Whether the shortest round trip of late is that of another path.
+    pub(super) fn looks_longer(&self) -> bool {
+        let both = self.looked.get().zip(self.rtt.get());
+        both.is_some_and(|(looked, believed)| looked > believed * ANOTHER_PATH + FAR)
+    }
+
+    /// `window`: what may be under way.
+    fn measure_distance(&mut self, sample: &Sample, window: u64) {
+        let shortest = self.far.shortest.map_or(sample.rtt, |shortest| shortest.min(sample.rtt));
+        if !self.round.starts {
+            self.far.shortest = Some(shortest);
+            return;
+        }
+        let rate = self.rates.get();
+        // Who says little is answered late, too (RFC 9000 section 13.2.1).
+        let tells = !sample.app_limited && rate > 0.0;
+        let own = Duration::try_from_secs_f64(window as f64 / rate).unwrap_or_default();
+        let near = own.max(self.rtt.get().unwrap_or_default()) * 5 / 4 + FAR;
+        let rounds = if tells && shortest > near { self.far.rounds + 1 } else { 0 };
+        self.far = Far { shortest: Some(sample.rtt), rounds, ..self.far };
+    }
+
     /// Growth is looked for from this rate on.
     pub(super) fn look_for_growth(&mut self, from: f64) {
         self.pipe = Pipe { highest: from, without_growth: 0, is_full: false, ..self.pipe };
     }
 
     pub(super) fn forget_losses(&mut self) {
-        self.losses.batches = 0;
-        self.losses.bytes = 0;
+        (self.losses.batches, self.losses.of_a_queue, self.losses.weighed) = (0, 0, 0);
         (self.latest_rate, self.latest_delivered) = (0.0, 0);
     }
 
@@ -161,13 +228,23 @@ impl Model {
         }
     }
 
-    fn note_loss(&mut self, delivered: u64, bytes: u64) {
+    /// Whether what left at `sent` may have been pushed out of a queue. The packet that the last acknowledgement is of left after it and
+    /// met the same queue, unless it left much later, as a probe for the end of a flight does: then nothing is known.
+    pub(super) fn may_be_of_a_queue(&self, sent: Instant, packet: u64) -> bool {
+        let (Some((left, rtt)), Some(shortest)) = (self.last, self.rtt.get()) else { return true };
+        let train = Duration::try_from_secs_f64((TRAIN_PACKETS * packet) as f64 / self.rates.get()).unwrap_or_default();
+        let unseen = QUEUE.max(shortest / QUEUE_OF_RTT).max(train);
+        rtt > shortest + unseen || left > sent + shortest / 2 + 2 * unseen
+    }
+
+    fn note_loss(&mut self, delivered: u64, weighed: u64, of_a_queue: bool) {
         if self.losses.batches == 0 {
             self.losses.ends_at = delivered;
             self.losses.delivered_before = delivered;
         }
         self.losses.batches += 1;
-        self.losses.bytes += bytes;
+        self.losses.of_a_queue += u32::from(of_a_queue);
+        self.losses.weighed += weighed;
     }
 
     fn measure_rtt(&mut self, now: Instant, rtt: Duration, look_is_due: bool) {
@@ -211,6 +288,7 @@ impl Bbr {
         }
         self.end_round_of_losses();
         self.measure_aggregation(now, sample.newly_acked);
+        self.model.measure_distance(sample, self.window);
         self.model.measure_growth(sample);
     }
 
@@ -220,20 +298,20 @@ impl Bbr {
             return;
         }
         let losses = self.model.losses;
-        if losses.batches > 0 && !self.state.probes() {
+        let delivered = self.delivery.delivered - losses.delivered_before;
+        let lossy = losses.weighed as f64 > TOO_LOSSY * (delivered + losses.weighed) as f64;
+        if (losses.of_a_queue > 0 || lossy) && !self.state.probes() {
             let model = &mut self.model;
             let rate = model.bounds.short_rate.unwrap_or(model.rates.get());
             model.bounds.short_rate = Some(model.latest_rate.max(BETA * rate));
             let short = model.bounds.short.unwrap_or(self.window) as f64;
             model.bounds.short = Some(model.latest_delivered.max((BETA * short) as u64));
         }
-        let delivered = self.delivery.delivered - losses.delivered_before;
-        let lossy = losses.bytes as f64 > TOO_LOSSY * (delivered + losses.bytes) as f64;
         if !self.model.pipe.was_full && losses.batches >= LOSSES_OF_A_FULL_PIPE && lossy {
             self.model.pipe.was_full = true;
             self.model.bounds.long = Some(self.product(1.0).max(self.model.latest_delivered));
         }
-        self.model.losses = Losses { batches: 0, bytes: 0, ..losses };
+        self.model.losses = Losses { batches: 0, of_a_queue: 0, weighed: 0, ..losses };
     }
 
     fn measure_aggregation(&mut self, now: Instant, newly_acked: u64) {
@@ -257,17 +335,21 @@ impl Bbr {
 
     /// The round trip, and whether it is time to look at it with an empty queue.
     pub(super) fn learn_rtt(&mut self, now: Instant, sample: &Sample, look_is_due: bool) {
+        self.model.last = now.checked_sub(sample.rtt).map(|left| (left, sample.rtt));
         self.model.measure_rtt(now, sample.rtt, look_is_due);
     }
 
     /// §5.2.4.
     pub(super) fn on_loss(&mut self, now: Instant, sent: Instant, bytes: u64) {
-        let lost = self.delivery.on_lost(sent, bytes);
-        self.model.note_loss(self.delivery.delivered, bytes);
-        let Some((note, lost_since)) = lost.filter(|_| self.judges_losses) else { return };
         let marked = bytes == 0;
+        let of_a_queue = marked || self.model.may_be_of_a_queue(sent, self.packet);
+        let weight = if of_a_queue { 1.0 } else { CHANCE };
+        let weighed = (bytes as f64 * weight) as u64;
+        let lost = self.delivery.on_lost(sent, bytes, weighed);
+        self.model.note_loss(self.delivery.delivered, weighed, of_a_queue);
+        let Some((note, lost_since)) = lost.filter(|_| self.judges_losses) else { return };
         if marked || is_too_much(lost_since, note.in_flight) {
-            let borne = borne_before(note.in_flight, lost_since, bytes);
+            let borne = borne_before(note.in_flight, lost_since.saturating_sub(weighed), bytes, weight);
             self.too_much(now, borne, note.app_limited);
         }
     }
@@ -279,12 +361,12 @@ impl Bbr {
     }
 }
 
-/// How much was under way when the loss became too much, within the batch that was lost at last (§5.5.10.2, BBRInflightAtLoss).
-fn borne_before(in_flight: u64, lost_since: u64, batch: u64) -> u64 {
+/// How much was under way when the loss became too much, within the batch that was lost at last (§5.5.10.2, BBRInflightAtLoss). Each byte of
+/// it counts with this weight, and `lost_before` is the weight of what was lost before it.
+fn borne_before(in_flight: u64, lost_before: u64, batch: u64, weight: f64) -> u64 {
     let before = in_flight.saturating_sub(batch) as f64;
-    let lost_before = lost_since.saturating_sub(batch) as f64;
-    let part = (TOO_LOSSY * before - lost_before) / (1.0 - TOO_LOSSY);
-    (before + part.max(0.0)) as u64
+    let part = (TOO_LOSSY * before - lost_before as f64) / (weight - TOO_LOSSY);
+    (before + part.clamp(0.0, batch as f64)) as u64
 }
 
 /// Whether a flight lost more than a path loses that is not full (IsInflightTooHigh).

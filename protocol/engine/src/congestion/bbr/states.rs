@@ -3,19 +3,20 @@
 //! ```text
 //!   Startup ──► Drain ──► Down ──► Cruise ──► Refill ──► Up
 //!                          ▲                              │
-//!                          └──────────────────────────────┘      ProbeRtt: from anywhere, and back
+//!                          └──────────────────────────────┘      ProbeRtt: from anywhere, and back or to Startup
 //! ```
 //!
 //! Startup doubles the rate until the path delivers no more, and Drain takes back what it queued. Then, every two or three seconds, the
 //! pipe is filled (Refill) and more is tried (Up), until the path loses too much or delivers no more; Down empties the queue, and
 //! Cruise leaves a little room for others. Every five seconds that brought no shorter round trip, ProbeRtt halves what is under way for
-//! 200 ms, so that all flows see the path without their queues.
+//! 200 ms, so that all flows see the path without their queues. It also does so, for a round, where round trips are longer than the queue that
+//! this flow may make: if the shortest is then more than twice what it was, packets take another way by now, and Startup begins anew.
 
 use std::time::{Duration, Instant};
 
-use super::Bbr;
 use super::delivery::Sample;
 use super::model::BETA;
+use super::{Bbr, initial_window};
 
 /// 4 ln 2: the rate that doubles what is delivered each round (§2.4, StartupPacingGain).
 const STARTUP: f64 = 2.77;
@@ -82,6 +83,8 @@ pub(super) struct Look {
     /// A whole round had so little under way.
     round_done: bool,
     window_before: u64,
+    /// It is to tell whether the path is still the one that the model is of.
+    suspects: bool,
 }
 
 impl State {
@@ -118,9 +121,10 @@ impl Bbr {
             self.adapt_long_bound(sample);
             self.go_on_probing(now, sample);
         }
-        let look_is_due = self.model.looked.is_older_than(LOOK_EVERY, now);
+        let suspects = self.model.is_far_off(now) && !matches!(self.state, State::ProbeRtt(_));
+        let look_is_due = suspects || self.model.looked.is_older_than(LOOK_EVERY, now);
         self.learn_rtt(now, sample, look_is_due);
-        self.look_at_rtt(now, look_is_due);
+        self.look_at_rtt(now, look_is_due, suspects);
     }
 
     /// What was under way without too much loss can be under way (BBRAdaptLongTermModel).
@@ -217,29 +221,30 @@ impl Bbr {
     }
 
     /// What may be under way during a look.
-    pub(super) fn window_of_a_look(&self) -> u64 {
-        self.product(LOOK_WINDOW).max(self.smallest_window())
+    pub(super) fn window_of(&self, look: Look) -> u64 {
+        if look.suspects { self.smallest_window() } else { self.product(LOOK_WINDOW).max(self.smallest_window()) }
     }
 
     /// §5.3.4.
-    fn look_at_rtt(&mut self, now: Instant, is_due: bool) {
+    fn look_at_rtt(&mut self, now: Instant, is_due: bool, suspects: bool) {
         if is_due && !self.restarted && !matches!(self.state, State::ProbeRtt(_)) {
-            self.start(State::ProbeRtt(Look { until: None, round_done: false, window_before: self.window }));
+            self.start(State::ProbeRtt(Look { until: None, round_done: false, window_before: self.window, suspects }));
             self.judges_losses = false;
         }
         let State::ProbeRtt(look) = self.state else { return };
         // What is delivered meanwhile is less than the path can do.
         self.delivery.mark_app_limited();
         match look.until {
-            None if self.delivery.in_flight <= self.window_of_a_look() => {
-                self.start(State::ProbeRtt(Look { until: Some(now + LOOK_LASTS), ..look }));
+            None if self.delivery.in_flight <= self.window_of(look) => {
+                let until = if look.suspects { now } else { now + LOOK_LASTS };
+                self.start(State::ProbeRtt(Look { until: Some(until), ..look }));
             }
             None => {}
             Some(until) => {
-                let round_done = look.round_done || self.model.round.starts;
-                self.state = State::ProbeRtt(Look { round_done, ..look });
-                if round_done && now > until {
-                    self.end_look(now, look.window_before);
+                let look = Look { round_done: look.round_done || self.model.round.starts, ..look };
+                self.state = State::ProbeRtt(look);
+                if look.round_done && now > until {
+                    self.end_look(now, look);
                 }
             }
         }
@@ -252,9 +257,16 @@ impl Bbr {
         }
     }
 
-    fn end_look(&mut self, now: Instant, window_before: u64) {
+    fn end_look(&mut self, now: Instant, look: Look) {
+        if look.suspects {
+            // Round trips of packets that left before the look are those of the full window.
+            if look.round_done && self.model.looks_longer() {
+                return self.begin_anew(now, look);
+            }
+            self.model.trust_until(now + LOOK_EVERY);
+        }
         self.model.looked.renew(now);
-        self.window = self.window.max(window_before);
+        self.window = self.window.max(look.window_before);
         self.model.lift_short_bounds();
         if !self.model.pipe.was_full {
             self.state = State::Startup;
@@ -266,15 +278,23 @@ impl Bbr {
         }
     }
 
+    /// As on a path of which nothing is known but its round trip.
+    fn begin_anew(&mut self, now: Instant, look: Look) {
+        self.model = self.model.of_another_path(now, self.delivery.delivered);
+        self.model.trust_until(now + LOOK_EVERY);
+        // RFC 9000 section 9.4; unless persistent congestion has taken it.
+        self.window = initial_window(self.packet).min(look.window_before);
+        self.pace = None;
+        self.state = State::Startup;
+    }
+
     /// Sending begins again after a silence: at the rate that was, not faster (§5.4).
     pub(super) fn restart(&mut self, now: Instant) {
         self.restarted = true;
         self.model.restart(now);
         match self.state {
             State::Down(_) | State::Cruise(_) | State::Refill | State::Up(_) => self.pace_after_silence(),
-            State::ProbeRtt(Look { until: Some(until), window_before, .. }) if now > until => {
-                self.end_look(now, window_before);
-            }
+            State::ProbeRtt(look) if look.until.is_some_and(|until| now > until) => self.end_look(now, look),
             State::ProbeRtt(_) | State::Startup | State::Drain => {}
         }
     }
