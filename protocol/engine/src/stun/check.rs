@@ -6,6 +6,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use stun_rs::attributes::ice::Priority;
+use stun_rs::attributes::stun::XorMappedAddress;
+use stun_rs::{MessageClass, StunAttribute};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::wire::{self, Attribute, Rejected, TransactionId};
@@ -15,6 +18,7 @@ use crate::mac::MacKey;
 pub const EXPORTER_LABEL: &[u8] = b"peerage path checks v1";
 
 const PRIORITY: u16 = 0x0024;
+const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 const CHECK_STATE: u16 = 0xFF50;
 const MESSAGE_INTEGRITY_SHA256: u16 = 0x001C;
 const IN_USE: u32 = 1;
@@ -131,8 +135,8 @@ impl Check {
     pub fn encode(&self, keys: &CheckKeys) -> Vec<u8> {
         let mut message = match self {
             Self::Request(request) => {
-                let mut message = wire::begin(wire::BINDING_REQUEST, request.id);
-                wire::append(&mut message, PRIORITY, &request.priority.to_be_bytes());
+                let priority = StunAttribute::from(Priority::from(request.priority));
+                let mut message = wire::encode(MessageClass::Request, request.id, vec![priority]);
                 let mut state = [0; 12];
                 state[..8].copy_from_slice(&request.sequence.to_be_bytes());
                 state[8..].copy_from_slice(&(if request.in_use { IN_USE } else { 0 }).to_be_bytes());
@@ -140,9 +144,8 @@ impl Check {
                 message
             }
             Self::Response(response) => {
-                let mut message = wire::begin(wire::BINDING_SUCCESS, response.id);
-                wire::append_mapped_address(&mut message, response.mapped);
-                message
+                let mapped = StunAttribute::from(XorMappedAddress::from(response.mapped));
+                wire::encode(MessageClass::SuccessResponse, response.id, vec![mapped])
             }
         };
         let end = message.len();
@@ -165,15 +168,15 @@ impl Check {
                 expect(&priority, PRIORITY, 4)?;
                 expect(&state, CHECK_STATE, 12)?;
                 verify(datagram, &integrity, &fingerprint, keys)?;
-                read_request(id, priority.value, state.value).map(Self::Request)
+                decode_request(datagram, id, state.value).map(Self::Request)
             }
             wire::BINDING_SUCCESS => {
                 let [mapped, integrity, fingerprint] = layout(datagram)?;
-                if mapped.kind != wire::XOR_MAPPED_ADDRESS || !matches!(mapped.value.len(), 8 | 20) {
+                if mapped.kind != XOR_MAPPED_ADDRESS || !matches!(mapped.value.len(), 8 | 20) {
                     return Err(Rejected::Malformed);
                 }
                 verify(datagram, &integrity, &fingerprint, keys)?;
-                let mapped = wire::mapped_address(datagram)?;
+                let mapped = wire::mapped_address(&wire::decode(datagram)?)?;
                 Ok(Self::Response(CheckResponse { id, mapped }))
             }
             _ => Err(Rejected::WrongType),
@@ -181,13 +184,15 @@ impl Check {
     }
 }
 
-fn read_request(id: TransactionId, priority: &[u8], state: &[u8]) -> Result<CheckRequest, Rejected> {
-    let priority = priority.first_chunk::<4>().ok_or(Rejected::Malformed)?;
+fn decode_request(datagram: &[u8], id: TransactionId, state: &[u8]) -> Result<CheckRequest, Rejected> {
+    let message = wire::decode(datagram)?;
+    let priority = message.get::<Priority>().ok_or(Rejected::Malformed)?;
+    let priority = *priority.as_priority().map_err(|_| Rejected::Malformed)?.as_ref();
     let (sequence, flags) = state.split_first_chunk::<8>().ok_or(Rejected::Malformed)?;
     let flags = flags.first_chunk::<4>().ok_or(Rejected::Malformed)?;
     Ok(CheckRequest {
         id,
-        priority: u32::from_be_bytes(*priority),
+        priority,
         sequence: u64::from_be_bytes(*sequence),
         in_use: u32::from_be_bytes(*flags) & IN_USE != 0,
     })

@@ -5,14 +5,11 @@
 
 use std::net::SocketAddr;
 
-use super::wire::{self, Rejected, TransactionId};
+use stun_rs::attributes::discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress, ResponsePort};
+use stun_rs::attributes::stun::XorMappedAddress;
+use stun_rs::{MessageClass, StunAttribute};
 
-const CHANGE_REQUEST: u16 = 0x0003;
-const RESPONSE_PORT: u16 = 0x0027;
-const OTHER_ADDRESS: u16 = 0x802C;
-/// Flags of CHANGE-REQUEST, RFC 5780 section 7.2.
-const CHANGE_IP: u32 = 0x4;
-const CHANGE_PORT: u32 = 0x2;
+use super::wire::{self, Rejected, TransactionId};
 
 /// From where a relay with two addresses shall answer (RFC 5780 CHANGE-REQUEST).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,18 +47,15 @@ pub struct PlainResponse {
 impl PlainRequest {
     /// The request as bytes to send; 28 to 44 of them.
     pub fn encode(&self) -> Vec<u8> {
-        let mut message = wire::begin(wire::BINDING_REQUEST, self.id);
         let flags = match self.answer_from {
-            AnswerFrom::SameAddress => 0,
-            AnswerFrom::OtherPort => CHANGE_PORT,
-            AnswerFrom::OtherAddressAndPort => CHANGE_IP | CHANGE_PORT,
+            AnswerFrom::SameAddress => None,
+            AnswerFrom::OtherPort => Some(ChangeRequestFlags::ChangePort.into()),
+            AnswerFrom::OtherAddressAndPort => Some(ChangeRequestFlags::ChangeIp | ChangeRequestFlags::ChangePort),
         };
-        if flags != 0 {
-            wire::append(&mut message, CHANGE_REQUEST, &flags.to_be_bytes());
-        }
-        if let Some(port) = self.answer_at {
-            wire::append(&mut message, RESPONSE_PORT, &port.to_be_bytes());
-        }
+        let change = flags.map(|flags| StunAttribute::from(ChangeRequest::new(Some(flags))));
+        let port = self.answer_at.map(|port| StunAttribute::from(ResponsePort::from(port)));
+        let attributes = change.into_iter().chain(port).collect();
+        let mut message = wire::encode(MessageClass::Request, self.id, attributes);
         wire::append_fingerprint(&mut message);
         message
     }
@@ -69,19 +63,22 @@ impl PlainRequest {
     /// Reads a request. Unknown attributes are ignored: any STUN client may ask a relay.
     pub fn decode(datagram: &[u8]) -> Result<Self, Rejected> {
         check(datagram, wire::BINDING_REQUEST)?;
-        let flags = match wire::find(datagram, CHANGE_REQUEST) {
-            Some(value) => u32::from_be_bytes(*value.first_chunk().ok_or(Rejected::Malformed)?),
-            None => 0,
+        let message = wire::decode(datagram)?;
+        let answer_from = match message.get::<ChangeRequest>() {
+            Some(attribute) => {
+                let flags = attribute.as_change_request().map_err(|_| Rejected::Malformed)?.flags();
+                if flags.contains(ChangeRequestFlags::ChangeIp) {
+                    AnswerFrom::OtherAddressAndPort
+                } else if flags.contains(ChangeRequestFlags::ChangePort) {
+                    AnswerFrom::OtherPort
+                } else {
+                    AnswerFrom::SameAddress
+                }
+            }
+            None => AnswerFrom::SameAddress,
         };
-        let answer_from = if flags & CHANGE_IP != 0 {
-            AnswerFrom::OtherAddressAndPort
-        } else if flags & CHANGE_PORT != 0 {
-            AnswerFrom::OtherPort
-        } else {
-            AnswerFrom::SameAddress
-        };
-        let answer_at = match wire::find(datagram, RESPONSE_PORT) {
-            Some(value) => Some(u16::from_be_bytes(*value.first_chunk().ok_or(Rejected::Malformed)?)),
+        let answer_at = match message.get::<ResponsePort>() {
+            Some(attribute) => Some(attribute.as_response_port().map_err(|_| Rejected::Malformed)?.as_u16()),
             None => None,
         };
         Ok(Self { id: wire::transaction_id(datagram), answer_from, answer_at })
@@ -91,11 +88,9 @@ impl PlainRequest {
 impl PlainResponse {
     /// The answer as bytes to send; at most 76 of them.
     pub fn encode(&self) -> Vec<u8> {
-        let mut message = wire::begin(wire::BINDING_SUCCESS, self.id);
-        wire::append_mapped_address(&mut message, self.mapped);
-        if let Some(other) = self.other {
-            wire::append(&mut message, OTHER_ADDRESS, &wire::address_value(other));
-        }
+        let mut attributes = vec![StunAttribute::from(XorMappedAddress::from(self.mapped))];
+        attributes.extend(self.other.map(|other| StunAttribute::from(OtherAddress::from(other))));
+        let mut message = wire::encode(MessageClass::SuccessResponse, self.id, attributes);
         wire::append_fingerprint(&mut message);
         message
     }
@@ -103,8 +98,15 @@ impl PlainResponse {
     /// Reads an answer; `XOR-MAPPED-ADDRESS` must be there.
     pub fn decode(datagram: &[u8]) -> Result<Self, Rejected> {
         check(datagram, wire::BINDING_SUCCESS)?;
-        let mapped = wire::mapped_address(datagram)?;
-        let other = wire::find(datagram, OTHER_ADDRESS).map(wire::read_address).transpose()?;
+        let message = wire::decode(datagram)?;
+        let mapped = wire::mapped_address(&message)?;
+        let other = match message.get::<OtherAddress>() {
+            Some(attribute) => {
+                let other = attribute.as_other_address().map_err(|_| Rejected::Malformed)?;
+                Some(wire::canonical(*other.socket_address()))
+            }
+            None => None,
+        };
         Ok(Self { id: wire::transaction_id(datagram), mapped, other })
     }
 }

@@ -1,13 +1,9 @@
-//! The codec against `docs/spec/vectors/stun.json` (made by an independent implementation), against stun-rs and against
-//! hostile bytes.
+//! The codec against `docs/spec/vectors/stun.json` (made by an independent implementation) and against hostile bytes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use proptest::prelude::*;
 use serde_json::Value;
-use stun_rs::attributes::discovery::{ChangeRequest, ChangeRequestFlags, OtherAddress, ResponsePort};
-use stun_rs::attributes::stun::{Software, UserName, XorMappedAddress};
-use stun_rs::{MessageClass, MessageDecoder, MessageEncoder, StunMessageBuilder, methods};
 
 use super::*;
 
@@ -188,63 +184,6 @@ proptest! {
         let check = Check::Request(CheckRequest { id: TransactionId(id), priority, sequence, in_use });
         prop_assert_eq!(Check::decode(&check.encode(&keys(Role::Responder)), &keys(Role::Initiator)), Ok(check));
     }
-}
-
-proptest! {
-    #[test]
-    fn what_stun_rs_asks_is_understood(id: [u8; 12], change_ip: bool, change_port: bool, port: Option<u16>) {
-        let flags = [(change_ip, ChangeRequestFlags::ChangeIp), (change_port, ChangeRequestFlags::ChangePort)];
-        let flags = flags.into_iter().filter_map(|(set, flag)| set.then_some(flag)).collect();
-        let mut asked = asked_by_stun_rs(MessageClass::Request, id)
-            .with_attribute(UserName::new("somebody").expect("a name"))
-            .with_attribute(ChangeRequest::new(Some(flags)));
-        if let Some(port) = port {
-            asked = asked.with_attribute(ResponsePort::from(port));
-        }
-        let answer_from = match (change_ip, change_port) {
-            (true, _) => AnswerFrom::OtherAddressAndPort,
-            (false, true) => AnswerFrom::OtherPort,
-            (false, false) => AnswerFrom::SameAddress,
-        };
-        let expected = PlainRequest { id: TransactionId(id), answer_from, answer_at: port };
-        prop_assert_eq!(PlainRequest::decode(&written_by_stun_rs(asked)), Ok(expected));
-    }
-
-    #[test]
-    fn what_stun_rs_answers_is_understood(id: [u8; 12], mapped: (IpAddr, u16), other: Option<(IpAddr, u16)>) {
-        let (mapped, other) = (SocketAddr::from(mapped), other.map(SocketAddr::from));
-        let mut answer = asked_by_stun_rs(MessageClass::SuccessResponse, id)
-            .with_attribute(Software::new("a STUN server").expect("a name"))
-            .with_attribute(XorMappedAddress::from(mapped));
-        if let Some(other) = other {
-            answer = answer.with_attribute(OtherAddress::from(other));
-        }
-        let expected =
-            PlainResponse { id: TransactionId(id), mapped: canonical(mapped), other: other.map(canonical) };
-        prop_assert_eq!(PlainResponse::decode(&written_by_stun_rs(answer)), Ok(expected));
-    }
-
-    #[test]
-    fn stun_rs_understands_our_answers(id: [u8; 12], mapped: (IpAddr, u16), other: (IpAddr, u16)) {
-        let (mapped, other) = (SocketAddr::from(mapped), SocketAddr::from(other));
-        let answer = PlainResponse { id: TransactionId(id), mapped, other: Some(other) }.encode();
-        let (read, length) = MessageDecoder::default().decode(&answer).expect("it is STUN");
-        prop_assert_eq!(length, answer.len());
-        let read_mapped = read.get::<XorMappedAddress>().expect("it is there").as_xor_mapped_address().expect("an address");
-        let read_other = read.get::<OtherAddress>().expect("it is there").as_other_address().expect("an address");
-        prop_assert_eq!((read_mapped.socket_address(), read_other.socket_address()), (&mapped, &other));
-    }
-}
-
-fn asked_by_stun_rs(class: MessageClass, id: [u8; 12]) -> StunMessageBuilder {
-    StunMessageBuilder::new(methods::BINDING, class).with_transaction_id(stun_rs::TransactionId::from(id))
-}
-
-fn written_by_stun_rs(message: StunMessageBuilder) -> Vec<u8> {
-    let mut bytes = vec![0; 256];
-    let length = MessageEncoder::default().encode(&mut bytes, &message.build()).expect("there is room");
-    bytes.truncate(length);
-    bytes
 }
 
 fn never_accepted(bytes: &[u8]) -> Result<(), TestCaseError> {

@@ -1,11 +1,11 @@
-//! What plain and authenticated messages share: the test for "is this STUN at all", the attribute walk, addresses and
-//! FINGERPRINT.
+//! What plain and authenticated messages share: the test for "is this STUN at all", the attribute walk and FINGERPRINT.
 //!
-//! The five attributes that we read are a number or an address each. A library knows forty, with Unicode's tables for the
-//! names and passwords among them, and reads them all before it can be asked for one; in tests stun-rs says whether we
-//! read as others do.
+//! stun-rs encodes and decodes attribute values. What it leaves open, we do here over the raw bytes: it accepts a
+//! message without integrity, compares tags with `==`, and takes only text as a key.
 
-use std::net::{IpAddr, SocketAddr};
+use stun_rs::attributes::stun::XorMappedAddress;
+use stun_rs::methods::BINDING;
+use stun_rs::{MessageClass, MessageDecoder, MessageEncoder, StunAttribute, StunMessage, StunMessageBuilder};
 
 /// Bytes of the STUN header, RFC 8489 section 5.
 pub(super) const HEADER_LEN: usize = 20;
@@ -13,8 +13,6 @@ pub(super) const HEADER_LEN: usize = 20;
 pub(super) const BINDING_REQUEST: u16 = 0x0001;
 /// Type field of a Binding success response.
 pub(super) const BINDING_SUCCESS: u16 = 0x0101;
-/// Attribute type of XOR-MAPPED-ADDRESS.
-pub(super) const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 /// Attribute type of FINGERPRINT.
 pub(super) const FINGERPRINT: u16 = 0x8028;
 /// Bytes that FINGERPRINT takes with its attribute header.
@@ -23,9 +21,6 @@ pub(super) const FINGERPRINT_LEN: usize = 8;
 const MAX_LEN: usize = 548;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
-/// Address families, RFC 8489 section 14.1.
-const FAMILY_IPV4: u8 = 1;
-const FAMILY_IPV6: u8 = 2;
 
 /// The 96 random bits that pair a response with its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,82 +116,45 @@ pub(super) fn transaction_id(message: &[u8]) -> TransactionId {
     TransactionId(id)
 }
 
-/// The value of the first attribute of that type; call only after the walk found all of them whole.
-pub(super) fn find(message: &[u8], kind: u16) -> Option<&[u8]> {
-    Attributes::of(message)
-        .map_while(Result::ok)
-        .find(|attribute| attribute.kind == kind)
-        .map(|attribute| attribute.value)
-}
-
-/// XOR-MAPPED-ADDRESS of a message, IPv4-mapped addresses unwrapped.
-pub(super) fn mapped_address(message: &[u8]) -> Result<SocketAddr, Rejected> {
-    let mut value = find(message, XOR_MAPPED_ADDRESS).ok_or(Rejected::Malformed)?.to_vec();
-    mask(&mut value, message);
-    read_address(&value)
-}
-
-/// Appends XOR-MAPPED-ADDRESS.
-pub(super) fn append_mapped_address(message: &mut Vec<u8>, address: SocketAddr) {
-    let mut value = address_value(address);
-    mask(&mut value, message);
-    append(message, XOR_MAPPED_ADDRESS, &value);
-}
-
-/// Masks an address, or takes the mask off, by magic cookie and transaction id: NATs rewrite what looks like an address
-/// of theirs, RFC 8489 section 14.2.
-fn mask(value: &mut [u8], message: &[u8]) {
-    let Some((port, address)) = value.get_mut(2..).and_then(|value| value.split_at_mut_checked(2)) else { return };
-    for (field, mask) in [(port, &message[4..6]), (address, &message[4..HEADER_LEN])] {
-        field.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+/// Encodes header and `attributes` by stun-rs, with room for what the caller appends.
+pub(super) fn encode(class: MessageClass, id: TransactionId, attributes: Vec<StunAttribute>) -> Vec<u8> {
+    let mut builder = StunMessageBuilder::new(BINDING, class).with_transaction_id(stun_rs::TransactionId::from(id.0));
+    for attribute in attributes {
+        builder = builder.with_attribute(attribute);
     }
+    // The largest message of ours is a plain response with two IPv6 addresses: 20 + 24 + 24 + 8.
+    let mut buffer = vec![0; 128];
+    let length = MessageEncoder::default()
+        .encode(&mut buffer, &builder.build())
+        .expect("our attributes are valid and fit into 128 bytes");
+    buffer.truncate(length);
+    buffer
 }
 
-/// An address as an attribute's value, RFC 8489 section 14.1: family, port and address.
-pub(super) fn address_value(address: SocketAddr) -> Vec<u8> {
-    let mut value = vec![0, if address.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 }];
-    value.extend_from_slice(&address.port().to_be_bytes());
-    match address.ip() {
-        IpAddr::V4(ip) => value.extend_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => value.extend_from_slice(&ip.octets()),
-    }
-    value
+/// Decodes by stun-rs, without validation: integrity and layout are checked over the raw bytes.
+pub(super) fn decode(message: &[u8]) -> Result<StunMessage, Rejected> {
+    MessageDecoder::default().decode(message).map(|(decoded, _)| decoded).map_err(|_| Rejected::Malformed)
 }
 
-/// Reads an address, IPv4-mapped ones unwrapped.
-pub(super) fn read_address(value: &[u8]) -> Result<SocketAddr, Rejected> {
-    let (&[_, family, high, low], ip) = value.split_first_chunk().ok_or(Rejected::Malformed)?;
-    let ip = match family {
-        FAMILY_IPV4 => IpAddr::from(*ip.first_chunk::<4>().ok_or(Rejected::Malformed)?),
-        FAMILY_IPV6 => IpAddr::from(*ip.first_chunk::<16>().ok_or(Rejected::Malformed)?),
-        _ => return Err(Rejected::Malformed),
-    };
-    Ok(canonical(SocketAddr::new(ip, u16::from_be_bytes([high, low]))))
+/// XOR-MAPPED-ADDRESS of a decoded message, IPv4-mapped addresses unwrapped.
+pub(super) fn mapped_address(message: &StunMessage) -> Result<std::net::SocketAddr, Rejected> {
+    let attribute = message.get::<XorMappedAddress>().ok_or(Rejected::Malformed)?;
+    let address = attribute.as_xor_mapped_address().map_err(|_| Rejected::Malformed)?;
+    Ok(canonical(*address.socket_address()))
 }
 
 /// Reads IPv4-mapped IPv6 addresses as IPv4, so that one endpoint has one name.
-pub fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+pub fn canonical(address: std::net::SocketAddr) -> std::net::SocketAddr {
+    std::net::SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The header of a message without attributes yet, with room for them.
-pub(super) fn begin(message_type: u16, id: TransactionId) -> Vec<u8> {
-    // The longest of ours is a check: 20 + 8 + 16 + 36 + 8.
-    let mut message = Vec::with_capacity(88);
-    message.extend_from_slice(&message_type.to_be_bytes());
-    message.extend_from_slice(&[0; 2]);
-    message.extend_from_slice(&MAGIC_COOKIE);
-    message.extend_from_slice(&id.0);
-    message
-}
-
-/// Appends an attribute, padded, and sets the header's length to end with it.
+/// Appends an attribute whose value is a multiple of four bytes long, and sets the header's length to end with it.
 pub(super) fn append(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    debug_assert!(value.len().is_multiple_of(4), "callers pass padded values");
     let length = u16::try_from(value.len()).expect("attribute values of ours have at most 32 bytes");
     message.extend_from_slice(&kind.to_be_bytes());
     message.extend_from_slice(&length.to_be_bytes());
     message.extend_from_slice(value);
-    message.resize(message.len().next_multiple_of(4), 0);
     let body = u16::try_from(message.len() - HEADER_LEN).expect("messages of ours have at most 128 bytes");
     message[2..4].copy_from_slice(&body.to_be_bytes());
 }
