@@ -29,7 +29,7 @@ package_of() {
         libc-headers) echo libc6-dev ;;
         ip) echo iproute2 ;;
         nft) echo nftables ;;
-        unshare) echo util-linux ;;
+        setpriv | unshare) echo util-linux ;;
         sysctl) echo procps ;;
         pip3) echo python3-pip ;;
         cni-plugins) echo containernetworking-plugins ;;
